@@ -1,0 +1,40 @@
+"""Where an op runs: the mesh in force, and the axes that its arrays lie on.
+
+Ops stay plain `jnp` until a mesh with an axis `data` or `latent` is set
+(`jax.set_mesh`). Then the few ops where the compiler's own partitioning is bad
+run per shard: rows of a batch lie on `data`, rows of W on `latent`.
+"""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+DATA = "data"
+LATENT = "latent"
+
+
+def size(axis: str) -> int:
+  """Number of shards along `axis` of the mesh in force, 1 without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else dict(mesh.shape).get(axis, 1)
+
+
+def axis_or_none(axis: str, length: int) -> str | None:
+  """`axis` where it has several shards and they divide `length`, else None."""
+  shards = size(axis)
+  return axis if shards > 1 and length % shards == 0 else None
+
+
+def per_shard(
+    body: Callable, in_specs: tuple[P, ...], out_specs: P | tuple[P, ...]
+) -> Callable:
+  """`body` run on each shard of the mesh in force."""
+  return jax.shard_map(
+      body, in_specs=in_specs, out_specs=out_specs, check_vma=False
+  )
+
+
+def psum(x: jax.Array, axis: str | None) -> jax.Array:
+  """Sum over the shards of `axis`; x itself where there is none."""
+  return x if axis is None else jax.lax.psum(x, axis)

@@ -1,0 +1,80 @@
+"""Exact top-k over the last axis, also where that axis is sharded.
+
+Sharded n: each shard takes its own k largest, the k candidates of all shards
+are gathered, and a second top-k picks among them. This is exact, ties included
+(shards are in index order).
+
+On a 2-core CPU at [2048, 6144], k = 32, the two-level form takes about half
+the time of `lax.top_k`; `benchmarks/topk.py` prints the ratio.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from saejax.kernels import mesh
+from saejax.kernels.topk import ref, xla
+
+IMPLEMENTATIONS = {"ref": ref.top_k, "xla": xla.top_k}
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def top_k(
+    a: Float[Array, "*b n"], k: int, implementation: str | None = None
+) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
+  """The k largest of each row, largest first, equal ones lowest index first.
+
+  Args:
+    a: scores [*b, n].
+    k: entries kept, in [1, n].
+    implementation: "ref" or "xla"; None lets the op choose.
+
+  Returns:
+    (values, indices), both [*b, k]; the gradient flows to the chosen entries.
+
+  Raises:
+    ValueError: k outside [1, n].
+  """
+  n = a.shape[-1]
+  if not 1 <= k <= n:
+    raise ValueError(f"k must be in [1, n={n}], got {k}")
+  select = IMPLEMENTATIONS[implementation or "xla"]
+  rows = a.reshape(-1, n)
+  batch_axis = mesh.axis_or_none(mesh.DATA, rows.shape[0])
+  latent_axis = mesh.axis_or_none(mesh.LATENT, n)
+  if batch_axis or latent_axis:
+    values, indices = mesh.per_shard(
+        partial(select_on_shard, select=select, k=k, axis=latent_axis),
+        (P(batch_axis, latent_axis),),
+        (P(batch_axis), P(batch_axis)),
+    )(rows)
+  else:
+    values, indices = select(rows, k)
+  shape = (*a.shape[:-1], k)
+  return values.reshape(shape), indices.reshape(shape)
+
+
+@top_k.defjvp
+def _top_k_jvp(k, implementation, primals, tangents):
+  values, indices = top_k(*primals, k, implementation)
+  moved = jnp.take_along_axis(tangents[0], indices, axis=-1)
+  zero = jnp.zeros(indices.shape, jax.dtypes.float0)
+  return (values, indices), (moved, zero)
+
+
+def select_on_shard(a, *, select, k: int, axis: str | None):
+  """Exact top-k of rows whose columns are split over `axis`; in shard_map."""
+  local = a.shape[-1]
+  values, indices = select(a, min(k, local))
+  if axis is None:
+    return values, indices
+  indices = indices + jax.lax.axis_index(axis) * local
+  values, indices = (
+      jax.lax.all_gather(v, axis, axis=1, tiled=True)
+      for v in (values, indices)
+  )
+  values, position = select(values, k)
+  return values, jnp.take_along_axis(indices, position, axis=-1)

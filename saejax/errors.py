@@ -1,0 +1,35 @@
+"""The one error for bad input at a boundary."""
+
+
+class InputError(ValueError):
+  """Bad input: which field, its value, the rule it breaks and the remedy.
+
+  Prints as one line, `field=value: rule; remedy`. Scripts print the same line
+  with the flag's name (fields and flags share dotted names) and exit with 2.
+
+  >>> print(InputError("sae.k", 9, "must be at most n=8", "lower --sae.k"))
+  sae.k=9: must be at most n=8; lower --sae.k
+
+  Attributes:
+    field: dotted name of the setting, e.g. "sae.k".
+    value: what was given.
+    rule: what must hold.
+    remedy: what to do.
+  """
+
+  def __init__(self, field: str, value: object, rule: str, remedy: str):
+    self.field = field
+    self.value = value
+    self.rule = rule
+    self.remedy = remedy
+    shown = " ".join(str(value).split())
+    if len(shown) > 200:
+      shown = shown[:197] + "..."
+    super().__init__(" ".join(f"{field}={shown}: {rule}; {remedy}".split()))
+
+  def __reduce__(self):  # the default would call __init__ with the message
+    return type(self), (self.field, self.value, self.rule, self.remedy)
+
+  def renamed(self, field: str) -> "InputError":
+    """The same error about the same setting under another name."""
+    return InputError(field, self.value, self.rule, self.remedy)

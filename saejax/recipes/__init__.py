@@ -1,0 +1,1 @@
+"""Training methods as compositions of parts, one short function a paper."""

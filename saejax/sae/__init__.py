@@ -1,0 +1,1 @@
+"""Sparse autoencoders as frozen pytrees."""

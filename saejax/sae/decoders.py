@@ -1,0 +1,49 @@
+"""The dictionary: row i is the direction that latent i adds.
+
+`free` rows may have any norm; held at unit norm by
+`training.constraints.unit_norm_decoder` they are the usual TopK decoder.
+`Normalised` rows have unit norm in every forward pass, so that gradients flow
+through the normalisation and nothing needs projecting.
+"""
+
+from typing import Protocol
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+NORM_EPS = 1e-8
+
+
+class Decoder(Protocol):
+  """The interface of a decoder; nobody else reads W."""
+
+  b: Float[Array, "d"]
+
+  def rows(self) -> Float[Array, "n d"]: ...
+
+
+class Free(flax.struct.PyTreeNode):
+  """W_dec = W."""
+
+  W: Float[Array, "n d"]
+  b: Float[Array, "d"]
+
+  def rows(self) -> Float[Array, "n d"]:
+    return self.W
+
+
+class Normalised(flax.struct.PyTreeNode):
+  """W_dec = W with each row divided by its norm.
+
+  References:
+    Cunningham et al., Sparse Autoencoders Find Highly Interpretable Features in
+    Language Models, 2023, arXiv:2309.08600.
+  """
+
+  W: Float[Array, "n d"]
+  b: Float[Array, "d"]
+
+  def rows(self) -> Float[Array, "n d"]:
+    norm = jnp.linalg.norm(self.W, axis=-1, keepdims=True)
+    return self.W / jnp.maximum(norm, NORM_EPS)

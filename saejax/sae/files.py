@@ -1,0 +1,140 @@
+"""A trained SAE in a folder: `sae.safetensors` and `sae.json`.
+
+The JSON names each part and its static choices; the arrays are named by their
+path in the pytree. Writing is atomic: the folder appears whole or not at all.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from saejax.errors import InputError
+from saejax.sae.sae import SAE
+
+ARRAYS = "sae.safetensors"
+STRUCTURE = "sae.json"
+VERSION = 1
+
+
+def save(
+    sae: SAE,
+    folder: str | os.PathLike[str],
+    *,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes an SAE to `folder`, replacing one that is there.
+
+  Args:
+    sae: with concrete arrays.
+    folder: created with its parents.
+    about: JSON-able facts kept beside the structure: model, site, metrics.
+  """
+  folder = pathlib.Path(folder)
+  arrays = {
+      jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(sae)
+  }
+  structure = {
+      "version": VERSION,
+      "sae": _describe(sae),
+      "about": dict(about or {}),
+  }
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  draft = folder.with_name(f".{folder.name}.draft")
+  shutil.rmtree(draft, ignore_errors=True)
+  draft.mkdir()
+  safetensors.save_file(arrays, draft / ARRAYS)
+  (draft / STRUCTURE).write_text(json.dumps(structure, indent=2) + "\n")
+  shutil.rmtree(folder, ignore_errors=True)
+  draft.rename(folder)
+
+
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    parts: Mapping[str, type] | None = None,
+) -> SAE:
+  """Reads an SAE that `save` wrote.
+
+  Args:
+    folder: as given to `save`.
+    parts: classes of parts defined outside saejax, by the name in the file.
+
+  Raises:
+    InputError: no SAE there, a damaged file, or an unknown part.
+  """
+  folder = pathlib.Path(folder)
+  try:
+    structure = json.loads((folder / STRUCTURE).read_text())
+    arrays = safetensors.load_file(folder / ARRAYS)
+    return _build(structure["sae"], arrays, "", parts or {})
+  except (OSError, ValueError, KeyError, SafetensorError) as error:
+    if isinstance(error, InputError):
+      raise
+    raise InputError(
+        "sae",
+        folder,
+        f"must hold a whole {STRUCTURE} and {ARRAYS} ({error})",
+        "give the folder of a saved SAE",
+    ) from error
+
+
+def about(folder: str | os.PathLike[str]) -> dict[str, Any]:
+  """The facts saved beside an SAE."""
+  return json.loads((pathlib.Path(folder) / STRUCTURE).read_text())["about"]
+
+
+def _describe(node) -> dict[str, Any]:
+  """A part's class, static fields and sub-parts; arrays stay out."""
+  cls = type(node)
+  static, children = {}, {}
+  for field in dataclasses.fields(node):
+    value = getattr(node, field.name)
+    if not field.metadata.get("pytree_node", True):
+      static[field.name] = value
+    elif dataclasses.is_dataclass(value):
+      children[field.name] = _describe(value)
+  name = f"{cls.__module__}.{cls.__qualname__}"
+  return {"part": name, "static": static, "parts": children}
+
+
+def _build(node, arrays, prefix: str, parts: Mapping[str, type]):
+  cls = _find(node["part"], parts)
+  fields = dict(node["static"])
+  for field in dataclasses.fields(cls):
+    path = prefix + field.name
+    if field.name in node["parts"]:
+      child = node["parts"][field.name]
+      fields[field.name] = _build(child, arrays, f"{path}.", parts)
+    elif field.name not in fields:
+      fields[field.name] = jnp.asarray(arrays[path])
+  return cls(**fields)
+
+
+def _find(name: str, parts: Mapping[str, type]) -> type:
+  """The class of a part: one of ours, or one that the caller vouches for."""
+  if name in parts:
+    return parts[name]
+  module, _, cls = name.rpartition(".")
+  if module.startswith("saejax.sae."):
+    try:
+      return getattr(importlib.import_module(module), cls)
+    except (ImportError, AttributeError):
+      pass
+  raise InputError(
+      "parts",
+      name,
+      "must be a part of this version of saejax or be given by the caller",
+      f"pass load(..., parts={{{name!r}: YourClass}})",
+  )

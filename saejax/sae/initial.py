@@ -1,0 +1,82 @@
+"""Weights at step 0."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from saejax.sae import decoders, encoders
+from saejax.sae.activations import Activation
+from saejax.sae.prep import Identity, Prep
+from saejax.sae.sae import SAE
+
+
+def tied(
+    key: PRNGKeyArray,
+    *,
+    n: int,
+    d: int,
+    activation: Activation,
+    prep: Prep = Identity(),
+    sample: Float[Array, "s d"] | None = None,
+    decoder: type = decoders.Free,
+    row_norm: float = 1.0,
+    pre_bias: bool = True,
+    dtype: str = "float32",
+) -> SAE:
+  """W_dec rows in random directions, W_enc equal to W_dec, b_enc 0.
+
+  Tied at the start only: afterwards each learns on its own. b_dec is the
+  geometric median of `sample`, or 0.
+
+  Args:
+    key: of the random directions.
+    n: latents.
+    d: width of the activations.
+    activation: a -> z.
+    prep: of the activations.
+    sample: raw activations for b_dec.
+    decoder: class of the decoder.
+    row_norm: norm of each row of W_dec and W_enc.
+    pre_bias: whether b_dec is subtracted before encoding.
+    dtype: of matmul operands.
+  """
+  W = jax.random.normal(key, (n, d))
+  W = row_norm * W / jnp.linalg.norm(W, axis=-1, keepdims=True)
+  b_dec = jnp.zeros((d,))
+  if sample is not None:
+    b_dec = geometric_median(prep.apply(sample)[0])
+  return SAE(
+      prep=prep,
+      encoder=encoders.Affine(W=W, b=jnp.zeros((n,))),
+      activation=activation,
+      # A copy: donated states must not hold one buffer twice.
+      decoder=decoder(W=jnp.array(W), b=b_dec),
+      pre_bias=pre_bias,
+      dtype=dtype,
+  )
+
+
+@partial(jax.jit, static_argnames=("steps",))
+def geometric_median(
+    x: Float[Array, "s d"], steps: int = 100, tolerance: float = 1e-5
+) -> Float[Array, "d"]:
+  """The point with the least sum of distances to the rows (Weiszfeld).
+
+      g <- sum_i x_i / |x_i - g|  /  sum_i 1 / |x_i - g|
+
+  A row that equals g gets the weight of one 1e-6 of the mean distance away.
+  """
+
+  def step(carry):
+    g, _, i = carry
+    distance = jnp.linalg.norm(x - g, axis=-1)
+    floor = jnp.maximum(1e-6 * jnp.mean(distance), 1e-30)
+    weight = 1 / jnp.maximum(distance, floor)
+    new = (weight / jnp.sum(weight)) @ x
+    return new, jnp.linalg.norm(new - g), i + 1
+
+  moving = lambda carry: (carry[1] >= tolerance) & (carry[2] < steps)
+  start = (jnp.mean(x, axis=0), jnp.asarray(jnp.inf), 0)
+  return jax.lax.while_loop(moving, step, start)[0]

@@ -1,0 +1,120 @@
+"""Latents of a batch: sparse where a row keeps at most k, dense elsewhere.
+
+All forms answer the same questions, so losses, statistics and metrics read any
+of them: `decode(W)`, `dense()`, `sum(weights)`, `count()`, `fired()`.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from saejax.kernels.sparse_decode import op as sparse_decode
+
+
+class SparseLatents(flax.struct.PyTreeNode):
+  """At most k latents of each row; a value of 0 is padding.
+
+  Attributes:
+    values: [*b, k].
+    indices: which latent each value belongs to, [*b, k] in [0, n).
+    n: number of latents.
+  """
+
+  values: Float[Array, "*b k"]
+  indices: Int[Array, "*b k"]
+  n: int = flax.struct.field(pytree_node=False)
+
+  def decode(
+      self, W: Float[Array, "n d"], dtype: str = "float32"
+  ) -> Float[Array, "*b d"]:
+    """z W without a dense z."""
+    return sparse_decode.decode(self.values, self.indices, W, dtype)
+
+  def dense(self) -> Float[Array, "*b n"]:
+    """z with every latent, zeros included."""
+    return _spread(self.values, self.indices, self.n)
+
+  def sum(self, weights: Float[Array, "n"] | None = None) -> Float[Array, "*b"]:
+    """sum_i |z_i| weights_i of each row."""
+    size = jnp.abs(self.values)
+    return jnp.sum(
+        size if weights is None else size * weights[self.indices], axis=-1
+    )
+
+  def count(self) -> Float[Array, "*b"]:
+    """Number of non-zero latents of each row (L0)."""
+    return jnp.sum(self.values != 0, axis=-1).astype(jnp.float32)
+
+  def fired(self) -> Bool[Array, "n"]:
+    """Latents that are non-zero on at least one row."""
+    hits = (self.values != 0).reshape(-1)
+    return jnp.zeros((self.n,), bool).at[self.indices.reshape(-1)].max(hits)
+
+
+class DenseLatents(flax.struct.PyTreeNode):
+  """Every latent of each row, z [*b, n]."""
+
+  z: Float[Array, "*b n"]
+
+  def decode(
+      self, W: Float[Array, "n d"], dtype: str = "float32"
+  ) -> Float[Array, "*b d"]:
+    """z W."""
+    return jnp.matmul(
+        self.z.astype(dtype),
+        W.astype(dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+  def dense(self) -> Float[Array, "*b n"]:
+    """z."""
+    return self.z
+
+  def sum(self, weights: Float[Array, "n"] | None = None) -> Float[Array, "*b"]:
+    """sum_i |z_i| weights_i of each row."""
+    size = jnp.abs(self.z)
+    return jnp.sum(size if weights is None else size * weights, axis=-1)
+
+  def count(self) -> Float[Array, "*b"]:
+    """Number of non-zero latents of each row (L0)."""
+    return jnp.sum(self.z != 0, axis=-1).astype(jnp.float32)
+
+  def fired(self) -> Bool[Array, "n"]:
+    """Latents that are non-zero on at least one row."""
+    return jnp.any(self.z != 0, axis=tuple(range(self.z.ndim - 1)))
+
+
+class CompactLatents(flax.struct.PyTreeNode):
+  """Latents of a few rows of the dictionary, dense among those.
+
+  Attributes:
+    z: [*b, c], column j belongs to latent `rows[j]`.
+    rows: the c latents considered.
+    n: number of latents.
+  """
+
+  z: Float[Array, "*b c"]
+  rows: Int[Array, "c"]
+  n: int = flax.struct.field(pytree_node=False)
+
+  def decode(
+      self, W: Float[Array, "n d"], dtype: str = "float32"
+  ) -> Float[Array, "*b d"]:
+    """z W[rows]."""
+    return DenseLatents(self.z).decode(W[self.rows], dtype)
+
+  def dense(self) -> Float[Array, "*b n"]:
+    """z with every latent, zeros included."""
+    return _spread(self.z, jnp.broadcast_to(self.rows, self.z.shape), self.n)
+
+
+Latents = SparseLatents | DenseLatents | CompactLatents
+
+
+def _spread(values, indices, n: int):
+  """Values at their indices along a last axis of length n; repeats add."""
+  k = values.shape[-1]
+  one = lambda v, i: jnp.zeros((n,), values.dtype).at[i].add(v)
+  rows = jax.vmap(one)(values.reshape(-1, k), indices.reshape(-1, k))
+  return rows.reshape(*values.shape[:-1], n)

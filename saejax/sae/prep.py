@@ -1,0 +1,116 @@
+"""What is done to an activation before the encoder, and undone after decoding.
+
+A prep belongs to the SAE that was trained behind it and is stored with it: an
+SAE applied without its prep is wrong in silence. Losses live in the prep's
+frame. Its arrays are frozen: no gradient reaches them.
+
+    x' , memo = prep.apply(x);   x = prep.undo(x', memo)
+
+`memo` holds what undoing needs of each row (None for linear preps).
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+STD_EPS = 1e-5  # added to a row's standard deviation
+
+
+class Prep(Protocol):
+  """The interface of a prep; see the module docstring."""
+
+  def apply(self, x: Float[Array, "*b d"]) -> tuple[Array, Any]: ...
+
+  def undo(self, x: Float[Array, "*b d"], memo: Any = None) -> Array: ...
+
+
+class Identity(flax.struct.PyTreeNode):
+  """x' = x in float32."""
+
+  def apply(self, x: Float[Array, "*b d"]) -> tuple[Array, None]:
+    return x.astype(jnp.float32), None
+
+  def undo(self, x: Float[Array, "*b d"], memo: None = None) -> Array:
+    return x
+
+
+class Affine(flax.struct.PyTreeNode):
+  """x' = (x - centre) / scale, foldable into the SAE's weights.
+
+  Attributes:
+    centre: subtracted, in the units of x.
+    scale: divided by, one number, in the units of x.
+  """
+
+  centre: Float[Array, "d"]
+  scale: Float[Array, ""]
+
+  def apply(self, x: Float[Array, "*b d"]) -> tuple[Array, None]:
+    centre, scale = jax.lax.stop_gradient((self.centre, self.scale))
+    return (x.astype(jnp.float32) - centre) / scale, None
+
+  def undo(self, x: Float[Array, "*b d"], memo: None = None) -> Array:
+    centre, scale = jax.lax.stop_gradient((self.centre, self.scale))
+    return x * scale + centre
+
+
+class RowLayerNorm(flax.struct.PyTreeNode):
+  """x' = (x - mean) / (std + 1e-5), each row by its own mean and deviation.
+
+  The deviation is the unbiased one (divisor d - 1), as in the code of OpenAI's
+  released SAEs. Undoing needs the row's (mean, std).
+  """
+
+  def apply(self, x: Float[Array, "*b d"]) -> tuple[Array, tuple[Array, Array]]:
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    std = jnp.std(x, axis=-1, keepdims=True, ddof=1)
+    return (x - mean) / (std + STD_EPS), (mean, std)
+
+  def undo(
+      self,
+      x: Float[Array, "*b d"],
+      memo: tuple[Array, Array] | None = None,
+  ) -> Array:
+    if memo is None:
+      raise ValueError(
+          "a row layer norm cannot be undone without the rows' mean and std; "
+          "use reconstruct(x), or decode_in_frame for normalised rows"
+      )
+    mean, std = memo
+    return x * (std + STD_EPS) + mean
+
+
+KINDS = ("none", "centre_scale", "row_layer_norm")
+
+
+def from_stats(kind: str, stats: Mapping[str, Any]) -> Prep:
+  """The prep of that kind, its numbers taken from a store's statistics.
+
+  Args:
+    kind: "none"; "centre_scale", after which rows have mean 0 and mean square
+      norm 1; or "row_layer_norm".
+    stats: "mean" [d], and "mean_square", the mean of |x|^2 over rows.
+
+  Raises:
+    ValueError: unknown kind, or rows that do not vary.
+  """
+  if kind == "none":
+    return Identity()
+  if kind == "row_layer_norm":
+    return RowLayerNorm()
+  if kind != "centre_scale":
+    raise ValueError(f"prep must be one of {', '.join(KINDS)}, got {kind!r}")
+  mean = np.asarray(stats["mean"], np.float64)
+  spread = float(stats["mean_square"]) - float(np.sum(mean**2))
+  if not spread > 0:
+    raise ValueError(f"rows do not vary: mean square minus |mean|^2 = {spread}")
+  return Affine(
+      centre=jnp.asarray(mean, jnp.float32),
+      scale=jnp.asarray(np.sqrt(spread), jnp.float32),
+  )

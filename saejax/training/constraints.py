@@ -1,0 +1,33 @@
+"""What holds for the weights, and what that asks of their gradients."""
+
+import jax.numpy as jnp
+
+from saejax.sae.sae import SAE
+
+
+def unit_norm_decoder(sae: SAE) -> SAE:
+  """Each row of the decoder divided by its norm."""
+  W = sae.decoder.W
+  norm = jnp.linalg.norm(W, axis=-1, keepdims=True)
+  return _with_decoder(sae, W / jnp.maximum(norm, 1e-12))
+
+
+def without_parallel_gradient(sae: SAE, gradients: SAE) -> SAE:
+  """g_i - <g_i, w_i> w_i for each decoder row, w_i of unit norm.
+
+  The part along w_i would be undone by renormalising, but not before it had
+  entered the optimizer's moments. Taken away before clipping and the
+  optimizer; rows are renormalised after it. OpenAI's code renormalises before
+  the optimizer's step and so stores rows that are off unit norm by one step.
+
+  References:
+    Gao et al., Scaling and evaluating sparse autoencoders, 2024,
+    arXiv:2406.04093.
+  """
+  W, g = sae.decoder.W, gradients.decoder.W
+  along = jnp.sum(g * W, axis=-1, keepdims=True)
+  return _with_decoder(gradients, g - along * W)
+
+
+def _with_decoder(sae: SAE, W) -> SAE:
+  return sae.replace(decoder=sae.decoder.replace(W=W))

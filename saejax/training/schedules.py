@@ -1,0 +1,41 @@
+"""Factors of the learning rate over a run."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+def warmup_decay(
+    total_steps: int, *, warmup_steps: int = 0, decay_fraction: float = 0.0
+) -> Callable[[Array], Array]:
+  """Linear from 0 to 1, constant, linear to 0 over the last part of the run.
+
+  Step s (from 0) gets min(1, (s + 1) / (warmup_steps + 1), (T - s) / (f T)), so
+  that no step is lost on a rate of 0.
+
+  Args:
+    total_steps: T.
+    warmup_steps: steps before the full rate.
+    decay_fraction: f, the part of the run over which the rate falls.
+  """
+  decay_steps = max(1.0, decay_fraction * total_steps)
+
+  def factor(step: Array) -> Array:
+    step = step.astype(jnp.float32)
+    rising = (step + 1) / (warmup_steps + 1)
+    falling = (total_steps - step) / decay_steps
+    ends = falling if decay_fraction > 0 else jnp.ones_like(step)
+    return jnp.clip(jnp.minimum(rising, ends), 0.0, 1.0)
+
+  return factor
+
+
+def learning_rate_for(
+    n: int, *, base: float, base_n: int, exponent: float
+) -> float:
+  """base (n / base_n)^exponent: the rate of an SAE with n latents.
+
+  An exponent of -1/2 is the scaling of Gao et al. 2024; 0 is one rate for all.
+  """
+  return base * (n / base_n) ** exponent

@@ -1,0 +1,97 @@
+"""Where arrays lie on a mesh: the one table from fields to axes.
+
+Mesh axes: `ensemble` (members of a run), `data` (rows of a batch), `latent`
+(latents of an SAE). Row i of every array about latents is latent i, so that
+sharding `latent` is slicing rows.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from saejax.errors import InputError
+
+AXES = ("ensemble", "data", "latent")
+
+# Field paths end with one of these; what no line names is replicated. The
+# optimizer's moments end with the paths of the weights they belong to.
+RULES: tuple[tuple[str, P], ...] = (
+    ("encoder.W", P("latent", None)),
+    ("encoder.b", P("latent")),
+    ("decoder.W", P("latent", None)),
+    ("tokens_since_fired", P("latent")),
+)
+
+
+def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
+  """A mesh of (ensemble, data, latent) devices.
+
+  Raises:
+    InputError: the shape is not three sizes that fit the devices there are.
+  """
+  devices = jax.devices() if devices is None else devices
+  if len(shape) != 3 or any(size < 1 for size in shape):
+    raise InputError(
+        "train.mesh",
+        shape,
+        "must be three sizes of at least 1: ensemble, data, latent",
+        "use 1,1,1 for one device",
+    )
+  count = shape[0] * shape[1] * shape[2]
+  if count > len(devices):
+    raise InputError(
+        "train.mesh",
+        shape,
+        f"needs {count} devices and {len(devices)} are there",
+        "lower a size",
+    )
+  return jax.make_mesh(
+      shape, AXES, devices=devices[:count], axis_types=(AxisType.Auto,) * 3
+  )
+
+
+def check(mesh: Mesh, *, n: int, batch_rows: int, members: int) -> None:
+  """Refuses sizes that the mesh does not divide.
+
+  Raises:
+    InputError: naming the size and the axis.
+  """
+  for field, value, axis in (
+      ("sae.n", n, "latent"),
+      ("train.batch_rows", batch_rows, "data"),
+      ("train.mesh", members, "ensemble"),
+  ):
+    size = mesh.shape[axis]
+    if value % size:
+      what = "members" if axis == "ensemble" else field
+      raise InputError(
+          field,
+          value,
+          f"{what} must divide by the {size} devices of the {axis} axis",
+          f"change it, or --train.mesh={','.join(map(str, mesh.shape.values()))}",
+      )
+
+
+def state_shardings(mesh: Mesh, state: Any, *, stacked: bool) -> Any:
+  """The sharding of every leaf of a state, by the table above.
+
+  Args:
+    mesh: where it lies.
+    state: pytree of arrays or shapes.
+    stacked: whether every leaf has a leading axis of members.
+  """
+
+  def sharding(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    spec = next((s for end, s in RULES if name.endswith(end)), P())
+    if stacked:
+      spec = P("ensemble", *spec)
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+  """The sharding of a batch [B, d]."""
+  return NamedSharding(mesh, P("data"))

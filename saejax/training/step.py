@@ -1,0 +1,236 @@
+"""One training step: the same for every recipe, engine and mesh.
+
+Members of a run go through it in turn, each with a program of its own, or
+stacked and vmapped. Order: forward, statistics, loss terms, gradient, the
+recipe's constraint on it, clip, optimizer, projection, weight EMA.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from saejax.sae.sae import SAE
+from saejax.training.recipe import Hyper, Recipe, Record, Stats
+
+Metrics = Mapping[str, Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that a resumed run needs of one member (or of all, stacked).
+
+  Attributes:
+    step: batches consumed.
+    sae: the weights.
+    opt_state: of the optimizer.
+    ema: of the weight average, () without one.
+    stats: statistics moved by rules.
+    key: of random numbers inside steps.
+    alive: False from the step on whose loss or gradient was not finite; the
+      member then keeps its last good weights.
+    failed_step: that step, -1 while alive.
+    halted: True once a batch held non-finite rows under the policy "stop";
+      nothing changes from there on.
+  """
+
+  step: Int[Array, ""]
+  sae: SAE
+  opt_state: Any
+  ema: Any
+  stats: Stats
+  key: PRNGKeyArray
+  alive: Bool[Array, ""]
+  failed_step: Int[Array, ""]
+  halted: Bool[Array, ""]
+
+
+def init_state(
+    recipe: Recipe,
+    key: PRNGKeyArray,
+    *,
+    sample: Float[Array, "s d"] | None = None,
+) -> TrainState:
+  """The state of one member before its first step."""
+  weights_key, key = jax.random.split(key)
+  sae = recipe.project(recipe.init(weights_key, sample=sample))
+  stats: dict[str, Array] = {}
+  for rule in recipe.rules:
+    stats.update(rule.init(sae))
+  return TrainState(
+      step=jnp.asarray(0, jnp.int32),
+      sae=sae,
+      opt_state=recipe.optimizer(0.0).init(sae),
+      ema=_average(recipe).init(sae) if recipe.ema_decay else (),
+      stats=stats,
+      key=key,
+      alive=jnp.asarray(True),
+      failed_step=jnp.asarray(-1, jnp.int32),
+      halted=jnp.asarray(False),
+  )
+
+
+def make_step(
+    recipe: Recipe,
+    *,
+    engine: str = "auto",
+    stacked: bool = False,
+    skip_nonfinite: bool = False,
+) -> Callable[[TrainState, Hyper, Array], tuple[TrainState, Metrics]]:
+  """The step of a recipe: (state, hyper, x [B, d]) -> (state, metrics).
+
+  Args:
+    recipe: the method.
+    engine: "dense", "sparse", or "auto": sparse where rows are bounded.
+    stacked: whether state and hyper have a leading axis of members. x has
+      none: all members read the same rows.
+    skip_nonfinite: leave a batch with non-finite rows, loss or gradient out
+      and go on, instead of halting (rows) or freezing the member (its own).
+
+  Returns:
+    A pure function to be jitted. Metrics are scalars, [members] if stacked:
+    loss, each term, l0, grad_norm, learning_rate, rows_ok, alive, and those of
+    the rules.
+  """
+  over = (
+      partial(jax.vmap, in_axes=(0, 0, None), spmd_axis_name="ensemble")
+      if stacked
+      else lambda f: f
+  )
+  conditional = [t.active for t in recipe.terms.values() if t.active]
+  always = {name for name, t in recipe.terms.items() if t.active is None}
+
+  def step(state: TrainState, hyper: Hyper, x: Array):
+    gradients = over(
+        partial(_loss_and_gradients, recipe, engine, set(recipe.terms))
+    )
+    if conditional:
+      # Outside the vmap: inside, a cond would compute both of its branches.
+      needed = jnp.any(
+          jnp.stack([
+              jnp.any(_per_member(active, state.stats, x.shape[0], stacked))
+              for active in conditional
+          ])
+      )
+      without = over(partial(_loss_and_gradients, recipe, engine, always))
+      out = jax.lax.cond(needed, gradients, without, state, hyper, x)
+    else:
+      out = gradients(state, hyper, x)
+    rows_ok = jnp.all(jnp.isfinite(x))
+    apply = partial(_apply, recipe, skip_nonfinite)
+    if stacked:
+      apply = jax.vmap(
+          apply, in_axes=(0, 0, 0, None), spmd_axis_name="ensemble"
+      )
+    return apply(state, hyper, out, rows_ok)
+
+  return step
+
+
+def _per_member(active, stats, rows: int, stacked: bool):
+  return jax.vmap(active, (0, None))(stats, rows) if stacked else active(
+      stats, rows
+  )
+
+
+def _loss_and_gradients(
+    recipe: Recipe,
+    engine: str,
+    names: set[str],
+    state: TrainState,
+    hyper: Hyper,
+    x: Array,
+):
+  """Loss, its terms, new statistics and gradients; terms not named are 0."""
+
+  def loss(sae: SAE):
+    chosen = engine
+    if chosen == "auto":
+      chosen = "dense" if sae.activation.row_k is None else "sparse"
+    forward = sae.forward(x, k=hyper.k, engine=chosen)
+    stats = state.stats
+    for rule in recipe.rules:
+      stats = rule.update(stats, forward.latents, x.shape[0])
+    record = Record(forward=forward, sae=sae, stats=stats, engine=chosen)
+    terms = {}
+    for name, term in recipe.terms.items():
+      value = term.fn(record) if name in names else jnp.zeros(())
+      terms[name] = recipe.reduce(value) if value.ndim else value
+    total = jnp.zeros(())
+    for name, term in recipe.terms.items():
+      weight = term.weight
+      if callable(weight):
+        weight = weight(state.step)
+      total += weight * terms[name]
+    l0 = jnp.mean(forward.latents.count())
+    return total, ({**terms, "l0": l0}, stats)
+
+  (total, (metrics, stats)), gradients = jax.value_and_grad(
+      loss, has_aux=True
+  )(state.sae)
+  return {"loss": total, **metrics}, stats, gradients
+
+
+def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
+  """The update of one member, or none where something is not finite."""
+  metrics, stats, gradients = out
+  gradients = recipe.gradient(state.sae, gradients)
+  norm = optax.global_norm(gradients)
+  if recipe.clip_norm is not None:
+    scale = jnp.minimum(1.0, recipe.clip_norm / jnp.maximum(norm, 1e-30))
+    gradients = jax.tree.map(lambda g: g * scale, gradients)
+  rate = hyper.learning_rate * recipe.schedule(state.step)
+  ema = state.ema
+  # optax mixes int32 counts with floats, which strict promotion forbids.
+  with jax.numpy_dtype_promotion("standard"):
+    updates, opt_state = recipe.optimizer(rate).update(
+        gradients, state.opt_state, state.sae
+    )
+    sae = recipe.project(optax.apply_updates(state.sae, updates))
+    if recipe.ema_decay:
+      _, ema = _average(recipe).update(sae, state.ema)
+
+  finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+  halted = state.halted if skip else state.halted | ~rows_ok
+  usable = rows_ok & ~halted
+  failed = usable & ~finite & state.alive & (not skip)
+  good = usable & finite & state.alive
+  keep = lambda new, old: jax.tree.map(partial(jnp.where, good), new, old)
+  new = state.replace(
+      step=state.step + jnp.where(halted, 0, 1),
+      sae=keep(sae, state.sae),
+      opt_state=keep(opt_state, state.opt_state),
+      ema=keep(ema, state.ema),
+      stats=keep(stats, state.stats),
+      alive=state.alive & ~failed,
+      failed_step=jnp.where(failed, state.step, state.failed_step),
+      halted=halted,
+  )
+  metrics = {
+      **metrics,
+      "grad_norm": norm,
+      "learning_rate": rate,
+      "rows_ok": rows_ok,
+      "alive": new.alive,
+  }
+  for rule in recipe.rules:
+    metrics.update(rule.metrics(new.stats))
+  return new, metrics
+
+
+def averaged(recipe: Recipe, state: TrainState) -> SAE:
+  """The weights a member ends with: their EMA, projected, where one is kept."""
+  if not recipe.ema_decay:
+    return state.sae
+  count = jnp.maximum(state.ema.count, 1).astype(jnp.float32)
+  debias = 1 - recipe.ema_decay**count
+  mean = jax.tree.map(lambda a: a / debias, state.ema.ema)
+  return recipe.project(mean)
+
+
+def _average(recipe: Recipe) -> optax.GradientTransformation:
+  return optax.ema(recipe.ema_decay, debias=True)
