@@ -1,0 +1,195 @@
+"""The members of one run: SAEs of equal shape that read one stream.
+
+They differ in k, seed and learning rate. In turn, each has a program of its
+own with a static k; stacked, one vmapped program serves all under the largest
+k, and ranks beyond a member's own k are dropped. Both give equal weights to
+float tolerance.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jaxtyping import Array, Float
+import numpy as np
+
+from saejax.sae.sae import SAE
+from saejax.training import sharding, step
+from saejax.training.recipe import Hyper, Recipe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Member:
+  """What distinguishes one SAE of a run.
+
+  Attributes:
+    k: latents kept in a row; 0 for methods without one.
+    seed: of its initial weights.
+    learning_rate: peak.
+  """
+
+  k: int
+  seed: int
+  learning_rate: float
+
+  @property
+  def name(self) -> str:
+    return f"k{self.k}-seed{self.seed}"
+
+
+class Group:
+  """The compiled programs of all members, and where their states lie.
+
+  Args:
+    make_recipe: from k to the recipe.
+    members: at least one.
+    mesh: of (ensemble, data, latent) devices.
+    stacked: one vmapped program for all, instead of one for each in turn.
+    engine: "auto", "dense" or "sparse".
+    skip_nonfinite: see `step.make_step`.
+  """
+
+  def __init__(
+      self,
+      make_recipe: Callable[[int], Recipe],
+      members: Sequence[Member],
+      *,
+      mesh: Mesh,
+      stacked: bool,
+      engine: str = "auto",
+      skip_nonfinite: bool = False,
+  ):
+    self.members = tuple(members)
+    self.mesh = mesh
+    self.stacked = stacked
+    self._make_recipe = make_recipe
+    largest = max(member.k for member in members)
+    programs = [largest] if stacked else [member.k for member in members]
+    self._recipes = {k: make_recipe(k) for k in dict.fromkeys(programs)}
+    self._program_ks = programs
+    self._steps = {
+        k: step.make_step(
+            recipe,
+            engine=engine,
+            stacked=stacked,
+            skip_nonfinite=skip_nonfinite,
+        )
+        for k, recipe in self._recipes.items()
+    }
+    self._compiled: dict[Any, Any] = {}
+    self._hypers = self._make_hypers()
+
+  def _make_hypers(self) -> tuple[Hyper, ...]:
+    rates = [jnp.asarray(m.learning_rate, jnp.float32) for m in self.members]
+    if not self.stacked:
+      return tuple(Hyper(learning_rate=rate) for rate in rates)
+    ks = [m.k for m in self.members]
+    limits = jnp.asarray(ks, jnp.int32) if any(ks) else None
+    hyper = Hyper(learning_rate=jnp.stack(rates), k=limits)
+    where = NamedSharding(self.mesh, P("ensemble"))
+    return (jax.device_put(hyper, where),)
+
+  def init(
+      self, sample: Float[Array, "s d"] | None = None
+  ) -> tuple[step.TrainState, ...]:
+    """States before the first step: one a member, or one stack of all."""
+    keys = [jax.random.key(member.seed) for member in self.members]
+    if self.stacked:
+      recipe = self._recipes[self._program_ks[0]]
+      one = lambda key: step.init_state(recipe, key, sample=sample)
+      states = (jax.vmap(one)(jnp.stack(keys)),)
+    else:
+      states = tuple(
+          step.init_state(self._recipes[k], key, sample=sample)
+          for k, key in zip(self._program_ks, keys, strict=True)
+      )
+    return tuple(
+        jax.device_put(s, where)
+        for s, where in zip(states, self.shardings(states), strict=True)
+    )
+
+  def shardings(self, states: Any) -> tuple[Any, ...]:
+    """Where each leaf of the states lies."""
+    return tuple(
+        sharding.state_shardings(self.mesh, s, stacked=self.stacked)
+        for s in states
+    )
+
+  def put(self, x: np.ndarray) -> Array:
+    """A batch [B, d] on the devices."""
+    return jax.device_put(x, sharding.rows_sharding(self.mesh))
+
+  def run(
+      self, states: tuple[step.TrainState, ...], batches: Sequence[Array]
+  ) -> tuple[tuple[step.TrainState, ...], tuple[step.Metrics, ...]]:
+    """Every member through some batches, in one dispatch a program.
+
+    The states given are donated. Metrics have a leading axis of steps.
+    """
+    out = [
+        self._program(k, state, len(batches))(state, hyper, tuple(batches))
+        for k, state, hyper in zip(
+            self._program_ks, states, self._hypers, strict=True
+        )
+    ]
+    return tuple(s for s, _ in out), tuple(m for _, m in out)
+
+  def _program(self, k: int, state: step.TrainState, count: int):
+    if (k, count) not in self._compiled:
+      where = sharding.state_shardings(self.mesh, state, stacked=self.stacked)
+      jitted = jax.jit(
+          partial(_several, self._steps[k]),
+          donate_argnums=0,
+          out_shardings=(where, None),
+      )
+
+      def run(*args):
+        with jax.set_mesh(self.mesh):
+          return jitted(*args)
+
+      self._compiled[k, count] = run
+    return self._compiled[k, count]
+
+  def by_member(self, metrics: Sequence[step.Metrics]) -> dict[str, np.ndarray]:
+    """Metrics on the host, [steps, members] each."""
+    host = jax.device_get(list(metrics))
+    if self.stacked:
+      return {name: np.asarray(value) for name, value in host[0].items()}
+    return {
+        name: np.stack([m[name] for m in host], axis=1) for name in host[0]
+    }
+
+  def member_states(
+      self, states: tuple[step.TrainState, ...]
+  ) -> list[step.TrainState]:
+    """The state of each member on its own."""
+    if not self.stacked:
+      return list(states)
+    count = len(self.members)
+    return [jax.tree.map(lambda a, i=i: a[i], states[0]) for i in range(count)]
+
+  def saes(self, states: tuple[step.TrainState, ...]) -> list[SAE]:
+    """What users hold of each member: averaged, finished, with its own k."""
+    saes = []
+    for member, state in zip(
+        self.members, self.member_states(states), strict=True
+    ):
+      recipe = self._recipes[self._program_ks[0] if self.stacked else member.k]
+      sae = recipe.finish(step.averaged(recipe, state), state.stats)
+      if self.stacked and member.k:
+        sae = sae.replace(activation=sae.activation.replace(k=member.k))
+      saes.append(sae)
+    return saes
+
+
+def _several(one_step, state, hyper, batches):
+  """One step for each batch; metrics stacked."""
+  if len(batches) == 1:
+    state, metrics = one_step(state, hyper, batches[0])
+    return state, jax.tree.map(lambda a: a[None], metrics)
+  body = lambda state, x: one_step(state, hyper, x)
+  return jax.lax.scan(body, state, jnp.stack(batches))
