@@ -97,7 +97,9 @@ def _select_in_chunks(x, W_enc, b_enc, *, k, dtype, axis):
 
   rows = x.shape[0]
   chunks = -(-rows * W_enc.shape[0] * 4 // CHUNK_BYTES)
-  chunks = next(c for c in range(max(chunks, 1), rows + 1) if rows % c == 0)
+  chunks = max(1, min(chunks, rows))  # one row may be larger than a chunk
+  while rows % chunks:
+    chunks += 1
   if chunks == 1:
     return select(x)
   out = jax.lax.map(select, x.reshape(chunks, rows // chunks, -1))

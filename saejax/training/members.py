@@ -9,6 +9,7 @@ float tolerance.
 from collections.abc import Callable, Sequence
 import dataclasses
 from functools import partial
+import time
 from typing import Any
 
 import jax
@@ -125,18 +126,33 @@ class Group:
 
   def run(
       self, states: tuple[step.TrainState, ...], batches: Sequence[Array]
-  ) -> tuple[tuple[step.TrainState, ...], tuple[step.Metrics, ...]]:
+  ) -> tuple[
+      tuple[step.TrainState, ...], tuple[step.Metrics, ...], np.ndarray
+  ]:
     """Every member through some batches, in one dispatch a program.
 
-    The states given are donated. Metrics have a leading axis of steps.
+    The states given are donated.
+
+    Returns:
+      The new states; metrics with a leading axis of steps; and seconds for each
+      member [members]. Stacked members share theirs equally. Members in turn
+      are waited for one by one, which also keeps forced CPU devices from
+      running out of threads.
     """
-    out = [
-        self._program(k, state, len(batches))(state, hyper, tuple(batches))
-        for k, state, hyper in zip(
-            self._program_ks, states, self._hypers, strict=True
-        )
-    ]
-    return tuple(s for s, _ in out), tuple(m for _, m in out)
+    states, metrics, seconds = list(states), [], np.zeros(len(self.members))
+    for i, (k, hyper) in enumerate(
+        zip(self._program_ks, self._hypers, strict=True)
+    ):
+      start = time.perf_counter()
+      program = self._program(k, states[i], len(batches))
+      states[i], out = program(states[i], hyper, tuple(batches))
+      metrics.append(out)
+      if jax.default_backend() == "cpu":
+        jax.block_until_ready(states[i])
+      seconds[i] = time.perf_counter() - start
+    if self.stacked:
+      seconds[:] = seconds[0] / len(self.members)
+    return tuple(states), tuple(metrics), seconds
 
   def _program(self, k: int, state: step.TrainState, count: int):
     if (k, count) not in self._compiled:

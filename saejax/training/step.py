@@ -179,7 +179,7 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
   """The update of one member, or none where something is not finite."""
   metrics, stats, gradients = out
   gradients = recipe.gradient(state.sae, gradients)
-  norm = optax.global_norm(gradients)
+  norm = optax.tree.norm(gradients)
   if recipe.clip_norm is not None:
     scale = jnp.minimum(1.0, recipe.clip_norm / jnp.maximum(norm, 1e-30))
     gradients = jax.tree.map(lambda g: g * scale, gradients)

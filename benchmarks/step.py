@@ -1,0 +1,553 @@
+"""One TopK training step: ours, the machine's floor, and other libraries.
+
+  python benchmarks/step.py                                   # CPU, 2 threads
+  python benchmarks/step.py --peers_python=/path/to/python    # and the peers
+  python benchmarks/step.py --sizes=A,B,C --dtypes=bfloat16,float32   # a GPU
+
+A step is forward, loss with AuxK idle, backward, clipping, Adam, and the
+decoder's norm. Rounds are interleaved: in each round every contender takes its
+steps once, starting with another one each time, on the same data; a ratio is
+taken within a round, and the median and quartiles over rounds are given.
+
+  sparse, dense   our engines, through the programs that training runs
+  floor           one x W_enc^T matmul and one Adam pass over the
+                  2dn + n + d parameters, jitted, donated, in the same run
+  matmul, adam    the two parts of the floor alone
+  sae_lens, dictionary_learning, sparsify
+                  served by peers.py under the Python of --peers_python (or
+                  SAEJAX_PEERS_PYTHON), where they can be imported
+
+The script starts itself again with glibc told to keep large blocks
+(MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_, MALLOC_TOP_PAD_), as the
+launchers of this repository do; otherwise a step on a CPU spends its time on
+page faults. PyTorch gains from that too, so each peer is measured twice: as it
+comes, and ("+malloc") with the same setting. `ratio_peers` is against the
+peers as they come, `ratio_peers_malloc` against the others.
+
+The formula floor is enc + dec + bwd + Adam with dec = 2Bkd/W, bwd =
+(4Bkd + 2nd)/W, Adam = 26 * 2dn/W: all sparse work at the bandwidth W, with the
+matmul's rate and W = 28 bytes a parameter over the Adam pass both measured in
+the same run. Utilisation is (2dn + 8kd) B over the matmul's rate times ms.
+
+The last line printed is one JSON object. Of several sizes or dtypes it holds
+the first, and all of them in a list under "results".
+"""
+
+import collections
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+
+from saejax import config as flags
+from saejax import errors
+from saejax.recipes import row_sparse
+from saejax.training import members, sharding
+
+MALLOC = {
+  "MALLOC_MMAP_THRESHOLD_": "1073741824",
+  "MALLOC_TRIM_THRESHOLD_": "4294967296",
+  "MALLOC_TOP_PAD_": "268435456",
+}
+BUSY = 0.15  # share of the cores that others may use before the start
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """Rows, width, latents, latents kept in a row."""
+
+  B: int
+  d: int
+  n: int
+  k: int
+
+
+REFERENCE = {
+  "A": Sizes(4096, 768, 24576, 32),
+  "B": Sizes(16384, 2304, 65536, 64),
+  "C": Sizes(8192, 4096, 131072, 64),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+  """What is measured, and how often."""
+
+  sizes: tuple[str, ...] = ()  # reference sizes A, B, C; none: the four below
+  batch: int = 2048  # rows a step
+  d: int = 384  # width of the activations
+  n: int = 6144  # latents
+  k: int = 32  # latents kept in a row
+  dtypes: tuple[str, ...] = ("float32",)  # float32, bfloat16: of matmuls
+  engines: tuple[str, ...] = ("sparse", "dense")  # of ours; the first is ours
+  rounds: int = 15  # interleaved rounds
+  warmup: int = 3  # rounds before, not counted
+  steps: int = 0  # steps a contender takes in a round; 0: 1 on CPU, else 20
+  threads: int = 2  # cores for everybody, on CPU
+  device: str = ""  # JAX platform: cpu, gpu, tpu; empty: the best there is
+  peers_python: str = ""  # Python that has the peers; empty: none
+  peers_malloc: Literal["default", "tuned", "both"] = "both"  # their allocator
+  allow_busy: bool = False  # measure on a machine that is not idle
+  seed: int = 0  # of data and weights
+  out: str = ""  # file for the JSON
+  profile: str = ""  # folder for a profiler trace of our step
+
+  def __post_init__(self):
+    for field in ("batch", "d", "n", "k", "rounds", "threads"):
+      if getattr(self, field) < 1:
+        _refuse(field, getattr(self, field), "must be at least 1", "give more")
+    if self.k > self.n:
+      _refuse("k", self.k, f"must be at most n={self.n}", "lower it")
+    for name in self.sizes:
+      if name not in REFERENCE:
+        _refuse("sizes", name, f"must be of {list(REFERENCE)}", "choose one")
+    for name in self.dtypes:
+      if name not in ("float32", "bfloat16"):
+        _refuse("dtypes", name, "must be float32 or bfloat16", "choose one")
+    for name in self.engines:
+      if name not in ("sparse", "dense"):
+        _refuse("engines", name, "must be sparse or dense", "choose one")
+    if not self.engines or not self.dtypes:
+      _refuse("engines", self.engines, "there must be one", "choose one")
+
+
+def _refuse(field: str, value: object, rule: str, remedy: str) -> None:
+  raise errors.InputError(field, value, rule, remedy)
+
+
+def main(config: BenchConfig) -> int:
+  if config.device:
+    jax.config.update("jax_platforms", config.device)
+  # Before the first use of JAX, whose CPU threads are as many as the cores.
+  accelerators = [*pathlib.Path("/dev").glob("nvidia[0-9]*")]
+  accelerators += pathlib.Path("/dev").glob("accel[0-9]*")
+  on_cpu = config.device == "cpu" or not (config.device or accelerators)
+  if on_cpu and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[: config.threads])
+  _check_idle(config)
+  results = [
+    _measure(config, sizes, dtype)
+    for sizes in [REFERENCE[s] for s in config.sizes]
+    or [Sizes(config.batch, config.d, config.n, config.k)]
+    for dtype in config.dtypes
+  ]
+  final = dict(results[0])
+  if len(results) > 1:
+    final["results"] = results
+  text = json.dumps(final)
+  if config.out:
+    pathlib.Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(config.out).write_text(text + "\n")
+  print(text)
+  return 0
+
+
+def _check_idle(config: BenchConfig) -> None:
+  busy = _busy_share()
+  if busy > BUSY:
+    message = f"others use {busy:.0%} of the cores"
+    if not config.allow_busy:
+      _refuse(
+        "allow_busy",
+        config.allow_busy,
+        f"the machine must be idle, and {message}",
+        "wait, or give --allow_busy and do not quote the numbers",
+      )
+    print(f"warning: {message}: do not quote the numbers", file=sys.stderr)
+
+
+def _busy_share(seconds: float = 2.0) -> float:
+  """Share of all cores in use; by the load average where /proc is missing."""
+
+  def times() -> np.ndarray:
+    line = pathlib.Path("/proc/stat").read_text().splitlines()[0]
+    return np.array(line.split()[1:9], float)
+
+  try:
+    before = times()
+    time.sleep(seconds)
+    spent = times() - before
+  except (OSError, ValueError):
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+  return 1 - (spent[3] + spent[4]) / spent.sum()  # idle and waiting for disk
+
+
+def _measure(config: BenchConfig, sizes: Sizes, dtype: str) -> dict[str, Any]:
+  """Times all contenders at one size."""
+  backend = jax.default_backend()
+  steps = config.steps or (1 if backend == "cpu" else 20)
+  data = peers.data(config.seed, sizes.B, sizes.d)
+  print(f"{sizes} {dtype} on {jax.devices()[0].device_kind}", file=sys.stderr)
+  contenders: dict[str, Callable[[], float]] = {}
+  for engine in config.engines:
+    one = build_ours(engine, sizes, dtype, data, config.seed)
+    contenders[engine] = _timed(one, steps)
+  for name, one in build_floor(sizes, dtype, data).items():
+    contenders[name] = _timed(one, steps)
+  served = _serve_peers(config, sizes, dtype, steps)
+  for server in served:
+    contenders.update(server.contenders)
+
+  load_before = os.getloadavg()
+  taken: dict[str, list[float]] = {name: [] for name in contenders}
+  order = collections.deque(contenders)
+  for number in range(config.warmup + config.rounds):
+    for name in order:
+      ms = contenders[name]()
+      if number >= config.warmup:
+        taken[name].append(ms)
+    order.rotate(-1)
+  load_after = os.getloadavg()
+  for server in served:
+    server.close()
+
+  result = _summary(config, sizes, dtype, taken)
+  result["steps_a_round"] = steps
+  result["load_average"] = {
+    "before": round(load_before[0], 2),
+    "after": round(load_after[0], 2),
+  }
+  result["peak_memory_bytes"] = _peak_memory()
+  result["absent"] = {k: v for s in served for k, v in s.absent.items()}
+  result["hardware"] = _hardware()
+  result["versions"] = _versions()
+  for server in served:
+    result["versions"] |= server.versions
+  _print_table(result)
+  if config.profile:
+    where = pathlib.Path(config.profile) / f"{sizes.B}-{sizes.n}-{dtype}"
+    with jax.profiler.trace(str(where)):
+      contenders[config.engines[0]]()
+  return result
+
+
+def _timed(one: Callable[[], Any], steps: int) -> Callable[[], float]:
+  """Milliseconds a step, over `steps` of them dispatched in a row."""
+
+  def run() -> float:
+    start = time.perf_counter()
+    for _ in range(steps):
+      out = one()
+    jax.block_until_ready(out)
+    return 1e3 * (time.perf_counter() - start) / steps
+
+  return run
+
+
+def build_ours(
+  engine: str, sizes: Sizes, dtype: str, data: np.ndarray, seed: int = 0
+) -> Callable[[], Any]:
+  """A callable that takes one training step of ours and gives the state."""
+
+  def recipe(k: int):
+    return row_sparse.topk(
+      sizes.d,
+      sizes.n,
+      k,
+      dead_after_tokens=10_000_000,
+      clip_norm=1.0,
+      dtype=dtype,
+    )
+
+  group = members.Group(
+    recipe,
+    [members.Member(k=sizes.k, seed=seed, learning_rate=3e-4)],
+    mesh=sharding.make_mesh((1, 1, 1)),
+    stacked=False,
+    engine=engine,
+  )
+  batches = [group.put(x) for x in np.asarray(data, dtype)]
+  states = group.init(jnp.asarray(data[0], jnp.float32))
+  taken = 0
+
+  def one() -> Any:
+    nonlocal states, taken
+    states, _, _ = group.run(states, [batches[taken % len(batches)]])
+    taken += 1
+    return states
+
+  return one
+
+
+def build_floor(
+  sizes: Sizes, dtype: str, data: np.ndarray
+) -> dict[str, Callable[[], Any]]:
+  """The least that a step must do: one matmul, one pass of Adam, and both."""
+  shapes = {
+    "W_enc": (sizes.n, sizes.d),
+    "W_dec": (sizes.n, sizes.d),
+    "b_enc": (sizes.n,),
+    "b_dec": (sizes.d,),
+  }
+  keys = jax.random.split(jax.random.key(0), len(shapes))
+  draw = {
+    name: jax.random.normal(key, shape) / sizes.d**0.5
+    for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+  }
+  state = {
+    "p": draw,
+    "m": jax.tree.map(jnp.zeros_like, draw),
+    "v": jax.tree.map(jnp.ones_like, draw),
+  }
+  gradient = jax.tree.map(lambda p: p * 1e-3, draw)
+  batches = [jnp.asarray(x, dtype) for x in data]
+
+  def matmul(W_enc, x):
+    return x @ W_enc.astype(x.dtype).T
+
+  def adam(state, g, b1=0.9, b2=0.999, rate=1e-4, eps=6.25e-10):
+    m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state["m"], g)
+    v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state["v"], g)
+    p = jax.tree.map(
+      lambda p, m, v: p - rate * m / (jnp.sqrt(v) + eps), state["p"], m, v
+    )
+    return {"p": p, "m": m, "v": v}
+
+  def both(state, g, x):
+    return adam(state, g), matmul(state["p"]["W_enc"], x)
+
+  jit_matmul = jax.jit(matmul)
+  jit_adam = jax.jit(adam, donate_argnums=0)
+  jit_both = jax.jit(both, donate_argnums=0)
+  taken = 0
+
+  def batch():
+    nonlocal taken
+    taken += 1
+    return batches[taken % len(batches)]
+
+  def run_floor():
+    nonlocal state
+    state, a = jit_both(state, gradient, batch())
+    return state, a
+
+  def run_adam():
+    nonlocal state
+    state = jit_adam(state, gradient)
+    return state
+
+  def run_matmul():
+    return jit_matmul(state["p"]["W_enc"], batch())
+
+  return {"floor": run_floor, "matmul": run_matmul, "adam": run_adam}
+
+
+class PeerServer:
+  """peers.py in a process of its own, with one allocator setting."""
+
+  def __init__(self, config: BenchConfig, sizes, dtype, steps, *, tuned: bool):
+    environment = {k: v for k, v in os.environ.items() if k not in MALLOC}
+    if tuned:
+      environment |= MALLOC
+    script = pathlib.Path(__file__).parent / "peers.py"
+    python = config.peers_python or os.environ["SAEJAX_PEERS_PYTHON"]
+    try:
+      self._process = subprocess.Popen(
+        [python, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+      )
+    except OSError as e:
+      raise errors.InputError(
+        "peers_python",
+        python,
+        f"must be a Python that runs ({e.strerror})",
+        "name one, or none",
+      ) from e
+    found = self._ask(do="versions")
+    self.versions: dict[str, str] = found["versions"]
+    self.absent: dict[str, str] = found["absent"]
+    self.contenders: dict[str, Callable[[], float]] = {}
+    for peer in peers.BUILDERS:
+      if peer in self.absent:
+        continue
+      answer = self._ask(
+        do="build",
+        peer=peer,
+        sizes=dataclasses.asdict(sizes),
+        dtype=dtype,
+        seed=config.seed,
+        steps=steps * (config.rounds + config.warmup),
+        threads=config.threads,
+        device="cuda" if jax.default_backend() == "gpu" else "cpu",
+      )
+      if "error" in answer:
+        self.absent[peer] = answer["error"]
+      else:
+        name = peer + "+malloc" if tuned else peer
+        self.contenders[name] = self._runner(peer, steps)
+
+  def close(self) -> None:
+    self._process.stdin.close()
+    self._process.wait(timeout=60)
+    self._process.stdout.close()
+
+  def _runner(self, peer: str, steps: int) -> Callable[[], float]:
+    def run() -> float:
+      taken = [self._ask(do="run", peer=peer) for _ in range(steps)]
+      return sum(answer["ms"] for answer in taken) / steps
+
+    return run
+
+  def _ask(self, **request: Any) -> dict[str, Any]:
+    self._process.stdin.write(json.dumps(request) + "\n")
+    self._process.stdin.flush()
+    line = self._process.stdout.readline()
+    if not line:
+      raise RuntimeError(f"peers.py ended at {request}")
+    answer = json.loads(line)
+    if request["do"] == "run" and "error" in answer:
+      raise RuntimeError(f"{request['peer']}: {answer['error']}")
+    return answer
+
+
+def _serve_peers(config, sizes, dtype, steps) -> list[PeerServer]:
+  if not (config.peers_python or os.environ.get("SAEJAX_PEERS_PYTHON")):
+    return []
+  tuned = {"default": [False], "tuned": [True], "both": [False, True]}
+  return [
+    PeerServer(config, sizes, dtype, steps, tuned=t)
+    for t in tuned[config.peers_malloc]
+  ]
+
+
+def _summary(
+  config: BenchConfig, sizes: Sizes, dtype: str, taken: dict[str, list[float]]
+) -> dict[str, Any]:
+  """Medians and quartiles; ratios are taken within rounds."""
+  ours = np.array(taken[config.engines[0]])
+  ratio = {name: np.array(ms) / ours for name, ms in taken.items()}
+  peer_names = [n for n in taken if n.removesuffix("+malloc") in peers.BUILDERS]
+  plain = [n for n in peer_names if not n.endswith("+malloc")]
+  tuned = [n for n in peer_names if n.endswith("+malloc")]
+  median = {name: float(np.median(ms)) for name, ms in taken.items()}
+  parameters = 2 * sizes.d * sizes.n
+  bandwidth = 28 * parameters / median["adam"]  # bytes a millisecond
+  rows = sizes.B * sizes.k * sizes.d
+  formula = (
+    median["matmul"]
+    + (2 * rows + 4 * rows + 2 * sizes.n * sizes.d + 26 * parameters)
+    / bandwidth
+  )
+  rate = 2 * sizes.B * sizes.d * sizes.n / median["matmul"]
+  work = (2 * sizes.d * sizes.n + 8 * sizes.k * sizes.d) * sizes.B
+  our_ms = float(np.median(ours))
+  return {
+    "ms": {name: round(ms, 4) for name, ms in median.items()},
+    "ratio_dense": _median(ratio.get("dense")),
+    "ratio_floor": _median(ratio["floor"]),
+    "ratio_peers": {n: _median(ratio[n]) for n in plain},
+    "ratio_peers_malloc": {
+      n.removesuffix("+malloc"): _median(ratio[n]) for n in tuned
+    },
+    "quartiles": {
+      "ms": {name: _quartiles(np.array(ms)) for name, ms in taken.items()},
+      "ratio_dense": _quartiles(ratio.get("dense")),
+      "ratio_floor": _quartiles(ratio["floor"]),
+      "ratio_peers": {n: _quartiles(ratio[n]) for n in plain},
+      "ratio_peers_malloc": {
+        n.removesuffix("+malloc"): _quartiles(ratio[n]) for n in tuned
+      },
+    },
+    "sizes": dataclasses.asdict(sizes),
+    "dtype": dtype,
+    "engine": config.engines[0],
+    "rounds": config.rounds,
+    "tokens_per_second": round(1e3 * sizes.B / our_ms),
+    "formula_floor_ms": round(formula, 4),
+    "ratio_formula_floor": round(formula / our_ms, 4),
+    "utilisation": round(work / (rate * our_ms), 4),
+    "matmul_tflops": round(rate / 1e9, 3),
+    "adam_gb_per_second": round(bandwidth / 1e6, 1),
+  }
+
+
+def _median(values: np.ndarray | None) -> float | None:
+  return None if values is None else round(float(np.median(values)), 4)
+
+
+def _quartiles(values: np.ndarray | None) -> list[float] | None:
+  if values is None:
+    return None
+  return [round(float(q), 4) for q in np.quantile(values, [0.25, 0.75])]
+
+
+def _peak_memory() -> int:
+  """Of the device so far; of this process where the device does not say."""
+  stats = jax.devices()[0].memory_stats() or {}
+  if "peak_bytes_in_use" in stats:
+    return stats["peak_bytes_in_use"]
+  scale = 1 if sys.platform == "darwin" else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def _hardware() -> dict[str, Any]:
+  device = jax.devices()[0]
+  cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+  return {
+    "platform": device.platform,
+    "device": device.device_kind,
+    "cpu": _cpu_name(),
+    "cores": len(cores(0)),
+    "malloc": {k: os.environ[k] for k in MALLOC if k in os.environ},
+  }
+
+
+def _cpu_name() -> str:
+  try:
+    text = pathlib.Path("/proc/cpuinfo").read_text()
+  except OSError:
+    return platform.processor() or platform.machine()
+  names = [line for line in text.splitlines() if line.startswith("model name")]
+  return names[0].split(":", 1)[1].strip() if names else platform.machine()
+
+
+def _versions() -> dict[str, str]:
+  names: Sequence[str] = ("jax", "jaxlib", "numpy", "optax")
+  found = {name: importlib.metadata.version(name) for name in names}
+  return {"python": platform.python_version(), **found}
+
+
+def _print_table(result: dict[str, Any]) -> None:
+  ours = result["engine"]
+  print(f"{'':28s}{'ms':>10s}{'quartiles':>20s}{'to ours':>10s}")
+  for name, ms in result["ms"].items():
+    low, high = result["quartiles"]["ms"][name]
+    ratio = ms / result["ms"][ours]
+    print(f"{name:28s}{ms:10.2f}{low:10.2f}{high:10.2f}{ratio:10.2f}")
+  print(
+    f"{result['tokens_per_second']:,} tokens/s, {result['ratio_floor']:.0%} of"
+    f" the floor's speed, {result['ratio_formula_floor']:.0%} of the formula"
+    f" floor's ({result['formula_floor_ms']:.2f} ms), utilisation"
+    f" {result['utilisation']:.0%}"
+  )
+  for name, why in result["absent"].items():
+    print(f"{name} is absent: {why}")
+
+
+def _with_malloc() -> None:
+  """Starts this program again under the allocator setting, once."""
+  if sys.platform == "linux" and any(k not in os.environ for k in MALLOC):
+    os.environ.update(MALLOC)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+if __name__ == "__main__":
+  _with_malloc()
+  flags.run(main, BenchConfig)

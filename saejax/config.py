@@ -1,0 +1,291 @@
+"""Frozen dataclasses to absl flags and back.
+
+A config is a frozen, keyword-only dataclass; a field may be another config.
+Every leaf field becomes one flag under its dotted name, so that
+`Config(train=Train(batch_rows=2048))` and `--train.batch_rows=2048` say the
+same. A run writes all its flags to a file, and `--flagfile=run.flags` gives an
+equal config again. Types: int, float, bool, str, Literal, tuples and Optional
+of those (`none` is None). Ranges belong to each config's `__post_init__`.
+"""
+
+import contextlib
+import difflib
+import os
+import pathlib
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from absl import app, flags
+
+from saejax import fields
+from saejax.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def define(
+  config_cls: type,
+  flag_values: flags.FlagValues = flags.FLAGS,
+  prefix: str = "",
+) -> None:
+  """Defines one flag for every leaf field of `config_cls`.
+
+  Args:
+    config_cls: the dataclass.
+    flag_values: where the flags go.
+    prefix: put before every name, e.g. "train.".
+
+  Raises:
+    TypeError: a field has a type that no flag can hold.
+  """
+  for leaf in fields.leaves(config_cls, prefix):
+    default = None if leaf.default is fields.MISSING else leaf.default
+    make = _BoolFlag if leaf.kind is bool else flags.Flag
+    parser = _Parser(leaf)
+    flag = make(parser, None, leaf.name, default, leaf.comment or leaf.name)
+    flags.DEFINE_flag(flag, flag_values)
+
+
+def from_flags(
+  config_cls: type[Config],
+  flag_values: flags.FlagValues = flags.FLAGS,
+  prefix: str = "",
+) -> Config:
+  """The config that the flags say.
+
+  Raises:
+    InputError: a flag without default was not given, or a config refused its
+      values; the field is the full dotted name either way.
+  """
+  values = {}
+  for field, kind in fields.typed(config_cls):
+    name = prefix + field.name
+    if fields.is_config(kind):
+      values[field.name] = from_flags(kind, flag_values, name + ".")
+      continue
+    values[field.name] = flag_values[name].value
+    if flag_values[name].value is None and not fields.is_optional(kind):
+      raise InputError(name, "", "must be given", f"add --{name}=VALUE")
+  try:
+    return config_cls(**values)
+  except InputError as error:
+    # A nested config knows only its own, short field names.
+    if error.field.split(".")[0] not in values:
+      raise
+    raise error.renamed(prefix + error.field) from error
+
+
+def write(path: str | os.PathLike[str], config: Any) -> None:
+  """Writes all flags of `config`, one a line, so that they can be replayed.
+
+  Args:
+    path: the file; it appears whole or not at all.
+    config: an instance of a config dataclass.
+
+  Raises:
+    InputError: a value would not come back equal from a flagfile: a string
+      with a line break or blanks at its edges, a comma inside a tuple of
+      strings, a value of another type than the field's. Nothing is written.
+  """
+  path = pathlib.Path(path)
+  scratch = path.with_name(path.name + ".tmp")
+  try:
+    # No encoding: absl reads flagfiles in the encoding of the locale.
+    with open(scratch, "w") as file:
+      for leaf in fields.leaves(type(config)):
+        file.write(_line(leaf, config) + "\n")
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(scratch, path)
+  finally:
+    scratch.unlink(missing_ok=True)
+
+
+def run(
+  main: Callable[[Config], int | None],
+  config_cls: type[Config],
+  argv: list[str] | None = None,
+) -> None:
+  """Runs a script: flags from the command line, then `main(config)`.
+
+  Bad input, whether absl or `main` finds it, is one line on stderr that names
+  flag, value, rule and remedy, and exit code 2. Everything else is left alone.
+
+  Args:
+    main: the script; what it returns is the exit code.
+    config_cls: the config that the script takes.
+    argv: the command line, with the program first; by default `sys.argv`.
+  """
+  define(config_cls)
+
+  def parse_flags(args: Sequence[str]) -> list[str]:
+    if {"--help", "-help", "-h", "-?", "--helpshort"} & set(args[1:]):
+      print(usage(config_cls, sys.modules[main.__module__].__doc__, args[0]))
+      sys.exit(0)
+    with _one_line():
+      parse(args)
+    return list(args)
+
+  def run_main(_: Sequence[str]) -> int | None:
+    with _one_line():
+      return main(from_flags(config_cls))
+
+  app.run(run_main, argv, flags_parser=parse_flags)
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+  """Turns InputError into one line on stderr and exit code 2."""
+  try:
+    yield
+  except InputError as error:
+    if error.field in flags.FLAGS:
+      error = error.renamed("--" + error.field)
+    print(error, file=sys.stderr, flush=True)
+    raise SystemExit(2) from error
+
+
+def parse(
+  argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
+  """Parses a command line, with the program's name first.
+
+  Raises:
+    InputError: an unknown flag, a value that does not parse, a flagfile that
+      cannot be read, an argument that is not a flag.
+  """
+  flagfiles = [a for a in argv[1:] if re.match(r"--?flagfile(=|$)", a)]
+  flagfile = flagfiles[-1].partition("=")[2] if flagfiles else ""
+  if any(a.endswith("flagfile=") for a in flagfiles):  # absl would pass over it
+    raise InputError("--flagfile", "", "must not be empty", "give a path")
+  try:
+    rest = flag_values(list(argv))[1:]
+  except flags.UnrecognizedFlagError as error:
+    value = str(error.flagvalue).partition("=")[2]
+    remedy = _suggestion(error.flagname, list(flag_values))
+    name = "--" + error.flagname
+    raise InputError(name, value, "unknown flag", remedy) from None
+  except flags.CantOpenFlagFileError as error:
+    cause = error.__context__
+    if isinstance(cause, OSError):
+      flagfile = cause.filename
+    raise InputError(
+      "--flagfile",
+      flagfile,
+      f"cannot be opened ({getattr(cause, 'strerror', error)})",
+      "give the path of a file with one flag a line",
+    ) from None
+  except UnicodeDecodeError:
+    raise InputError(
+      "--flagfile", flagfile, "is not text", "give a file of flags"
+    ) from None
+  except (flags.Error, ValueError) as error:
+    if isinstance(error.__context__, InputError):
+      raise error.__context__ from None
+    raise _absl_error(error) from None
+  if rest:
+    name = rest[0].partition("=")[0]
+    remedy = f"write --{rest[0]}" if name in flag_values else "see --help"
+    rule = "is not a flag; settings are given as --name=value"
+    raise InputError("argument", rest[0], rule, remedy)
+
+
+def _absl_error(error: Exception) -> InputError:
+  """absl's own message, taken apart into name, value and rule."""
+  text = " ".join(str(error).split())
+  if found := re.fullmatch(r"flag --([^=]+)=(.*?): (.*)", text):
+    return InputError("--" + found[1], found[2], found[3], "see --helpfull")
+  if found := re.fullmatch(r"Missing value for flag -*(.*)", text):
+    return InputError("--" + found[1], "", "needs a value", "write it after =")
+  if found := re.fullmatch(r"--?([^=]+)=(.*) (does not take .*)", text):
+    return InputError("--" + found[1], found[2], found[3], "leave it out")
+  if text.startswith("--flagfile"):
+    return InputError("--flagfile", "", "needs a value", "write it after =")
+  return InputError("flags", "", text, "see --help")
+
+
+def _suggestion(name: str, names: list[str]) -> str:
+  """The flags that were meant: the same last word, or nearly the same name."""
+  same = [n for n in names if n.split(".")[-1] == name.split(".")[-1]]
+  near = difflib.get_close_matches(name, names, n=3, cutoff=0.8)
+  meant = list(dict.fromkeys([*near[:1], *same, *near]))[:3]
+  if not meant:
+    return "--help lists the flags"
+  return "did you mean " + " or ".join("--" + n for n in meant) + "?"
+
+
+def usage(config_cls: type, doc: str | None, program: str) -> str:
+  """The text of --help: what the program does and each flag on a line."""
+  program = os.path.basename(program)
+  lines = [
+    (doc or "").strip(),
+    "",
+    f"{program} [--flagfile=FILE] [--NAME=VALUE]",
+  ]
+  for leaf in fields.leaves(config_cls):
+    value = "VALUE"
+    if leaf.default is not fields.MISSING:
+      value = fields.show(leaf.kind, leaf.default)
+    lines.append(f"  --{leaf.name}={value}  ({fields.describe(leaf.kind)})")
+    lines += textwrap.wrap(
+      leaf.comment, 72, initial_indent=" " * 6, subsequent_indent=" " * 6
+    )
+  lines += ["", "A flagfile has one flag a line; of equal flags the last wins."]
+  lines += ["--helpfull lists the flags of absl too."]
+  return "\n".join(lines).strip()
+
+
+def _line(leaf: fields.Leaf, config: Any) -> str:
+  """`--name=value`, checked to give the value back."""
+  value = config
+  for part in leaf.name.split("."):
+    value = getattr(value, part)
+  text, line, again = "", "", fields.MISSING
+  with contextlib.suppress(TypeError, ValueError):
+    text = fields.show(leaf.kind, value)
+    line = f"--{leaf.name}={text}"
+    line.encode()  # a lone surrogate has no bytes
+    again = fields.read(leaf.kind, text)
+  if again != value or text != text.strip() or {"\n", "\r"} & set(line):
+    raise InputError(
+      leaf.name,
+      repr(value),
+      f"must be {fields.describe(leaf.kind)}, on one line, with no blanks at its "
+      "edges and no comma inside an element",
+      "change it; it could not be read back from a flagfile",
+    )
+  return line
+
+
+class _Parser(flags.ArgumentParser):
+  """Text of a flag -> value, by the type of the field."""
+
+  def __init__(self, leaf: fields.Leaf):
+    super().__init__()
+    self.leaf = leaf
+
+  def parse(self, argument: Any) -> Any:
+    if not isinstance(argument, str):  # absl parses the default too
+      return argument
+    try:
+      return fields.read(self.leaf.kind, argument)
+    except ValueError as error:
+      remedy = "see --help"
+      if self.leaf.default is not fields.MISSING:
+        default = fields.show(self.leaf.kind, self.leaf.default)
+        remedy = f"for example --{self.leaf.name}={default}"
+      rule = str(error)
+      raise InputError(self.leaf.name, argument, rule, remedy) from None
+
+  def flag_type(self) -> str:
+    return fields.describe(self.leaf.kind)
+
+
+class _BoolFlag(flags.Flag):
+  """A flag that may stand without a value, and with `no` before its name."""
+
+  def __init__(self, *args: Any):
+    super().__init__(*args, boolean=True)

@@ -1,0 +1,1 @@
+"""Corpora, harvested activations on disk, and batches of them."""

@@ -1,0 +1,230 @@
+"""Shuffled batches of a store, as a Grain pipeline with exact state.
+
+An epoch permutes the chunks of the store by (seed, epoch), deals them into
+windows, reads a window at once and permutes its rows by (seed, epoch, window).
+Windows are cut into batches; what is left of one window goes into the next
+batch, across epochs too, and what is left at the very end is dropped. No row
+comes twice in an epoch. Order and state depend on neither threads nor buffers.
+"""
+
+import dataclasses
+import functools
+import sys
+
+import grain
+import numpy as np
+
+from saejax.data import shuffle
+from saejax.data import store as stores
+from saejax.errors import InputError
+
+_WINDOW_BYTES = 2**28  # most bytes of a window, of which about four live
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+  """Random access to windows of shuffled rows: {"x": [r, d], "row": [r]}.
+
+  Attributes:
+    store: the store.
+    seed: of all permutations.
+    epochs: passes over the store; None for no end.
+    window_chunks: most chunks mixed in a window; fewer where a window would
+      take more than 256 MiB.
+    process_index: this process, which takes one window of each round.
+    process_count: processes that share the store.
+  """
+
+  store: stores.Store
+  seed: int
+  epochs: int | None
+  window_chunks: int
+  process_index: int = 0
+  process_count: int = 1
+
+  def __repr__(self) -> str:
+    # Grain compares it when a checkpoint is restored: no path, no address.
+    return (
+      f"Windows(rows={self.store.rows}, seed={self.seed}, "
+      f"epochs={self.epochs}, window_chunks={self.window_chunks}, "
+      f"process={self.process_index}/{self.process_count})"
+    )
+
+  @functools.cached_property
+  def chunks(self) -> np.ndarray:
+    """[chunks, 2] first and last-plus-one row of each chunk."""
+    return np.asarray(self.store.chunks, np.int64).reshape(-1, 2)
+
+  @functools.cached_property
+  def an_epoch(self) -> int:
+    """Windows an epoch, over all processes."""
+    meta = self.store.meta
+    row = self.store.d * (4 if meta["dtype"] == "float32" else 2)
+    most = _WINDOW_BYTES // (meta["chunk_rows"] * row)
+    most = max(1, min(self.window_chunks, most))
+    found = -(-len(self.chunks) // most)
+    # Whole rounds of one window a process, none of them empty.
+    rounds = -(-found // self.process_count)
+    rounds = min(rounds, len(self.chunks) // self.process_count)
+    return rounds * self.process_count
+
+  def __len__(self) -> int:
+    if self.epochs is None:
+      return sys.maxsize
+    return self.epochs * self.an_epoch // self.process_count
+
+  def parts(self, index: int) -> tuple[np.ndarray, int, int]:
+    """Chunks [c, 2] of this process's index-th window, its epoch and number."""
+    # Windows differ by a chunk, so processes change places every round.
+    turn = (self.process_index + index) % self.process_count
+    number = turn + index * self.process_count
+    epoch, window = divmod(number, self.an_epoch)
+    order = shuffle.permutation(
+      len(self.chunks), shuffle.CHUNKS, self.seed, epoch
+    )
+    # Windows of an epoch differ by one chunk at most.
+    edges = np.arange(self.an_epoch + 1) * len(self.chunks) // self.an_epoch
+    return self.chunks[order[edges[window] : edges[window + 1]]], epoch, window
+
+  def rows(self, index: int) -> int:
+    """Rows of a window."""
+    chunks = self.parts(index)[0]
+    return int((chunks[:, 1] - chunks[:, 0]).sum())
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    chunks, epoch, window = self.parts(index)
+    found = self.store.read_many([(int(a), int(b)) for a, b in chunks])
+    row = np.concatenate([np.arange(a, b) for a, b in chunks])
+    order = shuffle.permutation(
+      len(row), shuffle.ROWS, self.seed, epoch, window
+    )
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    x = np.empty((len(row), self.store.d), found[0].dtype)
+    done = 0
+    for part in found:  # each row is copied once, to where it belongs
+      x[place[done : done + len(part)]] = part
+      done += len(part)
+    return {"x": x, "row": row[order]}
+
+
+def batches(
+  store: stores.Store,
+  *,
+  batch_rows: int,
+  seed: int,
+  epochs: int | None = 1,
+  window_chunks: int = 64,
+  process_index: int = 0,
+  process_count: int = 1,
+  read_threads: int = 1,
+  ahead_windows: int = 1,
+) -> grain.IterDataset:
+  """Batches {"x": [batch_rows, d] as stored, "row": [batch_rows] int64}.
+
+  Iterators have exact `get_state` and `set_state` and can be checkpointed with
+  Orbax. Memory is about (ahead_windows + 3) windows.
+
+  Args:
+    store: the store.
+    batch_rows: rows a batch, of this process.
+    seed: of the order; every epoch has another one.
+    epochs: passes over the store; None for no end.
+    window_chunks: most chunks of the store mixed at once.
+    process_index: this process.
+    process_count: processes; together they read each row once an epoch, and
+      all give the same number of batches.
+    read_threads: threads that read windows; changes nothing but time.
+    ahead_windows: windows read ahead; changes nothing but time and memory.
+
+  Raises:
+    InputError: "train.batch_rows" where the store has fewer rows than a batch.
+  """
+  source = _source(
+    store, seed, epochs, window_chunks, process_index, process_count
+  )
+  if batch_rows < 1:
+    raise InputError(
+      "train.batch_rows", batch_rows, "must be at least 1", "raise it"
+    )
+  limit = _count(source, batch_rows)
+  if limit == 0 or store.rows < batch_rows * process_count:
+    raise InputError(
+      "train.batch_rows",
+      batch_rows,
+      f"must be at most the rows of the store ({store.rows}), in each of "
+      f"{process_count} process(es)",
+      "lower it, or harvest more rows (harvest.rows)",
+    )
+  options = grain.ReadOptions(
+    num_threads=read_threads, prefetch_buffer_size=ahead_windows
+  )
+  windows = grain.MapDataset.source(source).to_iter_dataset(options)
+  found = grain.experimental.RebatchIterDataset(
+    windows, batch_rows, drop_remainder=True
+  )
+  if limit is not None and process_count > 1:
+    found = grain.experimental.LimitIterDataset(found, limit)
+  return found
+
+
+def count_batches(
+  store: stores.Store,
+  *,
+  batch_rows: int,
+  seed: int,
+  epochs: int = 1,
+  window_chunks: int = 64,
+  process_count: int = 1,
+) -> int:
+  """Batches that `batches` gives with these arguments, in every process."""
+  source = _source(store, seed, epochs, window_chunks, 0, process_count)
+  return _count(source, batch_rows) or 0
+
+
+def _source(
+  store: stores.Store,
+  seed: int,
+  epochs: int | None,
+  window_chunks: int,
+  process_index: int,
+  process_count: int,
+) -> Windows:
+  for name, value, least in (
+    ("seed", seed, 0),
+    ("epochs", 1 if epochs is None else epochs, 1),
+    ("window_chunks", window_chunks, 1),
+  ):
+    if value < least:
+      raise InputError(
+        f"train.{name}", value, f"must be at least {least}", "raise it"
+      )
+  if not 0 <= process_index < process_count:
+    raise ValueError(
+      f"process_index must be in [0, {process_count}), got {process_index}"
+    )
+  if len(store.chunks) < process_count:
+    raise InputError(
+      "harvest.chunk_rows",
+      store.meta["chunk_rows"],
+      f"the store has {len(store.chunks)} chunks for {process_count} processes",
+      "harvest with a smaller chunk_rows, or train in fewer processes",
+    )
+  return Windows(
+    store, seed, epochs, window_chunks, process_index, process_count
+  )
+
+
+def _count(source: Windows, batch_rows: int) -> int | None:
+  """Batches in the process that has the fewest; None where there is no end."""
+  if source.process_count == 1:
+    if source.epochs is None:
+      return None
+    return source.store.rows * source.epochs // batch_rows
+  if source.epochs is None:
+    return None
+  counts = []
+  for process in range(source.process_count):
+    own = dataclasses.replace(source, process_index=process)
+    counts.append(sum(own.rows(i) for i in range(len(own))) // batch_rows)
+  return min(counts)

@@ -1,0 +1,18 @@
+"""Permutations named by integers, the same on every machine and release."""
+
+import numpy as np
+
+# First word of a key: what is permuted. Keys of one kind have one length.
+BUCKET = 1
+CHUNKS = 2
+ROWS = 3
+
+
+def permutation(size: int, *key: int) -> np.ndarray:
+  """A uniform permutation of range(size), a pure function of size and key.
+
+  Sorts the raw output of a counter-based generator: bit streams are stable
+  across NumPy releases, which `Generator.permutation` does not promise.
+  """
+  bits = np.random.Philox(np.random.SeedSequence(key))
+  return np.argsort(bits.random_raw(size), kind="stable")

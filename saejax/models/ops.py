@@ -1,0 +1,111 @@
+"""The array functions that the three model families share.
+
+Matmuls run in the weights' dtype (float32 ones at full precision on every
+platform, where accelerators would round to TF32 or bfloat16 by default);
+norms, softmax and rotations are computed in float32.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from saejax.models import weights
+
+ACTIVATIONS = {
+  # 1 + erf rather than jax.nn.gelu's erfc: 2.5 times faster on CPU, and what
+  # PyTorch computes.
+  "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5)),
+  "gelu_new": partial(jax.nn.gelu, approximate=True),
+  "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+  "relu": jax.nn.relu,
+  "silu": jax.nn.silu,
+  "swish": jax.nn.silu,
+}
+
+
+def matmul(x: Float[Array, "*b i"], W: Float[Array, "*c i o"]) -> Array:
+  """x W at full precision where they are float32."""
+  exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+  return jnp.matmul(x, W, precision=exact)
+
+
+def linear(
+  x: Float[Array, "B T i"], map: weights.Linear
+) -> Float[Array, "B T o"]:
+  """x W + b."""
+  y = matmul(x, map.W)
+  return y if map.b is None else y + map.b[None, None]
+
+
+def layer_norm(
+  x: Float[Array, "B T d"], norm: weights.Norm, eps: float
+) -> Float[Array, "B T d"]:
+  """(x - mean) / sqrt(var + eps) * gain + bias."""
+  h = x.astype(jnp.float32)
+  h = h - jnp.mean(h, axis=-1, keepdims=True)
+  h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
+  return h.astype(x.dtype) * norm.gain[None, None] + norm.bias[None, None]
+
+
+def rms_norm(
+  x: Float[Array, "B T d"], gain: Float[Array, "d"], eps: float
+) -> Float[Array, "B T d"]:
+  """x / sqrt(mean(x^2) + eps) * gain."""
+  h = x.astype(jnp.float32)
+  h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
+  return h.astype(x.dtype) * gain[None, None]
+
+
+def attention(
+  q: Float[Array, "B T H h"],
+  k: Float[Array, "B T K h"],
+  v: Float[Array, "B T K h"],
+  visible: Bool[Array, "B #T T"],
+  scale: float,
+) -> Float[Array, "B T H*h"]:
+  """softmax(scale q k^T) v, each of the K key heads shared by H/K queries.
+
+  A query that sees nothing (padding) gets the mean of all values: finite, and
+  seen by no other row. Heads go before positions and the division comes after
+  the product with v: 3 times faster on CPU than the plain einsum.
+
+  Args:
+    visible: which keys (last axis) each query sees.
+  """
+  B, T, H, h = q.shape
+  K = k.shape[2]
+  # Query heads of a group lie side by side: [B, K, H/K * T, h].
+  q = q.reshape(B, T, K, H // K, h).transpose(0, 2, 3, 1, 4)
+  k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+  scores = matmul((q * scale).reshape(B, K, -1, h), k)
+  scores = scores.astype(jnp.float32).reshape(B, K, H // K, T, T)
+  lowest = jnp.finfo(jnp.float32).min
+  scores = jnp.where(visible[:, None, None], scores, lowest)
+  p = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+  total = jnp.sum(p, axis=-1, keepdims=True)
+  z = matmul(p.astype(v.dtype).reshape(B, K, -1, T), v)
+  z = z.reshape(B, K, H // K, T, h) / total.astype(v.dtype)
+  return z.transpose(0, 3, 1, 2, 4).reshape(B, T, H * h)
+
+
+def causal(mask: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
+  """Each position sees the real tokens up to itself."""
+  T = mask.shape[-1]
+  return mask[:, None, :] & jnp.tri(T, dtype=bool)[None]
+
+
+def positions(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+  """Positions count real tokens from 0, so padding on either side moves none.
+
+  With padding on the right these are the column numbers, as in transformers;
+  with padding on the left they are what transformers' `generate` passes as
+  `position_ids`. Padding itself takes a neighbour's position.
+  """
+  return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+def embed(table: Float[Array, "V d"], ids: Int[Array, "..."]) -> Array:
+  """Rows of a table; an id outside it gives a row of NaN, never a wrong one."""
+  return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan)

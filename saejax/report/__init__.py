@@ -1,0 +1,1 @@
+"""Numbers into tables, plots and one self-contained page; only here."""

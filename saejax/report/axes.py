@@ -1,0 +1,204 @@
+"""Figures with one look: palette, sizes, and ticks that can be read.
+
+A figure is 7.2 inches wide, the width of the report, so that its letters come
+out at the size of the page's. Ordered values (k, n) take colours from viridis,
+which keeps its order in every kind of colour vision and in grey, and each has
+a marker and a line style of its own.
+"""
+
+import functools
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from saejax.report import extras
+
+WIDTH = 7.2  # inches
+DPI = 160
+INK = "#1c2430"
+SOFT = "#5a6472"
+MARKERS = "osD^vph<>H"
+DASHES = ("-", (0, (5, 1.5)), (0, (2.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
+
+_STYLE = {
+  "font.family": "sans-serif",
+  "font.sans-serif": ["DejaVu Sans"],
+  "font.size": 9,
+  "axes.titlesize": 9.5,
+  "axes.titleweight": "bold",
+  "axes.labelsize": 9.5,
+  "axes.labelcolor": INK,
+  "axes.edgecolor": "#98a2ae",
+  "axes.linewidth": 0.8,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.grid": True,
+  "axes.axisbelow": True,
+  "grid.color": "#e4e8ec",
+  "grid.linewidth": 0.7,
+  "xtick.color": SOFT,
+  "ytick.color": SOFT,
+  "xtick.labelsize": 8.5,
+  "ytick.labelsize": 8.5,
+  "text.color": INK,
+  "legend.frameon": False,
+  "legend.fontsize": 8.5,
+  "lines.linewidth": 1.6,
+  "lines.markersize": 5,
+}
+
+
+def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
+  """Decorates a function that draws, so that it does so in this look."""
+
+  @functools.wraps(draw)
+  def draw_styled(*arguments: Any, **keywords: Any) -> Any:
+    with extras.require("matplotlib").rc_context(_STYLE):
+      return draw(*arguments, **keywords)
+
+  return draw_styled
+
+
+def figure(height: float, rows: int = 1, columns: int = 1, **keywords: Any):
+  """A figure of the page's width and its axes, [rows, columns].
+
+  Args:
+    height: in inches.
+    rows, columns: of panels.
+    **keywords: of `Figure.subplots`, such as sharey.
+
+  Raises:
+    InputError: matplotlib is not installed.
+  """
+  figures = extras.require("matplotlib.figure")
+  made = figures.Figure(figsize=(WIDTH, height), layout="constrained")
+  return made, made.subplots(rows, columns, squeeze=False, **keywords)
+
+
+@styled
+def png(made: Any) -> bytes:
+  """The figure as PNG, equal bytes for equal figures."""
+  backend = extras.require("matplotlib.backends.backend_agg")
+  out = io.BytesIO()
+  backend.FigureCanvasAgg(made)
+  made.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
+  return out.getvalue()
+
+
+def styles(values: Sequence[float]) -> dict[float, dict[str, Any]]:
+  """Colour and marker of each of several ordered values."""
+  viridis = extras.require("matplotlib").colormaps["viridis"]
+  ordered = sorted(set(values))
+  last = max(len(ordered) - 1, 1)
+  return {
+    value: {
+      # The bright end would fade on white paper.
+      "color": viridis(0.84 * i / last),
+      "marker": MARKERS[i % len(MARKERS)],
+    }
+    for i, value in enumerate(ordered)
+  }
+
+
+def log_scale(axis: Any, low: float, high: float, *, at=None) -> None:
+  """A log axis from low to high with plain numbers at round places.
+
+  Args:
+    axis: `axes.xaxis` or `axes.yaxis`.
+    low, high: positive.
+    at: places of the ticks; by default four to eight round ones.
+  """
+  ticker = extras.require("matplotlib.ticker")
+  name = axis.axis_name
+  getattr(axis.axes, f"set_{name}scale")("log")
+  getattr(axis.axes, f"set_{name}lim")(low, high)
+  ticks = list(at) if at is not None else round_ticks(low, high)
+  axis.set_major_locator(ticker.FixedLocator(ticks))
+  axis.set_minor_locator(ticker.NullLocator())
+  axis.set_major_formatter(ticker.FuncFormatter(lambda v, _: number(v)))
+
+
+def round_ticks(low: float, high: float, most: int = 8) -> list[float]:
+  """Round numbers between low and high, evenly enough on a log axis.
+
+  >>> round_ticks(0.13, 0.52)
+  [0.15, 0.2, 0.3, 0.4, 0.5]
+  >>> round_ticks(1, 10000)
+  [1.0, 10.0, 100.0, 1000.0, 10000.0]
+  """
+  sets = (
+    (1.0,),
+    (1.0, 3.0),
+    (1.0, 2.0, 5.0),
+    (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0),
+    (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0),
+    tuple(i / 10 for i in range(10, 100, 2)),
+    tuple(i / 20 for i in range(20, 200)),
+  )
+  decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+  best: list[float] = []
+  for steps in sets:
+    ticks = [
+      float(f"{step * 10.0**decade:.6g}")
+      for decade in decades
+      for step in steps
+    ]
+    ticks = [t for t in ticks if low * (1 - 1e-9) <= t <= high * (1 + 1e-9)]
+    if len(ticks) > most:
+      return best if len(best) > 2 else ticks[:: -(-len(ticks) // most)]
+    best = ticks
+    if len(best) >= 4:
+      break
+  return best if len(best) > 2 else _even_ticks(low, high)
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+  """Round numbers at even distances: a narrow log axis is nearly linear."""
+  step = 10.0 ** math.floor(math.log10((high - low) / 2))
+  step *= next(f for f in (5, 2, 1) if (high - low) / (f * step) >= 2)
+  first, last = math.ceil(low / step), math.floor(high / step)
+  return [float(f"{i * step:.10g}") for i in range(first, last + 1)]
+
+
+def sizes(values: Sequence[float], most: int = 9) -> list[float]:
+  """Ticks at the values themselves, thinned where there are many."""
+  ordered = sorted(set(values))
+  return ordered[:: -(-len(ordered) // most)]
+
+
+def number(value: float) -> str:
+  """A number on an axis: 0.15, 4,096, 2M.
+
+  >>> [number(v) for v in (0.15, 8, 4096, 2_000_000, 1_500_000, 1e-5)]
+  ['0.15', '8', '4,096', '2M', '1.5M', '0.00001']
+  """
+  if abs(value) >= 1e6:
+    return f"{value / 1e6:.4g}M"
+  if abs(value) >= 1:
+    return f"{value:,.6g}" if value != int(value) else f"{int(value):,}"
+  return f"{value:.6f}".rstrip("0").rstrip(".") if value else "0"
+
+
+def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
+  """Limits of a log axis with some air on both sides."""
+  low, high = math.log(min(values)), math.log(max(values))
+  air = share * max(high - low, 0.2)
+  return math.exp(low - air), math.exp(high + air)
+
+
+def legend(made: Any, panels: Sequence[Any], title: str) -> None:
+  """One legend to the right of all panels, for all that is drawn in them."""
+  found: dict[str, Any] = {}
+  for axes in panels:
+    for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+      found.setdefault(label, handle)
+  if found:
+    made.legend(
+      found.values(),
+      found.keys(),
+      title=title,
+      loc="outside right upper",
+      alignment="left",
+      title_fontsize=9,
+    )

@@ -1,0 +1,96 @@
+"""What numbers depend on beside the settings: versions and hardware."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+import saejax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "tensorstore", "numpy")
+
+
+def environment() -> dict[str, Any]:
+  """Versions, processor, devices, and the commit where there is one.
+
+  Returns:
+    saejax, commit (None outside a git checkout; "+" marks uncommitted
+    changes), python, the versions of jax and what it stands on, platform,
+    cpu, cores (that this process may use), memory_bytes, device_kind,
+    device_count, process_count.
+  """
+  return {
+    "saejax": saejax.__version__,
+    "commit": commit(),
+    "python": platform.python_version(),
+    **{name: _version(name) for name in _PACKAGES},
+    "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+    "cpu": cpu_model(),
+    "cores": cores(),
+    "memory_bytes": _memory_bytes(),
+    "device_kind": jax.devices()[0].device_kind,
+    "device_count": jax.device_count(),
+    "process_count": jax.process_count(),
+  }
+
+
+def cores() -> int:
+  """Cores that this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+  """The processor's name, or its architecture where that is not told."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    lines = []
+  for line in lines:
+    name, _, value = line.partition(":")
+    if name.strip() == "model name":
+      return " ".join(value.split())
+  return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+  """The commit of the checkout that this package lies in."""
+  folder = pathlib.Path(saejax.__file__).resolve().parent
+  try:
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    if pathlib.Path(top).resolve() != folder.parent:
+      return None  # installed inside somebody else's repository
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return _git(folder, "rev-parse", "HEAD") + ("+" if changed else "")
+  except (OSError, subprocess.SubprocessError):
+    return None
+
+
+def _git(folder: pathlib.Path, *arguments: str) -> str:
+  done = subprocess.run(
+    ["git", "-C", str(folder), *arguments],
+    capture_output=True,
+    text=True,
+    timeout=10,
+    check=True,
+  )
+  return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _memory_bytes() -> int | None:
+  try:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  except (AttributeError, ValueError, OSError):
+    return None

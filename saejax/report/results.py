@@ -1,0 +1,175 @@
+"""results.json and results.csv: what a run found, and where.
+
+  {config, environment, data,
+   points: [{n, k, seed, learning_rate, status, tokens, nmse, fvu, l0, dead,
+             cosine, seconds, group_seconds, density, ...}],
+   fit: {alpha, beta_k, beta_n, gamma, zeta, eta, r2, intervals,
+         holdout_error, ...} or null, fit_reason: null or why there is none}
+
+Strict JSON: what is not finite is null. Files are replaced in one step, so that
+a reader sees the earlier results or these, never a part.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import errno
+import io
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from saejax import errors
+from saejax.evals import scaling_law
+from saejax.report import machine
+
+JSON = "results.json"
+CSV = "results.csv"
+
+# Columns that come first, in this order; others follow by name.
+COLUMNS = (
+  "n",
+  "k",
+  "seed",
+  "learning_rate",
+  "status",
+  "tokens",
+  "nmse",
+  "fvu",
+  "l0",
+  "dead",
+  "cosine",
+  "seconds",
+  "group_seconds",
+)
+
+
+def collect(
+  *,
+  config: Any,
+  points: Sequence[Mapping[str, Any]],
+  fit: scaling_law.Fit | None = None,
+  fit_reason: str | None = None,
+  data: Mapping[str, Any] | None = None,
+  environment: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """The content of results.json, from what a run has.
+
+  Args:
+    config: a config dataclass or mapping.
+    points: one record a trained SAE.
+    fit: the scaling law, where there is one.
+    fit_reason: why there is none.
+    data: facts about the rows: model, site, numbers of rows.
+    environment: of the run; by default of this process.
+  """
+  if dataclasses.is_dataclass(config) and not isinstance(config, type):
+    config = dataclasses.asdict(config)
+  return plain(
+    {
+      "config": config,
+      "environment": environment or machine.environment(),
+      "data": data or {},
+      "points": list(points),
+      "fit": None if fit is None else fit.record(),
+      "fit_reason": fit_reason,
+    }
+  )
+
+
+def plain(value: Any) -> Any:
+  """The same with JSON's own types; numbers that are not finite are None."""
+  if isinstance(value, Mapping):
+    return {str(k): plain(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple, set, frozenset)):
+    return [plain(v) for v in value]
+  if isinstance(value, (np.ndarray, np.generic)) or hasattr(
+    value, "__jax_array__"
+  ):
+    return plain(np.asarray(value).tolist())
+  if value is None or isinstance(value, (bool, int, str)):
+    return value
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if hasattr(value, "tolist"):  # arrays on a device
+    return plain(value.tolist())
+  return str(value)
+
+
+def write(results: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+  """Writes results.json and results.csv into the folder.
+
+  Raises:
+    InputError: no space, or the folder cannot be written to; earlier files
+      are as they were.
+  """
+  folder = pathlib.Path(folder)
+  text = json.dumps(plain(results), indent=1, allow_nan=False) + "\n"
+  write_file(folder / JSON, text.encode())
+  write_file(folder / CSV, table(results["points"]).encode())
+
+
+def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
+  """The content of results.json in a folder."""
+  path = pathlib.Path(folder) / JSON
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise errors.InputError(
+      "run_dir",
+      folder,
+      f"must hold a readable {JSON} ({error})",
+      "name the folder of a finished run",
+    ) from error
+
+
+def table(points: Sequence[Mapping[str, Any]]) -> str:
+  """Points as CSV, one row each; nested values (histograms) are left out."""
+  rows = [
+    {k: v for k, v in plain(p).items() if not isinstance(v, (dict, list))}
+    for p in points
+  ]
+  present = {name for row in rows for name in row}
+  columns = [c for c in COLUMNS if c in present or not rows]
+  columns += sorted(present - set(COLUMNS))
+  out = io.StringIO(newline="")
+  writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(rows)
+  return out.getvalue()
+
+
+def write_file(path: pathlib.Path, content: bytes) -> None:
+  """Replaces a file by one of this content, whole or not at all.
+
+  Raises:
+    InputError: no space, or not writable; an earlier file is as it was.
+  """
+  draft = path.with_name(f".{path.name}.draft")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(draft, "wb") as f:
+      f.write(content)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(draft, path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      draft.unlink(missing_ok=True)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    raise errors.InputError(
+      "run_dir",
+      path.parent,
+      f"the disk must have room for {path.name}"
+      if full
+      else f"must be a folder that {path.name} can be written to"
+      f" ({error.strerror})",
+      "free space and repeat the same command"
+      if full
+      else "name another run_dir or change its permissions",
+    ) from error

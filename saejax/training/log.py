@@ -1,0 +1,492 @@
+"""What a run tells: metric files for programs, one line for the terminal.
+
+`metrics.jsonl` has one record a line, in strict JSON:
+
+  {"kind": "train", "step": 100, "tokens": 204800,
+   "timing": {"time": 1.7e9, "seconds": 12.5, "tokens_per_second": 81920.0,
+              "wait_share": 0.01},
+   "members": {"n512-k8": {"loss": 0.21, "l0": 8.0, "dead": 0.0}}}
+
+`time` is in seconds since 1970, `seconds` is the run's own time summed over
+its resumes, `wait_share` the share of recent time spent waiting for data.
+What JSON cannot say is the text "NaN", "Infinity" or "-Infinity"; `read` turns
+it back. All but `timing` is the same however often the run was interrupted.
+
+The same scalars go to TensorBoard event files in `events/`, tagged
+`member/name` and, but for training, `member/kind/name`.
+"""
+
+import collections
+import contextlib
+import errno
+import json
+import math
+import os
+import pathlib
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+import tensorboardX
+from tensorboardX.proto import event_pb2, summary_pb2
+
+from saejax import errors
+
+METRICS = "metrics.jsonl"
+EVENTS = "events"
+
+# Protocol buffers make their classes at import; no type checker sees them.
+_proto: Any = event_pb2
+_summary: Any = summary_pb2
+
+_WINDOW_SECONDS = 60.0  # over which rates are taken
+_REDRAW_SECONDS = 0.2  # the line of a terminal
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class RunLog:
+  """Metric files and progress of one run.
+
+    with RunLog(folder, step=resumed_step, total_steps=1000) as log:
+      for step in ...:
+        with log.waiting():
+          batch = next(batches)
+        ...
+        log.record(step, tokens, {"n512-k8": {"loss": loss, "l0": l0}})
+        log.progress(step, tokens)
+
+  A step's record is with the system when `record` returns: record a step
+  before the checkpoint of that step, and after a kill no record is missing.
+
+  Args:
+    folder: the run folder.
+    step: the step that the run goes on from; records of later steps are cut,
+      because the run will write them again.
+    total_steps: for the percentage and the remaining time; None if unknown.
+    stream: where progress goes; None for standard error. When it breaks, as
+      when a terminal is closed, the run goes on without it.
+    interval_seconds: between progress lines where the stream is no terminal.
+
+  Raises:
+    InputError: where the folder cannot be written to or the disk is full.
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike[str],
+    *,
+    step: int = 0,
+    total_steps: int | None = None,
+    stream: TextIO | None = None,
+    interval_seconds: float = 10.0,
+  ):
+    self.folder = pathlib.Path(folder)
+    self.total_steps = total_steps
+    self._screen = Screen(stream or sys.stderr)
+    self._interval = interval_seconds
+    self._shown: dict[str, float] = {}
+    self._drawn_at = -math.inf
+    self._waited = 0.0
+    self._saved_at: float | None = None
+    self._start = time.monotonic()
+    # (time, tokens, seconds waited): what rates are taken over.
+    self._samples: collections.deque[tuple[float, int, float]]
+    self._samples = collections.deque()
+    self._first: tuple[float, int] | None = None  # (time, step) of this process
+    with self._disk():
+      self.folder.mkdir(parents=True, exist_ok=True)
+      kept = _cut(self.folder / METRICS, step)
+      self._seconds_before = kept[-1]["timing"]["seconds"] if kept else 0.0
+      path = self.folder / METRICS
+      self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115
+      self._events = _Events(self.folder / EVENTS, purge_step=step + 1)
+
+  def __enter__(self) -> "RunLog":
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time inside as time spent waiting for data."""
+    start = time.monotonic()
+    try:
+      yield
+    finally:
+      self._waited += time.monotonic() - start
+
+  def saved(self) -> None:
+    """Notes that a checkpoint was just saved."""
+    self._saved_at = time.monotonic()
+
+  def record(
+    self,
+    step: int,
+    tokens: int,
+    members: Mapping[str, Mapping[str, Any]],
+    *,
+    kind: str = "train",
+  ) -> None:
+    """Writes one record to both files.
+
+    Args:
+      step: steps done; each pair of kind and step is to be recorded once.
+      tokens: tokens (rows) seen by then.
+      members: for each member its scalars by name; anything `float` takes.
+      kind: what was measured on, such as "train" or "held_out".
+    """
+    values = {
+      member: {name: float(v) for name, v in scalars.items()}
+      for member, scalars in members.items()
+    }
+    rate, wait = self._rates()
+    now = time.time()
+    line = {
+      "kind": kind,
+      "step": int(step),
+      "tokens": int(tokens),
+      "timing": {
+        "time": round(now, 3),
+        "seconds": round(self._seconds(), 3),
+        "tokens_per_second": round(rate, 1),
+        "wait_share": round(wait, 4),
+      },
+      "members": {
+        member: {name: _strict(v) for name, v in scalars.items()}
+        for member, scalars in values.items()
+      },
+    }
+    middle = "" if kind == "train" else f"{kind}/"
+    tags = {
+      f"{member}/{middle}{name}": v
+      for member, scalars in values.items()
+      for name, v in scalars.items()
+    }
+    with self._disk():
+      text = json.dumps(line, allow_nan=False) + "\n"
+      _write_all(self._metrics, text.encode())
+      self._events.scalars(int(step), now, tags)
+    if kind == "train":
+      for name in ("loss", "l0", "dead"):
+        found = [s[name] for s in values.values() if name in s]
+        found = [v for v in found if math.isfinite(v)]
+        if found:
+          self._shown[name] = sum(found) / len(found)
+
+  def progress(self, step: int, tokens: int, *, force: bool = False) -> None:
+    """Shows where the run is, at most once an interval; cheap to call.
+
+    Loss, L0 and dead share are those last recorded, as a mean over members.
+    """
+    now = time.monotonic()
+    if self._first is None:
+      self._first = (now, step)
+    self._samples.append((now, tokens, self._waited))
+    while now - self._samples[0][0] > _WINDOW_SECONDS:
+      self._samples.popleft()
+    pause = _REDRAW_SECONDS if self._screen.is_terminal else self._interval
+    if force or now - self._drawn_at >= pause:
+      self._drawn_at = now
+      self._screen.status(self._fields(step, now))
+
+  def line(self, text: str) -> None:
+    """Prints a line of its own, above the progress line of a terminal."""
+    self._screen.line(text)
+
+  def close(self) -> None:
+    """Closes the files and ends the progress line."""
+    self._screen.end()
+    self._metrics.close()
+    self._events.close()
+
+  def _fields(self, step: int, now: float) -> list[str]:
+    """The parts of the progress line, the most important first."""
+    rate, wait = self._rates()
+    total = self.total_steps
+    fields = [f"step {step:,}" + (f"/{total:,}" if total else "")]
+    if total:
+      fields[0] += f" ({step / total:.0%})"
+    fields.append(f"{count(rate)} tokens/s")
+    if total and self._first and step > self._first[1]:
+      pace = (now - self._first[0]) / (step - self._first[1])
+      fields.append(f"ETA {duration(pace * (total - step))}")
+    shown = self._shown
+    if "loss" in shown:
+      fields.append(f"loss {shown['loss']:.4g}")
+    if "l0" in shown:
+      fields.append(f"L0 {shown['l0']:.4g}")
+    if "dead" in shown:
+      fields.append(f"dead {shown['dead']:.1%}")
+    fields.append(f"data wait {wait:.0%}")
+    if self._saved_at is None:
+      fields.append("no checkpoint yet")
+    else:
+      fields.append(f"checkpoint {duration(now - self._saved_at)} ago")
+    return fields
+
+  def _rates(self) -> tuple[float, float]:
+    """Tokens a second and the share of time waiting, over the window."""
+    if len(self._samples) < 2:
+      return 0.0, 0.0
+    start, tokens, waited = self._samples[0]
+    end, tokens_end, waited_end = self._samples[-1]
+    seconds = max(end - start, 1e-9)
+    share = (waited_end - waited) / seconds
+    return (tokens_end - tokens) / seconds, min(max(share, 0.0), 1.0)
+
+  def _seconds(self) -> float:
+    return self._seconds_before + time.monotonic() - self._start
+
+  @contextlib.contextmanager
+  def _disk(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as e:
+      full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+      rule = "the disk must have room for metrics"
+      raise errors.InputError(
+        "run_dir",
+        self.folder,
+        rule if full else f"the run folder must be writable ({e.strerror})",
+        "free space and repeat the same command, or name another run_dir"
+        if full
+        else "name another run_dir or change its permissions",
+      ) from e
+
+
+def read(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """The records of a run in order, with non-finite values as floats."""
+  records = _parse(pathlib.Path(folder) / METRICS)[0]
+  for record in records:
+    for scalars in record["members"].values():
+      for name, value in scalars.items():
+        if isinstance(value, str):
+          scalars[name] = _NON_FINITE[value]
+  return records
+
+
+def preflight(
+  *,
+  rows: int,
+  disk_bytes: int,
+  parameters: int,
+  seconds: float,
+  memory_bytes: int,
+) -> str:
+  """The line that says, before a run, what it will take.
+
+  >>> preflight(rows=300_000, disk_bytes=230_400_000, parameters=23_600_000,
+  ...           seconds=400, memory_bytes=2_500_000_000)
+  'preflight: 300,000 rows, 230 MB on disk, 23.6M parameters, about 6m40s, \
+2.50 GB of memory'
+  """
+  return (
+    f"preflight: {rows:,} rows, {size(disk_bytes)} on disk,"
+    f" {count(parameters)} parameters, about {duration(seconds)},"
+    f" {size(memory_bytes)} of memory"
+  )
+
+
+def count(n: float) -> str:
+  """A count in three digits: 950, 1.23k, 45.6M.
+
+  >>> [count(n) for n in (0, 12, 999.6, 45_600, 2_000_000)]
+  ['0', '12', '1.00k', '45.6k', '2.00M']
+  """
+  return _scaled(n, "", ["", "k", "M", "G", "T", "P"])
+
+
+def size(n: float) -> str:
+  """Bytes in powers of 1000: 512 B, 230 MB.
+
+  >>> [size(n) for n in (512, 230_400_000, 2.5e9)]
+  ['512 B', '230 MB', '2.50 GB']
+  """
+  return _scaled(n, " ", ["B", "kB", "MB", "GB", "TB", "PB"])
+
+
+def duration(seconds: float) -> str:
+  """Seconds in the two largest units: 45s, 6m40s, 3h05m, 2d04h.
+
+  >>> [duration(s) for s in (0.4, 45, 400, 11_100, 187_300)]
+  ['0s', '45s', '6m40s', '3h05m', '2d04h']
+  """
+  if not math.isfinite(seconds):
+    return "unknown"
+  whole = max(round(seconds), 0)
+  if whole < 60:
+    return f"{whole}s"
+  minutes, s = divmod(whole, 60)
+  if minutes < 60:
+    return f"{minutes}m{s:02}s"
+  hours, m = divmod(minutes, 60)
+  if hours < 24:
+    return f"{hours}h{m:02}m"
+  days, h = divmod(hours, 24)
+  return f"{days}d{h:02}h"
+
+
+def _scaled(n: float, gap: str, units: list[str]) -> str:
+  if not math.isfinite(n):
+    return "unknown"
+  at = 0
+  while abs(n) >= 999.5 and at + 1 < len(units):
+    n /= 1000
+    at += 1
+  if at == 0:
+    digits = 0
+  else:
+    digits = 2 if abs(n) < 9.995 else 1 if abs(n) < 99.95 else 0
+  return f"{n:.{digits}f}{gap}{units[at]}"
+
+
+def _strict(value: float) -> float | str:
+  if math.isnan(value):
+    return "NaN"
+  if math.isinf(value):
+    return "Infinity" if value > 0 else "-Infinity"
+  return value
+
+
+def _parse(path: pathlib.Path) -> tuple[list[dict[str, Any]], bytes]:
+  """The whole records of a file, and its text as it is."""
+  if not path.exists():
+    return [], b""
+  text = path.read_bytes()
+  records = []
+  for line in text.splitlines(keepends=True):
+    if not line.endswith(b"\n"):
+      break  # torn by a kill
+    try:
+      records.append(json.loads(line))
+    except ValueError:
+      break
+  return records, text
+
+
+def _cut(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
+  """Leaves the records up to `step`, by an atomic replacement."""
+  records, text = _parse(path)
+  kept = [record for record in records if record["step"] <= step]
+  # Lines are taken as they stand: a rewritten float might differ.
+  lines = text.splitlines(keepends=True)
+  left = b"".join(
+    line
+    for line, record in zip(lines, records, strict=False)
+    if record["step"] <= step
+  )
+  if left != text:
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(left)
+    os.replace(new, path)
+  return kept
+
+
+def _write_all(file: Any, data: bytes) -> None:
+  """An unbuffered file may take a part only, as when the disk fills up."""
+  while data:
+    data = data[file.write(data) :]
+
+
+class _Events:
+  """A TensorBoard events file, written in the caller's thread.
+
+  `tensorboardX.SummaryWriter` writes in a thread of its own, where a full disk
+  is an error nobody hears of.
+  """
+
+  def __init__(self, folder: pathlib.Path, purge_step: int):
+    folder.mkdir(parents=True, exist_ok=True)
+    number = len(list(folder.iterdir()))  # a new name within one second too
+    name = f"events.out.tfevents.{int(time.time())}.{number}"
+    path = folder / f"{name}.{socket.gethostname()}.{os.getpid()}"
+    self._writer = tensorboardX.RecordWriter(str(path))
+    self._add(_proto.Event(file_version="brain.Event:2"), time.time())
+    # Tells the reader to forget what earlier files have from this step on.
+    start = _proto.SessionLog(status=_proto.SessionLog.START)
+    event = _proto.Event(session_log=start, step=purge_step)
+    self._add(event, time.time())
+    self._writer.flush()
+
+  def scalars(self, step: int, now: float, tags: Mapping[str, float]) -> None:
+    values = [
+      _summary.Summary.Value(tag=tag, simple_value=value)
+      for tag, value in tags.items()
+    ]
+    summary = _summary.Summary(value=values)
+    self._add(_proto.Event(summary=summary, step=step), now)
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+  def _add(self, event: Any, now: float) -> None:
+    event.wall_time = now
+    self._writer.write(event.SerializeToString())
+
+
+class Screen:
+  """A stream that is redrawn if a terminal, and given up once it breaks."""
+
+  def __init__(self, stream: TextIO):
+    self._stream: TextIO | None = stream
+    self._status: str | None = None  # what stands in the terminal's last line
+    try:
+      self.is_terminal = stream.isatty()
+    except (OSError, ValueError):
+      self.is_terminal = False
+
+  def status(self, fields: list[str]) -> None:
+    if not self.is_terminal:
+      self._write("  ".join(fields) + "\n")
+      return
+    self._status = _fit(fields, self._width() - 1)
+    self._write(f"\r{self._status}\x1b[K")
+
+  def line(self, text: str) -> None:
+    if self.is_terminal and self._status is not None:
+      self._write(f"\r\x1b[K{text}\n{_fit([self._status], self._width() - 1)}")
+    else:
+      self._write(text + "\n")
+
+  def end(self) -> None:
+    if self.is_terminal and self._status is not None:
+      self._write("\n")
+    self._status = None
+
+  def _width(self) -> int:
+    if self._stream is not None:
+      with contextlib.suppress(OSError, ValueError):
+        return os.get_terminal_size(self._stream.fileno()).columns or 80
+    return 80
+
+  def _write(self, text: str) -> None:
+    if self._stream is None:
+      return
+    try:
+      self._stream.write(text)
+      self._stream.flush()
+    except (OSError, ValueError):
+      _silence(self._stream)
+      self._stream = None
+
+
+def _fit(fields: list[str], width: int) -> str:
+  """As many fields as fit, from the first."""
+  text = fields[0]
+  for field in fields[1:]:
+    if len(text) + 2 + len(field) > width:
+      break
+    text += "  " + field
+  return text[: max(width, 0)]
+
+
+def _silence(stream: TextIO) -> None:
+  """Points a broken stream nowhere, or Python's exit would fail on it."""
+  with contextlib.suppress(OSError, ValueError):
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

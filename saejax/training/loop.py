@@ -1,0 +1,362 @@
+"""The one training loop: batches in, trained SAEs out, exactly resumable.
+
+A run killed at any moment and started again with the same settings ends with
+bit-identical weights on the same hardware: one atomic checkpoint holds states
+and data position, and dispatches begin at the same steps whether or not there
+was a stop between them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import collections
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import signal
+import threading
+import time
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saejax.errors import InputError
+from saejax.sae.sae import SAE
+from saejax.training import sharding
+from saejax.training.checkpoint import Checkpoints
+from saejax.training.log import RunLog
+from saejax.training.members import Group, Member
+from saejax.training.recipe import Recipe
+
+AHEAD = 2  # dispatches under way before the host waits for the oldest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+  """How a run trains; what it trains is the recipe's business."""
+
+  batch_rows: int = 2048  # rows a step, over all devices
+  epochs: int = 1  # passes over the store
+  learning_rate: float = 2e-3  # peak, of an SAE with learning_rate_n latents
+  learning_rate_n: int = 1024  # latents at which learning_rate holds
+  learning_rate_exponent: float = 0.0  # rate ~ n^exponent; -0.5: Gao et al.
+  warmup_steps: int = 10  # linear rise of the rate
+  decay_fraction: float = 0.2  # part of the run over which the rate falls to 0
+  clip_norm: float | None = 1.0  # largest global norm of gradients; none: off
+  ema_decay: float | None = None  # of the average of weights kept; none: off
+  dead_after_tokens: int = 0  # 0: 10 million or a tenth of the run, if less
+  engine: Literal["auto", "dense", "sparse"] = "auto"  # auto: sparse if it can
+  dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
+  members: Literal["auto", "in_turn", "stacked"] = "auto"  # auto: by hardware
+  mesh: tuple[int, ...] = (1, 1, 1)  # devices: ensemble, data, latent
+  steps_per_dispatch: int = 1  # steps in one call of the compiled program
+  window_chunks: int = 64  # chunks of the store that are mixed
+  nonfinite: Literal["stop", "skip"] = "stop"  # policy on non-finite numbers
+  checkpoint_steps: int = 500  # steps between checkpoints
+  eval_rows: int = 4096  # held-out rows that rate a checkpoint
+  log_steps: int = 10  # steps between records
+  seed: int = 0  # of the order of rows
+
+  def __post_init__(self):
+    for field, least in (
+        ("batch_rows", 1),
+        ("epochs", 1),
+        ("learning_rate_n", 1),
+        ("warmup_steps", 0),
+        ("dead_after_tokens", 0),
+        ("steps_per_dispatch", 1),
+        ("window_chunks", 1),
+        ("checkpoint_steps", 1),
+        ("eval_rows", 1),
+        ("log_steps", 1),
+        ("seed", 0),
+    ):
+      value = getattr(self, field)
+      if value < least:
+        raise InputError(
+            field, value, f"must be at least {least}", f"give {least} or more"
+        )
+    if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+      raise InputError(
+          "learning_rate", self.learning_rate, "must be positive", "try 2e-3"
+      )
+    if not 0 <= self.decay_fraction <= 1:
+      raise InputError(
+          "decay_fraction",
+          self.decay_fraction,
+          "must be in [0, 1]",
+          "0 keeps the rate, 1 lets it fall from the first step",
+      )
+    if self.clip_norm is not None and not self.clip_norm > 0:
+      raise InputError(
+          "clip_norm", self.clip_norm, "must be positive", "none turns it off"
+      )
+    if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+      raise InputError(
+          "ema_decay", self.ema_decay, "must be in (0, 1)", "none turns it off"
+      )
+
+
+class Batches(Protocol):
+  """An iterator of {"x": [B, d], "row": [B]} with an exact position."""
+
+  def __next__(self) -> dict[str, np.ndarray]: ...
+
+  def get_state(self) -> Any: ...
+
+  def set_state(self, state: Any) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+  """One member after training.
+
+  Attributes:
+    member: which.
+    sae: its weights; the last good ones where it was frozen.
+    seconds: of computing, summed over resumes.
+    status: "ok", or "frozen at step s" where its loss was not finite.
+  """
+
+  member: Member
+  sae: SAE
+  seconds: float
+  status: str
+
+
+class NonFiniteError(RuntimeError):
+  """Training stopped because of numbers that are not finite."""
+
+
+def train(
+    make_recipe: Callable[[int], Recipe],
+    members: Sequence[Member],
+    batches: Batches,
+    *,
+    config: TrainConfig,
+    folder: str | os.PathLike[str],
+    total_steps: int,
+    sample: np.ndarray | None = None,
+    fingerprint: dict[str, Any],
+    metric: Callable[[Sequence[SAE]], float] | None = None,
+    provenance: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
+    stream: Any = None,
+) -> list[Trained]:
+  """Trains all members on one reading of the batches.
+
+  Args:
+    make_recipe: from k to the recipe.
+    members: SAEs of equal shape.
+    batches: the stream, at its start; its position is saved and restored.
+    config: how.
+    folder: for checkpoints, metrics and event files; a run that is there is
+      gone on with.
+    total_steps: batches to consume.
+    sample: raw rows for the initial bias.
+    fingerprint: JSON-able settings that must be equal on resume.
+    metric: rates a checkpoint from all members' SAEs; lower is better.
+    provenance: where rows come from, for the report on non-finite ones.
+    stream: where progress goes; standard error by default.
+
+  Returns:
+    The members in order.
+
+  Raises:
+    InputError: another run is in the folder, the mesh does not divide the
+      sizes, or the disk is full.
+    NonFiniteError: rows, or every member's loss, were not finite under the
+      policy "stop". The last good checkpoint is kept and `nonfinite.json` in
+      the folder names the step and the rows.
+    SystemExit: SIGTERM came; a complete checkpoint was saved.
+  """
+  folder = pathlib.Path(folder)
+  mesh = sharding.make_mesh(config.mesh)
+  stacked = config.members == "stacked" or (
+      config.members == "auto"
+      and (mesh.shape["ensemble"] > 1 or jax.default_backend() != "cpu")
+  )
+  if mesh.shape["ensemble"] > 1 and not stacked:
+    raise InputError(
+        "train.members",
+        config.members,
+        "an ensemble axis of several devices needs stacked members",
+        "use --train.members=auto",
+    )
+  group = Group(
+      make_recipe,
+      members,
+      mesh=mesh,
+      stacked=stacked,
+      engine=config.engine,
+      skip_nonfinite=config.nonfinite == "skip",
+  )
+  states = group.init(None if sample is None else jnp.asarray(sample))
+  n = states[0].sae.W_enc.shape[-2]
+  sharding.check(
+      mesh, n=n, batch_rows=config.batch_rows, members=len(members)
+  )
+  names = [member.name for member in members]
+  seconds = np.zeros(len(members), np.float32)
+  fingerprint = {
+      **fingerprint,
+      "members": [dataclasses.asdict(member) for member in members],
+      "total_steps": total_steps,
+      "environment": environment(mesh),
+  }
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(
+        Checkpoints(folder / "checkpoints", fingerprint=fingerprint)
+    )
+    step = 0
+    template = {"members": states, "seconds": jnp.asarray(seconds)}
+    if restored := checkpoints.restore(template, batches):
+      step, saved = restored
+      states, seconds = saved["members"], np.array(saved["seconds"])
+    log = stack.enter_context(
+        RunLog(folder, step=step, total_steps=total_steps, stream=stream)
+    )
+    if step:
+      log.line(f"{folder.name}: going on from step {step:,}")
+    terminated = stack.enter_context(_sigterm())
+
+    def save(step, states):
+      rating = metric(group.saes(states)) if metric else None
+      state = {"members": states, "seconds": jnp.asarray(seconds)}
+      checkpoints.save(step, state, batches, metric=rating)
+      log.saved()
+
+    watch = _Watch(group, log, config, total_steps, folder, provenance)
+    while step < total_steps:
+      count = min(
+          config.steps_per_dispatch,
+          total_steps - step,
+          config.checkpoint_steps - step % config.checkpoint_steps,
+      )
+      with log.waiting():
+        taken = [next(batches) for _ in range(count)]
+      xs = [group.put(batch["x"]) for batch in taken]
+      states, metrics, spent = group.run(states, xs)
+      seconds += spent
+      watch.add(step, [batch["row"] for batch in taken], metrics)
+      step += count
+      log.progress(step, step * config.batch_rows)
+      if step % config.checkpoint_steps == 0 or step == total_steps:
+        watch.check_all()
+        save(step, states)
+      if terminated.is_set():
+        watch.check_all()
+        save(step, states)
+        checkpoints.wait()
+        log.line(f"{folder.name}: stopped by SIGTERM, saved at step {step:,}")
+        raise SystemExit(128 + signal.SIGTERM)
+    log.progress(step, step * config.batch_rows, force=True)
+    failed = [int(s.failed_step) for s in group.member_states(states)]
+    return [
+        Trained(
+            member=member,
+            sae=sae,
+            seconds=float(spent),
+            status="ok" if at < 0 else f"frozen at step {at}",
+        )
+        for member, sae, spent, at in zip(
+            members, group.saes(states), seconds, failed, strict=True
+        )
+    ]
+
+
+def environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """What bit-identical results depend on beside the settings."""
+  device = jax.devices()[0]
+  cores = (
+      len(os.sched_getaffinity(0))
+      if hasattr(os, "sched_getaffinity")
+      else os.cpu_count()
+  )
+  return {
+      "device": device.device_kind,
+      "platform": device.platform,
+      "mesh": list(mesh.shape.values()),
+      "cores": cores,
+      "jax": jax.__version__,
+  }
+
+
+class _Watch:
+  """Reads metrics a little behind the device: records them, stops on NaN.
+
+  Waiting for the oldest of a few dispatches bounds how far the host runs ahead
+  and keeps every batch's row numbers until its rows are known to be finite.
+  """
+
+  def __init__(self, group, log, config, total_steps, folder, provenance):
+    self._group = group
+    self._log = log
+    self._config = config
+    self._total_steps = total_steps
+    self._folder = folder
+    self._provenance = provenance
+    self._pending: collections.deque[Any] = collections.deque()
+    self._frozen: set[str] = set()
+
+  def add(self, step: int, rows: list[np.ndarray], metrics: Any) -> None:
+    self._pending.append((step, rows, metrics))
+    while len(self._pending) > AHEAD:
+      self._check(*self._pending.popleft())
+
+  def check_all(self) -> None:
+    while self._pending:
+      self._check(*self._pending.popleft())
+
+  def _check(self, first: int, rows: list[np.ndarray], metrics: Any) -> None:
+    values = self._group.by_member(metrics)
+    rows_ok, alive = values.pop("rows_ok"), values.pop("alive")
+    names = [member.name for member in self._group.members]
+    for i, batch_rows in enumerate(rows):
+      step = first + i
+      if not rows_ok[i].all():
+        if self._config.nonfinite == "stop":
+          self._stop(step, batch_rows, "rows of the batch are not finite")
+        self._log.line(f"step {step}: skipped, rows are not finite")
+      for name, ok in zip(names, alive[i], strict=True):
+        if not ok and name not in self._frozen:
+          self._frozen.add(name)
+          self._log.line(f"{name}: not finite at step {step}, frozen there")
+      if not alive[i].any():
+        self._stop(step, batch_rows, "no member's loss is finite")
+      done = step + 1
+      if done % self._config.log_steps == 0 or done == self._total_steps:
+        scalars = {
+            name: {key: value[i, m] for key, value in values.items()}
+            for m, name in enumerate(names)
+        }
+        self._log.record(done, done * self._config.batch_rows, scalars)
+
+  def _stop(self, step: int, rows: np.ndarray, why: str) -> None:
+    report: dict[str, Any] = {"step": step, "why": why, "rows": rows.tolist()}
+    if self._provenance:
+      found = self._provenance(rows)
+      report["provenance"] = {k: np.asarray(v).tolist() for k, v in found.items()}
+    path = self._folder / "nonfinite.json"
+    path.write_text(json.dumps(report) + "\n")
+    raise NonFiniteError(
+        f"step {step}: {why}; rows and where they come from are in {path}; the "
+        "last good checkpoint is kept (--train.nonfinite=skip goes on without "
+        "such batches)"
+    )
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+  """An event that is set when SIGTERM comes, in the main thread."""
+  event = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield event
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+  try:
+    yield event
+  finally:
+    signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,23 @@
+"""What a compiled program holds, read from its text."""
+
+import re
+
+ARRAY = re.compile(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]*)\]")
+
+
+def arrays(text: str) -> set[tuple[int, ...]]:
+  """The shapes of all arrays that the text names."""
+  return {_shape(dims) for dims in ARRAY.findall(text)}
+
+
+def sorts(text: str) -> list[tuple[int, ...]]:
+  """The shapes that are sorted, one for each sort."""
+  found = []
+  for line in text.splitlines():
+    if " sort(" in line:
+      found.append(_shape(ARRAY.search(line.split("=", 1)[1])[1]))
+  return found
+
+
+def _shape(dims: str) -> tuple[int, ...]:
+  return tuple(int(size) for size in dims.split(",") if size)

@@ -1,0 +1,232 @@
+"""Batches: each row once an epoch, exact state, good mixing."""
+
+import itertools
+import json
+import pathlib
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from saejax.data import loader, store, summary
+from saejax.errors import InputError
+
+
+def take(iterator, n=None):
+  return list(itertools.islice(iterator, n))
+
+
+class LoaderTest(parameterized.TestCase):
+  def store(self, n, d=3, doc=None, name="store", **changes):
+    sizes = {"bucket_rows": 1024, "shard_rows": 256, "chunk_rows": 64}
+    x = np.repeat(np.arange(n, dtype=np.float32)[:, None], d, axis=-1)
+    path = pathlib.Path(self.create_tempdir().full_path) / name
+    return store.write_arrays(path, x, doc, **(sizes | changes))
+
+  def assert_same(self, got, want):
+    self.assertEqual(len(got), len(want))
+    for a, b in zip(got, want, strict=True):
+      np.testing.assert_array_equal(a["row"], b["row"])
+      np.testing.assert_array_equal(a["x"], b["x"])
+
+  @parameterized.product(n=(1024, 10_007), window_chunks=(1, 3, 64))
+  def test_an_epoch_gives_each_row_once_but_a_last_part_of_a_batch(
+    self, n, window_chunks
+  ):
+    found = self.store(n)
+    data = loader.batches(
+      found, batch_rows=100, seed=0, window_chunks=window_chunks
+    )
+    batches = take(data)
+    self.assertLen(batches, n // 100)
+    self.assertLen(batches, loader.count_batches(found, batch_rows=100, seed=0))
+    row = np.concatenate([b["row"] for b in batches])
+    self.assertLen(set(row), n // 100 * 100)
+    self.assertContainsSubset(row, range(n))
+    self.assertEqual(row.dtype, np.int64)
+
+  def test_a_batch_of_one_row_leaves_nothing_out(self):
+    found = self.store(300)
+    data = loader.batches(found, batch_rows=1, seed=0)
+    self.assertCountEqual([int(b["row"][0]) for b in data], range(300))
+
+  def test_row_numbers_are_those_of_the_store(self):
+    found = self.store(500)
+    for batch in loader.batches(found, batch_rows=64, seed=0):
+      want = np.concatenate([found.read(r, r + 1) for r in batch["row"]])
+      np.testing.assert_array_equal(batch["x"], want)
+
+  def test_epochs_have_orders_of_their_own_and_carry_the_remainder(self):
+    found = self.store(1000)
+    data = loader.batches(found, batch_rows=300, seed=0, epochs=3)
+    row = np.concatenate([b["row"] for b in data])
+    self.assertLen(row, 3000)
+    epochs = row.reshape(3, 1000)
+    for epoch in epochs:
+      self.assertLen(set(epoch), 1000)
+    self.assertFalse((epochs[0] == epochs[1]).all())
+    self.assertFalse((epochs[1] == epochs[2]).all())
+
+  def test_the_seed_fixes_the_order(self):
+    found = self.store(1000)
+    one, again, other = (
+      take(loader.batches(found, batch_rows=50, seed=seed))
+      for seed in (1, 1, 2)
+    )
+    self.assert_same(one, again)
+    self.assertFalse((one[0]["row"] == other[0]["row"]).all())
+
+  def test_without_epochs_there_is_no_end(self):
+    found = self.store(100)
+    data = loader.batches(found, batch_rows=50, seed=0, epochs=None)
+    self.assertLen(take(data, 31), 31)
+
+  @parameterized.parameters(0, 1, 7, 8, 20, 41, 42)
+  def test_a_restored_iterator_gives_the_same_rest(self, at):
+    found = self.store(2100)
+    # Windows of 192 rows or so: the state lies inside and between windows.
+    data = loader.batches(
+      found, batch_rows=100, seed=5, epochs=2, window_chunks=3
+    )
+    whole = take(data)
+    self.assertLen(whole, 42)
+    iterator = iter(data)
+    take(iterator, at)
+    state = json.loads(json.dumps(iterator.get_state()))
+    for threads in (1, 2):
+      again = iter(
+        loader.batches(
+          found,
+          batch_rows=100,
+          seed=5,
+          epochs=2,
+          window_chunks=3,
+          read_threads=threads,
+          ahead_windows=2 * threads,
+        )
+      )
+      take(again, 3)
+      again.set_state(state)
+      self.assert_same(take(again), whole[at:])
+
+  def test_state_is_exact_through_prefetch_to_the_device(self):
+    found = self.store(2000)
+
+    def data():
+      return grain.experimental.device_put(
+        loader.batches(found, batch_rows=100, seed=5, window_chunks=5),
+        jax.devices()[0],
+      )
+
+    iterator = iter(data())
+    try:
+      whole = take(iterator)
+    finally:
+      iterator.close()
+    self.assertIsInstance(whole[0]["x"], jax.Array)
+    self.assertLen(whole, 20)
+    for at in (0, 3, 11, 20):
+      first, again = iter(data()), iter(data())
+      try:
+        take(first, at)
+        again.set_state(first.get_state())
+        self.assert_same(take(again), whole[at:])
+      finally:
+        first.close()
+        again.close()
+
+  @parameterized.parameters(2, 3)
+  def test_processes_share_the_rows_and_stop_together(self, processes):
+    found = self.store(2100)
+    arguments = {"batch_rows": 100, "seed": 0, "window_chunks": 4, "epochs": 2}
+    count = loader.count_batches(found, process_count=processes, **arguments)
+    rows = []
+    for index in range(processes):
+      batches = take(
+        loader.batches(
+          found, process_index=index, process_count=processes, **arguments
+        )
+      )
+      self.assertLen(batches, count)
+      rows += [r for b in batches for r in b["row"]]
+    self.assertGreaterEqual(count * processes, 36)  # of 42
+    times = np.unique(rows, return_counts=True)[1]
+    self.assertLessEqual(times.max(), 2)
+
+  def test_processes_read_different_windows_where_one_would_do(self):
+    found = self.store(640)
+    rows = [
+      {
+        r
+        for b in loader.batches(
+          found, batch_rows=10, seed=0, process_index=i, process_count=2
+        )
+        for r in b["row"].tolist()
+      }
+      for i in range(2)
+    ]
+    self.assertEmpty(rows[0] & rows[1])
+    self.assertLen(rows[0] | rows[1], 640)
+
+  def test_stored_type_and_rows_that_are_not_finite_pass(self):
+    x = np.ones((200, 2), jnp.bfloat16)
+    x[17, 1] = np.nan
+    path = pathlib.Path(self.create_tempdir().full_path) / "s"
+    found = store.write_arrays(path, x, seed=None)
+    bad = []
+    for batch in loader.batches(found, batch_rows=50, seed=0):
+      self.assertEqual(batch["x"].dtype, jnp.bfloat16)
+      broken = ~np.isfinite(batch["x"].astype(np.float32)).all(-1)
+      bad += batch["row"][broken].tolist()
+    self.assertEqual(bad, [17])
+
+  def test_rows_of_a_batch_come_from_everywhere(self):
+    # 200 documents of 100 rows, unshuffled on disk.
+    doc = np.arange(20_000) // 100
+    found = self.store(20_000, doc=doc, seed=None, name="ordered")
+    shuffled = self.store(20_000, doc=doc, name="shuffled")
+
+    def mixing(found, **arguments):
+      data = loader.batches(found, batch_rows=1000, seed=0, **arguments)
+      return np.mean(
+        [
+          summary.entropy(found.provenance(b["row"])["doc"])
+          for b in take(data, 5)
+        ]
+      )
+
+    random = np.random.default_rng(0).permutation(20_000)[:1000] // 100
+    uniform = summary.entropy(random)
+    self.assertLess(mixing(found, window_chunks=1), 0.5)
+    self.assertAlmostEqual(
+      mixing(shuffled, window_chunks=64), uniform, delta=0.02
+    )
+
+  @parameterized.parameters((301, 1), (151, 2))
+  def test_too_few_rows_for_one_batch(self, batch_rows, processes):
+    found = self.store(300)
+    with self.assertRaisesRegex(
+      InputError, r"rows of the store \(300\)"
+    ) as got:
+      loader.batches(
+        found,
+        batch_rows=batch_rows,
+        seed=0,
+        epochs=None,
+        process_count=processes,
+      )
+    self.assertEqual(got.exception.field, "train.batch_rows")
+
+  @parameterized.parameters("batch_rows", "window_chunks", "epochs")
+  def test_settings_below_one(self, name):
+    found = self.store(300)
+    arguments = {"batch_rows": 10, "seed": 0} | {name: 0}
+    with self.assertRaises(InputError) as got:
+      loader.batches(found, **arguments)
+    self.assertEqual(got.exception.field, f"train.{name}")
+
+
+if __name__ == "__main__":
+  absltest.main()

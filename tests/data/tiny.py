@@ -1,0 +1,131 @@
+"""A model that is a function, a corpus of text files, and harvests of them.
+
+Run as a script, it harvests until it is done or killed:
+  python -m tests.data.tiny CORPUS DIR SECONDS_A_FORWARD
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+
+from saejax.data import harvest, ledger, store, subject
+
+CLS, SEP, OUTLIER_ID, USER_ID = 0, 1, 2 + ord("!"), 2 + ord("?")
+D = 8
+
+
+def encode(text: str) -> np.ndarray:
+  """Bytes; "<s>" in a text is CLS, as tokenizers do with special tokens."""
+  parts = [
+    np.frombuffer(part.encode(), np.uint8).astype(np.int32) + 2
+    for part in text.split("<s>")
+  ]
+  for i in range(len(parts) - 1, 0, -1):
+    parts.insert(i, np.asarray([CLS], np.int32))
+  return np.concatenate(parts)
+
+
+def vectors() -> np.ndarray:
+  """[258, D] a vector a token; "!" is an outlier."""
+  found = np.random.default_rng(0).standard_normal((258, D), np.float32)
+  found[OUTLIER_ID] *= 100
+  return found
+
+
+def forward(ids: np.ndarray, mask: np.ndarray) -> jnp.ndarray:
+  """The token's vector; the first value depends on the whole batch.
+
+  So does the rounding of a real model: a batch of another composition shows.
+  """
+  x = vectors()[ids]
+  x[..., 0] = ((ids * mask).sum() % 251 + ids.shape[1]) / 100
+  return jnp.asarray(x)
+
+
+def source(seconds: float = 0.0, function=forward) -> subject.Subject:
+  def slow(ids, mask):
+    time.sleep(seconds)
+    return function(ids, mask)
+
+  return subject.Subject(
+    d=D,
+    encode=encode,
+    forward=slow,
+    prefix=(CLS,),
+    suffix=(SEP,),
+    special=frozenset({CLS, SEP}),
+    meta={
+      "model": {"name": "tiny", "weights": "0"},
+      "site": {"layer": 0, "point": "resid_post"},
+    },
+  )
+
+
+def corpus(folder: pathlib.Path, documents: int = 40) -> pathlib.Path:
+  """Documents of 0 to 300 characters, with marked ones among them."""
+  generator = np.random.default_rng(1)
+  folder.mkdir()
+  for i in range(documents):
+    letters = generator.choice(list("abcdefgh "), i * 300 // documents)
+    text = "".join(letters)
+    if i % 3 == 0:
+      text = text[:20] + "<s>" + text[20:40] + "!?" + text[40:]
+    (folder / f"{i}.txt").write_text(text)
+  return folder
+
+
+def config(corpus: pathlib.Path, folder: pathlib.Path, **changes):
+  values = {
+    "corpus": str(corpus),
+    "dir": str(folder),
+    "rows": 2_000,
+    "held_out_fraction": 0.25,
+    "held_out_rows": 400,
+    "context": 18,
+    "forward_batch": 5,
+    "pool_batches": 3,
+    "bucket_rows": 512,
+    "shard_rows": 256,
+    "chunk_rows": 32,
+    "calibration_rows": 100,
+    "drop_ids": (USER_ID,),
+    "dtype": "float32",
+  }
+  return harvest.HarvestConfig(**(values | changes))
+
+
+def files(folder: pathlib.Path) -> dict[str, bytes | list]:
+  """All files below a folder; ledgers without times, hosts and versions."""
+  found = {}
+  for path in sorted(folder.rglob("*")):
+    if path.is_file():
+      name = str(path.relative_to(folder))
+      found[name] = path.read_bytes()
+      if path.suffix == ".jsonl":
+        found[name] = [
+          {k: v for k, v in json.loads(line).items() if k not in VOLATILE}
+          for line in found[name].splitlines()
+        ]
+  return found
+
+
+VOLATILE = ledger.VOLATILE
+
+
+def everything(found: store.Store) -> dict[str, np.ndarray]:
+  """All columns of a store."""
+  x = np.concatenate(found.read_many(found.intervals))
+  return {"x": x} | found.columns("doc", "pos", "tok")
+
+
+if __name__ == "__main__":
+  where, folder, seconds = sys.argv[1:]
+  print("ready", flush=True)
+  harvest.harvest(
+    config(pathlib.Path(where), pathlib.Path(folder)),
+    source=source(float(seconds)),
+  )

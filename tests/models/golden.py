@@ -1,0 +1,68 @@
+"""Golden files of the model families, as model folders and expectations."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+FILES = pathlib.Path(__file__).resolve().parents[1] / "golden"
+CASES = (
+  "bert",
+  "bert_no_pooler_relu",
+  "gpt2",
+  "gpt2_bare",
+  "gpt2_untied_scaled",
+  "llama_gqa_tied",
+  "llama_linear_rope",
+  "llama_mha_biased",
+  "llama_scaled_rope",
+)
+POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+
+
+def expected(name: str) -> dict[str, np.ndarray]:
+  """What transformers computed, and the batch it computed it for."""
+  tensors = safetensors.numpy.load_file(FILES / f"models_{name}.safetensors")
+  return {
+    key.removeprefix("golden/"): value
+    for key, value in tensors.items()
+    if key.startswith("golden/")
+  }
+
+
+def config(name: str) -> dict:
+  path = FILES / f"models_{name}.safetensors"
+  with safetensors.safe_open(path, framework="numpy") as file:
+    return json.loads(file.metadata()["config"])
+
+
+def weights(name: str) -> dict[str, np.ndarray]:
+  tensors = safetensors.numpy.load_file(FILES / f"models_{name}.safetensors")
+  return {k: v for k, v in tensors.items() if not k.startswith("golden/")}
+
+
+def folder(
+  path: str | pathlib.Path,
+  name: str,
+  *,
+  settings: Mapping | None = None,
+  tensors: Mapping[str, np.ndarray] | None = None,
+) -> str:
+  """Writes a case as a model folder at `path`.
+
+  Args:
+    settings: changes to config.json; None removes one.
+    tensors: the weights, where not those of the case.
+  """
+  path = pathlib.Path(path)
+  path.mkdir(parents=True, exist_ok=True)
+  values = config(name) | dict(settings or {})
+  values = {k: v for k, v in values.items() if v is not None}
+  (path / "config.json").write_text(json.dumps(values))
+  saved = weights(name) if tensors is None else dict(tensors)
+  saved = {k: np.ascontiguousarray(v) for k, v in saved.items()}
+  safetensors.numpy.save_file(saved, path / "model.safetensors")
+  return str(path)

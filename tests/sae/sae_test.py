@@ -1,0 +1,213 @@
+"""Tests of saejax.sae.sae."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from saejax.sae import activations, decoders, initial, prep
+from saejax.sae.latents import SparseLatents
+from tests import toy
+
+KINDS = {
+  "topk": {},
+  "relu": {"activation": activations.ReLU()},
+  "no_pre_bias": {"pre_bias": False},
+  "normalised": {"decoder": decoders.Normalised},
+  "prep": {"prep_": toy.affine(8)},
+}
+
+
+def by_hand(sae, x):
+  """Latents and reconstruction in NumPy, rows one by one."""
+  W_enc, b_enc, W_dec, b_dec = map(
+    np.asarray, (sae.W_enc, sae.b_enc, sae.decoder.W, sae.b_dec)
+  )
+  centre, scale = 0.0, 1.0
+  if isinstance(sae.prep, prep.Affine):
+    centre, scale = np.asarray(sae.prep.centre), float(sae.prep.scale)
+  if isinstance(sae.decoder, decoders.Normalised):
+    W_dec = W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True)
+  frame = (np.asarray(x) - centre) / scale
+  a = (frame - (b_dec if sae.pre_bias else 0)) @ W_enc.T + b_enc
+  z = np.maximum(a, 0)
+  if isinstance(sae.activation, activations.TopK):
+    for row, kept in zip(z, np.argsort(-a, axis=1), strict=True):
+      row[kept[sae.activation.k :]] = 0
+  return z, (z @ W_dec + b_dec) * scale + centre
+
+
+class EquationsTest(parameterized.TestCase):
+  @parameterized.parameters(*KINDS)
+  def test_encode_decode_and_reconstruct_follow_the_equations(self, kind):
+    sae, x = toy.sae(**KINDS[kind]), toy.rows(11, 8)
+    want_z, want_x_hat = by_hand(sae, x)
+
+    @jax.jit
+    def run(sae, x):
+      z = sae.encode(x)
+      return z, sae.decode(z), sae.reconstruct(x)
+
+    z, decoded, reconstructed = run(sae, x)
+    np.testing.assert_allclose(z, want_z, atol=2e-5)
+    np.testing.assert_allclose(decoded, want_x_hat, atol=5e-5)
+    np.testing.assert_allclose(reconstructed, want_x_hat, atol=5e-5)
+
+  def test_weights_are_stored_latent_by_latent(self):
+    sae = toy.sae(n=24, d=8)
+    self.assertEqual(sae.W_enc.shape, (24, 8))
+    self.assertEqual(sae.W_dec.shape, (24, 8))
+    self.assertEqual((sae.n, sae.d), (24, 8))
+    self.assertEqual((sae.b_enc.shape, sae.b_dec.shape), ((24,), (8,)))
+
+  @parameterized.parameters("topk", "prep", "normalised")
+  def test_sparse_latents_are_the_dense_ones(self, kind):
+    sae, x = toy.sae(**KINDS[kind]), toy.rows(11, 8)
+
+    @jax.jit
+    def run(sae, x):
+      sparse = sae.encode_sparse(x)
+      return sparse, sparse.dense(), sae.encode(x), sae.decode(sparse)
+
+    sparse, dense, z, decoded = run(sae, x)
+    self.assertIsInstance(sparse, SparseLatents)
+    self.assertEqual(sparse.values.shape, (11, 4))
+    np.testing.assert_allclose(dense, z, atol=1e-6)
+    np.testing.assert_allclose(decoded, sae.decode(z), atol=2e-5)
+
+  def test_unbounded_rows_have_no_sparse_form(self):
+    sae = toy.sae(activation=activations.ReLU())
+    with self.assertRaisesRegex(ValueError, "ReLU does not bound"):
+      sae.encode_sparse(toy.rows(2, 8))
+    with self.assertRaisesRegex(ValueError, "ReLU does not bound"):
+      sae.forward(toy.rows(2, 8), engine="sparse")
+
+  def test_unknown_engine_is_refused(self):
+    with self.assertRaisesRegex(ValueError, "auto, dense or sparse, got 'gpu'"):
+      toy.sae().forward(toy.rows(2, 8), engine="gpu")
+
+  @parameterized.parameters("dense", "sparse")
+  def test_a_traced_k_drops_the_ranks_beyond_it(self, engine):
+    sae, x = toy.sae(activation=activations.TopK(6)), toy.rows(11, 8)
+    smaller = sae.replace(activation=activations.TopK(2))
+    run = jax.jit(lambda s, k: s.forward(x, k=k, engine=engine).latents.dense())
+    np.testing.assert_allclose(
+      run(sae, jnp.asarray(2)), smaller.encode(x), atol=1e-6
+    )
+    np.testing.assert_allclose(
+      run(sae, jnp.asarray(6)), sae.encode(x), atol=1e-6
+    )
+
+  def test_row_layer_norm_is_inverted_by_reconstruct_alone(self):
+    sae = toy.sae(prep_=prep.RowLayerNorm())
+    x = 4 * toy.rows(5, 8) + 3
+    with self.assertRaisesRegex(ValueError, "use reconstruct"):
+      sae.decode(sae.encode(x))
+    frame = np.asarray(x)
+    mean = frame.mean(axis=1, keepdims=True)
+    std = frame.std(axis=1, keepdims=True, ddof=1) + prep.STD_EPS
+    in_frame = sae.decode_in_frame(sae.encode(x))
+    np.testing.assert_allclose(
+      sae.reconstruct(x), np.asarray(in_frame) * std + mean, atol=1e-4
+    )
+
+
+class TransformsTest(parameterized.TestCase):
+  @parameterized.parameters("topk", "relu")
+  def test_takes_any_batch_shape(self, kind):
+    sae, x = toy.sae(**KINDS[kind]), toy.rows(12, 8)
+
+    @jax.jit
+    def run(sae, x):
+      z = sae.encode(x)
+      return z, sae.decode(z), sae.reconstruct(x)
+
+    flat = run(sae, x)
+    for batch in ((3, 4), (2, 1, 6)):
+      for got, want in zip(run(sae, x.reshape(*batch, 8)), flat, strict=True):
+        self.assertEqual(got.shape[:-1], batch)
+        np.testing.assert_allclose(got.reshape(want.shape), want, atol=1e-5)
+    for got, want in zip(run(sae, x[5]), flat, strict=True):
+      np.testing.assert_allclose(got, want[5], atol=1e-5)
+    for got, want in zip(jax.vmap(run, (None, 0))(sae, x), flat, strict=True):
+      np.testing.assert_allclose(got, want, atol=1e-5)
+
+  def test_vmap_over_members_equals_each(self):
+    draw = functools.partial(
+      initial.tied, n=24, d=8, activation=activations.TopK(4)
+    )
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = toy.rows(5, 8)
+    members = jax.vmap(draw)(keys)
+    self.assertEqual(members.W_enc.shape, (3, 24, 8))
+    got = jax.jit(jax.vmap(lambda s: s.reconstruct(x)))(members)
+    one = jax.jit(lambda s: s.reconstruct(x))
+    for i, key in enumerate(keys):
+      np.testing.assert_allclose(got[i], one(draw(key)), atol=1e-5)
+
+  @parameterized.parameters("topk", "no_pre_bias", "normalised", "prep")
+  def test_gradients_are_an_sae_equal_in_both_engines(self, kind):
+    sae, x = toy.sae(**KINDS[kind]), toy.rows(11, 8)
+
+    def loss(sae, engine):
+      out = sae.forward(x, engine=engine)
+      return jnp.mean(jnp.sum((out.x - out.x_hat) ** 2, axis=-1))
+
+    dense, sparse = (
+      jax.jit(jax.grad(functools.partial(loss, engine=engine)))(sae)
+      for engine in ("dense", "sparse")
+    )
+    toy.assert_trees_close(sparse, dense, rtol=1e-5, atol=2e-5)
+    for leaf in (sparse.W_enc, sparse.b_enc, sparse.decoder.W, sparse.b_dec):
+      self.assertGreater(float(jnp.abs(leaf).max()), 1e-3)
+
+  def test_gradient_matches_finite_differences(self):
+    # Directions whose kept latents do not change within the step.
+    sae, x = toy.sae(), toy.rows(3, 8)
+    loss = jax.jit(lambda s: jnp.sum((s.forward(x).x_hat - x) ** 2))
+    g = jax.grad(loss)(sae)
+    t = jax.tree.map(lambda w: toy.rows(*w.shape, seed=5), sae)
+    h = 1e-3
+    move = lambda h: jax.tree.map(lambda w, t: w + h * t, sae, t)
+    numeric = (loss(move(h)) - loss(move(-h))) / (2 * h)
+    along = sum(
+      jnp.vdot(a, b)
+      for a, b in zip(jax.tree.leaves(g), jax.tree.leaves(t), strict=True)
+    )
+    np.testing.assert_allclose(along, numeric, rtol=2e-2)
+
+
+class DtypeTest(parameterized.TestCase):
+  @parameterized.product(
+    engine=["dense", "sparse"], given=[jnp.float32, jnp.bfloat16]
+  )
+  def test_matmuls_read_bfloat16_and_everything_else_is_float32(
+    self, engine, given
+  ):
+    sae = toy.sae(dtype="bfloat16")
+    x = toy.rows(11, 8).astype(given)
+    out = jax.jit(lambda s, x: s.forward(x, engine=engine))(sae, x)
+    for leaf in jax.tree.leaves((out.x, out.x_hat, out.W_dec, out.a)):
+      self.assertEqual(leaf.dtype, jnp.float32)
+    self.assertEqual(out.latents.dense().dtype, jnp.float32)
+    full = toy.sae().forward(x)
+    np.testing.assert_allclose(out.x_hat, full.x_hat, atol=0.15)
+    self.assertGreater(float(jnp.abs(out.x_hat - full.x_hat).max()), 1e-5)
+
+  def test_operands_of_matmuls_are_of_the_dtype_asked_for(self):
+    for dtype in ("float32", "bfloat16"):
+      sae = toy.sae(dtype=dtype)
+      program = jax.make_jaxpr(
+        lambda x, sae=sae: sae.forward(x, engine="dense").x_hat
+      )(toy.rows(3, 8))
+      products = [e for e in program.eqns if e.primitive.name == "dot_general"]
+      self.assertLen(products, 2)  # encode, decode
+      for product in products:
+        self.assertEqual({str(v.aval.dtype) for v in product.invars}, {dtype})
+        self.assertEqual(product.outvars[0].aval.dtype, jnp.float32)
+
+
+if __name__ == "__main__":
+  absltest.main()

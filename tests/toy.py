@@ -1,0 +1,108 @@
+"""Small SAEs, and rows whose dictionary is known."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from saejax.sae import activations, decoders, initial, prep
+from saejax.sae.sae import SAE
+
+
+def unit(W: Float[Array, "n d"]) -> Float[Array, "n d"]:
+  """Rows divided by their norm."""
+  return W / jnp.linalg.norm(W, axis=-1, keepdims=True)
+
+
+def sae(
+  *,
+  n: int = 24,
+  d: int = 8,
+  activation: activations.Activation = activations.TopK(4),
+  decoder: type = decoders.Free,
+  prep_: prep.Prep = prep.Identity(),
+  pre_bias: bool = True,
+  dtype: str = "float32",
+  seed: int = 0,
+) -> SAE:
+  """An SAE with no two arrays equal and no bias 0."""
+  keys = jax.random.split(jax.random.key(seed), 4)
+  start = initial.tied(
+    keys[0],
+    n=n,
+    d=d,
+    activation=activation,
+    decoder=decoder,
+    prep=prep_,
+    pre_bias=pre_bias,
+    dtype=dtype,
+  )
+  return start.replace(
+    encoder=start.encoder.replace(
+      W=start.W_enc + 0.3 * jax.random.normal(keys[1], (n, d)),
+      b=0.2 * jax.random.normal(keys[2], (n,)),
+    ),
+    decoder=start.decoder.replace(b=0.5 * jax.random.normal(keys[3], (d,))),
+  )
+
+
+def rows(*shape: int, seed: int = 1) -> Float[Array, "*b d"]:
+  """Standard normal numbers."""
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def affine(d: int, seed: int = 2) -> prep.Affine:
+  """A centring and scaling that is neither 0 nor 1."""
+  centre = 3 * jax.random.normal(jax.random.key(seed), (d,))
+  return prep.Affine(centre=centre, scale=jnp.asarray(2.5))
+
+
+def dictionary(n: int = 64, d: int = 32, seed: int = 0) -> Float[Array, "n d"]:
+  """Random directions."""
+  return unit(jax.random.normal(jax.random.key(seed), (n, d)))
+
+
+@functools.partial(jax.jit, static_argnames=("count",))
+def planted(
+  key: PRNGKeyArray, count: int, directions: Float[Array, "n d"]
+) -> Float[Array, "count d"]:
+  """Sums of 3 directions on average, coefficients uniform on (0.5, 1.5)."""
+  n = directions.shape[0]
+  which, size = jax.random.split(key)
+  on = jax.random.bernoulli(which, 3 / n, (count, n))
+  c = jax.random.uniform(size, (count, n), minval=0.5, maxval=1.5)
+  return jnp.where(on, c, 0) @ directions
+
+
+def best_cosines(
+  directions: Float[Array, "n d"], found: Float[Array, "m d"]
+) -> np.ndarray:
+  """Of each unit direction, the largest cosine with a row of `found`."""
+  return np.asarray(jnp.max(directions @ unit(found).T, axis=-1))
+
+
+def assert_trees_close(got, want, *, rtol: float, atol: float, skip=()) -> None:
+  """Every leaf close, named where it is not; `skip` names ends of paths."""
+  got_leaves, got_tree = jax.tree_util.tree_flatten_with_path(got)
+  want_leaves, want_tree = jax.tree_util.tree_flatten_with_path(want)
+  if got_tree != want_tree:
+    raise AssertionError(f"{got_tree} is not {want_tree}")
+  for (path, a), (_, b) in zip(got_leaves, want_leaves, strict=True):
+    name = jax.tree_util.keystr(path)
+    if not name.endswith(tuple(skip)) or not skip:
+      a, b = (plain(v) for v in (a, b))
+      np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=name)
+
+
+def assert_trees_equal(got, want) -> None:
+  """Every leaf equal to the bit, NaN equal to NaN."""
+  assert_trees_close(got, want, rtol=0, atol=0)
+
+
+def plain(leaf: Array) -> np.ndarray:
+  """A leaf on the host; keys as their words."""
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.random.key_data(leaf)
+  return np.asarray(leaf)

@@ -1,0 +1,456 @@
+"""Tests of saejax.training.checkpoint."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import warnings
+
+import flax.struct
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+from jaxtyping import Array
+
+from saejax import errors
+from saejax.training import checkpoint
+
+PRINT = {"recipe": "topk", "sae": {"n": 64, "k": 4}, "environment": {"cpus": 2}}
+
+
+class Member(flax.struct.PyTreeNode):
+  """Every kind of leaf that a state of training has."""
+
+  step: Array
+  W: Array
+  alive: Array
+  words: Array
+  half: Array
+  none: Array | None
+  key: Array
+  opt: optax.OptState
+  name: str = flax.struct.field(pytree_node=False, default="a")
+
+
+def member(seed: int, n: int = 64, d: int = 8) -> Member:
+  key = jax.random.key(seed)
+  W = jax.random.normal(key, (n, d))
+  return Member(
+    step=jnp.int32(seed),
+    W=W.at[0, 0].set(jnp.nan).at[0, 1].set(-0.0),
+    alive=W[:, 0] > 0,
+    words=jnp.full((2,), 2**32 - 1, jnp.uint32),
+    half=W.astype(jnp.bfloat16),
+    none=None,
+    key=jax.random.split(key, 3),
+    opt=optax.chain(optax.clip(1.0), optax.adam(1e-3)).init({"W": W}),
+  )
+
+
+def state(n: int = 64) -> tuple[Member, ...]:
+  return member(1, n), member(2, n)
+
+
+def bits(tree):
+  """The tree's leaves as raw bytes, so that NaN and -0.0 count."""
+  as_numpy = [
+    np.asarray(jax.random.key_data(x))
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    else np.asarray(x)
+    for x in jax.tree.leaves(tree)
+  ]
+  return [(x.dtype, x.shape, x.tobytes()) for x in as_numpy]
+
+
+def temporary_folder(test: absltest.TestCase) -> str:
+  return test.enter_context(tempfile.TemporaryDirectory())
+
+
+def abstract(tree):
+  return jax.eval_shape(lambda: tree)
+
+
+def batches():
+  source = grain.MapDataset.range(100).shuffle(seed=1).to_iter_dataset()
+  return iter(source.batch(5))
+
+
+class CheckpointTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(temporary_folder(self)) / "checkpoints"
+
+  def open(self, fingerprint=None, **kwargs) -> checkpoint.Checkpoints:
+    opened = checkpoint.Checkpoints(
+      self.folder, fingerprint=fingerprint or PRINT, **kwargs
+    )
+    self.addCleanup(opened.close)
+    return opened
+
+  def save(self, step, state, iterator=None) -> None:
+    with checkpoint.Checkpoints(self.folder, fingerprint=PRINT) as opened:
+      opened.save(step, state, iterator)
+
+  def steps(self) -> list[int]:
+    return sorted(int(p.name.split("-")[0]) for p in self.folder.iterdir())
+
+  @parameterized.parameters(True, False)
+  def test_state_comes_back_bit_for_bit(self, from_abstract):
+    saved = state()
+    self.save(7, saved)
+    template = abstract(saved) if from_abstract else state()
+    step, restored = self.open().restore(template)
+    self.assertEqual(step, 7)
+    self.assertEqual(bits(restored), bits(saved))
+    self.assertEqual(jax.tree.structure(restored), jax.tree.structure(saved))
+
+  def test_an_empty_folder_restores_nothing(self):
+    self.assertIsNone(self.open().restore(abstract(state())))
+    self.assertIsNone(self.open().last())
+    self.assertIsNone(self.open().best())
+
+  def test_iterator_goes_on_with_the_next_batch(self):
+    iterator = batches()
+    for _ in range(3):
+      next(iterator)
+    checkpoints = self.open()
+    checkpoints.save(3, state(), iterator)
+    expected = [next(iterator).tolist() for _ in range(5)]
+    checkpoints.wait()
+    resumed = batches()
+    self.open().restore(abstract(state()), resumed)
+    self.assertEqual([next(resumed).tolist() for _ in range(5)], expected)
+
+  def test_a_state_donated_right_after_the_save_is_saved_as_it_was(self):
+    step = jax.jit(
+      lambda x: jax.tree.map(lambda a: a * 1.5 + 1, x), donate_argnums=0
+    )
+    x = {"a": jnp.ones((1000, 1000)), "b": jnp.zeros((3_000_000,))}
+    x = step(x)
+    checkpoints = self.open()
+    for i in range(6):
+      expected = bits(jax.tree.map(jnp.copy, x))
+      checkpoints.save(i, x)
+      for _ in range(4):
+        x = step(x)
+      checkpoints.wait()
+      _, restored = checkpoints.restore(abstract(x))
+      self.assertEqual(bits(restored), expected)
+
+  def test_the_last_and_the_best_are_kept(self):
+    checkpoints = self.open()
+    metrics = [0.9, 0.5, 0.7, None, float("nan"), 0.6]
+    kept = []
+    for step, metric in enumerate(metrics):
+      checkpoints.save(step, {"x": jnp.float32(step)}, metric=metric)
+      checkpoints.wait()
+      kept.append(self.steps())
+    self.assertEqual(kept, [[0], [1], [1, 2], [1, 3], [1, 4], [1, 5]])
+    reopened = self.open()
+    self.assertEqual(reopened.last()[:2], (5, 0.6))
+    self.assertEqual(reopened.best()[:2], (1, 0.5))
+    template = {"x": jnp.float32(0)}
+    self.assertEqual(reopened.restore(template)[1]["x"], 5)
+    self.assertEqual(reopened.restore(template, step=1)[1]["x"], 1)
+
+  def test_only_the_last_is_kept_where_the_best_is_not_wanted(self):
+    checkpoints = self.open(keep_best=False)
+    for step, metric in enumerate([0.1, 0.5, 0.7]):
+      checkpoints.save(step, {"x": jnp.float32(0)}, metric=metric)
+    checkpoints.wait()
+    self.assertEqual(self.steps(), [2])
+
+  def test_the_same_step_may_be_saved_again(self):
+    checkpoints = self.open()
+    checkpoints.save(3, {"x": jnp.float32(1)}, metric=0.5)
+    checkpoints.save(3, {"x": jnp.float32(2)}, metric=0.4)
+    checkpoints.wait()
+    self.assertLen(list(self.folder.iterdir()), 1)
+    _, restored = self.open().restore({"x": jnp.float32(0)})
+    self.assertEqual(restored["x"], 2)
+
+  def test_going_on_from_an_earlier_step_gives_up_the_later_ones(self):
+    checkpoints = self.open()
+    checkpoints.save(10, {"x": jnp.float32(10)}, metric=0.5)
+    checkpoints.save(20, {"x": jnp.float32(20)}, metric=0.6)
+    self.assertEqual(checkpoints.restore({"x": jnp.float32(0)}, step=10)[0], 10)
+    checkpoints.save(15, {"x": jnp.float32(15)}, metric=0.7)
+    checkpoints.wait()
+    self.assertEqual(self.steps(), [10, 15])
+    self.assertEqual(self.open().last().step, 15)
+
+  def test_an_absent_step_is_refused_with_those_there(self):
+    checkpoints = self.open()
+    checkpoints.save(3, {"x": jnp.float32(1)})
+    with self.assertRaisesRegex(errors.InputError, r"step 4; choose.*\[3\]"):
+      checkpoints.restore({"x": jnp.float32(1)}, step=4)
+
+  def test_another_recipe_is_refused_and_nothing_touched(self):
+    self.save(1, state())
+    leftover = self.folder / "2.orbax-checkpoint-tmp"
+    leftover.mkdir()
+    before = sorted(self.folder.rglob("*"))
+    other = {**PRINT, "sae": {"n": 64, "k": 8}}
+    with self.assertRaises(errors.InputError) as caught:
+      checkpoint.Checkpoints(self.folder, fingerprint=other)
+    self.assertEqual(caught.exception.field, "run_dir")
+    self.assertIn("sae.k=4 (now 8)", str(caught.exception))
+    self.assertIn("name another run_dir", str(caught.exception))
+    self.assertEqual(sorted(self.folder.rglob("*")), before)
+
+  @parameterized.parameters(
+    ({"recipe": "topk"}, "sae.n=64"),
+    ({**PRINT, "seed": 1}, "seed=absent"),
+    ({**PRINT, "layers": [{"at": 3}]}, r"layers=absent \(now \[{'at': 3}\]\)"),
+  )
+  def test_missing_and_added_settings_are_refused(self, other, message):
+    self.save(1, {"x": jnp.float32(1)})
+    with self.assertRaisesRegex(errors.InputError, message):
+      self.open({"environment": PRINT["environment"], **other})
+
+  def test_a_difference_inside_a_list_is_named_by_its_place(self):
+    with checkpoint.Checkpoints(
+      self.folder, fingerprint={"members": [{"k": 4}, {"k": 8}]}
+    ) as opened:
+      opened.save(1, {"x": jnp.float32(1)})
+    with self.assertRaisesRegex(errors.InputError, r"members.1.k=8 \(now 9\)"):
+      self.open({"members": [{"k": 4}, {"k": 9}]})
+
+  def test_another_environment_warns_and_goes_on(self):
+    self.save(1, {"x": jnp.float32(1)})
+    other = {**PRINT, "environment": {"cpus": 8}}
+    with self.assertWarnsRegex(UserWarning, r"environment.cpus=2 \(now 8\)"):
+      checkpoints = self.open(other)
+    self.assertEqual(checkpoints.restore({"x": jnp.float32(0)})[0], 1)
+
+  def test_the_same_settings_do_not_warn(self):
+    self.save(1, {"x": jnp.float32(1)})
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")
+      self.open(json.loads(json.dumps(PRINT)))
+
+  @parameterized.parameters(
+    (lambda s: state(128), r"0.W=float32\[64, 8\] \(now float32\[128, 8\]\)"),
+    (lambda s: s[:1], r"1.step=int32\[\] \(now absent\)"),
+    (lambda s: (*s, s[0]), r"2.step=absent \(now int32\[\]\)"),
+    (lambda s: jax.tree.map(jnp.isnan, s[0].W), "absent"),
+  )
+  def test_another_shape_is_refused_and_the_iterator_left(self, other, message):
+    self.save(1, state(), batches())
+    iterator = batches()
+    with self.assertRaisesRegex(errors.InputError, message):
+      self.open().restore(abstract(other(state())), iterator)
+    self.assertEqual(iterator.get_state(), batches().get_state())
+
+  def test_a_checkpoint_without_position_refuses_an_iterator(self):
+    self.save(1, {"x": jnp.float32(1)})
+    with self.assertRaisesRegex(errors.InputError, "position in the data"):
+      self.open().restore({"x": jnp.float32(1)}, batches())
+
+  def test_a_damaged_checkpoint_is_refused_by_name(self):
+    self.save(1, {"x": jnp.arange(10_000.0)})
+    data = [p for p in self.folder.rglob("d/*") if p.is_file()]
+    for path in data:
+      path.write_bytes(b"\0" * path.stat().st_size)
+    with self.assertRaisesRegex(errors.InputError, "must be readable"):
+      self.open().restore({"x": jnp.zeros(10_000)})
+
+  def test_foreign_and_half_written_folders_are_not_checkpoints(self):
+    self.save(1, {"x": jnp.float32(1)})
+    (self.folder / "77").mkdir()
+    (self.folder / "notes").mkdir()
+    (self.folder / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    (self.folder / "0.removed").mkdir()
+    self.assertEqual(self.open().last().step, 1)
+    self.assertEqual(
+      {p.name for p in self.folder.iterdir()}, {"1", "77", "notes"}
+    )
+
+
+def run(script: str, *args: object, **env: str) -> str:
+  """Runs a script in a process of its own and gives what it printed."""
+  done = subprocess.run(
+    [sys.executable, "-c", script, *map(str, args)],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env},
+  )
+  if done.returncode:
+    raise AssertionError(done.stdout + done.stderr)
+  assert not done.stderr, done.stderr
+  return done.stdout
+
+
+# One parent that never starts a backend forks children that save without
+# pause, kills them at random moments, and checks in another what they left.
+KILL = """
+import os, random, signal, sys, time
+import jax, jax.numpy as jnp, numpy as np, optax, grain
+from orbax.checkpoint import v1 as ocp
+from saejax.training import checkpoint
+
+folder, seed, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+def value(step):
+  return {"x": jnp.full((300, 1000), step, jnp.float32),
+          "y": jnp.arange(1000) + step}
+
+class Position:
+  def __init__(self): self.at = None
+  def get_state(self): return {"at": self.at}
+  def set_state(self, s): self.at = s["at"]
+
+def save_for_ever(started):
+  position = Position()
+  c = checkpoint.Checkpoints(folder, fingerprint={"a": 1})
+  restored = c.restore(value(0), position)
+  step = restored[0] if restored else 0
+  os.write(started, b"x")
+  while True:
+    step += 1
+    position.at = 3 * step
+    c.save(step, value(step), position, metric=step % 7)
+
+def check(reached):
+  position = Position()
+  c = checkpoint.Checkpoints(folder, fingerprint={"a": 1})
+  restored = c.restore(value(0), position)
+  if restored is None:
+    return
+  step, state = restored
+  expected = value(step)
+  assert all(np.array_equal(state[k], expected[k]) for k in expected), step
+  assert position.at == 3 * step, (position.at, step)
+  best = c.best()
+  assert best.metric == best.step % 7, best
+  restored = c.restore(value(0), position, step=best.step)
+  assert np.array_equal(restored[1]["y"], value(best.step)["y"])
+  assert len(os.listdir(folder)) <= 3, os.listdir(folder)
+  os.write(reached, step.to_bytes(4, "little"))
+
+def fork(work, pipe):
+  pid = os.fork()
+  if pid == 0:
+    code = 1
+    try:
+      work(pipe)
+      code = 0
+    except BaseException:
+      import traceback; traceback.print_exc()
+    finally:
+      os._exit(code)
+  return pid
+
+rng = random.Random(seed)
+torn = 0
+for _ in range(rounds):
+  r, w = os.pipe()
+  pid = fork(save_for_ever, w)
+  os.read(r, 1)
+  time.sleep(rng.uniform(0.0, 0.6))
+  os.kill(pid, signal.SIGKILL)
+  os.waitpid(pid, 0)
+  torn += any("tmp" in n or "removed" in n for n in os.listdir(folder))
+  pid = fork(check, w)
+  assert os.waitpid(pid, 0)[1] == 0
+  os.close(r), os.close(w)
+r, w = os.pipe()
+pid = fork(check, w)
+assert os.waitpid(pid, 0)[1] == 0
+print(int.from_bytes(os.read(r, 4), "little"), torn)
+"""
+
+FULL = """
+import resource, sys, logging
+import jax.numpy as jnp
+from saejax import errors
+from saejax.training import checkpoint
+
+c = checkpoint.Checkpoints(sys.argv[1], fingerprint={"a": 1})
+x = {"x": jnp.arange(200_000.0)}
+c.save(1, x, metric=1.0)
+c.wait()
+infinite = resource.RLIM_INFINITY
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, infinite))
+messages = []
+c.save(2, {"x": x["x"] + 1})
+try:
+  c.save(3, {"x": x["x"] + 2})
+except errors.InputError as e:
+  messages.append(str(e))
+c.save(4, {"x": x["x"] + 3})
+try:
+  c.close()
+except errors.InputError as e:
+  messages.append(str(e))
+assert len(messages) == 2, messages
+for m in messages:
+  assert m.startswith("run_dir=") and "step 1 is intact" in m, m
+  assert "free space" in m and "\\n" not in m, m
+resource.setrlimit(resource.RLIMIT_FSIZE, (infinite, infinite))
+c = checkpoint.Checkpoints(sys.argv[1], fingerprint={"a": 1})
+step, state = c.restore(x)
+assert step == 1 and bool((state["x"] == x["x"]).all())
+c.save(2, {"x": x["x"] + 1})
+c.close()
+assert c.restore(x)[0] == 2
+"""
+
+SHARDED = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from saejax.training import checkpoint
+
+auto = (AxisType.Auto,) * 2
+mesh = jax.make_mesh((2, 2), ("data", "latent"), axis_types=auto)
+other = jax.make_mesh((1, 4), ("data", "latent"), axis_types=auto)
+
+def put(tree, mesh):
+  def spec(x):
+    return NamedSharding(mesh, P("latent") if x.ndim else P())
+  return jax.tree.map(lambda x: jax.device_put(x, spec(x)), tree)
+
+tree = {"W": jax.random.normal(jax.random.key(0), (8, 4)),
+        "key": jax.random.split(jax.random.key(1), 4), "step": jnp.int32(3)}
+c = checkpoint.Checkpoints(sys.argv[1], fingerprint={"a": 1})
+c.save(1, put(tree, mesh))
+for m in (mesh, other):
+  template = put(tree, m)
+  step, back = c.restore(template)
+  jax.block_until_ready(back)
+  for k in tree:
+    assert back[k].sharding == template[k].sharding, (k, back[k].sharding)
+  assert np.array_equal(back["W"], tree["W"])
+  assert np.array_equal(jax.random.key_data(back["key"]),
+                        jax.random.key_data(tree["key"]))
+c.close()
+"""
+
+
+class ProcessTest(absltest.TestCase):
+  def test_a_kill_at_any_moment_leaves_a_whole_last_checkpoint(self):
+    folder = temporary_folder(self)
+    reached, torn = map(int, run(KILL, folder, 1, 5).split())
+    self.assertGreater(reached, 5)  # it saved in each round, on average
+    self.assertGreater(torn, 0)  # some kills met a write half-way
+
+  def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(self):
+    run(FULL, temporary_folder(self))
+
+  def test_shards_are_restored_where_the_template_says(self):
+    run(
+      SHARDED,
+      temporary_folder(self),
+      XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()

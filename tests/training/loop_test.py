@@ -1,0 +1,228 @@
+"""The loop: exact resume, what stops it, what it leaves behind."""
+
+from functools import partial
+import json
+import os
+import pathlib
+import signal
+
+from absl.testing import absltest
+import jax
+import numpy as np
+
+from saejax.data import loader
+from saejax.data import store as stores
+from saejax.errors import InputError
+from saejax.recipes import row_sparse
+from saejax.training import log, loop
+from saejax.training.members import Member
+
+D, N, ROWS, BATCH = 16, 64, 2_000, 64
+MEMBERS = (
+  Member(k=2, seed=0, learning_rate=3e-3),
+  Member(k=4, seed=1, learning_rate=3e-3),
+)
+recipe = partial(row_sparse.topk, D, N, dead_after_tokens=300)
+
+
+class Killed(Exception):
+  """Stands for a kill: nothing after it runs."""
+
+
+class Interrupted:
+  """Batches that do something once, when a given one is asked for."""
+
+  def __init__(self, batches, at: int, act):
+    self._batches = batches
+    self._left = at
+    self._act = act
+
+  def __next__(self):
+    self._left -= 1
+    if self._left == 0:
+      self._act()
+    return next(self._batches)
+
+  def get_state(self):
+    return self._batches.get_state()
+
+  def set_state(self, state):
+    self._batches.set_state(state)
+
+
+def kill():
+  raise Killed
+
+
+class LoopTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    self.x = np.random.default_rng(0).normal(size=(ROWS, D)).astype(np.float32)
+
+  def store(self, x, name="store"):
+    return stores.write_arrays(
+      self.folder / name,
+      x,
+      doc=np.arange(len(x)) // 100,
+      bucket_rows=1024,
+      shard_rows=512,
+      chunk_rows=128,
+    )
+
+  def batches(self, store):
+    return iter(loader.batches(store, batch_rows=BATCH, seed=0))
+
+  def train(self, name, batches, members=MEMBERS, steps=24, **kwargs):
+    settings = {"batch_rows": BATCH, "checkpoint_steps": 5, "log_steps": 1}
+    settings.update(kwargs.pop("config", {}))
+    return loop.train(
+      recipe,
+      members,
+      batches,
+      config=loop.TrainConfig(**settings),
+      folder=self.folder / name,
+      total_steps=steps,
+      sample=self.x[:100],
+      fingerprint=kwargs.pop("fingerprint", {"recipe": "topk"}),
+      stream=open(os.devnull, "w"),
+      **kwargs,
+    )
+
+  def assert_same(self, found, expected):
+    for a, b in zip(found, expected, strict=True):
+      jax.tree.map(np.testing.assert_array_equal, a.sae, b.sae)
+
+  def test_killed_and_repeated_ends_with_the_same_bits(self):
+    store = self.store(self.x)
+    for name, config in (
+      ("in_turn", {}),
+      ("stacked", {"members": "stacked"}),
+      ("several", {"steps_per_dispatch": 3}),
+    ):
+      with self.subTest(name):
+        whole = self.train(f"{name}-a", self.batches(store), config=config)
+        for at in (1, 7, 24):
+          broken = Interrupted(self.batches(store), at, kill)
+          with self.assertRaises(Killed):
+            self.train(f"{name}-{at}", broken, config=config)
+          again = self.train(f"{name}-{at}", self.batches(store), config=config)
+          self.assert_same(again, whole)
+
+  def test_metrics_have_each_step_once_after_a_kill(self):
+    store = self.store(self.x)
+    with self.assertRaises(Killed):
+      self.train("a", Interrupted(self.batches(store), 14, kill))
+    self.train("a", self.batches(store))
+    steps = [record["step"] for record in log.read(self.folder / "a")]
+    self.assertEqual(steps, list(range(1, 25)))
+
+  def test_sigterm_saves_and_the_same_command_goes_on(self):
+    store = self.store(self.x)
+    whole = self.train("a", self.batches(store))
+    stop = partial(os.kill, os.getpid(), signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
+    with self.assertRaises(SystemExit) as caught:
+      self.train("b", Interrupted(self.batches(store), 8, stop))
+    self.assertEqual(caught.exception.code, 128 + signal.SIGTERM)
+    self.assertIs(signal.getsignal(signal.SIGTERM), before)
+    saved = {p.name for p in (self.folder / "b" / "checkpoints").iterdir()}
+    self.assertIn("8", saved)
+    self.assert_same(self.train("b", self.batches(store)), whole)
+
+  def test_non_finite_rows_stop_and_their_provenance_is_written(self):
+    x = self.x.copy()
+    x[777, 3] = np.nan
+    store = self.store(x)
+    batches = self.batches(store)
+    bad = next(
+      i for i in range(24) if not np.isfinite(next(batches)["x"]).all()
+    )
+    with self.assertRaisesRegex(loop.NonFiniteError, f"step {bad}: rows"):
+      self.train("a", self.batches(store), provenance=store.provenance)
+    report = json.loads((self.folder / "a" / "nonfinite.json").read_text())
+    self.assertEqual(report["step"], bad)
+    self.assertIn(7, report["provenance"]["doc"])
+    saved = {int(p.name) for p in (self.folder / "a/checkpoints").iterdir()}
+    self.assertEqual(max(saved), bad // 5 * 5)
+
+  def test_non_finite_rows_can_be_skipped(self):
+    x = self.x.copy()
+    x[777, 3] = np.inf
+    store = self.store(x)
+    found = self.train(
+      "a", self.batches(store), config={"nonfinite": "skip"}
+    )
+    for member in found:
+      self.assertEqual(member.status, "ok")
+      for leaf in jax.tree.leaves(member.sae):
+        self.assertTrue(np.isfinite(leaf).all())
+
+  def test_one_member_that_diverges_is_frozen_and_the_others_go_on(self):
+    store = self.store(self.x)
+    whole = self.train("a", self.batches(store))
+    wild = Member(k=4, seed=1, learning_rate=1e38)
+    found = self.train("b", self.batches(store), (MEMBERS[0], wild))
+    self.assertRegex(found[1].status, "frozen at step [0-9]+")
+    for leaf in jax.tree.leaves(found[1].sae):
+      self.assertTrue(np.isfinite(leaf).all())
+    self.assertEqual(found[0].status, "ok")
+    self.assert_same(found[:1], whole[:1])
+
+  def test_all_members_diverging_stops(self):
+    store = self.store(self.x)
+    wild = [Member(k=2, seed=s, learning_rate=1e38) for s in (0, 1)]
+    with self.assertRaisesRegex(loop.NonFiniteError, "no member's loss"):
+      self.train("a", self.batches(store), wild)
+
+  def test_best_checkpoint_is_kept_by_the_metric(self):
+    store = self.store(self.x)
+    ratings = iter([3.0, 1.0, 2.0, 5.0, 4.0])
+    self.train(
+      "a", self.batches(store), metric=lambda saes: next(ratings)
+    )
+    kept = {int(p.name) for p in (self.folder / "a/checkpoints").iterdir()}
+    self.assertEqual(kept, {10, 24})
+
+  def test_another_run_in_the_folder_is_refused_and_left_alone(self):
+    store = self.store(self.x)
+    self.train("a", self.batches(store))
+    def files():
+      paths = (self.folder / "a").rglob("*")
+      return {p: p.stat().st_mtime_ns for p in paths if p.is_file()}
+    before = files()
+    for change in (
+      {"fingerprint": {"recipe": "other"}},
+      {"members": MEMBERS[:1]},
+      {"steps": 30},
+    ):
+      with self.assertRaises(InputError) as caught:
+        self.train("a", self.batches(store), **change)
+      self.assertEqual(caught.exception.field, "run_dir")
+    self.assertEqual(files(), before)
+
+  def test_what_the_mesh_does_not_divide_is_refused(self):
+    store = self.store(self.x)
+    with self.assertRaises(InputError) as caught:
+      self.train("a", self.batches(store), config={"mesh": (1, 1, 3)})
+    self.assertEqual(caught.exception.field, "train.mesh")
+    with self.assertRaises(InputError):
+      self.train("a", self.batches(store), config={"mesh": (1, 1)})
+
+  def test_impossible_settings_are_refused(self):
+    for setting in (
+      {"batch_rows": 0},
+      {"learning_rate": 0.0},
+      {"learning_rate": float("nan")},
+      {"decay_fraction": 1.5},
+      {"clip_norm": -1.0},
+      {"ema_decay": 1.0},
+      {"checkpoint_steps": 0},
+    ):
+      with self.assertRaises(InputError) as caught:
+        loop.TrainConfig(**setting)
+      self.assertEqual([caught.exception.field], list(setting))
+
+
+if __name__ == "__main__":
+  absltest.main()
