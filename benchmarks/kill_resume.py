@@ -166,7 +166,9 @@ def _all(config: KillConfig, base: pathlib.Path) -> int:
     ended = False
     while not ended and len(done) < config.kills:
       target = wanted[len(done)]
-      share = 2 * spent[target] / max(1, wanted.count(target))
+      share = spent[target] / max(1, wanted.count(target))
+      if target == "training":
+        share *= 2  # steps since the last checkpoint are lost each time
       phase = _kill_once(trial, target, rng.uniform(0, share))
       ended = phase == "ended"
       if not ended:

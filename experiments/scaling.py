@@ -48,9 +48,7 @@ def main(config: Config) -> None:
       )
     )
     store, held_out = runs.harvest_stores(wanted, source)
-    points = runs.train_grid(
-      folder, store, held_out, config.sae, config.train
-    )
+    points = runs.train_grid(folder, store, held_out, config.sae, config.train)
     fit, reason = None, None
     try:
       fit = scaling_law.fit(points, resamples=config.resamples)

@@ -39,9 +39,7 @@ def main(config: Config) -> None:
   held_out = stores.open(config.held_out, expect=expected)
   with runs.folder(config.run_dir, config) as folder:
     runs.say(runs.preflight(store.rows, store.d, 0, config.sae, config.train))
-    points = runs.train_grid(
-      folder, store, held_out, config.sae, config.train
-    )
+    points = runs.train_grid(folder, store, held_out, config.sae, config.train)
     results.write(results.build(config, points), folder)
 
 

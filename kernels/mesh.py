@@ -27,11 +27,11 @@ def axis_or_none(axis: str, length: int) -> str | None:
 
 
 def per_shard(
-    body: Callable, in_specs: tuple[P, ...], out_specs: P | tuple[P, ...]
+  body: Callable, in_specs: tuple[P, ...], out_specs: P | tuple[P, ...]
 ) -> Callable:
   """`body` run on each shard of the mesh in force."""
   return jax.shard_map(
-      body, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    body, in_specs=in_specs, out_specs=out_specs, check_vma=False
   )
 
 

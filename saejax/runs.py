@@ -10,15 +10,15 @@ A group whose points.json is there is finished; the same command goes on with
 the others where they stopped.
 """
 
-from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
-from functools import partial
 import json
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -38,6 +38,7 @@ from saejax.training.recipe import Recipe
 
 SAMPLE_ROWS = 4096  # for the initial bias
 FLAGS = "run.flags"
+TRANSIENT = ("seconds", "group_seconds", "density")  # not kept with an SAE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,9 @@ class SAEConfig:
   n: tuple[int, ...] = (1024,)  # latents; each n is a group of its own
   k: tuple[int, ...] = (16,)  # latents kept in a row; topk only
   seeds: int = 1  # SAEs of each (n, k), from seeds 0, 1, ...
-  prep: Literal["none", "centre_scale", "row_layer_norm"] = "centre_scale"  # of x
+  prep: Literal["none", "centre_scale", "row_layer_norm"] = (
+    "centre_scale"  # of x
+  )
   k_aux: int = 0  # dead latents kept in a row by AuxK; 0: about d/2
   aux_weight: float = 1 / 32  # of the AuxK term
   l1: float = 0.05  # coefficient of the L1 term; relu_l1 only
@@ -58,22 +61,22 @@ class SAEConfig:
       values = getattr(self, field)
       if not values or min(values) < 1 or len(set(values)) < len(values):
         raise InputError(
-            field,
-            ",".join(map(str, values)),
-            "must be different numbers of at least 1",
-            "such as 512,1024",
+          field,
+          ",".join(map(str, values)),
+          "must be different numbers of at least 1",
+          "such as 512,1024",
         )
     if self.recipe == "topk" and max(self.k) > min(self.n):
       raise InputError(
-          "k",
-          max(self.k),
-          f"must be in [1, n={min(self.n)}]",
-          "lower k or raise the smallest n",
+        "k",
+        max(self.k),
+        f"must be in [1, n={min(self.n)}]",
+        "lower k or raise the smallest n",
       )
     for field, least in (("seeds", 1), ("k_aux", 0), ("aux_weight", 0.0)):
       if getattr(self, field) < least:
         raise InputError(
-            field, getattr(self, field), f"must be at least {least}", "raise it"
+          field, getattr(self, field), f"must be at least {least}", "raise it"
         )
 
 
@@ -90,28 +93,25 @@ def folder(run_dir: str, config: Any) -> Iterator[pathlib.Path]:
     draft = path / f".{FLAGS}.draft"
     configs.write(draft, config)
     if flags.exists() and flags.read_text() != draft.read_text():
-      theirs, ours = (
-          set(f.read_text().splitlines()) for f in (flags, draft)
-      )
+      theirs, ours = (set(f.read_text().splitlines()) for f in (flags, draft))
       draft.unlink()
       differing = sorted(theirs - ours) or sorted(ours - theirs)
       raise InputError(
-          "run_dir",
-          run_dir,
-          f"holds a run with other flags ({', '.join(differing)[:120]})",
-          "name another run_dir, or repeat that run with "
-          f"--flagfile={flags}",
+        "run_dir",
+        run_dir,
+        f"holds a run with other flags ({', '.join(differing)[:120]})",
+        f"name another run_dir, or repeat that run with --flagfile={flags}",
       )
     os.replace(draft, flags)
     yield path
 
 
 def train_grid(
-    path: pathlib.Path,
-    store: Store,
-    held_out: Store,
-    sae: SAEConfig,
-    train: loop.TrainConfig,
+  path: pathlib.Path,
+  store: Store,
+  held_out: Store,
+  sae: SAEConfig,
+  train: loop.TrainConfig,
 ) -> list[dict[str, Any]]:
   """Trains and evaluates every SAE of the grid, a group of equal n at a time.
 
@@ -129,11 +129,10 @@ def train_grid(
   """
   if store.d != held_out.d:
     raise InputError(
-        "held_out",
-        held_out.path,
-        f"must have rows of d={store.d} as the training store, has "
-        f"{held_out.d}",
-        "name the held-out store of the same harvest",
+      "held_out",
+      held_out.path,
+      f"must have rows of d={store.d} as the training store, has {held_out.d}",
+      "name the held-out store of the same harvest",
     )
   points: list[dict[str, Any]] = []
   for n in sae.n:
@@ -151,20 +150,20 @@ def _train_group(path, n, store, held_out, sae, train) -> list[dict[str, Any]]:
   """Trains the members with n latents, saves and evaluates them."""
   folder = path / f"n{n}"
   total_steps = loader.count_batches(
+    store,
+    batch_rows=train.batch_rows,
+    seed=train.seed,
+    epochs=train.epochs,
+    window_chunks=train.window_chunks,
+  )
+  batches = iter(
+    loader.batches(
       store,
       batch_rows=train.batch_rows,
       seed=train.seed,
       epochs=train.epochs,
       window_chunks=train.window_chunks,
-  )
-  batches = iter(
-      loader.batches(
-          store,
-          batch_rows=train.batch_rows,
-          seed=train.seed,
-          epochs=train.epochs,
-          window_chunks=train.window_chunks,
-      )
+    )
   )
   sample = np.asarray(spread_rows(store, SAMPLE_ROWS), np.float32)
   rated = spread_rows(held_out, train.eval_rows)
@@ -172,18 +171,18 @@ def _train_group(path, n, store, held_out, sae, train) -> list[dict[str, Any]]:
   mean = reconstruction.frame_mean(framed, store)
   try:
     trained = loop.train(
-        partial(recipe, n, store, sae, train, total_steps),
-        grid_members(n, sae, train),
-        batches,
-        config=train,
-        folder=folder,
-        total_steps=total_steps,
-        sample=sample,
-        fingerprint=_fingerprint(n, store, sae, train),
-        metric=lambda saes: float(
-            np.mean([r.nmse for r in evaluate(saes, [rated], mean)])
-        ),
-        provenance=store.provenance,
+      partial(recipe, n, store, sae, train, total_steps),
+      grid_members(n, sae, train),
+      batches,
+      config=train,
+      folder=folder,
+      total_steps=total_steps,
+      sample=sample,
+      fingerprint=_fingerprint(n, store, sae, train),
+      metric=lambda saes: float(
+        np.mean([r.nmse for r in evaluate(saes, [rated], mean)])
+      ),
+      provenance=store.provenance,
     )
   except loop.NonFiniteError as error:
     raise SystemExit(f"error: n={n}: {error}") from error
@@ -192,90 +191,90 @@ def _train_group(path, n, store, held_out, sae, train) -> list[dict[str, Any]]:
     if close:
       close()
   found = evaluate(
-      [t.sae for t in trained],
-      (x for _, x in reading.batches(held_out)),
-      mean,
+    [t.sae for t in trained],
+    (x for _, x in reading.batches(held_out)),
+    mean,
   )
   points = []
   for t, metrics in zip(trained, found, strict=True):
     point = {
-        "n": n,
-        "k": t.member.k,
-        "seed": t.member.seed,
-        "learning_rate": t.member.learning_rate,
-        "status": t.status,
-        "tokens": total_steps * train.batch_rows,
-        "seconds": round(t.seconds, 3),
-        "group_seconds": round(float(sum(t.seconds for t in trained)), 3),
-        **{k: finite(v) for k, v in metrics.record().items()},
-        "density": metrics.histogram(),
+      "n": n,
+      "k": t.member.k,
+      "seed": t.member.seed,
+      "learning_rate": t.member.learning_rate,
+      "status": t.status,
+      "tokens": total_steps * train.batch_rows,
+      "seconds": round(t.seconds, 3),
+      "group_seconds": round(float(sum(t.seconds for t in trained)), 3),
+      **{k: finite(v) for k, v in metrics.record().items()},
+      "density": metrics.histogram(),
     }
     points.append(point)
     files.save(
-        t.sae,
-        path / "saes" / f"n{n}-{t.member.name}",
-        about={
-            **{k: v for k, v in point.items() if k != "density"},
-            "model": store.meta.get("model"),
-            "site": store.meta.get("site"),
-            "held_out": held_out.path.name,
-        },
+      t.sae,
+      path / "saes" / f"n{n}-{t.member.name}",
+      about={
+        **{k: v for k, v in point.items() if k not in TRANSIENT},
+        "model": store.meta.get("model"),
+        "site": store.meta.get("site"),
+        "held_out": str(held_out.path),
+      },
     )
   return points
 
 
 def grid_members(
-    n: int, sae: SAEConfig, train: loop.TrainConfig
+  n: int, sae: SAEConfig, train: loop.TrainConfig
 ) -> list[Member]:
   """The members with n latents: every k with every seed."""
   rate = schedules.learning_rate_for(
-      n,
-      base=train.learning_rate,
-      base_n=train.learning_rate_n,
-      exponent=train.learning_rate_exponent,
+    n,
+    base=train.learning_rate,
+    base_n=train.learning_rate_n,
+    exponent=train.learning_rate_exponent,
   )
   ks = sae.k if sae.recipe == "topk" else (0,)
   return [
-      Member(k=k, seed=seed, learning_rate=rate)
-      for k in ks
-      for seed in range(sae.seeds)
+    Member(k=k, seed=seed, learning_rate=rate)
+    for k in ks
+    for seed in range(sae.seeds)
   ]
 
 
 def recipe(
-    n: int,
-    store: Store,
-    sae: SAEConfig,
-    train: loop.TrainConfig,
-    total_steps: int,
-    k: int,
+  n: int,
+  store: Store,
+  sae: SAEConfig,
+  train: loop.TrainConfig,
+  total_steps: int,
+  k: int,
 ) -> Recipe:
   """The recipe that the flags say, for rows of a store."""
   tokens = total_steps * train.batch_rows
   common: dict[str, Any] = {
-      "dead_after_tokens": train.dead_after_tokens or rules.dead_after(tokens),
-      "prep": prep.from_stats(sae.prep, store.stats),
-      "schedule": schedules.warmup_decay(
-          total_steps,
-          warmup_steps=train.warmup_steps,
-          decay_fraction=train.decay_fraction,
-      ),
-      "clip_norm": train.clip_norm,
-      "ema_decay": train.ema_decay,
-      "dtype": train.dtype,
+    "dead_after_tokens": train.dead_after_tokens or rules.dead_after(tokens),
+    "prep": prep.from_stats(sae.prep, store.stats),
+    "schedule": schedules.warmup_decay(
+      total_steps,
+      warmup_steps=train.warmup_steps,
+      decay_fraction=train.decay_fraction,
+    ),
+    "clip_norm": train.clip_norm,
+    "ema_decay": train.ema_decay,
+    "dtype": train.dtype,
   }
   methods = {
-      "topk": lambda: row_sparse.topk(
-          store.d,
-          n,
-          k,
-          k_aux=sae.k_aux or None,
-          aux_weight=sae.aux_weight,
-          **common,
-      ),
-      "relu_l1": lambda: row_sparse.relu_l1(
-          store.d, n, coefficient=sae.l1, **common
-      ),
+    "topk": lambda: row_sparse.topk(
+      store.d,
+      n,
+      k,
+      k_aux=sae.k_aux or None,
+      aux_weight=sae.aux_weight,
+      **common,
+    ),
+    "relu_l1": lambda: row_sparse.relu_l1(
+      store.d, n, coefficient=sae.l1, **common
+    ),
   }
   return methods[sae.recipe]()
 
@@ -300,7 +299,7 @@ def spread_rows(store: Store, rows: int, blocks: int = 16) -> np.ndarray:
 
 
 def harvest_stores(
-    config: harvest.HarvestConfig, source: subject.Subject | None = None
+  config: harvest.HarvestConfig, source: subject.Subject | None = None
 ) -> tuple[Store, Store]:
   """The training and the held-out store, with progress on standard error."""
   screen = log.Screen(sys.stderr)
@@ -316,12 +315,14 @@ def harvest_stores(
     rows, wanted = state["rows"], state["rows_wanted"]
     rate = state["rows_per_second"]
     left = (wanted - rows) / rate if rate else float("inf")
-    screen.status([
+    screen.status(
+      [
         f"harvest {state['phase']}: {rows:,}/{wanted:,} rows",
         f"{log.count(rate)} rows/s",
         "complete" if state["complete"] else f"ETA {log.duration(left)}",
         f"dropped {sum(state['dropped'].values()):,} tokens",
-    ])
+      ]
+    )
 
   try:
     return harvest.harvest(config, source=source, progress=progress)
@@ -330,12 +331,12 @@ def harvest_stores(
 
 
 def preflight(
-    rows: int,
-    d: int,
-    sae: SAEConfig,
-    train: loop.TrainConfig,
-    *,
-    harvest_layers: int = 0,
+  rows: int,
+  d: int,
+  sae: SAEConfig,
+  train: loop.TrainConfig,
+  *,
+  harvest_layers: int = 0,
 ) -> str:
   """The line that says what a run will take, its rate timed on a matmul here.
 
@@ -351,19 +352,17 @@ def preflight(
   pairs = sum(2 * n * d for n in sae.n)
   # A sparse step costs about twice its encoder's matmul.
   flops = rows * (
-      2 * 12 * d**2 * harvest_layers + train.epochs * 2 * count * pairs
+    2 * 12 * d**2 * harvest_layers + train.epochs * 2 * count * pairs
   )
   largest = count * 2 * max(sae.n) * d
   return log.preflight(
-      rows=rows,
-      disk_bytes=rows * (2 * d + 16),
-      parameters=count * sum(2 * n * d + n + d for n in sae.n),
-      seconds=flops / _matmul_flops(),
-      # Weights, two moments, gradients and a checkpoint's copy of the first
-      # three; pre-activations of a batch; JAX itself and windows of rows.
-      memory_bytes=7 * 4 * largest
-      + 4 * train.batch_rows * max(sae.n)
-      + 10**9,
+    rows=rows,
+    disk_bytes=rows * (2 * d + 16),
+    parameters=count * sum(2 * n * d + n + d for n in sae.n),
+    seconds=flops / _matmul_flops(),
+    # Weights, two moments, gradients and a checkpoint's copy of the first
+    # three; pre-activations of a batch; JAX itself and windows of rows.
+    memory_bytes=7 * 4 * largest + 4 * train.batch_rows * max(sae.n) + 10**9,
   )
 
 
@@ -405,11 +404,11 @@ def say(text: str) -> None:
 def describe(store: Store, held_out: Store) -> dict[str, Any]:
   """Facts about the rows of a run, for its results."""
   return {
-      "model": store.meta.get("model"),
-      "site": store.meta.get("site"),
-      "corpus": store.meta.get("corpus"),
-      "train": {"store": str(store.path), "rows": store.rows},
-      "held_out": {"store": str(held_out.path), "rows": held_out.rows},
+    "model": store.meta.get("model"),
+    "site": store.meta.get("site"),
+    "corpus": store.meta.get("corpus"),
+    "train": {"store": str(store.path), "rows": store.rows},
+    "held_out": {"store": str(held_out.path), "rows": held_out.rows},
   }
 
 

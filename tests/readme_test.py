@@ -1,13 +1,28 @@
 """The examples of the README run and print what it says."""
 
+import contextlib
 import doctest
 import pathlib
 import re
-import tempfile
 
 from absl.testing import absltest
 
+from tests.experiments import script
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# The quickstart with fewer rows and SAEs, for the example to read.
+SMALL = (
+  "--harvest.rows=4096",
+  "--harvest.held_out_rows=2048",
+  "--harvest.bucket_rows=4096",
+  "--harvest.shard_rows=2048",
+  "--harvest.chunk_rows=512",
+  "--harvest.calibration_rows=512",
+  "--sae.n=512",
+  "--sae.k=8",
+  "--train.batch_rows=256",
+)
 
 
 def examples(text: str) -> str:
@@ -28,10 +43,16 @@ class ReadmeTest(absltest.TestCase):
     self.text = (ROOT / "README.md").read_text(encoding="utf-8")
 
   def test_library_example_prints_what_it_says(self):
+    self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
+    code, _, err = script.run(
+      "scaling",
+      f"--flagfile={ROOT / 'experiments/flags/quickstart.flags'}",
+      *SMALL,
+    )
+    self.assertEqual(code, 0, err)
     parser = doctest.DocTestParser()
-    space = {"folder": self.enter_context(tempfile.TemporaryDirectory())}
     path = str(ROOT / "README.md")
-    test = parser.get_doctest(examples(self.text), space, "README", path, 0)
+    test = parser.get_doctest(examples(self.text), {}, "README", path, 0)
     self.assertNotEmpty(test.examples)
     report = []
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -24,12 +24,12 @@ CHUNK_BYTES = 1 << 26  # of pre-activations alive at once, on each device
 
 
 def encode_topk(
-    x: Float[Array, "*b d"],
-    b_pre: Float[Array, "d"],
-    W_enc: Float[Array, "n d"],
-    b_enc: Float[Array, "n"],
-    k: int,
-    dtype: str = "float32",
+  x: Float[Array, "*b d"],
+  b_pre: Float[Array, "d"],
+  W_enc: Float[Array, "n d"],
+  b_enc: Float[Array, "n"],
+  k: int,
+  dtype: str = "float32",
 ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
   """The k largest pre-activations of each row, in float32, with indices.
 
@@ -59,7 +59,7 @@ def _encode(x, b_pre, W_enc, b_enc, k, dtype):
   body = partial(_select_in_chunks, k=k, dtype=dtype, axis=latent)
   if data or latent:
     body = mesh.per_shard(
-        body, (P(data), P(latent), P(latent)), (P(data), P(data))
+      body, (P(data), P(latent), P(latent)), (P(data), P(data))
     )
   return body(x - b_pre, W_enc, b_enc)
 
@@ -88,11 +88,9 @@ def _select_in_chunks(x, W_enc, b_enc, *, k, dtype, axis):
   W_enc = W_enc.astype(dtype)
 
   def select(x):
-    a = jnp.matmul(
-        x.astype(dtype), W_enc.T, preferred_element_type=jnp.float32
-    )
+    a = jnp.matmul(x.astype(dtype), W_enc.T, preferred_element_type=jnp.float32)
     return topk.select_on_shard(
-        a + b_enc, select=topk_xla.top_k, k=k, axis=axis
+      a + b_enc, select=topk_xla.top_k, k=k, axis=axis
     )
 
   rows = x.shape[0]

@@ -24,10 +24,10 @@ IMPLEMENTATIONS = {"ref": ref, "xla": xla}
 
 
 def decode(
-    values: Float[Array, "*b k"],
-    indices: Int[Array, "*b k"],
-    W: Float[Array, "n d"],
-    dtype: str = "float32",
+  values: Float[Array, "*b k"],
+  indices: Int[Array, "*b k"],
+  W: Float[Array, "n d"],
+  dtype: str = "float32",
 ) -> Float[Array, "*b d"]:
   """sum_j values[*b, j] W[indices[*b, j]], accumulated in float32.
 
@@ -109,8 +109,8 @@ def scatter_rows(values, indices, y, n: int, implementation: str = "xla"):
 
 def _axes(rows: int, n: int) -> tuple[str | None, str | None]:
   return (
-      mesh.axis_or_none(mesh.DATA, rows),
-      mesh.axis_or_none(mesh.LATENT, n),
+    mesh.axis_or_none(mesh.DATA, rows),
+    mesh.axis_or_none(mesh.LATENT, n),
   )
 
 

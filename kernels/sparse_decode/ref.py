@@ -11,7 +11,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def decode(
-    values: Float[Array, "b k"], indices: Int[Array, "b k"], W: Array
+  values: Float[Array, "b k"], indices: Int[Array, "b k"], W: Array
 ) -> Float[Array, "b d"]:
   """sum_j values[b, j] W[indices[b, j]]."""
   rows = jnp.where(values[..., None] != 0, W[indices], 0)
@@ -19,20 +19,20 @@ def decode(
 
 
 def sampled_product(
-    g: Float[Array, "b d"], W: Float[Array, "n d"], indices: Int[Array, "b k"]
+  g: Float[Array, "b d"], W: Float[Array, "n d"], indices: Int[Array, "b k"]
 ) -> Float[Array, "b k"]:
   """<g[b], W[indices[b, j]]>."""
   return jnp.einsum("bd,bkd->bk", g, W[indices], precision=HIGHEST)
 
 
 def scatter_rows(
-    values: Float[Array, "b k"],
-    indices: Int[Array, "b k"],
-    y: Float[Array, "b d"],
-    n: int,
+  values: Float[Array, "b k"],
+  indices: Int[Array, "b k"],
+  y: Float[Array, "b d"],
+  n: int,
 ) -> Float[Array, "n d"]:
   """Row i: the sum of values[b, j] y[b] over all (b, j) with indices = i."""
   z = jax.vmap(lambda v, i: jnp.zeros((n,), v.dtype).at[i].add(v))(
-      values, indices
+    values, indices
   )
   return jnp.einsum("bn,bd->nd", z, y, precision=HIGHEST)

@@ -14,9 +14,9 @@ CHUNK_ROWS = 128
 
 
 def decode(
-    values: Float[Array, "b k"],
-    indices: Int[Array, "b k"],
-    W: Float[Array, "n d"],
+  values: Float[Array, "b k"],
+  indices: Int[Array, "b k"],
+  W: Float[Array, "n d"],
 ) -> Float[Array, "b d"]:
   """sum_j values[b, j] W[indices[b, j]] in float32."""
   padding = -values.shape[1] % GROUP
@@ -37,7 +37,7 @@ def decode(
 
 
 def sampled_product(
-    g: Float[Array, "b d"], W: Float[Array, "n d"], indices: Int[Array, "b k"]
+  g: Float[Array, "b d"], W: Float[Array, "n d"], indices: Int[Array, "b k"]
 ) -> Float[Array, "b k"]:
   """<g[b], W[indices[b, j]]> in float32."""
 
@@ -46,18 +46,18 @@ def sampled_product(
     return jnp.einsum("bd,bkd->bk", g, w, preferred_element_type=jnp.float32)
 
   return jax.lax.platform_dependent(
-      g,
-      indices,
-      cpu=lambda g, i: _in_chunks(product, g, i),
-      default=product,
+    g,
+    indices,
+    cpu=lambda g, i: _in_chunks(product, g, i),
+    default=product,
   )
 
 
 def scatter_rows(
-    values: Float[Array, "b k"],
-    indices: Int[Array, "b k"],
-    y: Float[Array, "b d"],
-    n: int,
+  values: Float[Array, "b k"],
+  indices: Int[Array, "b k"],
+  y: Float[Array, "b d"],
+  n: int,
 ) -> Float[Array, "n d"]:
   """Row i: the sum of values[b, j] y[b] over all (b, j) with indices = i."""
 
@@ -73,11 +73,11 @@ def scatter_rows(
     return jax.lax.scan(add, jnp.zeros((n, y.shape[1])), split)[0]
 
   return jax.lax.platform_dependent(
-      values.astype(jnp.float32),
-      indices,
-      y,
-      cpu=chunked,
-      default=lambda *arrays: add(jnp.zeros((n, y.shape[1])), arrays)[0],
+    values.astype(jnp.float32),
+    indices,
+    y,
+    cpu=chunked,
+    default=lambda *arrays: add(jnp.zeros((n, y.shape[1])), arrays)[0],
   )
 
 

@@ -23,7 +23,7 @@ IMPLEMENTATIONS = {"ref": ref.top_k, "xla": xla.top_k}
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def top_k(
-    a: Float[Array, "*b n"], k: int, implementation: str | None = None
+  a: Float[Array, "*b n"], k: int, implementation: str | None = None
 ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
   """The k largest of each row, largest first, equal ones lowest index first.
 
@@ -47,9 +47,9 @@ def top_k(
   latent_axis = mesh.axis_or_none(mesh.LATENT, n)
   if batch_axis or latent_axis:
     values, indices = mesh.per_shard(
-        partial(select_on_shard, select=select, k=k, axis=latent_axis),
-        (P(batch_axis, latent_axis),),
-        (P(batch_axis), P(batch_axis)),
+      partial(select_on_shard, select=select, k=k, axis=latent_axis),
+      (P(batch_axis, latent_axis),),
+      (P(batch_axis), P(batch_axis)),
     )(rows)
   else:
     values, indices = select(rows, k)
@@ -73,8 +73,7 @@ def select_on_shard(a, *, select, k: int, axis: str | None):
     return values, indices
   indices = indices + jax.lax.axis_index(axis) * local
   values, indices = (
-      jax.lax.all_gather(v, axis, axis=1, tiled=True)
-      for v in (values, indices)
+    jax.lax.all_gather(v, axis, axis=1, tiled=True) for v in (values, indices)
   )
   values, position = select(values, k)
   return values, jnp.take_along_axis(indices, position, axis=-1)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 
 def top_k(
-    a: Float[Array, "b n"], k: int, block: int | None = None
+  a: Float[Array, "b n"], k: int, block: int | None = None
 ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
   """The k largest of each row, largest first, equal ones lowest index first.
 

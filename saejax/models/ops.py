@@ -76,18 +76,20 @@ def attention(
   """
   B, T, H, h = q.shape
   K = k.shape[2]
-  # Query heads of a group lie side by side: [B, K, H/K * T, h].
-  q = q.reshape(B, T, K, H // K, h).transpose(0, 2, 3, 1, 4)
+  # Query heads of a group lie one after another: [B, K, H/K * T, h].
+  q = (q * scale).reshape(B, T, K, H // K, h)
+  q = q.transpose(0, 2, 3, 1, 4).reshape(B, K, -1, h)
   k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-  scores = matmul((q * scale).reshape(B, K, -1, h), k)
-  scores = scores.astype(jnp.float32).reshape(B, K, H // K, T, T)
   lowest = jnp.finfo(jnp.float32).min
-  scores = jnp.where(visible[:, None, None], scores, lowest)
+  bias = jnp.where(visible, 0.0, lowest)[:, None]
+  if bias.shape[2] > 1:
+    bias = jnp.tile(bias, (1, 1, H // K, 1))
+  scores = matmul(q, k).astype(jnp.float32) + bias
   p = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   total = jnp.sum(p, axis=-1, keepdims=True)
-  z = matmul(p.astype(v.dtype).reshape(B, K, -1, T), v)
-  z = z.reshape(B, K, H // K, T, h) / total.astype(v.dtype)
-  return z.transpose(0, 3, 1, 2, 4).reshape(B, T, H * h)
+  z = matmul(p.astype(v.dtype), v) / total.astype(v.dtype)
+  z = z.reshape(B, K, H // K, T, h).transpose(0, 3, 1, 2, 4)
+  return z.reshape(B, T, H * h)
 
 
 def causal(mask: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:

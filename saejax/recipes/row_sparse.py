@@ -15,19 +15,19 @@ adam = partial(optax.adam, b1=0.9, b2=0.999, eps=6.25e-10)
 
 
 def topk(
-    d: int,
-    n: int,
-    k: int,
-    *,
-    dead_after_tokens: int,
-    prep: Prep = Identity(),
-    k_aux: int | None = None,
-    aux_capacity: int | None = None,
-    aux_weight: float = 1 / 32,
-    schedule: Callable = constant,
-    clip_norm: float | None = None,
-    ema_decay: float | None = None,
-    dtype: str = "float32",
+  d: int,
+  n: int,
+  k: int,
+  *,
+  dead_after_tokens: int,
+  prep: Prep = Identity(),
+  k_aux: int | None = None,
+  aux_capacity: int | None = None,
+  aux_weight: float = 1 / 32,
+  schedule: Callable = constant,
+  clip_norm: float | None = None,
+  ema_decay: float | None = None,
+  dtype: str = "float32",
 ) -> Recipe:
   """TopK SAE: each row keeps its k largest pre-activations.
 
@@ -56,46 +56,46 @@ def topk(
   """
   tracker = rules.DeadTracker(dead_after_tokens)
   return Recipe(
-      name="topk",
-      init=partial(
-          initial.tied,
-          n=n,
-          d=d,
-          activation=activations.TopK(k),
-          prep=prep,
-          dtype=dtype,
+    name="topk",
+    init=partial(
+      initial.tied,
+      n=n,
+      d=d,
+      activation=activations.TopK(k),
+      prep=prep,
+      dtype=dtype,
+    ),
+    terms={
+      "mse": Term(fn=losses.normalised_mse),
+      "aux": losses.aux_k(
+        k_aux or losses.default_k_aux(d),
+        tracker=tracker,
+        capacity=aux_capacity or max(1, n // 16),
+        weight=aux_weight,
       ),
-      terms={
-          "mse": Term(fn=losses.normalised_mse),
-          "aux": losses.aux_k(
-              k_aux or losses.default_k_aux(d),
-              tracker=tracker,
-              capacity=aux_capacity or max(1, n // 16),
-              weight=aux_weight,
-          ),
-      },
-      gradient=constraints.without_parallel_gradient,
-      project=constraints.unit_norm_decoder,
-      rules=(tracker,),
-      optimizer=adam,
-      schedule=schedule,
-      clip_norm=clip_norm,
-      ema_decay=ema_decay,
+    },
+    gradient=constraints.without_parallel_gradient,
+    project=constraints.unit_norm_decoder,
+    rules=(tracker,),
+    optimizer=adam,
+    schedule=schedule,
+    clip_norm=clip_norm,
+    ema_decay=ema_decay,
   )
 
 
 def relu_l1(
-    d: int,
-    n: int,
-    *,
-    coefficient: float,
-    dead_after_tokens: int,
-    prep: Prep = Identity(),
-    decoder_norm: bool = False,
-    schedule: Callable = constant,
-    clip_norm: float | None = None,
-    ema_decay: float | None = None,
-    dtype: str = "float32",
+  d: int,
+  n: int,
+  *,
+  coefficient: float,
+  dead_after_tokens: int,
+  prep: Prep = Identity(),
+  decoder_norm: bool = False,
+  schedule: Callable = constant,
+  clip_norm: float | None = None,
+  ema_decay: float | None = None,
+  dtype: str = "float32",
 ) -> Recipe:
   """ReLU SAE with an L1 penalty on its latents.
 
@@ -123,22 +123,22 @@ def relu_l1(
   """
   penalty = losses.l1_decoder_norm if decoder_norm else losses.l1
   return Recipe(
-      name="relu_l1",
-      init=partial(
-          initial.tied,
-          n=n,
-          d=d,
-          activation=activations.ReLU(),
-          decoder=decoders.Free if decoder_norm else decoders.Normalised,
-          prep=prep,
-          dtype=dtype,
-      ),
-      terms={
-          "mse": Term(fn=losses.mse),
-          "l1": Term(fn=penalty, weight=coefficient),
-      },
-      rules=(rules.DeadTracker(dead_after_tokens),),
-      schedule=schedule,
-      clip_norm=clip_norm,
-      ema_decay=ema_decay,
+    name="relu_l1",
+    init=partial(
+      initial.tied,
+      n=n,
+      d=d,
+      activation=activations.ReLU(),
+      decoder=decoders.Free if decoder_norm else decoders.Normalised,
+      prep=prep,
+      dtype=dtype,
+    ),
+    terms={
+      "mse": Term(fn=losses.mse),
+      "l1": Term(fn=penalty, weight=coefficient),
+    },
+    rules=(rules.DeadTracker(dead_after_tokens),),
+    schedule=schedule,
+    clip_norm=clip_norm,
+    ema_decay=ema_decay,
   )

@@ -177,6 +177,8 @@ def number(value: float) -> str:
     return f"{value / 1e6:.4g}M"
   if abs(value) >= 1:
     return f"{value:,.6g}" if value != int(value) else f"{int(value):,}"
+  if 0 < abs(value) < 1e-5:
+    return f"{value:g}"
   return f"{value:.6f}".rstrip("0").rstrip(".") if value else "0"
 
 

@@ -5,11 +5,10 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
 from typing import Any
 
 import jax
-
-import saejax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "tensorstore", "numpy")
 
@@ -24,7 +23,7 @@ def environment() -> dict[str, Any]:
     device_count, process_count.
   """
   return {
-    "saejax": saejax.__version__,
+    "saejax": version(),
     "commit": commit(),
     "python": platform.python_version(),
     **{name: _version(name) for name in _PACKAGES},
@@ -36,6 +35,12 @@ def environment() -> dict[str, Any]:
     "device_count": jax.device_count(),
     "process_count": jax.process_count(),
   }
+
+
+def version() -> str:
+  """The version of saejax."""
+  # saejax itself names every part and so is imported by none.
+  return sys.modules["saejax"].__version__
 
 
 def cores() -> int:
@@ -60,7 +65,7 @@ def cpu_model() -> str:
 
 def commit() -> str | None:
   """The commit of the checkout that this package lies in."""
-  folder = pathlib.Path(saejax.__file__).resolve().parent
+  folder = pathlib.Path(__file__).resolve().parent.parent
   try:
     top = _git(folder, "rev-parse", "--show-toplevel")
     if pathlib.Path(top).resolve() != folder.parent:

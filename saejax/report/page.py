@@ -13,8 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import saejax
-from saejax.report import extras, results
+from saejax.report import extras, machine, results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +191,7 @@ def render(
     subtitle=subtitle,
     sections=sections,
     css=markup((here / "page.css").read_text("utf-8")),
-    footer=footer or f"Written by saejax {saejax.__version__}.",
+    footer=footer or f"Written by saejax {machine.version()}.",
   )
 
 

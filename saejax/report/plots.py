@@ -150,7 +150,8 @@ def training_curves(
   for axes, (n, members) in zip(panels, sorted(curves.items()), strict=False):
     for (k, seed), (x, y) in sorted(members.items()):
       named = f"{k:,}" if seed == min(s for j, s in members if j == k) else None
-      axes.plot(x, y, lw=1.1, ms=4, markevery=0.15, label=named, **styles[k])
+      marked = {"markevery": 0.15} if named else {"markevery": []}
+      axes.plot(x, y, lw=1.1, ms=4, label=named, **marked, **styles[k])
     axes.set_title(f"n = {n:,}")
     low, high = np.quantile(values, [0.0, 0.995])
     look.log_scale(axes.yaxis, *look.padded([low, max(high, low)]))
@@ -229,7 +230,7 @@ def _outer_labels(made, panels, x: str, y: str) -> None:
 
 
 def _token_ticks(axis) -> None:
-  axis.get_major_locator().set_params(nbins=5)
+  axis.get_major_locator().set_params(nbins=4)
   axis.set_major_formatter(
     lambda v, _: (
       f"{v / 1e9:g}G"

@@ -26,12 +26,16 @@ class Activation(Protocol):
     """Most latents a row keeps; None where a row is unbounded."""
     ...
 
+  def with_k(self, k: int) -> "Activation":
+    """The same with another static k; itself where there is none."""
+    ...
+
   def __call__(
-      self, a: Float[Array, "*b n"], k: Int[Array, ""] | None = None
+    self, a: Float[Array, "*b n"], k: Int[Array, ""] | None = None
   ) -> Float[Array, "*b n"]: ...
 
   def keep(
-      self, values: Float[Array, "*b k"], k: Int[Array, ""] | None = None
+    self, values: Float[Array, "*b k"], k: Int[Array, ""] | None = None
   ) -> Float[Array, "*b k"]: ...
 
 
@@ -42,13 +46,16 @@ class ReLU(flax.struct.PyTreeNode):
   def row_k(self) -> None:
     return None
 
+  def with_k(self, k: int) -> "ReLU":
+    return self
+
   def __call__(
-      self, a: Float[Array, "*b n"], k: Int[Array, ""] | None = None
+    self, a: Float[Array, "*b n"], k: Int[Array, ""] | None = None
   ) -> Float[Array, "*b n"]:
     return jax.nn.relu(a)
 
   def keep(
-      self, values: Float[Array, "*b k"], k: Int[Array, ""] | None = None
+    self, values: Float[Array, "*b k"], k: Int[Array, ""] | None = None
   ) -> Float[Array, "*b k"]:
     return jax.nn.relu(values)
 
@@ -70,16 +77,19 @@ class TopK(flax.struct.PyTreeNode):
   def row_k(self) -> int:
     return self.k
 
+  def with_k(self, k: int) -> "TopK":
+    return self.replace(k=k)
+
   def __call__(
-      self, a: Float[Array, "*b n"], k: Int[Array, ""] | None = None
+    self, a: Float[Array, "*b n"], k: Int[Array, ""] | None = None
   ) -> Float[Array, "*b n"]:
     values, indices = topk.top_k(a, self.k)
     return jnp.put_along_axis(
-        jnp.zeros_like(a), indices, self.keep(values, k), axis=-1, inplace=False
+      jnp.zeros_like(a), indices, self.keep(values, k), axis=-1, inplace=False
     )
 
   def keep(
-      self, values: Float[Array, "*b k"], k: Int[Array, ""] | None = None
+    self, values: Float[Array, "*b k"], k: Int[Array, ""] | None = None
   ) -> Float[Array, "*b k"]:
     values = jax.nn.relu(values)
     if k is None:

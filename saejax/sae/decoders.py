@@ -16,11 +16,14 @@ NORM_EPS = 1e-8
 
 
 class Decoder(Protocol):
-  """The interface of a decoder; nobody else reads W."""
+  """The interface of a decoder; outside it `rows()` is what counts."""
 
+  W: Float[Array, "n d"]
   b: Float[Array, "d"]
 
   def rows(self) -> Float[Array, "n d"]: ...
+
+  def replace(self, **changes: Array) -> "Decoder": ...
 
 
 class Free(flax.struct.PyTreeNode):

@@ -14,24 +14,24 @@ class Affine(flax.struct.PyTreeNode):
   b: Float[Array, "n"]
 
   def __call__(
-      self,
-      x: Float[Array, "*b d"],
-      b_pre: Float[Array, "d"],
-      dtype: str = "float32",
+    self,
+    x: Float[Array, "*b d"],
+    b_pre: Float[Array, "d"],
+    dtype: str = "float32",
   ) -> Float[Array, "*b n"]:
     """Every pre-activation, accumulated in float32."""
     return self.b + jnp.matmul(
-        (x - b_pre).astype(dtype),
-        self.W.T.astype(dtype),
-        preferred_element_type=jnp.float32,
+      (x - b_pre).astype(dtype),
+      self.W.T.astype(dtype),
+      preferred_element_type=jnp.float32,
     )
 
   def largest(
-      self,
-      x: Float[Array, "*b d"],
-      b_pre: Float[Array, "d"],
-      k: int,
-      dtype: str = "float32",
+    self,
+    x: Float[Array, "*b d"],
+    b_pre: Float[Array, "d"],
+    k: int,
+    dtype: str = "float32",
   ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
     """The k largest pre-activations of each row and their latents."""
     return fused_encode.encode_topk(x, b_pre, self.W, self.b, k, dtype)

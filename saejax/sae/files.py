@@ -4,13 +4,13 @@ The JSON names each part and its static choices; the arrays are named by their
 path in the pytree. Writing is atomic: the folder appears whole or not at all.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import importlib
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,10 +28,10 @@ VERSION = 1
 
 
 def save(
-    sae: SAE,
-    folder: str | os.PathLike[str],
-    *,
-    about: Mapping[str, Any] | None = None,
+  sae: SAE,
+  folder: str | os.PathLike[str],
+  *,
+  about: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes an SAE to `folder`, replacing one that is there.
 
@@ -42,13 +42,13 @@ def save(
   """
   folder = pathlib.Path(folder)
   arrays = {
-      jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(sae)
+    jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(sae)
   }
   structure = {
-      "version": VERSION,
-      "sae": _describe(sae),
-      "about": dict(about or {}),
+    "version": VERSION,
+    "sae": _describe(sae),
+    "about": dict(about or {}),
   }
   folder.parent.mkdir(parents=True, exist_ok=True)
   draft = folder.with_name(f".{folder.name}.draft")
@@ -61,9 +61,9 @@ def save(
 
 
 def load(
-    folder: str | os.PathLike[str],
-    *,
-    parts: Mapping[str, type] | None = None,
+  folder: str | os.PathLike[str],
+  *,
+  parts: Mapping[str, type] | None = None,
 ) -> SAE:
   """Reads an SAE that `save` wrote.
 
@@ -72,21 +72,36 @@ def load(
     parts: classes of parts defined outside saejax, by the name in the file.
 
   Raises:
-    InputError: no SAE there, a damaged file, or an unknown part.
+    InputError: no SAE there, a damaged file, one of a later version, or an
+      unknown part.
   """
   folder = pathlib.Path(folder)
   try:
     structure = json.loads((folder / STRUCTURE).read_text())
     arrays = safetensors.load_file(folder / ARRAYS)
+    if structure["version"] > VERSION:
+      raise InputError(
+        "sae",
+        folder,
+        f"is of version {structure['version']}, this saejax reads {VERSION}",
+        "install a later saejax",
+      )
     return _build(structure["sae"], arrays, "", parts or {})
-  except (OSError, ValueError, KeyError, SafetensorError) as error:
+  except (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+  ) as error:
     if isinstance(error, InputError):
       raise
     raise InputError(
-        "sae",
-        folder,
-        f"must hold a whole {STRUCTURE} and {ARRAYS} ({error})",
-        "give the folder of a saved SAE",
+      "sae",
+      folder,
+      f"must hold a whole {STRUCTURE} and {ARRAYS} ({error})",
+      "give the folder of a saved SAE",
     ) from error
 
 
@@ -133,8 +148,8 @@ def _find(name: str, parts: Mapping[str, type]) -> type:
     except (ImportError, AttributeError):
       pass
   raise InputError(
-      "parts",
-      name,
-      "must be a part of this version of saejax or be given by the caller",
-      f"pass load(..., parts={{{name!r}: YourClass}})",
+    "parts",
+    name,
+    "must be a part of this version of saejax or be given by the caller",
+    f"pass load(..., parts={{{name!r}: YourClass}})",
   )

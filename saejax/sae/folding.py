@@ -19,13 +19,13 @@ def fold_prep(sae: SAE) -> SAE:
     return sae
   if not isinstance(sae.prep, prep.Affine):
     raise ValueError(
-        f"{type(sae.prep).__name__} depends on each row and cannot be folded"
+      f"{type(sae.prep).__name__} depends on each row and cannot be folded"
     )
   m, s = sae.prep.centre, sae.prep.scale
   W_enc = sae.W_enc / s
   b_enc = sae.b_enc if sae.pre_bias else sae.b_enc - W_enc @ m
   return sae.replace(
-      prep=prep.Identity(),
-      encoder=encoders.Affine(W=W_enc, b=b_enc),
-      decoder=decoders.Free(W=s * sae.W_dec, b=s * sae.b_dec + m),
+    prep=prep.Identity(),
+    encoder=encoders.Affine(W=W_enc, b=b_enc),
+    decoder=decoders.Free(W=s * sae.W_dec, b=s * sae.b_dec + m),
   )

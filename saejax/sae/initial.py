@@ -13,17 +13,17 @@ from saejax.sae.sae import SAE
 
 
 def tied(
-    key: PRNGKeyArray,
-    *,
-    n: int,
-    d: int,
-    activation: Activation,
-    prep: Prep = Identity(),
-    sample: Float[Array, "s d"] | None = None,
-    decoder: type = decoders.Free,
-    row_norm: float = 1.0,
-    pre_bias: bool = True,
-    dtype: str = "float32",
+  key: PRNGKeyArray,
+  *,
+  n: int,
+  d: int,
+  activation: Activation,
+  prep: Prep = Identity(),
+  sample: Float[Array, "s d"] | None = None,
+  decoder: type = decoders.Free,
+  row_norm: float = 1.0,
+  pre_bias: bool = True,
+  dtype: str = "float32",
 ) -> SAE:
   """W_dec rows in random directions, W_enc equal to W_dec, b_enc 0.
 
@@ -48,33 +48,43 @@ def tied(
   if sample is not None:
     b_dec = geometric_median(prep.apply(sample)[0])
   return SAE(
-      prep=prep,
-      encoder=encoders.Affine(W=W, b=jnp.zeros((n,))),
-      activation=activation,
-      # A copy: donated states must not hold one buffer twice.
-      decoder=decoder(W=jnp.array(W), b=b_dec),
-      pre_bias=pre_bias,
-      dtype=dtype,
+    prep=prep,
+    encoder=encoders.Affine(W=W, b=jnp.zeros((n,))),
+    activation=activation,
+    # A copy: donated states must not hold one buffer twice.
+    decoder=decoder(W=jnp.array(W), b=b_dec),
+    pre_bias=pre_bias,
+    dtype=dtype,
   )
 
 
 @partial(jax.jit, static_argnames=("steps",))
 def geometric_median(
-    x: Float[Array, "s d"], steps: int = 100, tolerance: float = 1e-5
+  x: Float[Array, "s d"], steps: int = 100, tolerance: float = 1e-5
 ) -> Float[Array, "d"]:
-  """The point with the least sum of distances to the rows (Weiszfeld).
+  """The point with the least sum of distances to the rows.
 
-      g <- sum_i x_i / |x_i - g|  /  sum_i 1 / |x_i - g|
+      T(g) = sum_i x_i / |x_i - g|  /  sum_i 1 / |x_i - g|
+      g <- T(g) + min(1, m / r) (g - T(g)),  r = |sum_i (x_i - g) / |x_i - g||
 
-  A row that equals g gets the weight of one 1e-6 of the mean distance away.
+  over the rows other than g; m rows equal g. Plain Weiszfeld steps (m = 0)
+  would divide by 0 at a row, or stay at one that is not the median.
+
+  References:
+    Vardi and Zhang, The multivariate L1-median and associated data depth, 2000.
   """
 
   def step(carry):
     g, _, i = carry
     distance = jnp.linalg.norm(x - g, axis=-1)
-    floor = jnp.maximum(1e-6 * jnp.mean(distance), 1e-30)
-    weight = 1 / jnp.maximum(distance, floor)
-    new = (weight / jnp.sum(weight)) @ x
+    equal = distance <= 1e-6 * jnp.mean(distance)
+    weight = jnp.where(equal, 0, 1 / jnp.where(equal, 1, distance))
+    total = jnp.maximum(jnp.sum(weight), 1e-30)
+    towards = (weight @ x) / total
+    pull = total * jnp.linalg.norm(towards - g)
+    m = jnp.sum(equal, dtype=jnp.float32)
+    stay = jnp.minimum(1.0, m / jnp.maximum(pull, 1e-30))
+    new = jnp.where(stay < 1, towards + stay * (g - towards), g)
     return new, jnp.linalg.norm(new - g), i + 1
 
   moving = lambda carry: (carry[1] >= tolerance) & (carry[2] < steps)

@@ -26,7 +26,7 @@ class SparseLatents(flax.struct.PyTreeNode):
   n: int = flax.struct.field(pytree_node=False)
 
   def decode(
-      self, W: Float[Array, "n d"], dtype: str = "float32"
+    self, W: Float[Array, "n d"], dtype: str = "float32"
   ) -> Float[Array, "*b d"]:
     """z W without a dense z."""
     return sparse_decode.decode(self.values, self.indices, W, dtype)
@@ -39,7 +39,7 @@ class SparseLatents(flax.struct.PyTreeNode):
     """sum_i |z_i| weights_i of each row."""
     size = jnp.abs(self.values)
     return jnp.sum(
-        size if weights is None else size * weights[self.indices], axis=-1
+      size if weights is None else size * weights[self.indices], axis=-1
     )
 
   def count(self) -> Float[Array, "*b"]:
@@ -58,13 +58,13 @@ class DenseLatents(flax.struct.PyTreeNode):
   z: Float[Array, "*b n"]
 
   def decode(
-      self, W: Float[Array, "n d"], dtype: str = "float32"
+    self, W: Float[Array, "n d"], dtype: str = "float32"
   ) -> Float[Array, "*b d"]:
     """z W."""
     return jnp.matmul(
-        self.z.astype(dtype),
-        W.astype(dtype),
-        preferred_element_type=jnp.float32,
+      self.z.astype(dtype),
+      W.astype(dtype),
+      preferred_element_type=jnp.float32,
     )
 
   def dense(self) -> Float[Array, "*b n"]:
@@ -99,7 +99,7 @@ class CompactLatents(flax.struct.PyTreeNode):
   n: int = flax.struct.field(pytree_node=False)
 
   def decode(
-      self, W: Float[Array, "n d"], dtype: str = "float32"
+    self, W: Float[Array, "n d"], dtype: str = "float32"
   ) -> Float[Array, "*b d"]:
     """z W[rows]."""
     return DenseLatents(self.z).decode(W[self.rows], dtype)

@@ -73,14 +73,14 @@ class RowLayerNorm(flax.struct.PyTreeNode):
     return (x - mean) / (std + STD_EPS), (mean, std)
 
   def undo(
-      self,
-      x: Float[Array, "*b d"],
-      memo: tuple[Array, Array] | None = None,
+    self,
+    x: Float[Array, "*b d"],
+    memo: tuple[Array, Array] | None = None,
   ) -> Array:
     if memo is None:
       raise ValueError(
-          "a row layer norm cannot be undone without the rows' mean and std; "
-          "use reconstruct(x), or decode_in_frame for normalised rows"
+        "a row layer norm cannot be undone without the rows' mean and std; "
+        "use reconstruct(x), or decode_in_frame for normalised rows"
       )
     mean, std = memo
     return x * (std + STD_EPS) + mean
@@ -111,6 +111,6 @@ def from_stats(kind: str, stats: Mapping[str, Any]) -> Prep:
   if not spread > 0:
     raise ValueError(f"rows do not vary: mean square minus |mean|^2 = {spread}")
   return Affine(
-      centre=jnp.asarray(mean, jnp.float32),
-      scale=jnp.asarray(np.sqrt(spread), jnp.float32),
+    centre=jnp.asarray(mean, jnp.float32),
+    scale=jnp.asarray(np.sqrt(spread), jnp.float32),
   )

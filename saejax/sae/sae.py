@@ -104,7 +104,7 @@ class SAE(flax.struct.PyTreeNode):
     return self._sparse_latents(self.prep.apply(x)[0], None)
 
   def decode(
-      self, z: Float[Array, "*b n"] | SparseLatents
+    self, z: Float[Array, "*b n"] | SparseLatents
   ) -> Float[Array, "*b d"]:
     """Activations of latents, in the units of x.
 
@@ -114,7 +114,7 @@ class SAE(flax.struct.PyTreeNode):
     return self.prep.undo(self.decode_in_frame(z))
 
   def decode_in_frame(
-      self, z: Float[Array, "*b n"] | SparseLatents
+    self, z: Float[Array, "*b n"] | SparseLatents
   ) -> Float[Array, "*b d"]:
     """z W_dec + b_dec, in the frame of the prep."""
     latents = z if isinstance(z, SparseLatents) else DenseLatents(z)
@@ -126,11 +126,11 @@ class SAE(flax.struct.PyTreeNode):
     return self.prep.undo(out.x_hat, out.memo)
 
   def forward(
-      self,
-      x: Float[Array, "*b d"],
-      *,
-      k: Int[Array, ""] | None = None,
-      engine: str = "auto",
+    self,
+    x: Float[Array, "*b d"],
+    *,
+    k: Int[Array, ""] | None = None,
+    engine: str = "auto",
   ) -> Forward:
     """One pass with everything that losses and metrics read.
 
@@ -153,15 +153,15 @@ class SAE(flax.struct.PyTreeNode):
       raise ValueError(f"engine must be auto, dense or sparse, got {engine!r}")
     x_hat = latents.decode(W_dec, self.dtype) + self.b_dec
     return Forward(
-        x=frame, x_hat=x_hat, latents=latents, a=a, W_dec=W_dec, memo=memo
+      x=frame, x_hat=x_hat, latents=latents, a=a, W_dec=W_dec, memo=memo
     )
 
   def _sparse_latents(self, frame, k) -> SparseLatents:
     row_k = self.activation.row_k
     if row_k is None:
       raise ValueError(
-          f"{type(self.activation).__name__} does not bound how many latents a "
-          "row keeps; use encode, or the dense engine"
+        f"{type(self.activation).__name__} does not bound how many latents a "
+        "row keeps; use encode, or the dense engine"
       )
     values, indices = self.encoder.largest(frame, self.b_pre, row_k, self.dtype)
     return SparseLatents(self.activation.keep(values, k), indices, self.n)

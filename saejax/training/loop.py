@@ -6,7 +6,6 @@ and data position, and dispatches begin at the same steps whether or not there
 was a stop between them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
 import collections
 import contextlib
 import dataclasses
@@ -16,7 +15,7 @@ import os
 import pathlib
 import signal
 import threading
-import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
@@ -62,41 +61,41 @@ class TrainConfig:
 
   def __post_init__(self):
     for field, least in (
-        ("batch_rows", 1),
-        ("epochs", 1),
-        ("learning_rate_n", 1),
-        ("warmup_steps", 0),
-        ("dead_after_tokens", 0),
-        ("steps_per_dispatch", 1),
-        ("window_chunks", 1),
-        ("checkpoint_steps", 1),
-        ("eval_rows", 1),
-        ("log_steps", 1),
-        ("seed", 0),
+      ("batch_rows", 1),
+      ("epochs", 1),
+      ("learning_rate_n", 1),
+      ("warmup_steps", 0),
+      ("dead_after_tokens", 0),
+      ("steps_per_dispatch", 1),
+      ("window_chunks", 1),
+      ("checkpoint_steps", 1),
+      ("eval_rows", 1),
+      ("log_steps", 1),
+      ("seed", 0),
     ):
       value = getattr(self, field)
       if value < least:
         raise InputError(
-            field, value, f"must be at least {least}", f"give {least} or more"
+          field, value, f"must be at least {least}", f"give {least} or more"
         )
     if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
       raise InputError(
-          "learning_rate", self.learning_rate, "must be positive", "try 2e-3"
+        "learning_rate", self.learning_rate, "must be positive", "try 2e-3"
       )
     if not 0 <= self.decay_fraction <= 1:
       raise InputError(
-          "decay_fraction",
-          self.decay_fraction,
-          "must be in [0, 1]",
-          "0 keeps the rate, 1 lets it fall from the first step",
+        "decay_fraction",
+        self.decay_fraction,
+        "must be in [0, 1]",
+        "0 keeps the rate, 1 lets it fall from the first step",
       )
     if self.clip_norm is not None and not self.clip_norm > 0:
       raise InputError(
-          "clip_norm", self.clip_norm, "must be positive", "none turns it off"
+        "clip_norm", self.clip_norm, "must be positive", "none turns it off"
       )
     if self.ema_decay is not None and not 0 < self.ema_decay < 1:
       raise InputError(
-          "ema_decay", self.ema_decay, "must be in (0, 1)", "none turns it off"
+        "ema_decay", self.ema_decay, "must be in (0, 1)", "none turns it off"
       )
 
 
@@ -132,18 +131,18 @@ class NonFiniteError(RuntimeError):
 
 
 def train(
-    make_recipe: Callable[[int], Recipe],
-    members: Sequence[Member],
-    batches: Batches,
-    *,
-    config: TrainConfig,
-    folder: str | os.PathLike[str],
-    total_steps: int,
-    sample: np.ndarray | None = None,
-    fingerprint: dict[str, Any],
-    metric: Callable[[Sequence[SAE]], float] | None = None,
-    provenance: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
-    stream: Any = None,
+  make_recipe: Callable[[int], Recipe],
+  members: Sequence[Member],
+  batches: Batches,
+  *,
+  config: TrainConfig,
+  folder: str | os.PathLike[str],
+  total_steps: int,
+  sample: np.ndarray | None = None,
+  fingerprint: dict[str, Any],
+  metric: Callable[[Sequence[SAE]], float] | None = None,
+  provenance: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
+  stream: Any = None,
 ) -> list[Trained]:
   """Trains all members on one reading of the batches.
 
@@ -175,40 +174,37 @@ def train(
   folder = pathlib.Path(folder)
   mesh = sharding.make_mesh(config.mesh)
   stacked = config.members == "stacked" or (
-      config.members == "auto"
-      and (mesh.shape["ensemble"] > 1 or jax.default_backend() != "cpu")
+    config.members == "auto"
+    and (mesh.shape["ensemble"] > 1 or jax.default_backend() != "cpu")
   )
   if mesh.shape["ensemble"] > 1 and not stacked:
     raise InputError(
-        "train.members",
-        config.members,
-        "an ensemble axis of several devices needs stacked members",
-        "use --train.members=auto",
+      "train.members",
+      config.members,
+      "an ensemble axis of several devices needs stacked members",
+      "use --train.members=auto",
     )
   group = Group(
-      make_recipe,
-      members,
-      mesh=mesh,
-      stacked=stacked,
-      engine=config.engine,
-      skip_nonfinite=config.nonfinite == "skip",
+    make_recipe,
+    members,
+    mesh=mesh,
+    stacked=stacked,
+    engine=config.engine,
+    skip_nonfinite=config.nonfinite == "skip",
   )
   states = group.init(None if sample is None else jnp.asarray(sample))
   n = states[0].sae.W_enc.shape[-2]
-  sharding.check(
-      mesh, n=n, batch_rows=config.batch_rows, members=len(members)
-  )
-  names = [member.name for member in members]
+  sharding.check(mesh, n=n, batch_rows=config.batch_rows, members=len(members))
   seconds = np.zeros(len(members), np.float32)
   fingerprint = {
-      **fingerprint,
-      "members": [dataclasses.asdict(member) for member in members],
-      "total_steps": total_steps,
-      "environment": environment(mesh),
+    **fingerprint,
+    "members": [dataclasses.asdict(member) for member in members],
+    "total_steps": total_steps,
+    "environment": environment(mesh),
   }
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
-        Checkpoints(folder / "checkpoints", fingerprint=fingerprint)
+      Checkpoints(folder / "checkpoints", fingerprint=fingerprint)
     )
     step = 0
     template = {"members": states, "seconds": jnp.asarray(seconds)}
@@ -216,7 +212,7 @@ def train(
       step, saved = restored
       states, seconds = saved["members"], np.array(saved["seconds"])
     log = stack.enter_context(
-        RunLog(folder, step=step, total_steps=total_steps, stream=stream)
+      RunLog(folder, step=step, total_steps=total_steps, stream=stream)
     )
     if step:
       log.line(f"{folder.name}: going on from step {step:,}")
@@ -231,9 +227,9 @@ def train(
     watch = _Watch(group, log, config, total_steps, folder, provenance)
     while step < total_steps:
       count = min(
-          config.steps_per_dispatch,
-          total_steps - step,
-          config.checkpoint_steps - step % config.checkpoint_steps,
+        config.steps_per_dispatch,
+        total_steps - step,
+        config.checkpoint_steps - step % config.checkpoint_steps,
       )
       with log.waiting():
         taken = [next(batches) for _ in range(count)]
@@ -255,15 +251,15 @@ def train(
     log.progress(step, step * config.batch_rows, force=True)
     failed = [int(s.failed_step) for s in group.member_states(states)]
     return [
-        Trained(
-            member=member,
-            sae=sae,
-            seconds=float(spent),
-            status="ok" if at < 0 else f"frozen at step {at}",
-        )
-        for member, sae, spent, at in zip(
-            members, group.saes(states), seconds, failed, strict=True
-        )
+      Trained(
+        member=member,
+        sae=sae,
+        seconds=float(spent),
+        status="ok" if at < 0 else f"frozen at step {at}",
+      )
+      for member, sae, spent, at in zip(
+        members, group.saes(states), seconds, failed, strict=True
+      )
     ]
 
 
@@ -271,16 +267,16 @@ def environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
   """What bit-identical results depend on beside the settings."""
   device = jax.devices()[0]
   cores = (
-      len(os.sched_getaffinity(0))
-      if hasattr(os, "sched_getaffinity")
-      else os.cpu_count()
+    len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity")
+    else os.cpu_count()
   )
   return {
-      "device": device.device_kind,
-      "platform": device.platform,
-      "mesh": list(mesh.shape.values()),
-      "cores": cores,
-      "jax": jax.__version__,
+    "device": device.device_kind,
+    "platform": device.platform,
+    "mesh": list(mesh.shape.values()),
+    "cores": cores,
+    "jax": jax.__version__,
   }
 
 
@@ -329,8 +325,8 @@ class _Watch:
       done = step + 1
       if done % self._config.log_steps == 0 or done == self._total_steps:
         scalars = {
-            name: {key: value[i, m] for key, value in values.items()}
-            for m, name in enumerate(names)
+          name: {key: value[i, m] for key, value in values.items()}
+          for m, name in enumerate(names)
         }
         self._log.record(done, done * self._config.batch_rows, scalars)
 
@@ -338,13 +334,15 @@ class _Watch:
     report: dict[str, Any] = {"step": step, "why": why, "rows": rows.tolist()}
     if self._provenance:
       found = self._provenance(rows)
-      report["provenance"] = {k: np.asarray(v).tolist() for k, v in found.items()}
+      report["provenance"] = {
+        k: np.asarray(v).tolist() for k, v in found.items()
+      }
     path = self._folder / "nonfinite.json"
     path.write_text(json.dumps(report) + "\n")
     raise NonFiniteError(
-        f"step {step}: {why}; rows and where they come from are in {path}; the "
-        "last good checkpoint is kept (--train.nonfinite=skip goes on without "
-        "such batches)"
+      f"step {step}: {why}; rows and where they come from are in {path}; the "
+      "last good checkpoint is kept (--train.nonfinite=skip goes on without "
+      "such batches)"
     )
 
 

@@ -9,13 +9,13 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from saejax.sae.encoders import Affine
 from saejax.sae.latents import CompactLatents, DenseLatents, Latents
 from saejax.sae.sae import SAE, Forward
 from saejax.training import rules
-from saejax.training.recipe import Record, Stats, Term
+from saejax.training.recipe import Record, Term
 
 EPS = 1e-12
 
@@ -52,11 +52,11 @@ def l1_decoder_norm(record: Record) -> Float[Array, "*b"]:
 
 
 def aux_k(
-    k_aux: int,
-    *,
-    tracker: rules.DeadTracker,
-    capacity: int,
-    weight: float = 1 / 32,
+  k_aux: int,
+  *,
+  tracker: rules.DeadTracker,
+  capacity: int,
+  weight: float = 1 / 32,
 ) -> Term:
   """AuxK: dead latents learn to reconstruct what the live ones leave.
 
@@ -123,7 +123,7 @@ def _largest(a, candidate, k: int):
     ranked = jax.lax.stop_gradient(jnp.where(candidate, a, -jnp.inf))
     _, kept = jax.lax.top_k(ranked, k)
     keep = jnp.put_along_axis(
-        jnp.zeros(a.shape, bool), kept, True, axis=-1, inplace=False
+      jnp.zeros(a.shape, bool), kept, True, axis=-1, inplace=False
     )
     candidate = candidate & keep
   return jnp.where(candidate, jax.nn.relu(a), 0)

@@ -6,17 +6,18 @@ k, and ranks beyond a member's own k are dropped. Both give equal weights to
 float tolerance.
 """
 
-from collections.abc import Callable, Sequence
 import dataclasses
-from functools import partial
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxtyping import Array, Float
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
 
 from saejax.sae.sae import SAE
 from saejax.training import sharding, step
@@ -55,14 +56,14 @@ class Group:
   """
 
   def __init__(
-      self,
-      make_recipe: Callable[[int], Recipe],
-      members: Sequence[Member],
-      *,
-      mesh: Mesh,
-      stacked: bool,
-      engine: str = "auto",
-      skip_nonfinite: bool = False,
+    self,
+    make_recipe: Callable[[int], Recipe],
+    members: Sequence[Member],
+    *,
+    mesh: Mesh,
+    stacked: bool,
+    engine: str = "auto",
+    skip_nonfinite: bool = False,
   ):
     self.members = tuple(members)
     self.mesh = mesh
@@ -73,13 +74,13 @@ class Group:
     self._recipes = {k: make_recipe(k) for k in dict.fromkeys(programs)}
     self._program_ks = programs
     self._steps = {
-        k: step.make_step(
-            recipe,
-            engine=engine,
-            stacked=stacked,
-            skip_nonfinite=skip_nonfinite,
-        )
-        for k, recipe in self._recipes.items()
+      k: step.make_step(
+        recipe,
+        engine=engine,
+        stacked=stacked,
+        skip_nonfinite=skip_nonfinite,
+      )
+      for k, recipe in self._recipes.items()
     }
     self._compiled: dict[Any, Any] = {}
     self._hypers = self._make_hypers()
@@ -95,7 +96,7 @@ class Group:
     return (jax.device_put(hyper, where),)
 
   def init(
-      self, sample: Float[Array, "s d"] | None = None
+    self, sample: Float[Array, "s d"] | None = None
   ) -> tuple[step.TrainState, ...]:
     """States before the first step: one a member, or one stack of all."""
     keys = [jax.random.key(member.seed) for member in self.members]
@@ -105,19 +106,19 @@ class Group:
       states = (jax.vmap(one)(jnp.stack(keys)),)
     else:
       states = tuple(
-          step.init_state(self._recipes[k], key, sample=sample)
-          for k, key in zip(self._program_ks, keys, strict=True)
+        step.init_state(self._recipes[k], key, sample=sample)
+        for k, key in zip(self._program_ks, keys, strict=True)
       )
     return tuple(
-        jax.device_put(s, where)
-        for s, where in zip(states, self.shardings(states), strict=True)
+      jax.device_put(s, where)
+      for s, where in zip(states, self.shardings(states), strict=True)
     )
 
   def shardings(self, states: Any) -> tuple[Any, ...]:
     """Where each leaf of the states lies."""
     return tuple(
-        sharding.state_shardings(self.mesh, s, stacked=self.stacked)
-        for s in states
+      sharding.state_shardings(self.mesh, s, stacked=self.stacked)
+      for s in states
     )
 
   def put(self, x: np.ndarray) -> Array:
@@ -125,10 +126,8 @@ class Group:
     return jax.device_put(x, sharding.rows_sharding(self.mesh))
 
   def run(
-      self, states: tuple[step.TrainState, ...], batches: Sequence[Array]
-  ) -> tuple[
-      tuple[step.TrainState, ...], tuple[step.Metrics, ...], np.ndarray
-  ]:
+    self, states: tuple[step.TrainState, ...], batches: Sequence[Array]
+  ) -> tuple[tuple[step.TrainState, ...], tuple[step.Metrics, ...], np.ndarray]:
     """Every member through some batches, in one dispatch a program.
 
     The states given are donated.
@@ -139,28 +138,29 @@ class Group:
       are waited for one by one, which also keeps forced CPU devices from
       running out of threads.
     """
-    states, metrics, seconds = list(states), [], np.zeros(len(self.members))
+    new, metrics, seconds = [], [], np.zeros(len(self.members))
     for i, (k, hyper) in enumerate(
-        zip(self._program_ks, self._hypers, strict=True)
+      zip(self._program_ks, self._hypers, strict=True)
     ):
       start = time.perf_counter()
       program = self._program(k, states[i], len(batches))
-      states[i], out = program(states[i], hyper, tuple(batches))
+      state, out = program(states[i], hyper, tuple(batches))
+      new.append(state)
       metrics.append(out)
       if jax.default_backend() == "cpu":
-        jax.block_until_ready(states[i])
+        jax.block_until_ready(state)
       seconds[i] = time.perf_counter() - start
     if self.stacked:
       seconds[:] = seconds[0] / len(self.members)
-    return tuple(states), tuple(metrics), seconds
+    return tuple(new), tuple(metrics), seconds
 
   def _program(self, k: int, state: step.TrainState, count: int):
     if (k, count) not in self._compiled:
       where = sharding.state_shardings(self.mesh, state, stacked=self.stacked)
       jitted = jax.jit(
-          partial(_several, self._steps[k]),
-          donate_argnums=0,
-          out_shardings=(where, None),
+        partial(_several, self._steps[k]),
+        donate_argnums=0,
+        out_shardings=(where, None),
       )
 
       def run(*args):
@@ -175,12 +175,10 @@ class Group:
     host = jax.device_get(list(metrics))
     if self.stacked:
       return {name: np.asarray(value) for name, value in host[0].items()}
-    return {
-        name: np.stack([m[name] for m in host], axis=1) for name in host[0]
-    }
+    return {name: np.stack([m[name] for m in host], axis=1) for name in host[0]}
 
   def member_states(
-      self, states: tuple[step.TrainState, ...]
+    self, states: tuple[step.TrainState, ...]
   ) -> list[step.TrainState]:
     """The state of each member on its own."""
     if not self.stacked:
@@ -192,12 +190,12 @@ class Group:
     """What users hold of each member: averaged, finished, with its own k."""
     saes = []
     for member, state in zip(
-        self.members, self.member_states(states), strict=True
+      self.members, self.member_states(states), strict=True
     ):
       recipe = self._recipes[self._program_ks[0] if self.stacked else member.k]
       sae = recipe.finish(step.averaged(recipe, state), state.stats)
-      if self.stacked and member.k:
-        sae = sae.replace(activation=sae.activation.replace(k=member.k))
+      if self.stacked:
+        sae = sae.replace(activation=sae.activation.with_k(member.k))
       saes.append(sae)
     return saes
 

@@ -3,8 +3,8 @@
 A recipe names its parts; the train step knows none of them by name.
 """
 
-from collections.abc import Callable, Mapping
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import flax.struct
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from saejax.sae.latents import Latents
+from saejax.sae.latents import DenseLatents, SparseLatents
 from saejax.sae.sae import SAE, Forward
 
 Stats = Mapping[str, Array]
@@ -69,7 +69,9 @@ class Rule(Protocol):
 
   def init(self, sae: SAE) -> Stats: ...
 
-  def update(self, stats: Stats, latents: Latents, rows: int) -> Stats: ...
+  def update(
+    self, stats: Stats, latents: SparseLatents | DenseLatents, rows: int
+  ) -> Stats: ...
 
   def metrics(self, stats: Stats) -> Mapping[str, Array]: ...
 
@@ -78,7 +80,7 @@ class Init(Protocol):
   """Draws the weights: a key and a sample of raw rows give an SAE."""
 
   def __call__(
-      self, key: PRNGKeyArray, *, sample: Float[Array, "s d"] | None
+    self, key: PRNGKeyArray, *, sample: Float[Array, "s d"] | None
   ) -> SAE: ...
 
 

@@ -4,14 +4,14 @@ Counts are in tokens, so that they mean the same at every batch size and on any
 number of devices. int32 counters saturate instead of wrapping round.
 """
 
-from collections.abc import Mapping
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from saejax.sae.latents import Latents
+from saejax.sae.latents import DenseLatents, SparseLatents
 from saejax.sae.sae import SAE
 from saejax.training.recipe import Stats
 
@@ -32,7 +32,9 @@ class DeadTracker:
   def init(self, sae: SAE) -> Stats:
     return {SINCE_FIRED: jnp.zeros((sae.n,), jnp.int32)}
 
-  def update(self, stats: Stats, latents: Latents, rows: int) -> Stats:
+  def update(
+    self, stats: Stats, latents: SparseLatents | DenseLatents, rows: int
+  ) -> Stats:
     """Adds the batch's rows to every latent that did not fire on them."""
     since = add_tokens(stats[SINCE_FIRED], rows)
     return {**stats, SINCE_FIRED: jnp.where(latents.fired(), 0, since)}
@@ -47,7 +49,7 @@ class DeadTracker:
     return jnp.any(since >= self.dead_after_tokens)
 
   def longest_dead(
-      self, stats: Stats, count: int
+    self, stats: Stats, count: int
   ) -> tuple[Int[Array, "c"], Bool[Array, "c"]]:
     """The `count` latents silent for longest, and which of them are dead.
 

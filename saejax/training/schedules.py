@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 
 def warmup_decay(
-    total_steps: int, *, warmup_steps: int = 0, decay_fraction: float = 0.0
+  total_steps: int, *, warmup_steps: int = 0, decay_fraction: float = 0.0
 ) -> Callable[[Array], Array]:
   """Linear from 0 to 1, constant, linear to 0 over the last part of the run.
 
@@ -32,7 +32,7 @@ def warmup_decay(
 
 
 def learning_rate_for(
-    n: int, *, base: float, base_n: int, exponent: float
+  n: int, *, base: float, base_n: int, exponent: float
 ) -> float:
   """base (n / base_n)^exponent: the rate of an SAE with n latents.
 

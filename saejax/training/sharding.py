@@ -8,7 +8,8 @@ sharding `latent` is slicing rows.
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from saejax.errors import InputError
 
@@ -17,10 +18,10 @@ AXES = ("ensemble", "data", "latent")
 # Field paths end with one of these; what no line names is replicated. The
 # optimizer's moments end with the paths of the weights they belong to.
 RULES: tuple[tuple[str, P], ...] = (
-    ("encoder.W", P("latent", None)),
-    ("encoder.b", P("latent")),
-    ("decoder.W", P("latent", None)),
-    ("tokens_since_fired", P("latent")),
+  ("encoder.W", P("latent", None)),
+  ("encoder.b", P("latent")),
+  ("decoder.W", P("latent", None)),
+  ("tokens_since_fired", P("latent")),
 )
 
 
@@ -33,21 +34,21 @@ def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
   devices = jax.devices() if devices is None else devices
   if len(shape) != 3 or any(size < 1 for size in shape):
     raise InputError(
-        "train.mesh",
-        shape,
-        "must be three sizes of at least 1: ensemble, data, latent",
-        "use 1,1,1 for one device",
+      "train.mesh",
+      shape,
+      "must be three sizes of at least 1: ensemble, data, latent",
+      "use 1,1,1 for one device",
     )
   count = shape[0] * shape[1] * shape[2]
   if count > len(devices):
     raise InputError(
-        "train.mesh",
-        shape,
-        f"needs {count} devices and {len(devices)} are there",
-        "lower a size",
+      "train.mesh",
+      shape,
+      f"needs {count} devices and {len(devices)} are there",
+      "lower a size",
     )
   return jax.make_mesh(
-      shape, AXES, devices=devices[:count], axis_types=(AxisType.Auto,) * 3
+    shape, AXES, devices=devices[:count], axis_types=(AxisType.Auto,) * 3
   )
 
 
@@ -58,18 +59,18 @@ def check(mesh: Mesh, *, n: int, batch_rows: int, members: int) -> None:
     InputError: naming the size and the axis.
   """
   for field, value, axis in (
-      ("sae.n", n, "latent"),
-      ("train.batch_rows", batch_rows, "data"),
-      ("train.mesh", members, "ensemble"),
+    ("sae.n", n, "latent"),
+    ("train.batch_rows", batch_rows, "data"),
+    ("train.mesh", members, "ensemble"),
   ):
     size = mesh.shape[axis]
     if value % size:
       what = "members" if axis == "ensemble" else field
       raise InputError(
-          field,
-          value,
-          f"{what} must divide by the {size} devices of the {axis} axis",
-          f"change it, or --train.mesh={','.join(map(str, mesh.shape.values()))}",
+        field,
+        value,
+        f"{what} must divide by the {size} devices of the {axis} axis",
+        f"change it, or --train.mesh={','.join(map(str, mesh.shape.values()))}",
       )
 
 

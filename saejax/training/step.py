@@ -50,10 +50,10 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def init_state(
-    recipe: Recipe,
-    key: PRNGKeyArray,
-    *,
-    sample: Float[Array, "s d"] | None = None,
+  recipe: Recipe,
+  key: PRNGKeyArray,
+  *,
+  sample: Float[Array, "s d"] | None = None,
 ) -> TrainState:
   """The state of one member before its first step."""
   weights_key, key = jax.random.split(key)
@@ -62,24 +62,24 @@ def init_state(
   for rule in recipe.rules:
     stats.update(rule.init(sae))
   return TrainState(
-      step=jnp.asarray(0, jnp.int32),
-      sae=sae,
-      opt_state=recipe.optimizer(0.0).init(sae),
-      ema=_average(recipe).init(sae) if recipe.ema_decay else (),
-      stats=stats,
-      key=key,
-      alive=jnp.asarray(True),
-      failed_step=jnp.asarray(-1, jnp.int32),
-      halted=jnp.asarray(False),
+    step=jnp.asarray(0, jnp.int32),
+    sae=sae,
+    opt_state=recipe.optimizer(0.0).init(sae),
+    ema=_average(recipe).init(sae) if recipe.ema_decay else (),
+    stats=stats,
+    key=key,
+    alive=jnp.asarray(True),
+    failed_step=jnp.asarray(-1, jnp.int32),
+    halted=jnp.asarray(False),
   )
 
 
 def make_step(
-    recipe: Recipe,
-    *,
-    engine: str = "auto",
-    stacked: bool = False,
-    skip_nonfinite: bool = False,
+  recipe: Recipe,
+  *,
+  engine: str = "auto",
+  stacked: bool = False,
+  skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, Hyper, Array], tuple[TrainState, Metrics]]:
   """The step of a recipe: (state, hyper, x [B, d]) -> (state, metrics).
 
@@ -97,24 +97,26 @@ def make_step(
     the rules.
   """
   over = (
-      partial(jax.vmap, in_axes=(0, 0, None), spmd_axis_name="ensemble")
-      if stacked
-      else lambda f: f
+    partial(jax.vmap, in_axes=(0, 0, None), spmd_axis_name="ensemble")
+    if stacked
+    else lambda f: f
   )
   conditional = [t.active for t in recipe.terms.values() if t.active]
   always = {name for name, t in recipe.terms.items() if t.active is None}
 
   def step(state: TrainState, hyper: Hyper, x: Array):
     gradients = over(
-        partial(_loss_and_gradients, recipe, engine, set(recipe.terms))
+      partial(_loss_and_gradients, recipe, engine, set(recipe.terms))
     )
     if conditional:
       # Outside the vmap: inside, a cond would compute both of its branches.
       needed = jnp.any(
-          jnp.stack([
-              jnp.any(_per_member(active, state.stats, x.shape[0], stacked))
-              for active in conditional
-          ])
+        jnp.stack(
+          [
+            jnp.any(_per_member(active, state.stats, x.shape[0], stacked))
+            for active in conditional
+          ]
+        )
       )
       without = over(partial(_loss_and_gradients, recipe, engine, always))
       out = jax.lax.cond(needed, gradients, without, state, hyper, x)
@@ -124,7 +126,7 @@ def make_step(
     apply = partial(_apply, recipe, skip_nonfinite)
     if stacked:
       apply = jax.vmap(
-          apply, in_axes=(0, 0, 0, None), spmd_axis_name="ensemble"
+        apply, in_axes=(0, 0, 0, None), spmd_axis_name="ensemble"
       )
     return apply(state, hyper, out, rows_ok)
 
@@ -132,18 +134,18 @@ def make_step(
 
 
 def _per_member(active, stats, rows: int, stacked: bool):
-  return jax.vmap(active, (0, None))(stats, rows) if stacked else active(
-      stats, rows
+  return (
+    jax.vmap(active, (0, None))(stats, rows) if stacked else active(stats, rows)
   )
 
 
 def _loss_and_gradients(
-    recipe: Recipe,
-    engine: str,
-    names: set[str],
-    state: TrainState,
-    hyper: Hyper,
-    x: Array,
+  recipe: Recipe,
+  engine: str,
+  names: set[str],
+  state: TrainState,
+  hyper: Hyper,
+  x: Array,
 ):
   """Loss, its terms, new statistics and gradients; terms not named are 0."""
 
@@ -169,9 +171,9 @@ def _loss_and_gradients(
     l0 = jnp.mean(forward.latents.count())
     return total, ({**terms, "l0": l0}, stats)
 
-  (total, (metrics, stats)), gradients = jax.value_and_grad(
-      loss, has_aux=True
-  )(state.sae)
+  (total, (metrics, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(
+    state.sae
+  )
   return {"loss": total, **metrics}, stats, gradients
 
 
@@ -188,7 +190,7 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
   # optax mixes int32 counts with floats, which strict promotion forbids.
   with jax.numpy_dtype_promotion("standard"):
     updates, opt_state = recipe.optimizer(rate).update(
-        gradients, state.opt_state, state.sae
+      gradients, state.opt_state, state.sae
     )
     sae = recipe.project(optax.apply_updates(state.sae, updates))
     if recipe.ema_decay:
@@ -201,21 +203,21 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
   good = usable & finite & state.alive
   keep = lambda new, old: jax.tree.map(partial(jnp.where, good), new, old)
   new = state.replace(
-      step=state.step + jnp.where(halted, 0, 1),
-      sae=keep(sae, state.sae),
-      opt_state=keep(opt_state, state.opt_state),
-      ema=keep(ema, state.ema),
-      stats=keep(stats, state.stats),
-      alive=state.alive & ~failed,
-      failed_step=jnp.where(failed, state.step, state.failed_step),
-      halted=halted,
+    step=state.step + jnp.where(halted, 0, 1),
+    sae=keep(sae, state.sae),
+    opt_state=keep(opt_state, state.opt_state),
+    ema=keep(ema, state.ema),
+    stats=keep(stats, state.stats),
+    alive=state.alive & ~failed,
+    failed_step=jnp.where(failed, state.step, state.failed_step),
+    halted=halted,
   )
   metrics = {
-      **metrics,
-      "grad_norm": norm,
-      "learning_rate": rate,
-      "rows_ok": rows_ok,
-      "alive": new.alive,
+    **metrics,
+    "grad_norm": norm,
+    "learning_rate": rate,
+    "rows_ok": rows_ok,
+    "alive": new.alive,
   }
   for rule in recipe.rules:
     metrics.update(rule.metrics(new.stats))

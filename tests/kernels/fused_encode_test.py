@@ -66,9 +66,7 @@ class EncodeTest(parameterized.TestCase):
     values, indices = op.encode_topk(x, b_pre, W, b, 3)
     for batch in ((3, 4), (2, 1, 6)):
       got = op.encode_topk(x.reshape(*batch, 6), b_pre, W, b, 3)
-      np.testing.assert_allclose(
-        got[0], values.reshape(*batch, 3), atol=1e-5
-      )
+      np.testing.assert_allclose(got[0], values.reshape(*batch, 3), atol=1e-5)
       np.testing.assert_array_equal(got[1], indices.reshape(*batch, 3))
     np.testing.assert_array_equal(
       op.encode_topk(x[4], b_pre, W, b, 3)[1], indices[4]

@@ -40,7 +40,9 @@ class ProductsTest(parameterized.TestCase):
     b, k, d, n = shape
     values, indices = code(b, k, n)
     W = normal(n, d)
-    got = op.decode_rows(*map(jnp.asarray, (values, indices, W)), implementation)
+    got = op.decode_rows(
+      *map(jnp.asarray, (values, indices, W)), implementation
+    )
     np.testing.assert_allclose(got, dense(values, indices, n) @ W, atol=2e-5)
 
   @parameterized.product(shape=SHAPES, implementation=["ref", "xla"])

@@ -125,17 +125,6 @@ class FilesTest(parameterized.TestCase):
     self.change(edit)
     self.assertRefused("must hold a whole sae.json and sae.safetensors")
 
-  def test_arrays_that_do_not_fit_together_are_refused(self):
-    files.save(toy.sae(), self.folder)
-    other = self.folder.with_name("other")
-    files.save(toy.sae(n=30), other)
-    mixed = files.safetensors.load_file(self.folder / files.ARRAYS)
-    mixed["encoder.W"] = files.safetensors.load_file(other / files.ARRAYS)[
-      "encoder.W"
-    ]
-    files.safetensors.save_file(mixed, self.folder / files.ARRAYS)
-    self.assertRefused("must hold a whole sae.json and sae.safetensors")
-
   def test_a_later_version_is_refused(self):
     self.change(lambda s: s.update(version=files.VERSION + 1))
     self.assertRefused("version")

@@ -40,9 +40,7 @@ class PrepTest(parameterized.TestCase):
 
   def test_other_kinds_need_no_statistics(self):
     self.assertEqual(prep.from_stats("none", {}), prep.Identity())
-    self.assertEqual(
-      prep.from_stats("row_layer_norm", {}), prep.RowLayerNorm()
-    )
+    self.assertEqual(prep.from_stats("row_layer_norm", {}), prep.RowLayerNorm())
 
   def test_refuses_unknown_kinds_and_rows_that_do_not_vary(self):
     with self.assertRaisesRegex(ValueError, "one of none, .* got 'zscore'"):

@@ -1,0 +1,211 @@
+"""Bad input to the scripts: one line, exit code 2, nothing lost."""
+
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from saejax.data import store as stores
+from tests.experiments import script
+
+D = 16
+TINY = (
+  "--sae.n=32",
+  "--sae.k=4",
+  "--train.batch_rows=64",
+  "--train.checkpoint_steps=5",
+)
+
+
+def make_store(folder, rows=1_000, d=D, nan=False, seed=0):
+  x = np.random.default_rng(seed).normal(size=(rows, d)).astype(np.float32)
+  if nan:
+    x[rows // 2, 0] = np.nan
+  return stores.write_arrays(
+    folder,
+    x,
+    doc=np.arange(rows) // 50,
+    meta={
+      "model": {"name": "tiny"},
+      "site": {"layer": 2, "point": "resid_post"},
+    },
+    bucket_rows=512,
+    shard_rows=256,
+    chunk_rows=64,
+  )
+
+
+def snapshot(folder: pathlib.Path) -> dict[str, bytes]:
+  return {
+    str(p.relative_to(folder)): p.read_bytes()
+    for p in sorted(folder.rglob("*"))
+    if p.is_file() and p.name != ".lock"
+  }
+
+
+class BadInputTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    self.run_dir = self.folder / "run"
+    self.store = make_store(self.folder / "store").path
+    self.held_out = make_store(self.folder / "held", 300, seed=1).path
+
+  def train(self, *more, store=None, held_out=None):
+    return script.run(
+      "train",
+      f"--run_dir={self.run_dir}",
+      f"--store={store or self.store}",
+      f"--held_out={held_out or self.held_out}",
+      *TINY,
+      *more,
+    )
+
+  def assert_refused(self, found, flag, *words):
+    code, _, err = found
+    self.assertEqual(code, 2, err)
+    lines = [x for x in err.splitlines() if not x.startswith("preflight")]
+    self.assertLen(lines, 1, err)
+    self.assertStartsWith(lines[0], flag)
+    for word in words:
+      self.assertIn(word, lines[0])
+    self.assertIn(";", lines[0])  # rule; remedy
+
+  @parameterized.parameters(
+    ("--sae.k=33", "--sae.k=33", "n=32"),
+    ("--sae.k=0", "--sae.k=0", "at least 1"),
+    ("--sae.n=0", "--sae.n=0", "at least 1"),
+    ("--sae.n=32,32", "--sae.n=32,32", "different"),
+    ("--sae.seeds=0", "--sae.seeds=0", "at least 1"),
+    ("--sae.prep=zscore", "--sae.prep=zscore", "centre_scale"),
+    ("--train.batch_rows=0", "--train.batch_rows=0", "at least 1"),
+    ("--train.batch_rows=x", "--train.batch_rows=x", "int"),
+    ("--train.learning_rate=-1", "--train.learning_rate=-1", "positive"),
+    ("--train.mesh=1,1,3", "--train.mesh", "devices"),
+    ("--train.mesh=1,1", "--train.mesh", "three"),
+    ("--train.batch_row=64", "--train.batch_row", "--train.batch_rows"),
+    ("--sae.latents=64", "--sae.latents", "--help"),
+    ("--flagfile=none.flags", "--flagfile=none.flags", "cannot be opened"),
+    ("64", "argument=64", "not a flag"),
+  )
+  def test_flag(self, flag, shown, word):
+    self.assert_refused(self.train(flag), shown, word)
+    self.assertFalse((self.run_dir / "saes").exists())
+
+  @parameterized.parameters(
+    ("--model=other", "other", "tiny"),
+    ("--layer=3", "3", "2"),
+    ("--point=mlp_out", "mlp_out", "resid_post"),
+    ("--d=384", "384", "16"),
+  )
+  def test_store_of_another_model_site_or_width(self, flag, wanted, found):
+    self.assert_refused(self.train(flag), flag.split("=")[0], wanted, found)
+
+  def test_held_out_of_another_width(self):
+    other = make_store(self.folder / "wide", d=8).path
+    self.assert_refused(self.train(held_out=other), "--held_out", "d=16")
+
+  def test_store_with_a_missing_shard(self):
+    shard = next(p for p in (self.store / "x").rglob("c/*/*") if p.is_file())
+    shard.unlink()
+    self.assert_refused(self.train(), "harvest.dir", "missing")
+
+  def test_store_with_a_corrupt_shard(self):
+    shard = next(p for p in (self.store / "x").rglob("c/*/*") if p.is_file())
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    self.assert_refused(self.train(), "harvest.dir", "corrupt")
+
+  def test_half_written_store(self):
+    (self.store / "stats.json").unlink()
+    self.assert_refused(self.train(), "harvest.dir", "did not finish")
+
+  def test_no_store(self):
+    found = self.train(store=self.folder / "nowhere")
+    self.assert_refused(found, "harvest.dir", "nowhere")
+
+  def test_too_few_rows_for_one_batch(self):
+    self.assert_refused(
+      self.train("--train.batch_rows=2000"), "--train.batch_rows=2000", "1000"
+    )
+
+  def test_rows_that_are_not_finite_stop_with_their_step(self):
+    bad = make_store(self.folder / "nan", nan=True).path
+    code, _, err = self.train("--sae.prep=none", store=bad)
+    self.assertEqual(code, 1)
+    self.assertRegex(err, r"step \d+: rows of the batch are not finite")
+    self.assertTrue((self.run_dir / "n32" / "nonfinite.json").exists())
+
+  def test_another_run_in_the_folder(self):
+    self.assertEqual(self.train()[0], 0)
+    before = snapshot(self.run_dir)
+    self.assert_refused(
+      self.train("--sae.k=8"), "--run_dir", "--sae.k=4", "run.flags"
+    )
+    self.assertEqual(snapshot(self.run_dir), before)
+
+  def test_checkpoint_of_another_recipe(self):
+    self.assertEqual(self.train()[0], 0)
+    for name in ("run.flags", "n32/points.json"):
+      (self.run_dir / name).unlink()
+    before = snapshot(self.run_dir / "n32")
+    self.assert_refused(
+      self.train("--sae.recipe=relu_l1"), "--run_dir", "relu_l1"
+    )
+    self.assertEqual(snapshot(self.run_dir / "n32"), before)
+
+  def test_checkpoint_of_another_shape(self):
+    self.assertEqual(self.train()[0], 0)
+    (self.run_dir / "run.flags").unlink()
+    shutil.move(self.run_dir / "n32", self.run_dir / "n64")
+    (self.run_dir / "n64" / "points.json").unlink()
+    self.assert_refused(self.train("--sae.n=64"), "--run_dir", "n=32")
+
+  def test_no_space_on_disk_leaves_the_last_checkpoint(self):
+    command = [
+      sys.executable,
+      script.ROOT / "experiments" / "train.py",
+      f"--run_dir={self.run_dir}",
+      f"--store={self.store}",
+      f"--held_out={self.held_out}",
+      *TINY,
+      "--sae.n=2048",
+      "--train.checkpoint_steps=5",
+    ]
+    limit = lambda: resource.setrlimit(
+      resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY)
+    )
+    full = subprocess.run(
+      command, capture_output=True, text=True, preexec_fn=limit, check=False
+    )
+    self.assertEqual(full.returncode, 2, full.stderr)
+    self.assertIn("--run_dir", full.stderr.splitlines()[-1])
+    self.assertIn("room", full.stderr.splitlines()[-1])
+    self.assertFalse((self.run_dir / "results.json").exists())
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    self.assertEqual(again.returncode, 0, again.stderr)
+    self.assertTrue((self.run_dir / "results.json").exists())
+
+  def test_unreadable_model_folder(self):
+    empty = self.folder / "empty"
+    empty.mkdir()
+    found = script.run(
+      "scaling",
+      f"--run_dir={self.run_dir}",
+      f"--harvest.model={empty}",
+      f"--harvest.dir={self.folder}",
+    )
+    self.assert_refused(found, "--harvest.model", "config.json")
+
+  def test_impossible_harvest(self):
+    found = script.run("harvest", "--harvest.rows=0")
+    self.assert_refused(found, "--harvest.rows=0", "at least 1")
+
+
+if __name__ == "__main__":
+  absltest.main()

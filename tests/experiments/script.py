@@ -1,0 +1,45 @@
+"""Runs a script of experiments/ in this process, as the command line would."""
+
+import contextlib
+import importlib.util
+import io
+import pathlib
+import sys
+
+from absl import flags
+
+from saejax import config
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def load(name: str):
+  """The module of experiments/<name>.py."""
+  path = ROOT / "experiments" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(f"experiment_{name}", path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module
+  spec.loader.exec_module(module)
+  return module
+
+
+def run(name: str, *arguments: str) -> tuple[int, str, str]:
+  """Exit code, standard output and standard error of a script."""
+  module = load(name)
+  out, err = io.StringIO(), io.StringIO()
+  code = 0
+  try:
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+      config.run(module.main, module.Config, [f"{name}.py", *arguments])
+  except SystemExit as leave:
+    if isinstance(leave.code, str):
+      code = 1
+      err.write(leave.code + "\n")
+    else:
+      code = leave.code or 0
+  finally:
+    for leaf in config.leaves(module.Config):
+      delattr(flags.FLAGS, leaf.name)
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS.mark_as_parsed()
+  return code, out.getvalue(), err.getvalue()

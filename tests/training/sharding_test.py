@@ -1,0 +1,71 @@
+"""Tests of saejax.training.sharding; several devices: mesh_devices_test."""
+
+import jax
+from absl.testing import absltest, parameterized
+from jax.sharding import PartitionSpec as P
+
+from saejax import errors
+from saejax.recipes import row_sparse
+from saejax.training import sharding, step
+
+
+class MeshTest(parameterized.TestCase):
+  def test_names_the_axes(self):
+    mesh = sharding.make_mesh((1, 1, 1))
+    self.assertEqual(mesh.axis_names, ("ensemble", "data", "latent"))
+    self.assertEqual(mesh.size, 1)
+
+  @parameterized.parameters((0, 1, 1), (1, -1, 1), (1, 1), (1, 1, 1, 1))
+  def test_refuses_what_is_not_three_sizes(self, *shape):
+    with self.assertRaisesRegex(errors.InputError, "train.mesh=.*three sizes"):
+      sharding.make_mesh(shape)
+
+  def test_refuses_more_devices_than_there_are(self):
+    with self.assertRaisesRegex(errors.InputError, "needs 2 devices and 1 are"):
+      sharding.make_mesh((1, 2, 1), devices=jax.devices()[:1])
+
+  @parameterized.parameters(
+    ("sae.n=30", 30, 64, 4, "latent"),
+    ("train.batch_rows=63", 32, 63, 4, "data"),
+    ("train.mesh=3", 32, 64, 3, "ensemble"),
+  )
+  def test_refuses_sizes_that_do_not_divide(self, said, n, rows, members, axis):
+    mesh = jax.sharding.AbstractMesh((2, 4, 8), sharding.AXES)
+    sharding.check(mesh, n=32, batch_rows=64, members=4)
+    with self.assertRaisesRegex(errors.InputError, f"{said}: .*{axis} axis"):
+      sharding.check(mesh, n=n, batch_rows=rows, members=members)
+
+
+class TableTest(parameterized.TestCase):
+  @parameterized.parameters(False, True)
+  def test_every_array_about_latents_is_split_by_latent(self, stacked):
+    recipe = row_sparse.topk(
+      6, 16, 2, dead_after_tokens=10, ema_decay=0.9, clip_norm=1.0
+    )
+    state = jax.eval_shape(lambda: step.init_state(recipe, jax.random.key(0)))
+    if stacked:
+      state = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct((3, *s.shape), s.dtype), state
+      )
+    mesh = sharding.make_mesh((1, 1, 1))
+    found = sharding.state_shardings(mesh, state, stacked=stacked)
+    axes = ("ensemble",) if stacked else ()
+    latents = 0
+    for leaf, where in zip(
+      jax.tree.leaves(state), jax.tree.leaves(found), strict=True
+    ):
+      shape = leaf.shape[len(axes) :]
+      split = shape[:1] == (16,)
+      latents += split
+      want = ("latent",) if split else ()
+      self.assertEqual(tuple(a for a in where.spec if a), axes + want)
+    # W_enc, b_enc, W_dec in weights, two moments and EMA; one statistic.
+    self.assertEqual(latents, 4 * 3 + 1)
+
+  def test_rows_of_a_batch_lie_on_data(self):
+    mesh = sharding.make_mesh((1, 1, 1))
+    self.assertEqual(sharding.rows_sharding(mesh).spec, P("data"))
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,443 @@
+"""Tests of saejax.training.step: engines, order of a step, what is not finite."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+
+from saejax.recipes import row_sparse
+from saejax.training import losses, rules, schedules, step
+from saejax.training.recipe import Hyper, Term
+from tests import compiled, toy
+
+RATE = 3e-3
+HYPER = Hyper(learning_rate=jnp.asarray(RATE))
+
+
+def topk(d=8, n=40, k=4, **kwargs):
+  return row_sparse.topk(d, n, k, **{"dead_after_tokens": 10**6, **kwargs})
+
+
+def start(recipe, **kwargs):
+  """A state whose biases are not 0; b_dec is the median of a sample."""
+  state = step.init_state(recipe, jax.random.key(3), **kwargs)
+  n, d = state.sae.W_enc.shape
+  bias = 0.1 * toy.rows(n, seed=11)
+  sae = state.sae.replace(
+    encoder=state.sae.encoder.replace(b=bias),
+    decoder=state.sae.decoder.replace(b=0.1 * toy.rows(d, seed=12)),
+  )
+  return state.replace(sae=sae)
+
+
+def losers(state):
+  """Half of the latents shrunk: positive, but never among the k largest."""
+  W = state.sae.encoder.W
+  half = W.at[: W.shape[0] // 2].multiply(0.05)
+  b = state.sae.encoder.b.at[: W.shape[0] // 2].multiply(0.05)
+  encoder = state.sae.encoder.replace(W=half, b=b)
+  return state.replace(sae=state.sae.replace(encoder=encoder))
+
+
+def batches(count, rows, d):
+  return [3 * toy.rows(rows, d, seed=100 + i) + 1 for i in range(count)]
+
+
+def gradients(state):
+  """The first step's gradients, from Adam's first moment (1 - b1) g."""
+  return jax.tree.map(lambda m: m / 0.1, state.opt_state[0].mu)
+
+
+CASES = {  # recipe, rows, tolerance of gradients, dead latents
+  "usual": (topk(), 32, 1e-5, False),
+  "k_is_1_ragged": (topk(7, 37, 1), 31, 1e-5, False),
+  "k_is_n": (topk(6, 16, 16), 24, 1e-5, False),
+  "aux": (
+    topk(
+      k_aux=5,
+      dead_after_tokens=32,
+      aux_capacity=15,
+      clip_norm=0.3,
+      ema_decay=0.9,
+      prep=toy.affine(8),
+    ),
+    32,
+    1e-5,
+    True,
+  ),
+  "bfloat16": (topk(dtype="bfloat16"), 32, 2e-2, False),
+}
+
+
+@functools.cache
+def run(case: str, engine: str, steps: int = 20):
+  """Losses of all steps, the first step's gradients, the last state."""
+  recipe, rows, _, dead = CASES[case]
+  state = start(recipe)
+  if dead:
+    state = losers(state)
+  one = jax.jit(step.make_step(recipe, engine=engine))
+  found, first = [], None
+  for x in batches(steps, rows, state.sae.d):
+    state, metrics = one(state, HYPER, x)
+    found.append(jax.device_get(metrics))
+    first = first or state
+  if one._cache_size() != 1:
+    raise AssertionError("compiled again on a later step")
+  return found, gradients(first), state
+
+
+class EnginesTest(parameterized.TestCase):
+  @parameterized.parameters(*CASES)
+  def test_same_loss_and_gradients(self, case):
+    tolerance = CASES[case][2]
+    (dense, *_), dense_gradients, _ = run(case, "dense")
+    (sparse, *_), sparse_gradients, _ = run(case, "sparse")
+    self.assertEqual(dense.keys(), sparse.keys())
+    for name in dense:
+      np.testing.assert_allclose(
+        sparse[name], dense[name], rtol=tolerance, atol=1e-6, err_msg=name
+      )
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(
+      dense_gradients
+    ))
+    toy.assert_trees_close(
+      sparse_gradients, dense_gradients, rtol=0, atol=tolerance * largest
+    )
+
+  @parameterized.parameters(*CASES)
+  def test_same_parameters_after_20_steps(self, case):
+    _, _, dense = run(case, "dense")
+    _, _, sparse = run(case, "sparse")
+    if case == "bfloat16":  # Adam steps by the sign of gradients near 0
+      moved = optax.global_norm(
+        jax.tree.map(jnp.subtract, dense.sae, start(CASES[case][0]).sae)
+      )
+      apart = optax.global_norm(
+        jax.tree.map(jnp.subtract, dense.sae, sparse.sae)
+      )
+      self.assertLess(float(apart / moved), 0.1)
+      return
+    toy.assert_trees_close(sparse.sae, dense.sae, rtol=1e-4, atol=2e-5)
+    toy.assert_trees_equal(sparse.stats, dense.stats)
+
+  def test_the_aux_case_is_one_where_aux_works(self):
+    found, _, state = run("aux", "sparse")
+    self.assertEqual(found[0]["dead"], 0.5)  # silent for one batch
+    self.assertGreater(found[0]["aux"], 0.1)
+    usual, *_ = run("usual", "sparse")
+    self.assertEqual({m["aux"] for m in map(dict, usual)}, {0.0})
+    before = losers(start(CASES["aux"][0]))
+    moved = jnp.abs(state.sae.W_enc - before.sae.W_enc).max(axis=1)
+    self.assertGreater(float(moved[:20].max()), 1e-3)  # dead rows learn
+
+  def test_auto_is_sparse_where_rows_are_bounded(self):
+    recipe = CASES["usual"][0]
+    one = jax.jit(step.make_step(recipe))
+    state, _ = one(start(recipe), HYPER, batches(1, 32, 8)[0])
+    toy.assert_trees_equal(gradients(state), run("usual", "sparse")[1])
+
+  @parameterized.parameters("dense", "sparse")
+  def test_loss_falls(self, engine):
+    found, *_ = run("usual", engine)
+    self.assertLess(found[-1]["loss"], 0.95 * found[0]["loss"])
+
+  def test_prep_is_never_moved(self):
+    _, _, state = run("aux", "sparse")
+    toy.assert_trees_equal(state.sae.prep, toy.affine(8))
+    final = step.averaged(CASES["aux"][0], state)
+    toy.assert_trees_close(final.prep, toy.affine(8), rtol=1e-6, atol=0)
+
+
+class OrderTest(parameterized.TestCase):
+  def oracle(self, recipe, optimizer, x_batches, decay, clip):
+    """Removal, clip, optimizer, renormalising, average; plain autodiff."""
+    sae = start(recipe).sae
+    opt_state = optimizer.init(sae)
+    weights, rates, norms = [], [], []
+
+    def loss(sae, x):
+      z = sae.encode(x)
+      r = x - (z @ sae.decoder.W + sae.decoder.b)
+      return jnp.sum(r**2) / jnp.sum((x - jnp.mean(x, axis=0)) ** 2)
+
+    for i, x in enumerate(x_batches):
+      g = jax.jit(jax.grad(loss))(sae, x)
+      W, g_W = sae.decoder.W, g.decoder.W
+      g_W = g_W - jnp.sum(g_W * W, axis=1, keepdims=True) * W
+      g = g.replace(decoder=g.decoder.replace(W=g_W))
+      norm = float(optax.global_norm(g))
+      g = jax.tree.map(lambda a, norm=norm: a * min(1.0, clip / norm), g)
+      with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(g, opt_state, sae)
+      factor = float(recipe.schedule(jnp.asarray(i)))
+      sae = jax.tree.map(
+        lambda w, u, factor=factor: w + factor * u, sae, updates
+      )
+      sae = sae.replace(
+        decoder=sae.decoder.replace(W=toy.unit(sae.decoder.W))
+      )
+      weights.append(sae)
+      rates.append(RATE * factor)
+      norms.append(norm)
+    ages = decay ** np.arange(len(weights))[::-1]
+    mean = jax.tree.map(
+      lambda *a: sum(w * v for w, v in zip(ages / ages.sum(), a, strict=True)),
+      *weights,
+    )
+    mean = mean.replace(
+      decoder=mean.decoder.replace(W=toy.unit(mean.decoder.W))
+    )
+    return sae, mean, rates, norms
+
+  @parameterized.parameters(
+    (optax.sgd, "sparse"), (optax.adam, "dense")
+  )
+  def test_removal_clip_optimizer_renormalise_average(self, make, engine):
+    decay, clip, count = 0.8, 0.05, 3
+    recipe = dataclasses.replace(
+      topk(clip_norm=clip, ema_decay=decay),
+      optimizer=make,
+      schedule=schedules.warmup_decay(count, warmup_steps=1),
+    )
+    xs = batches(count, 32, 8)
+    sae, mean, rates, norms = self.oracle(recipe, make(RATE), xs, decay, clip)
+    one = jax.jit(step.make_step(recipe, engine=engine))
+    state = start(recipe)
+    for x, rate, norm in zip(xs, rates, norms, strict=True):
+      state, metrics = one(state, HYPER, x)
+      np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
+      np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+      self.assertGreater(norm, clip)  # so that clipping is seen
+    toy.assert_trees_close(state.sae, sae, rtol=1e-5, atol=1e-6)
+    toy.assert_trees_close(
+      step.averaged(recipe, state), mean, rtol=1e-5, atol=1e-6
+    )
+    norms = jnp.linalg.norm(state.sae.W_dec, axis=1)
+    np.testing.assert_allclose(norms, 1, rtol=1e-6)
+
+  def test_without_average_users_hold_the_weights(self):
+    recipe = topk()
+    state = start(recipe)
+    self.assertIs(step.averaged(recipe, state), state.sae)
+
+  def test_total_is_the_weighted_sum_of_named_terms(self):
+    recipe = dataclasses.replace(
+      row_sparse.relu_l1(8, 20, coefficient=0.3, dead_after_tokens=100),
+      terms={
+        "mse": Term(fn=losses.mse),
+        "l1": Term(fn=losses.l1, weight=lambda s: 0.1 * s.astype(jnp.float32)),
+        "batch": Term(fn=lambda record: jnp.max(record.forward.x), weight=2.0),
+      },
+    )
+    one = jax.jit(step.make_step(recipe))
+    state = start(recipe)
+    for i, x in enumerate(batches(3, 16, 8)):
+      state, m = one(state, HYPER, x)
+      want = m["mse"] + 0.1 * i * m["l1"] + 2 * m["batch"]
+      np.testing.assert_allclose(m["loss"], want, rtol=1e-5)
+      np.testing.assert_allclose(m["batch"], x.max())
+
+  def test_skipping_an_idle_term_changes_nothing(self):
+    # Dead from the third step on: the cond goes both ways.
+    recipe = topk(k_aux=5, dead_after_tokens=96, aux_capacity=20)
+    aux = dataclasses.replace(recipe.terms["aux"], active=None)
+    never_skipped = dataclasses.replace(
+      recipe, terms={**recipe.terms, "aux": aux}
+    )
+    out = []
+    for r in (recipe, never_skipped):
+      one, state, values = jax.jit(step.make_step(r)), losers(start(r)), []
+      for x in batches(5, 32, 8):
+        state, metrics = one(state, HYPER, x)
+        values.append(float(metrics["aux"]))
+      out.append((state, values))
+    self.assertEqual([v > 0 for v in out[0][1]], [False] * 2 + [True] * 3)
+    np.testing.assert_allclose(out[0][1], out[1][1], rtol=1e-5)
+    toy.assert_trees_close(out[0][0], out[1][0], rtol=1e-5, atol=1e-6)
+
+
+class StateTest(parameterized.TestCase):
+  def test_shapes_are_known_without_numbers(self):
+    recipe = topk(ema_decay=0.9)
+    make = functools.partial(step.init_state, recipe)
+    abstract = jax.eval_shape(make, jax.random.key(0))
+    real = make(jax.random.key(0))
+    self.assertEqual(
+      jax.tree.map(lambda a: (a.shape, a.dtype), abstract),
+      jax.tree.map(lambda a: (a.shape, a.dtype), real),
+    )
+    out, _ = jax.eval_shape(
+      step.make_step(recipe),
+      abstract,
+      HYPER,
+      jax.ShapeDtypeStruct((32, 8), jnp.float32),
+    )
+    self.assertEqual(jax.tree.structure(out), jax.tree.structure(real))
+    self.assertEqual(
+      jax.tree.map(lambda a: (a.shape, a.dtype), out),
+      jax.tree.map(lambda a: (a.shape, a.dtype), real),
+    )
+
+  def test_starts_on_the_constraint_with_nothing_counted(self):
+    state = step.init_state(topk(), jax.random.key(0))
+    np.testing.assert_allclose(
+      jnp.linalg.norm(state.sae.W_dec, axis=1), 1, rtol=1e-6
+    )
+    self.assertEqual(
+      [int(state.step), bool(state.alive), int(state.failed_step)],
+      [0, True, -1],
+    )
+    np.testing.assert_array_equal(state.stats[rules.SINCE_FIRED], 0)
+
+  def test_the_key_kept_is_not_the_one_that_drew_the_weights(self):
+    key = jax.random.key(0)
+    kept = step.init_state(topk(), key).key
+    drew, other = jax.random.split(key)
+    self.assertTrue((kept == other) and not (kept == drew))
+
+  def test_donated_states_are_given_up_and_give_the_same(self):
+    recipe = CASES["usual"][0]
+    (x,) = batches(1, 32, 8)
+    one = jax.jit(
+      step.make_step(recipe, engine="sparse"), donate_argnums=0
+    )
+    given = start(recipe)
+    state, _ = one(given, HYPER, x)
+    jax.block_until_ready(state)
+    self.assertTrue(given.sae.W_enc.is_deleted())
+    self.assertTrue(given.opt_state[0].nu.decoder.W.is_deleted())
+    toy.assert_trees_close(
+      gradients(state), run("usual", "sparse")[1], rtol=1e-6, atol=1e-7
+    )
+
+
+class NonFiniteTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.recipe = topk(ema_decay=0.9)
+    cls.xs = batches(4, 32, 8)
+    cls.bad = cls.xs[1].at[5, 2].set(jnp.nan)
+    # Programs are shared by the tests.
+    cls.stop, cls.skip = (
+      staticmethod(jax.jit(step.make_step(cls.recipe, skip_nonfinite=skip)))
+      for skip in (False, True)
+    )
+
+  def through(self, one, xs, hyper=HYPER, state=None):
+    state = start(self.recipe) if state is None else state
+    metrics = None
+    for x in xs:
+      state, metrics = one(state, hyper, x)
+    return state, metrics
+
+  @parameterized.parameters(np.nan, np.inf, -np.inf)
+  def test_bad_rows_halt_and_nothing_changes_from_then_on(self, number):
+    bad = self.xs[1].at[5, 2].set(number)
+    before, _ = self.through(self.stop, self.xs[:1])
+    state, metrics = self.through(self.stop, [bad], state=before)
+    self.assertFalse(metrics["rows_ok"])
+    self.assertTrue(state.halted)
+    self.assertTrue(state.alive)
+    self.assertEqual(int(state.step), 1)  # the step of the bad batch
+    toy.assert_trees_equal(state.replace(halted=before.halted), before)
+    later, metrics = self.through(self.stop, self.xs[2:], state=state)
+    self.assertTrue(metrics["rows_ok"])
+    toy.assert_trees_equal(later, state)
+
+  def test_bad_rows_are_left_out_where_the_policy_is_to_skip(self):
+    state, _ = self.through(
+      self.skip, [self.xs[0], self.bad, *self.xs[2:]]
+    )
+    want, _ = self.through(self.skip, [self.xs[0], *self.xs[2:]])
+    self.assertEqual(int(state.step), 4)
+    self.assertFalse(state.halted)
+    self.assertTrue(state.alive)
+    toy.assert_trees_equal(state.replace(step=want.step), want)
+
+  def poison(self, state):
+    W = state.sae.encoder.W.at[0, 0].set(jnp.nan)
+    return state.replace(
+      sae=state.sae.replace(encoder=state.sae.encoder.replace(W=W))
+    )
+
+  def test_a_member_whose_loss_is_not_finite_is_frozen(self):
+    state, _ = self.through(self.stop, self.xs[:2])
+    given = self.poison(state)
+    frozen, metrics = self.through(self.stop, self.xs[2:3], state=given)
+    self.assertFalse(frozen.alive)
+    self.assertFalse(metrics["alive"])
+    self.assertFalse(frozen.halted)
+    self.assertEqual(int(frozen.failed_step), 2)
+    for part in ("sae", "opt_state", "ema", "stats"):
+      toy.assert_trees_equal(getattr(frozen, part), getattr(given, part))
+    # It stays so, even where the weights are good again.
+    healed = frozen.replace(sae=state.sae)
+    later, _ = self.through(self.stop, self.xs[3:], state=healed)
+    self.assertEqual((int(later.step), int(later.failed_step)), (4, 2))
+    toy.assert_trees_equal(later.sae, state.sae)
+
+  @parameterized.parameters(1e30, np.inf, np.nan)
+  def test_a_rate_that_blows_up_leaves_the_last_finite_weights(self, rate):
+    state, _ = self.through(self.stop, self.xs[:1])
+    hyper = Hyper(learning_rate=jnp.asarray(rate, jnp.float32))
+    frozen, _ = self.through(self.stop, self.xs[1:], hyper, state)
+    self.assertFalse(frozen.alive)
+    for leaf in jax.tree.leaves(frozen.sae):
+      self.assertTrue(jnp.isfinite(leaf).all())
+    if not np.isfinite(rate):
+      toy.assert_trees_equal(frozen.sae, state.sae)
+      self.assertEqual(int(frozen.failed_step), 1)
+
+  def test_skipping_never_freezes(self):
+    given = self.poison(start(self.recipe))
+    state, _ = self.through(self.skip, self.xs[:2], state=given)
+    self.assertTrue(state.alive)
+    self.assertEqual((int(state.step), int(state.failed_step)), (2, -1))
+    toy.assert_trees_equal(state.sae, given.sae)
+
+
+class CompiledTest(absltest.TestCase):
+  """The whole sparse step, at sizes where a chunk is a part of a batch."""
+
+  B, D, N, K = 8192, 16, 8192, 8
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    recipe = topk(
+      cls.D, cls.N, cls.K, dead_after_tokens=1, aux_capacity=64, k_aux=24
+    )
+    state = jax.eval_shape(
+      lambda: step.init_state(recipe, jax.random.key(0))
+    )
+    x = jax.ShapeDtypeStruct((cls.B, cls.D), jnp.float32)
+    one = jax.jit(step.make_step(recipe, engine="sparse"))
+    cls.program = one.lower(state, HYPER, x).compile()
+    cls.text = cls.program.as_text()
+
+  def test_nothing_is_sorted_over_the_latents_of_a_batch(self):
+    for shape in compiled.sorts(self.text):
+      if len(shape) > 1:  # statistics [n] may be sorted
+        self.assertLessEqual(shape[-1], self.K, shape)
+
+  def test_no_array_of_rows_by_entries_by_width(self):
+    found = compiled.arrays(self.text)
+    self.assertIn((self.N, self.D), found)
+    sizes = {int(np.prod(shape)) for shape in found if shape[-1:] == (self.D,)}
+    self.assertLess(max(sizes), self.B * self.K * self.D)
+
+  def test_no_array_of_rows_by_latents_outlives_a_chunk(self):
+    found = compiled.arrays(self.text)
+    self.assertNotIn((self.B, self.N), found)
+    temporary = self.program.memory_analysis().temp_size_in_bytes
+    self.assertLess(temporary, 0.75 * 4 * self.B * self.N)
+
+
+if __name__ == "__main__":
+  absltest.main()
