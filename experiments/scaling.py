@@ -17,7 +17,7 @@ from saejax.data import subject
 from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.evals import scaling_law
-from saejax.report import results, scaling
+from saejax.report import extras, results, scaling
 from saejax.training.loop import TrainConfig
 
 
@@ -35,6 +35,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+  extras.check()
   wanted = config.harvest
   source = subject.of(wanted.model, wanted.layer, wanted.point)
   with runs.folder(config.run_dir, config) as folder:

@@ -10,8 +10,19 @@ import dataclasses
 
 from saejax import config, runs
 from saejax.data import store as stores
+from saejax.errors import InputError
 from saejax.report import results
 from saejax.training.loop import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Expected:
+  """What both stores must be of; none: anything."""
+
+  model: str | None = None  # name of the model
+  layer: int | None = None  # its layer
+  point: str | None = None  # the point in the layer
+  d: int | None = None  # width of the rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,26 +32,33 @@ class Config:
   run_dir: str = "runs/train"  # folder of this run
   store: str  # folder of the training store
   held_out: str  # folder of the held-out store
-  model: str | None = None  # what both stores must be of; none: any
-  layer: int | None = None  # likewise
-  point: str | None = None  # likewise
-  d: int | None = None  # likewise, the width of rows
+  harvest: Expected = Expected()
   sae: runs.SAEConfig = runs.SAEConfig()
   train: TrainConfig = TrainConfig()
 
 
 def main(config: Config) -> None:
-  expected = {
-    name: getattr(config, name)
-    for name in ("model", "layer", "point", "d")
-    if getattr(config, name) is not None
-  }
-  store = stores.open(config.store, expect=expected)
-  held_out = stores.open(config.held_out, expect=expected)
+  store = opened("store", config.store, config.harvest)
+  held_out = opened("held_out", config.held_out, config.harvest)
   with runs.folder(config.run_dir, config) as folder:
-    runs.say(runs.preflight(store.rows, store.d, 0, config.sae, config.train))
+    runs.say(runs.preflight(store.rows, store.d, config.sae, config.train))
     points = runs.train_grid(folder, store, held_out, config.sae, config.train)
-    results.write(results.build(config, points), folder)
+    found = results.collect(
+      config=config, points=points, data=runs.describe(store, held_out)
+    )
+    results.write(found, folder)
+
+
+def opened(flag: str, path: str, expected: Expected) -> stores.Store:
+  """The store at a path; errors name the flag that gave it."""
+  wanted = dataclasses.asdict(expected)
+  wanted = {k: v for k, v in wanted.items() if v is not None}
+  try:
+    return stores.open(path, expect=wanted)
+  except InputError as error:
+    if error.field == "harvest.dir":
+      raise error.renamed(flag) from error
+    raise
 
 
 if __name__ == "__main__":

@@ -166,6 +166,8 @@ def _train_group(path, n, store, held_out, sae, train) -> list[dict[str, Any]]:
     )
   )
   sample = np.asarray(spread_rows(store, SAMPLE_ROWS), np.float32)
+  # Bad rows are the step's to report; the initial bias must not be one.
+  sample = sample[np.isfinite(sample).all(axis=-1)]
   rated = spread_rows(held_out, train.eval_rows)
   framed = prep.from_stats(sae.prep, store.stats)
   mean = reconstruction.frame_mean(framed, store)

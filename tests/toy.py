@@ -7,13 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from saejax.sae import activations, decoders, initial, prep
+from saejax.sae import activations, decoders, encoders, prep
 from saejax.sae.sae import SAE
 
 
 def unit(W: Float[Array, "n d"]) -> Float[Array, "n d"]:
   """Rows divided by their norm."""
   return W / jnp.linalg.norm(W, axis=-1, keepdims=True)
+
+
+def rows(*shape: int, seed: int = 1) -> Float[Array, "*b d"]:
+  """Standard normal numbers."""
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.standard_normal(shape, np.float32))
 
 
 def sae(
@@ -27,41 +33,31 @@ def sae(
   dtype: str = "float32",
   seed: int = 0,
 ) -> SAE:
-  """An SAE with no two arrays equal and no bias 0."""
-  keys = jax.random.split(jax.random.key(seed), 4)
-  start = initial.tied(
-    keys[0],
-    n=n,
-    d=d,
-    activation=activation,
-    decoder=decoder,
+  """An SAE with unit decoder rows, no two arrays equal and no bias 0."""
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: rng.standard_normal(shape, np.float32)
+  W = draw(n, d)
+  W /= np.linalg.norm(W, axis=1, keepdims=True)
+  return SAE(
     prep=prep_,
+    encoder=encoders.Affine(
+      W=jnp.asarray(W + 0.3 * draw(n, d)), b=jnp.asarray(0.2 * draw(n))
+    ),
+    activation=activation,
+    decoder=decoder(W=jnp.asarray(W), b=jnp.asarray(0.5 * draw(d))),
     pre_bias=pre_bias,
     dtype=dtype,
   )
-  return start.replace(
-    encoder=start.encoder.replace(
-      W=start.W_enc + 0.3 * jax.random.normal(keys[1], (n, d)),
-      b=0.2 * jax.random.normal(keys[2], (n,)),
-    ),
-    decoder=start.decoder.replace(b=0.5 * jax.random.normal(keys[3], (d,))),
-  )
-
-
-def rows(*shape: int, seed: int = 1) -> Float[Array, "*b d"]:
-  """Standard normal numbers."""
-  return jax.random.normal(jax.random.key(seed), shape)
 
 
 def affine(d: int, seed: int = 2) -> prep.Affine:
   """A centring and scaling that is neither 0 nor 1."""
-  centre = 3 * jax.random.normal(jax.random.key(seed), (d,))
-  return prep.Affine(centre=centre, scale=jnp.asarray(2.5))
+  return prep.Affine(centre=3 * rows(d, seed=seed), scale=jnp.float32(2.5))
 
 
 def dictionary(n: int = 64, d: int = 32, seed: int = 0) -> Float[Array, "n d"]:
   """Random directions."""
-  return unit(jax.random.normal(jax.random.key(seed), (n, d)))
+  return unit(rows(n, d, seed=seed))
 
 
 @functools.partial(jax.jit, static_argnames=("count",))

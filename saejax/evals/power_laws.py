@@ -11,6 +11,7 @@ k, where the columns are nearly orthogonal, and converted back.
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -162,7 +163,14 @@ class _Problem:
     self.high = np.full(parameters, 50.0)
 
   def solve(
-    self, y, start, soft_scale, weight=1.0, *, max_nfev=200, tolerance=1e-10
+    self,
+    y,
+    start,
+    soft_scale,
+    weight: Any = 1.0,
+    *,
+    max_nfev=200,
+    tolerance=1e-10,
   ):
     """Robust least squares from `start`; weights multiply residuals."""
     residual, jacobian = self.functions(y, np.broadcast_to(weight, y.shape))

@@ -12,7 +12,6 @@ References:
   arXiv:2406.04093, section 3 and appendix on scaling laws.
 """
 
-import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -21,43 +20,10 @@ import numpy as np
 from jaxtyping import Float
 
 from saejax import errors
-from saejax.evals import power_laws
+from saejax.evals import loss_grid, power_laws
+from saejax.evals.loss_grid import Grid
 
 PARAMETERS = power_laws.PARAMETERS
-MIN_SIZES = 3  # distinct n, and distinct k
-MIN_POINTS = 9
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-  """Measured losses, one entry a trained SAE, as float64 columns.
-
-  Attributes:
-    n, k: latents and active latents of each SAE.
-    seed: its seed.
-    loss: its held-out loss (normalised mse), positive.
-    dropped: what could not be used, with the reason.
-  """
-
-  n: Float[np.ndarray, "p"]
-  k: Float[np.ndarray, "p"]
-  seed: Float[np.ndarray, "p"]
-  loss: Float[np.ndarray, "p"]
-  dropped: tuple[dict, ...] = ()
-
-  def select(self, keep: np.ndarray) -> "Grid":
-    """The points where `keep` (mask or indices) says so."""
-    return Grid(self.n[keep], self.k[keep], self.seed[keep], self.loss[keep])
-
-  def cells(self) -> tuple["Grid", np.ndarray]:
-    """Means over seeds, one point a cell (n, k), and each point's cell."""
-    pairs = np.stack([self.n, self.k], axis=1)
-    unique, cell = np.unique(pairs, axis=0, return_inverse=True)
-    cell = cell.reshape(-1)
-    count = np.bincount(cell, minlength=len(unique))
-    mean = np.bincount(cell, self.loss, minlength=len(unique)) / count
-    n, k = unique[:, 0], unique[:, 1]
-    return Grid(n, k, np.zeros(len(n)), mean), cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,8 +225,8 @@ def fit(
   Raises:
     InputError: fewer than 3 n, 3 k or 9 usable cells.
   """
-  grid = usable(points)
-  check(grid)
+  grid = loss_grid.usable(points)
+  loss_grid.check(grid)
   log_loss = np.log(grid.loss)
   surface_fit = power_laws.Surface(grid.n, grid.k, log_loss)
   theta, scale = surface_fit.fit(seed)
@@ -292,74 +258,6 @@ def fit(
   )
 
 
-def usable(points: Sequence[Mapping]) -> Grid:
-  """Columns of the points a law can be fitted to; the rest is listed."""
-  rows, dropped = [], []
-  for point in points:
-    loss = point.get("nmse")
-    status = point.get("status") or "ok"
-    seed = int(point.get("seed") or 0)
-    what = {"n": int(point["n"]), "k": int(point["k"]), "seed": seed}
-    if min(what["n"], what["k"]) < 1:
-      dropped.append({**what, "reason": "n and k must be at least 1"})
-    elif status != "ok":
-      dropped.append({**what, "reason": f"status {status}"})
-    elif loss is None or not math.isfinite(loss):
-      dropped.append({**what, "reason": "loss is not finite"})
-    elif loss <= 0:
-      dropped.append({**what, "reason": "loss is not positive"})
-    else:
-      rate = float(point.get("learning_rate") or 0)
-      rows.append((what["n"], what["k"], seed, float(loss), rate))
-  rows, beaten = _best_rates(rows)
-  n, k, seeds, loss = np.asarray(rows, np.float64).reshape(-1, 4).T
-  return Grid(n, k, seeds, loss, (*dropped, *beaten))
-
-
-def _best_rates(rows: list[tuple]) -> tuple[list[tuple], list[dict]]:
-  """Of several learning rates at one (n, k), the best by mean over seeds."""
-  losses = collections.defaultdict(list)
-  for n, k, _, loss, rate in rows:
-    losses[n, k, rate].append(loss)
-  best: dict[tuple, tuple] = {}
-  for (n, k, rate), values in losses.items():
-    found = (sum(values) / len(values), rate)
-    best[n, k] = min(best.get((n, k), found), found, key=lambda v: v[0])
-  kept, beaten = [], []
-  for n, k, seed, loss, rate in rows:
-    if rate == best[n, k][1]:
-      kept.append((n, k, seed, loss))
-    else:
-      why = f"learning rate {best[n, k][1]:g} is better than {rate:g}"
-      beaten.append({"n": n, "k": k, "seed": seed, "reason": why})
-  return kept, beaten
-
-
-def check(grid: Grid) -> None:
-  """Raises InputError where a grid is too small for six parameters."""
-  rule = (
-    f"the scaling law needs at least {MIN_SIZES} n x {MIN_SIZES} k and"
-    f" {MIN_POINTS} usable points"
-  )
-  if grid.dropped:
-    rule += f" ({len(grid.dropped)} were dropped)"
-  for name, values in (("n", grid.n), ("k", grid.k)):
-    sizes = sorted({int(v) for v in values})
-    if len(sizes) < MIN_SIZES:
-      shown = ",".join(map(str, sizes)) or "none"
-      raise errors.InputError(
-        f"sae.{name}", shown, rule, f"train more values of {name}"
-      )
-  cells = grid.cells()[0]
-  if len(cells.n) < MIN_POINTS:
-    raise errors.InputError(
-      "sae.n",
-      f"{len(cells.n)} pairs (n, k)",
-      rule,
-      "train every k at every n",
-    )
-
-
 def laws(grid: Grid, variable: str) -> tuple[Law, ...]:
   """The one-variable laws of a grid, at each value of the other variable.
 
@@ -372,7 +270,7 @@ def laws(grid: Grid, variable: str) -> tuple[Law, ...]:
   found = []
   for at in np.unique(other):
     x, y = np.log(v[other == at]), np.log(cells.loss[other == at])
-    if len(x) < MIN_SIZES:
+    if len(x) < loss_grid.MIN_SIZES:
       continue
     a, b, c = power_laws.power_law(
       x, y, irreducible=variable == "n" and len(x) > 3
@@ -434,8 +332,8 @@ def _redraw_points(grid: Grid, rng) -> np.ndarray:
     kept = grid.select(counts > 0)
     if (
       len(kept.cells()[0].n) >= len(PARAMETERS)
-      and len(np.unique(kept.n)) >= MIN_SIZES
-      and len(np.unique(kept.k)) >= MIN_SIZES
+      and len(np.unique(kept.n)) >= loss_grid.MIN_SIZES
+      and len(np.unique(kept.k)) >= loss_grid.MIN_SIZES
     ):
       break
   return counts
@@ -446,11 +344,11 @@ def _extrapolate(grid: Grid, seed: int) -> tuple[Holdout | None, str | None]:
   largest = grid.n.max()
   rest = grid.select(grid.n < largest)
   try:
-    check(rest)
+    loss_grid.check(rest)
   except errors.InputError:
     return None, (
-      f"without n = {int(largest):,} fewer than {MIN_SIZES} n x {MIN_SIZES} k"
-      f" and {MIN_POINTS} pairs are left"
+      f"without n = {int(largest):,} fewer than {loss_grid.MIN_SIZES} n x {loss_grid.MIN_SIZES} k"
+      f" and {loss_grid.MIN_POINTS} pairs are left"
     )
   theta, _ = power_laws.Surface(rest.n, rest.k, np.log(rest.loss)).fit(seed)
   cells = grid.select(grid.n == largest).cells()[0]

@@ -196,7 +196,10 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
     if recipe.ema_decay:
       _, ema = _average(recipe).update(sae, state.ema)
 
-  finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+  # Finite gradients and a finite rate give finite weights.
+  finite = (
+    jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & jnp.isfinite(rate)
+  )
   halted = state.halted if skip else state.halted | ~rows_ok
   usable = rows_ok & ~halted
   failed = usable & ~finite & state.alive & (not skip)

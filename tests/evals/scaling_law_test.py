@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.scaling_law and power_laws."""
+"""Tests of saejax.evals.scaling_law, loss_grid and power_laws."""
 
 import json
 import time
@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax import errors
-from saejax.evals import power_laws, scaling_law
+from saejax.evals import loss_grid, power_laws, scaling_law
 
 # The constants quoted for GPT-4's SAEs, and a surface like that of a small
 # model: steeper in n, less irreducible loss.
@@ -244,7 +244,7 @@ class SingleVariableTest(parameterized.TestCase):
       for n in ns
       for k in (4, 8, 16)
     ]
-    found = scaling_law.laws(scaling_law.usable(points), "n")
+    found = scaling_law.laws(loss_grid.usable(points), "n")
     self.assertEqual([law.at for law in found], [4, 8, 16])
     for law in found:
       self.assertAlmostEqual(law.a, 1.2, places=3)
@@ -261,14 +261,14 @@ class SingleVariableTest(parameterized.TestCase):
     points = [
       {"n": n, "k": k, "nmse": 0.5 * n**-0.1 * k**-0.3} for n in NS for k in KS
     ]
-    found = scaling_law.laws(scaling_law.usable(points), "k")
+    found = scaling_law.laws(loss_grid.usable(points), "k")
     self.assertLen(found, 4)
     for law in found:
       self.assertAlmostEqual(law.b, -0.3, places=6)
       self.assertIsNone(law.c)
 
   def test_too_few_values_give_no_law(self):
-    grid = scaling_law.usable(planted(SMALL, (512, 1024), KS))
+    grid = loss_grid.usable(planted(SMALL, (512, 1024), KS))
     self.assertEqual(scaling_law.laws(grid, "n"), ())
     self.assertLen(scaling_law.laws(grid, "k"), 2)
 

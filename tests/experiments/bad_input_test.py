@@ -1,5 +1,6 @@
 """Bad input to the scripts: one line, exit code 2, nothing lost."""
 
+import os
 import pathlib
 import resource
 import shutil
@@ -83,7 +84,7 @@ class BadInputTest(parameterized.TestCase):
     ("--sae.seeds=0", "--sae.seeds=0", "at least 1"),
     ("--sae.prep=zscore", "--sae.prep=zscore", "centre_scale"),
     ("--train.batch_rows=0", "--train.batch_rows=0", "at least 1"),
-    ("--train.batch_rows=x", "--train.batch_rows=x", "int"),
+    ("--train.batch_rows=x", "--train.batch_rows=x", "whole number"),
     ("--train.learning_rate=-1", "--train.learning_rate=-1", "positive"),
     ("--train.mesh=1,1,3", "--train.mesh", "devices"),
     ("--train.mesh=1,1", "--train.mesh", "three"),
@@ -97,10 +98,10 @@ class BadInputTest(parameterized.TestCase):
     self.assertFalse((self.run_dir / "saes").exists())
 
   @parameterized.parameters(
-    ("--model=other", "other", "tiny"),
-    ("--layer=3", "3", "2"),
-    ("--point=mlp_out", "mlp_out", "resid_post"),
-    ("--d=384", "384", "16"),
+    ("--harvest.model=other", "other", "tiny"),
+    ("--harvest.layer=3", "3", "2"),
+    ("--harvest.point=mlp_out", "mlp_out", "resid_post"),
+    ("--harvest.d=384", "384", "16"),
   )
   def test_store_of_another_model_site_or_width(self, flag, wanted, found):
     self.assert_refused(self.train(flag), flag.split("=")[0], wanted, found)
@@ -112,7 +113,7 @@ class BadInputTest(parameterized.TestCase):
   def test_store_with_a_missing_shard(self):
     shard = next(p for p in (self.store / "x").rglob("c/*/*") if p.is_file())
     shard.unlink()
-    self.assert_refused(self.train(), "harvest.dir", "missing")
+    self.assert_refused(self.train(), "--store", "missing")
 
   def test_store_with_a_corrupt_shard(self):
     shard = next(p for p in (self.store / "x").rglob("c/*/*") if p.is_file())
@@ -123,11 +124,11 @@ class BadInputTest(parameterized.TestCase):
 
   def test_half_written_store(self):
     (self.store / "stats.json").unlink()
-    self.assert_refused(self.train(), "harvest.dir", "did not finish")
+    self.assert_refused(self.train(), "--store", "did not finish")
 
   def test_no_store(self):
     found = self.train(store=self.folder / "nowhere")
-    self.assert_refused(found, "harvest.dir", "nowhere")
+    self.assert_refused(found, "--store", "nowhere")
 
   def test_too_few_rows_for_one_batch(self):
     self.assert_refused(
@@ -177,17 +178,25 @@ class BadInputTest(parameterized.TestCase):
       "--sae.n=2048",
       "--train.checkpoint_steps=5",
     ]
+    environment = {**os.environ, "PYTHONPATH": str(script.ROOT)}
     limit = lambda: resource.setrlimit(
       resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY)
     )
     full = subprocess.run(
-      command, capture_output=True, text=True, preexec_fn=limit, check=False
+      command,
+      capture_output=True,
+      text=True,
+      preexec_fn=limit,
+      env=environment,
+      check=False,
     )
     self.assertEqual(full.returncode, 2, full.stderr)
     self.assertIn("--run_dir", full.stderr.splitlines()[-1])
     self.assertIn("room", full.stderr.splitlines()[-1])
     self.assertFalse((self.run_dir / "results.json").exists())
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = subprocess.run(
+      command, capture_output=True, text=True, env=environment, check=False
+    )
     self.assertEqual(again.returncode, 0, again.stderr)
     self.assertTrue((self.run_dir / "results.json").exists())
 

@@ -8,7 +8,7 @@ import sys
 
 from absl import flags
 
-from saejax import config
+from saejax import config, fields
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -38,7 +38,7 @@ def run(name: str, *arguments: str) -> tuple[int, str, str]:
     else:
       code = leave.code or 0
   finally:
-    for leaf in config.leaves(module.Config):
+    for leaf in fields.leaves(module.Config):
       delattr(flags.FLAGS, leaf.name)
     flags.FLAGS.unparse_flags()
     flags.FLAGS.mark_as_parsed()

