@@ -10,7 +10,7 @@ all kills are spent, another begins in a fresh folder. At each end it compares
 with the undisturbed run:
 
   stores     every file, bit for bit; JSON without times, hosts and versions
-  SAEs       every file under RUN/saes, weights bit for bit
+  SAEs       every file under RUN/saes, weights bit for bit; JSON likewise
   metrics    every record of metrics.jsonl but its timing, each step once
 
 Prints what differs, and last the number of kills; exits with 1 on any
@@ -18,6 +18,7 @@ difference. With --folder, everything stays there to be looked at.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -77,6 +78,7 @@ class Trial:
 
   def __init__(self, config: KillConfig, base: pathlib.Path):
     self.config = config
+    self.base = base
     self.run = base / "run"
     self.stores = base / "stores"
     self.log = base / "output.txt"
@@ -279,63 +281,53 @@ def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def compare(one: Trial, other: Trial) -> list[str]:
   """Lines for everything in which two finished trials differ."""
   lines = []
-  for what, a, b in (
-    ("store", one.stores, other.stores),
-    ("SAE", one.run / "saes", other.run / "saes"),
+  for what, where in (
+    ("store", lambda trial: trial.stores),
+    ("SAE", lambda trial: trial.run / "saes"),
+    ("metrics", lambda trial: trial.run),
   ):
-    lines += compare_folders(what, a, b)
-  records = {
-    trial: {
-      str(path.relative_to(trial.run)): path
-      for path in files(trial.run)
-      if path.name == "metrics.jsonl"
-    }
-    for trial in (one, other)
-  }
-  lines += compare_files("metrics", records[one], records[other])
-  for name, path in records[other].items():
-    keys = [
-      (record.get("kind"), record["step"])
-      for record in map(json.loads, path.read_text().splitlines())
-    ]
-    if len(set(keys)) < len(keys):
-      lines.append(f"metrics {name}: a step is there twice")
+    theirs, ours = (
+      {
+        str(path.relative_to(where(trial))): content(path, trial.base)
+        for path in files(where(trial))
+        if what != "metrics" or path.name == "metrics.jsonl"
+      }
+      for trial in (one, other)
+    )
+    if not theirs:
+      lines.append(f"{what}: the undisturbed run has none")
+    lines += compare_files(what, theirs, ours)
+    if what == "metrics":
+      for name, records in ours.items():
+        keys = [(record.get("kind"), record["step"]) for record in records]
+        if len(set(keys)) < len(keys):
+          lines.append(f"metrics {name}: a step is there twice")
   return lines
 
 
-def compare_folders(what: str, a: pathlib.Path, b: pathlib.Path) -> list[str]:
-  """Lines for files that are missing, extra or different."""
-  theirs = {str(p.relative_to(a)): p for p in files(a)}
-  ours = {str(p.relative_to(b)): p for p in files(b)}
-  if not theirs:
-    return [f"{what}: the undisturbed run has none in {a}"]
-  return compare_files(what, theirs, ours)
-
-
 def compare_files(
-  what: str, theirs: dict[str, pathlib.Path], ours: dict[str, pathlib.Path]
+  what: str, theirs: dict[str, Any], ours: dict[str, Any]
 ) -> list[str]:
+  """Lines for files that are missing, extra or different."""
   lines = []
   for name in sorted(theirs.keys() | ours.keys()):
     if name not in ours:
       lines.append(f"{what} {name}: missing")
     elif name not in theirs:
       lines.append(f"{what} {name}: extra")
-    elif content(theirs[name]) != content(ours[name]):
+    elif theirs[name] != ours[name]:
       lines.append(f"{what} {name}: other content")
   return lines
 
 
-def content(path: pathlib.Path) -> Any:
-  """The bytes, or for JSON what it says without times and hosts."""
+def content(path: pathlib.Path, base: pathlib.Path) -> Any:
+  """A digest, or for JSON what it says without times, hosts and `base`."""
   data = path.read_bytes()
   if path.suffix not in (".json", ".jsonl"):
-    return data
+    return hashlib.sha256(data).hexdigest()
+  data = data.replace(str(base).encode(), b".")
   lines = [data] if path.suffix == ".json" else data.splitlines()
-  try:
-    return [stable(json.loads(line)) for line in lines]
-  except ValueError:
-    return data
+  return [stable(json.loads(line)) for line in lines]
 
 
 def stable(value: Any) -> Any:

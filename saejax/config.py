@@ -18,7 +18,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from saejax import fields
 from saejax.errors import InputError
@@ -130,6 +130,8 @@ def run(
     return list(args)
 
   def run_main(_: Sequence[str]) -> int | None:
+    if flags.FLAGS["verbosity"].using_default_value:
+      logging.set_verbosity(logging.WARNING)  # JAX tells of absent TPUs
     with _one_line():
       return main(from_flags(config_cls))
 

@@ -2,8 +2,8 @@
 
 The k largest entries of a row lie in the k blocks with the largest maxima, so
 two small selections (n/s block maxima, then k*s candidates) replace one over n.
-Stock `lax.top_k` is a full sort on several back ends; see performance notes in
-`saejax.kernels.topk.op`.
+Stock `lax.top_k` is a full sort on GPU for k > 16, and on CPU for every type but
+float32 or where its values are sliced.
 """
 
 import math

@@ -10,6 +10,7 @@ A name is tried, in this order, as
 
 import hashlib
 import importlib.util
+import json
 import pathlib
 import re
 
@@ -113,19 +114,30 @@ def tokenizer_hash(path: str | pathlib.Path) -> str:
 
 
 def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The safetensors files of a model folder: the single one, or all shards.
+  """The safetensors files of a model folder.
+
+  These are the single one, else the shards of its index, else all there are.
 
   Raises:
-    InputError: the folder has none.
+    InputError: the folder has none, or an unreadable index.
   """
   single = folder / "model.safetensors"
-  files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+  if single.exists():
+    return [single]
+  index = folder / "model.safetensors.index.json"
+  if index.exists():
+    try:
+      places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+      return [folder / name for name in sorted(set(places.values()))]
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as e:
+      raise unreadable(index, e) from e
+  files = sorted(folder.glob("*.safetensors"))
   if not files:
     raise errors.InputError(
       FIELD,
       folder,
       "must hold model.safetensors or its shards",
-      "export the model with save_pretrained(..., safe_serialization=True)",
+      "save the model again with transformers' save_pretrained",
     )
   return files
 
@@ -137,8 +149,14 @@ def _hash_files(files: list[pathlib.Path]) -> str:
       with open(file, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-      raise errors.InputError(
-        FIELD, file, f"must be readable ({error.strerror})", "check the folder"
-      ) from error
+      raise unreadable(file, error) from error
     total.update(f"{file.name} {digest}\n".encode())
   return total.hexdigest()
+
+
+def unreadable(path: pathlib.Path, error: Exception) -> errors.InputError:
+  """The error for a file of a model that cannot be read, in one line."""
+  reason = " ".join(str(error).split())[:200] or type(error).__name__
+  return errors.InputError(
+    FIELD, path, f"must be readable ({reason})", "fetch the file again"
+  )

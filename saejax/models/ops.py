@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from saejax.models import weights
 
 ACTIVATIONS = {
-  # 1 + erf rather than jax.nn.gelu's erfc: 2.5 times faster on CPU, and what
+  # 1 + erf rather than the erfc of jax.nn.gelu: faster on CPU, and what
   # PyTorch computes.
   "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5)),
   "gelu_new": partial(jax.nn.gelu, approximate=True),
@@ -69,7 +69,7 @@ def attention(
 
   A query that sees nothing (padding) gets the mean of all values: finite, and
   seen by no other row. Heads go before positions and the division comes after
-  the product with v: 3 times faster on CPU than the plain einsum.
+  the product with v: faster on CPU than the plain einsum.
 
   Args:
     visible: which keys (last axis) each query sees.

@@ -85,7 +85,7 @@ def load(path: str | pathlib.Path) -> Tokenizer:
   try:
     backend = tokenizers.Tokenizer.from_file(str(file))
   except Exception as error:  # the library raises Exception itself
-    raise _unreadable(file, error) from error
+    raise hub.unreadable(file, error) from error
   backend.no_truncation()
   backend.no_padding()
   roles = {role: _ids(folder, backend, role) for role in ROLES}
@@ -124,7 +124,7 @@ def _read(file: pathlib.Path) -> dict:
   try:
     return json.loads(file.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
-    raise _unreadable(file, error) from error
+    raise hub.unreadable(file, error) from error
 
 
 def _template(
@@ -136,10 +136,3 @@ def _template(
     if whole[start : start + len(bare)] == bare:
       return tuple(whole[:start]), tuple(whole[start + len(bare) :])
   return (), ()
-
-
-def _unreadable(file: pathlib.Path, error: Exception) -> errors.InputError:
-  reason = " ".join(str(error).split())[:200]
-  return errors.InputError(
-    hub.FIELD, file, f"must be readable ({reason})", "fetch the file again"
-  )

@@ -2,7 +2,6 @@
 
 import collections.abc
 import contextlib
-import json
 import pathlib
 import re
 from typing import NamedTuple
@@ -65,7 +64,7 @@ class Weights:
     try:
       tensor = handle.get_tensor(stored)
     except Exception as error:  # safetensors raises several types
-      raise _unreadable(self.folder, error) from error
+      raise hub.unreadable(self.folder, error) from error
     if tensor.shape != shape:
       raise errors.InputError(
         hub.FIELD,
@@ -133,7 +132,7 @@ def open_folder(
   """
   sources = {}
   with contextlib.ExitStack() as stack:
-    for file in _files(folder):
+    for file in hub.weight_files(folder):
       try:
         handle = stack.enter_context(
           safetensors.safe_open(file, framework="numpy")
@@ -141,29 +140,11 @@ def open_folder(
         keys = handle.keys()
         sources |= {_modern(key): (handle, key) for key in keys}
       except Exception as error:  # safetensors raises several types
-        raise _unreadable(file, error) from error
+        raise hub.unreadable(file, error) from error
     yield Weights(folder, sources, dtype)
-
-
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-  index = folder / "model.safetensors.index.json"
-  if (folder / "model.safetensors").exists() or not index.exists():
-    return hub.weight_files(folder)
-  try:
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return [folder / name for name in names]
-  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-    raise _unreadable(index, error) from error
 
 
 def _modern(key: str) -> str:
   # The first BERT checkpoints name the parameters of LayerNorm this way.
   key = re.sub(r"\bLayerNorm\.gamma$", "LayerNorm.weight", key)
   return re.sub(r"\bLayerNorm\.beta$", "LayerNorm.bias", key)
-
-
-def _unreadable(path: pathlib.Path, error: Exception) -> errors.InputError:
-  reason = " ".join(str(error).split())[:200] or type(error).__name__
-  return errors.InputError(
-    hub.FIELD, path, f"must be readable ({reason})", "fetch the file again"
-  )
