@@ -20,7 +20,10 @@ from saejax.kernels.sparse_decode import op as sparse
 from saejax.kernels.topk import op as topk
 from saejax.kernels.topk import xla as topk_xla
 
-CHUNK_BYTES = 1 << 26  # of pre-activations alive at once, on each device
+# Pre-activations alive at once, on each device. On CPU they are to stay in
+# cache between the matmul and the selection.
+CHUNK_BYTES = 1 << 28
+CPU_CHUNK_BYTES = 1 << 22
 
 
 def encode_topk(
@@ -93,12 +96,19 @@ def _select_in_chunks(x, W_enc, b_enc, *, k, dtype, axis):
       a + b_enc, select=topk_xla.top_k, k=k, axis=axis
     )
 
-  rows = x.shape[0]
-  chunks = -(-rows * W_enc.shape[0] * 4 // CHUNK_BYTES)
-  chunks = max(1, min(chunks, rows))  # one row may be larger than a chunk
-  while rows % chunks:
-    chunks += 1
-  if chunks == 1:
-    return select(x)
-  out = jax.lax.map(select, x.reshape(chunks, rows // chunks, -1))
-  return tuple(a.reshape(rows, k) for a in out)
+  def in_chunks(chunk_bytes, x):
+    rows = x.shape[0]
+    chunks = -(-rows * W_enc.shape[0] * 4 // chunk_bytes)
+    chunks = max(1, min(chunks, rows))  # one row may be larger than a chunk
+    while rows % chunks:
+      chunks += 1
+    if chunks == 1:
+      return select(x)
+    out = jax.lax.map(select, x.reshape(chunks, rows // chunks, -1))
+    return tuple(a.reshape(rows, k) for a in out)
+
+  return jax.lax.platform_dependent(
+    x,
+    cpu=partial(in_chunks, CPU_CHUNK_BYTES),
+    default=partial(in_chunks, CHUNK_BYTES),
+  )

@@ -66,7 +66,7 @@ def topk(
       dtype=dtype,
     ),
     terms={
-      "mse": Term(fn=losses.normalised_mse),
+      "nmse": Term(fn=losses.normalised_mse),
       "aux": losses.aux_k(
         k_aux or losses.default_k_aux(d),
         tracker=tracker,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saejax.kernels.topk import op as topk
+from saejax.sae.part import Part
 
 
 class Activation(Protocol):
@@ -39,7 +40,7 @@ class Activation(Protocol):
   ) -> Float[Array, "*b k"]: ...
 
 
-class ReLU(flax.struct.PyTreeNode):
+class ReLU(Part):
   """z = max(a, 0)."""
 
   @property
@@ -60,7 +61,7 @@ class ReLU(flax.struct.PyTreeNode):
     return jax.nn.relu(values)
 
 
-class TopK(flax.struct.PyTreeNode):
+class TopK(Part):
   """The k largest pre-activations of each row, then ReLU.
 
   Equal pre-activations are kept lowest index first.

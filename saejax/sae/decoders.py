@@ -8,9 +8,10 @@ through the normalisation and nothing needs projecting.
 
 from typing import Protocol
 
-import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from saejax.sae.part import Part
 
 NORM_EPS = 1e-8
 
@@ -26,7 +27,7 @@ class Decoder(Protocol):
   def replace(self, **changes: Array) -> "Decoder": ...
 
 
-class Free(flax.struct.PyTreeNode):
+class Free(Part):
   """W_dec = W."""
 
   W: Float[Array, "n d"]
@@ -36,7 +37,7 @@ class Free(flax.struct.PyTreeNode):
     return self.W
 
 
-class Normalised(flax.struct.PyTreeNode):
+class Normalised(Part):
   """W_dec = W with each row divided by its norm.
 
   References:

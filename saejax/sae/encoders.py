@@ -1,13 +1,13 @@
 """From activations in the prep's frame to pre-activations."""
 
-import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saejax.kernels.fused_encode import op as fused_encode
+from saejax.sae.part import Part
 
 
-class Affine(flax.struct.PyTreeNode):
+class Affine(Part):
   """a = (x - b_pre) W^T + b, W [n, d], row i is latent i."""
 
   W: Float[Array, "n d"]

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from saejax.errors import InputError
+from saejax.sae import part
 from saejax.sae.sae import SAE
 
 ARRAYS = "sae.safetensors"
@@ -116,6 +117,8 @@ def _describe(node) -> dict[str, Any]:
   static, children = {}, {}
   for field in dataclasses.fields(node):
     value = getattr(node, field.name)
+    if field.name == part.CLASS:
+      continue
     if not field.metadata.get("pytree_node", True):
       static[field.name] = value
     elif dataclasses.is_dataclass(value):
@@ -132,7 +135,7 @@ def _build(node, arrays, prefix: str, parts: Mapping[str, type]):
     if field.name in node["parts"]:
       child = node["parts"][field.name]
       fields[field.name] = _build(child, arrays, f"{path}.", parts)
-    elif field.name not in fields:
+    elif field.name not in fields and field.name != part.CLASS:
       fields[field.name] = jnp.asarray(arrays[path])
   return cls(**fields)
 

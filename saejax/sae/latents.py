@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax.kernels.sparse_decode import op as sparse_decode
+from saejax.sae.part import Part
 
 
-class SparseLatents(flax.struct.PyTreeNode):
+class SparseLatents(Part):
   """At most k latents of each row; a value of 0 is padding.
 
   Attributes:
@@ -52,7 +53,7 @@ class SparseLatents(flax.struct.PyTreeNode):
     return jnp.zeros((self.n,), bool).at[self.indices.reshape(-1)].max(hits)
 
 
-class DenseLatents(flax.struct.PyTreeNode):
+class DenseLatents(Part):
   """Every latent of each row, z [*b, n]."""
 
   z: Float[Array, "*b n"]
@@ -85,7 +86,7 @@ class DenseLatents(flax.struct.PyTreeNode):
     return jnp.any(self.z != 0, axis=tuple(range(self.z.ndim - 1)))
 
 
-class CompactLatents(flax.struct.PyTreeNode):
+class CompactLatents(Part):
   """Latents of a few rows of the dictionary, dense among those.
 
   Attributes:

@@ -12,11 +12,12 @@ frame. Its arrays are frozen: no gradient reaches them.
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from saejax.sae.part import Part
 
 STD_EPS = 1e-5  # added to a row's standard deviation
 
@@ -29,7 +30,7 @@ class Prep(Protocol):
   def undo(self, x: Float[Array, "*b d"], memo: Any = None) -> Array: ...
 
 
-class Identity(flax.struct.PyTreeNode):
+class Identity(Part):
   """x' = x in float32."""
 
   def apply(self, x: Float[Array, "*b d"]) -> tuple[Array, None]:
@@ -39,7 +40,7 @@ class Identity(flax.struct.PyTreeNode):
     return x
 
 
-class Affine(flax.struct.PyTreeNode):
+class Affine(Part):
   """x' = (x - centre) / scale, foldable into the SAE's weights.
 
   Attributes:
@@ -59,7 +60,7 @@ class Affine(flax.struct.PyTreeNode):
     return x * scale + centre
 
 
-class RowLayerNorm(flax.struct.PyTreeNode):
+class RowLayerNorm(Part):
   """x' = (x - mean) / (std + 1e-5), each row by its own mean and deviation.
 
   The deviation is the unbiased one (divisor d - 1), as in the code of OpenAI's

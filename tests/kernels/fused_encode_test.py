@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.kernels.fused_encode import op, ref
-from tests import compiled
+from tests import compiled, toy
 
 SHAPES = [  # rows, d, n, k
   (7, 3, 5, 1),
@@ -19,9 +19,8 @@ SHAPES = [  # rows, d, n, k
 
 
 def arrays(rows, d, n):
-  keys = jax.random.split(jax.random.key(n), 5)
   shapes = [(rows, d), (d,), (n, d), (n,), (rows, n)]
-  return [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+  return [toy.rows(*s, seed=n + i) for i, s in enumerate(shapes)]
 
 
 def with_gradients(encode, x, b_pre, W, b, weights):
@@ -48,11 +47,11 @@ class EncodeTest(parameterized.TestCase):
   def test_equals_the_definition_and_its_gradients(self, *shape):
     self.check(shape, atol=2e-5, rtol=1e-5)
 
-  @parameterized.parameters(1, 4 * 301, 4 * 301 * 3)
-  def test_chunks_of_rows_change_nothing(self, chunk_bytes):
-    with mock.patch.object(op, "CHUNK_BYTES", chunk_bytes):
-      self.check((12, 6, 301, 4), atol=2e-5, rtol=1e-5)
-      self.check((13, 6, 301, 4), atol=2e-5, rtol=1e-5)
+  @parameterized.parameters((12, 1), (13, 4 * 301 * 3), (12, 4 * 301 * 5))
+  def test_chunks_of_rows_change_nothing(self, rows, chunk_bytes):
+    sizes = dict.fromkeys(("CHUNK_BYTES", "CPU_CHUNK_BYTES"), chunk_bytes)
+    with mock.patch.multiple(op, **sizes):
+      self.check((rows, 6, 301, 4), atol=2e-5, rtol=1e-5)
 
   def test_gradient_of_the_pre_bias_is_minus_the_summed_one_by_W(self):
     x, b_pre, W, b, weights = arrays(13, 6, 40)
@@ -63,26 +62,26 @@ class EncodeTest(parameterized.TestCase):
 
   def test_takes_any_batch_shape(self):
     x, b_pre, W, b, _ = arrays(12, 6, 50)
-    values, indices = op.encode_topk(x, b_pre, W, b, 3)
+    encode = jax.jit(partial(op.encode_topk, k=3))
+    values, indices = encode(x, b_pre, W, b)
     for batch in ((3, 4), (2, 1, 6)):
-      got = op.encode_topk(x.reshape(*batch, 6), b_pre, W, b, 3)
+      got = encode(x.reshape(*batch, 6), b_pre, W, b)
       np.testing.assert_allclose(got[0], values.reshape(*batch, 3), atol=1e-5)
       np.testing.assert_array_equal(got[1], indices.reshape(*batch, 3))
-    np.testing.assert_array_equal(
-      op.encode_topk(x[4], b_pre, W, b, 3)[1], indices[4]
-    )
+    np.testing.assert_array_equal(encode(x[4], b_pre, W, b)[1], indices[4])
 
   def test_bfloat16_selects_on_float32_sums_of_rounded_operands(self):
     x, b_pre, W, b, weights = arrays(13, 6, 301)
     round_ = lambda a: a.astype(jnp.bfloat16).astype(jnp.float32)
-    values, indices = op.encode_topk(x, b_pre, W, b, 4, "bfloat16")
+    encode = partial(op.encode_topk, k=4, dtype="bfloat16")
+    gradients, (values, indices) = with_gradients(
+      encode, x, b_pre, W, b, weights[:, :4]
+    )
     zero = jnp.zeros_like(b_pre)
     want = ref.encode_topk(round_(x - b_pre), zero, round_(W), b, 4)
     self.assertEqual(values.dtype, jnp.float32)
     np.testing.assert_allclose(values, want[0], atol=1e-5)
     np.testing.assert_array_equal(indices, want[1])
-    encode = partial(op.encode_topk, k=4, dtype="bfloat16")
-    gradients, _ = with_gradients(encode, x, b_pre, W, b, weights[:, :4])
     for leaf in gradients:
       self.assertEqual(leaf.dtype, jnp.float32)
 
@@ -90,9 +89,11 @@ class EncodeTest(parameterized.TestCase):
     members = [arrays(9, 4, 60)[1:4], [2 * a for a in arrays(9, 4, 60)[1:4]]]
     x = arrays(9, 4, 60)[0]
     stack = jax.tree.map(lambda *a: jnp.stack(a), *members)
-    got = jax.vmap(lambda p, W, b: op.encode_topk(x, p, W, b, 3))(*stack)
+    encode = lambda p, W, b: op.encode_topk(x, p, W, b, 3)
+    got = jax.jit(jax.vmap(encode))(*stack)
+    one = jax.jit(encode)
     for i, member in enumerate(members):
-      values, indices = op.encode_topk(x, *member, 3)
+      values, indices = one(*member)
       np.testing.assert_allclose(got[0][i], values, atol=1e-5)
       np.testing.assert_array_equal(got[1][i], indices)
 

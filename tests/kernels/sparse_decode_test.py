@@ -153,7 +153,8 @@ class DecodeTest(parameterized.TestCase):
     g = jnp.asarray(normal(7, 4))
     loss = lambda v, i, W: jnp.sum(op.decode(v, i, W) * g)
     both = jax.value_and_grad(loss, (0, 2))
-    got = jax.vmap(both)(values, indices, W)
+    got = jax.jit(jax.vmap(both))(values, indices, W)
+    both = jax.jit(both)
     each = [both(*a) for a in zip(values, indices, W, strict=True)]
     want = jax.tree.map(lambda *a: jnp.stack(a), *each)
     jax.tree.map(

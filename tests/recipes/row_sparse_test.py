@@ -105,7 +105,7 @@ class LimitsTest(parameterized.TestCase):
     want = (left**2).sum() / (coordinates**2).sum()
     forward = sae.forward(x)
     record = Record(forward=forward, sae=sae, stats={}, engine="sparse")
-    got = jnp.mean(recipe.terms["mse"].fn(record))
+    got = jnp.mean(recipe.terms["nmse"].fn(record))
     np.testing.assert_allclose(got, want, rtol=1e-4)
     self.assertGreater(want, 0.1)
 
@@ -135,8 +135,8 @@ class LimitsTest(parameterized.TestCase):
 class CompositionTest(parameterized.TestCase):
   def test_topk_is_the_composition_of_the_paper(self):
     recipe = row_sparse.topk(384, 1024, 8, dead_after_tokens=10**7)
-    self.assertEqual(list(recipe.terms), ["mse", "aux"])
-    self.assertIs(recipe.terms["mse"].fn, losses.normalised_mse)
+    self.assertEqual(list(recipe.terms), ["nmse", "aux"])
+    self.assertIs(recipe.terms["nmse"].fn, losses.normalised_mse)
     self.assertEqual(recipe.terms["aux"].weight, 1 / 32)
     sae = jax.eval_shape(lambda: recipe.init(jax.random.key(0), sample=None))
     self.assertEqual(sae.activation, activations.TopK(8))

@@ -11,7 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax import errors
-from saejax.sae import activations, decoders, files, prep
+from saejax.sae import activations, decoders, files, part, prep
 from tests import toy
 
 SAES = {
@@ -22,7 +22,7 @@ SAES = {
 }
 
 
-class Threshold(flax.struct.PyTreeNode):
+class Threshold(part.Part):
   """A part of somebody else: learned arrays, static choices."""
 
   theta: jax.Array

@@ -12,7 +12,7 @@ from saejax.recipes import row_sparse
 from saejax.training import members, sharding
 from tests import toy
 
-D, N, B, STEPS = 8, 32, 48, 20
+D, N, B, STEPS = 8, 32, 48, 10
 MEMBERS = (
   members.Member(k=2, seed=0, learning_rate=1e-3),
   members.Member(k=5, seed=1, learning_rate=3e-3),
@@ -158,9 +158,8 @@ class GroupTest(parameterized.TestCase):
   def test_b_dec_starts_at_the_median_of_the_sample(self):
     sample = toy.rows(40, D) + 5
     for stacked in (False, True):
-      for state in trained(stacked)[0].member_states(
-        trained(stacked)[0].init(sample)
-      ):
+      g = group(chosen=MEMBERS[:2], stacked=stacked)
+      for state in g.member_states(g.init(sample)):
         np.testing.assert_allclose(state.sae.b_dec, 5, atol=0.6)
 
 

@@ -1,0 +1,130 @@
+"""Tests of the ops in kernels where their arrays are split over devices."""
+
+import contextlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from saejax.kernels import mesh
+from saejax.kernels.fused_encode import op as fused_encode
+from saejax.kernels.sparse_decode import op as sparse_decode
+from saejax.kernels.topk import op as topk
+from tests import toy
+
+SHAPES = [(8, 1), (1, 8), (2, 4)]  # data, latent
+
+
+def devices(shape):
+  return jax.make_mesh(
+    shape,
+    (mesh.DATA, mesh.LATENT),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+  )
+
+
+def on(shape, f, *args):
+  """f compiled for a mesh of that shape, waited for; None: one device."""
+  where = jax.set_mesh(devices(shape)) if shape else contextlib.nullcontext()
+  with where:
+    return jax.device_get(jax.block_until_ready(jax.jit(f)(*args)))
+
+
+def scores(kind, rows=16, n=64):
+  a = np.array(toy.rows(rows, n))
+  if kind == "ties":
+    a = np.round(a) + 0.0
+  if kind == "equal":
+    a = np.ones_like(a)
+  if kind == "one shard":  # all winners among the last n / 8
+    a[:, -8:] += 100
+  return jnp.asarray(a)
+
+
+class TopKTest(parameterized.TestCase):
+  @parameterized.product(
+    shape=SHAPES,
+    kind=["normal", "ties", "equal", "one shard"],
+    k=[3, 8, 20],  # 20: more than a shard of 8 holds
+  )
+  def test_split_selection_is_exact(self, shape, kind, k):
+    a = scores(kind)
+    order = np.argsort(-np.asarray(a), axis=1, kind="stable")[:, :k]
+    values, indices = on(shape, partial(topk.top_k, k=k), a)
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(a, order, axis=1))
+
+  @parameterized.parameters((7, 64), (16, 63), (7, 63))
+  def test_sizes_that_do_not_divide_are_not_split(self, rows, n):
+    a = scores("ties", rows, n)
+    got = on((2, 4), partial(topk.top_k, k=5), a)
+    want = on(None, partial(topk.top_k, k=5), a)
+    for g, w in zip(got, want, strict=True):
+      np.testing.assert_array_equal(g, w)
+
+  @parameterized.parameters(*SHAPES)
+  def test_gradient_is_that_of_one_device(self, *shape):
+    a = scores("normal")
+    f = jax.grad(lambda a: jnp.sum(topk.top_k(a, 5)[0] ** 2))
+    np.testing.assert_allclose(on(shape, f, a), on(None, f, a), rtol=1e-6)
+
+
+class SparseTest(parameterized.TestCase):
+  @parameterized.parameters(*SHAPES)
+  def test_products_and_gradients_are_those_of_one_device(self, *shape):
+    b, k, d, n = 16, 5, 6, 64
+    values = toy.rows(b, k)
+    values = values.at[:, 1].set(0)
+    indices = jnp.asarray(np.random.default_rng(0).integers(0, n, (b, k)))
+    W, g = toy.rows(n, d, seed=2), toy.rows(b, d, seed=3)
+
+    def everything(values, W):
+      loss = lambda v, W: jnp.sum(sparse_decode.decode(v, indices, W) * g)
+      return (
+        sparse_decode.decode(values, indices, W),
+        sparse_decode.sampled_product(g, W, indices),
+        sparse_decode.scatter_rows(values, indices, g, n),
+        jax.grad(loss, (0, 1))(values, W),
+      )
+
+    toy.assert_trees_close(
+      on(shape, everything, values, W),
+      on(None, everything, values, W),
+      rtol=1e-5,
+      atol=1e-5,
+    )
+
+  @parameterized.product(shape=SHAPES, bad=[np.nan, np.inf])
+  def test_padding_on_any_shard_contributes_nothing(self, shape, bad):
+    values = toy.rows(16, 5).at[:, 2:].set(0)
+    indices = jnp.tile(jnp.asarray([1, 40, 0, 0, 63]), (16, 1))
+    W = toy.rows(64, 6)
+    poisoned = W.at[jnp.asarray([0, 63])].set(bad)
+    np.testing.assert_allclose(
+      on(shape, sparse_decode.decode, values, indices, poisoned),
+      on(None, sparse_decode.decode, values, indices, W),
+      rtol=1e-6,
+    )
+
+
+class EncodeTest(parameterized.TestCase):
+  @parameterized.parameters(*SHAPES)
+  def test_selection_and_gradients_are_those_of_one_device(self, *shape):
+    args = toy.rows(16, 6), toy.rows(6), toy.rows(64, 6), toy.rows(64)
+
+    def everything(*args):
+      def loss(*args):
+        values, indices = fused_encode.encode_topk(*args, 9)
+        return jnp.sum(values**2), (values, indices)
+
+      return jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(*args)
+
+    got, want = on(shape, everything, *args), on(None, everything, *args)
+    np.testing.assert_array_equal(got[0][1][1], want[0][1][1])
+    toy.assert_trees_close(got, want, rtol=1e-5, atol=2e-4)
+
+
+if __name__ == "__main__":
+  absltest.main()
