@@ -274,6 +274,8 @@ class RunTest(parameterized.TestCase):
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
+      # A shell may have started these tests with SIGINT ignored.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
   @parameterized.parameters(

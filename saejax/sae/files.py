@@ -4,13 +4,14 @@ The JSON names each part and its static choices; the arrays are named by their
 path in the pytree. Writing is atomic: the folder appears whole or not at all.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -57,8 +58,12 @@ def save(
   draft.mkdir()
   safetensors.save_file(arrays, draft / ARRAYS)
   (draft / STRUCTURE).write_text(json.dumps(structure, indent=2) + "\n")
-  shutil.rmtree(folder, ignore_errors=True)
+  before = folder.with_name(f".{folder.name}.before")
+  shutil.rmtree(before, ignore_errors=True)
+  if folder.exists():
+    folder.rename(before)
   draft.rename(folder)
+  shutil.rmtree(before, ignore_errors=True)
 
 
 def load(
@@ -76,18 +81,40 @@ def load(
     InputError: no SAE there, a damaged file, one of a later version, or an
       unknown part.
   """
-  folder = pathlib.Path(folder)
-  try:
-    structure = json.loads((folder / STRUCTURE).read_text())
+  with _readable(folder) as folder:
     arrays = safetensors.load_file(folder / ARRAYS)
-    if structure["version"] > VERSION:
-      raise InputError(
-        "sae",
-        folder,
-        f"is of version {structure['version']}, this saejax reads {VERSION}",
-        "install a later saejax",
-      )
-    return _build(structure["sae"], arrays, "", parts or {})
+    return _build(_structure(folder)["sae"], arrays, "", parts or {})
+
+
+def about(folder: str | os.PathLike[str]) -> dict[str, Any]:
+  """The facts saved beside an SAE.
+
+  Raises:
+    InputError: as `load`.
+  """
+  with _readable(folder) as folder:
+    return _structure(folder)["about"]
+
+
+def _structure(folder: pathlib.Path) -> dict[str, Any]:
+  structure = json.loads((folder / STRUCTURE).read_text())
+  if structure["version"] > VERSION:
+    raise InputError(
+      "sae",
+      folder,
+      f"is of version {structure['version']}, this saejax reads {VERSION}",
+      "install a later saejax",
+    )
+  return structure
+
+
+@contextlib.contextmanager
+def _readable(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Whatever a missing or damaged file raises, as one InputError."""
+  try:
+    yield pathlib.Path(folder)
+  except InputError:
+    raise
   except (
     OSError,
     ValueError,
@@ -96,19 +123,12 @@ def load(
     AttributeError,
     SafetensorError,
   ) as error:
-    if isinstance(error, InputError):
-      raise
     raise InputError(
       "sae",
       folder,
       f"must hold a whole {STRUCTURE} and {ARRAYS} ({error})",
       "give the folder of a saved SAE",
     ) from error
-
-
-def about(folder: str | os.PathLike[str]) -> dict[str, Any]:
-  """The facts saved beside an SAE."""
-  return json.loads((pathlib.Path(folder) / STRUCTURE).read_text())["about"]
 
 
 def _describe(node) -> dict[str, Any]:

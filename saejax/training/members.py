@@ -100,14 +100,16 @@ class Group:
   ) -> tuple[step.TrainState, ...]:
     """States before the first step: one a member, or one stack of all."""
     keys = [jax.random.key(member.seed) for member in self.members]
+    start = {
+      k: jax.jit(partial(step.init_state, recipe, sample=sample))
+      for k, recipe in self._recipes.items()
+    }
     if self.stacked:
-      recipe = self._recipes[self._program_ks[0]]
-      one = lambda key: step.init_state(recipe, key, sample=sample)
+      (one,) = start.values()
       states = (jax.vmap(one)(jnp.stack(keys)),)
     else:
       states = tuple(
-        step.init_state(self._recipes[k], key, sample=sample)
-        for k, key in zip(self._program_ks, keys, strict=True)
+        start[k](key) for k, key in zip(self._program_ks, keys, strict=True)
       )
     return tuple(
       jax.device_put(s, where)

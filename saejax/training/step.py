@@ -186,15 +186,6 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
     scale = jnp.minimum(1.0, recipe.clip_norm / jnp.maximum(norm, 1e-30))
     gradients = jax.tree.map(lambda g: g * scale, gradients)
   rate = hyper.learning_rate * recipe.schedule(state.step)
-  ema = state.ema
-  # optax mixes int32 counts with floats, which strict promotion forbids.
-  with jax.numpy_dtype_promotion("standard"):
-    updates, opt_state = recipe.optimizer(rate).update(
-      gradients, state.opt_state, state.sae
-    )
-    sae = recipe.project(optax.apply_updates(state.sae, updates))
-    if recipe.ema_decay:
-      _, ema = _average(recipe).update(sae, state.ema)
 
   # Finite gradients and a finite rate give finite weights.
   finite = (
@@ -205,6 +196,19 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
   failed = usable & ~finite & state.alive & (not skip)
   good = usable & finite & state.alive
   keep = lambda new, old: jax.tree.map(partial(jnp.where, good), new, old)
+
+  ema = state.ema
+  # optax mixes int32 counts with floats, which strict promotion forbids.
+  with jax.numpy_dtype_promotion("standard"):
+    updates, opt_state = recipe.optimizer(rate).update(
+      gradients, state.opt_state, state.sae
+    )
+    # Kept before the projection too: XLA on CPU otherwise computes the whole
+    # optimizer again inside the projection's reduction, and slower.
+    moved = keep(optax.apply_updates(state.sae, updates), state.sae)
+    sae = recipe.project(moved)
+    if recipe.ema_decay:
+      _, ema = _average(recipe).update(sae, state.ema)
   new = state.replace(
     step=state.step + jnp.where(halted, 0, 1),
     sae=keep(sae, state.sae),

@@ -161,19 +161,14 @@ class CompositionTest(parameterized.TestCase):
     )
     self.assertEqual(recipe.terms["l1"].weight, 0.5)
 
-  def test_relu_l1_loss_falls_with_either_decoder(self):
-    for decoder_norm in (False, True):
-      recipe = row_sparse.relu_l1(
-        D,
-        N,
-        coefficient=0.1,
-        dead_after_tokens=100,
-        decoder_norm=decoder_norm,
-      )
-      _, metrics = train(recipe, 100, 64)
-      self.assertLess(
-        metrics["loss"][-10:].mean(), 0.8 * metrics["loss"][:10].mean()
-      )
+  def test_relu_l1_loss_falls_with_a_free_decoder(self):
+    recipe = row_sparse.relu_l1(
+      D, N, coefficient=0.1, dead_after_tokens=100, decoder_norm=True
+    )
+    _, metrics = train(recipe, 100, 64)
+    self.assertLess(
+      metrics["loss"][-10:].mean(), 0.8 * metrics["loss"][:10].mean()
+    )
 
   def test_parts_given_reach_the_recipe(self):
     recipe = row_sparse.topk(
