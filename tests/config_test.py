@@ -225,7 +225,9 @@ class WriteTest(parameterized.TestCase):
 
 
 SCRIPT = '''"""Does a thing."""
-import dataclasses, sys, time, types
+import dataclasses, signal, sys, time, types
+# A shell may have started these tests with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 saejax = types.ModuleType("saejax")  # without __init__: starts in no time
 saejax.__path__ = [{root!r} + "/saejax"]
 sys.modules["saejax"] = saejax
@@ -274,8 +276,6 @@ class RunTest(parameterized.TestCase):
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
-      # A shell may have started these tests with SIGINT ignored.
-      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
   @parameterized.parameters(

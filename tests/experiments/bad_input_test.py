@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import resource
 import shutil
 import subprocess
 import sys
@@ -179,14 +178,11 @@ class BadInputTest(parameterized.TestCase):
       "--train.checkpoint_steps=5",
     ]
     environment = {**os.environ, "PYTHONPATH": str(script.ROOT)}
-    limit = lambda: resource.setrlimit(
-      resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY)
-    )
+    limited = ["bash", "-c", 'ulimit -f 195 && exec "$@"', "-", *command]
     full = subprocess.run(
-      command,
+      limited,
       capture_output=True,
       text=True,
-      preexec_fn=limit,
       env=environment,
       check=False,
     )
