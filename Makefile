@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= tests
+WORKERS ?= 2
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
@@ -33,7 +34,7 @@ scaling: $(VENV)/.installed
 test: test-one-device test-devices doctest
 
 test-one-device: $(VENV)/.installed-test
-	$(PYTEST) $(TESTS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile $(TESTS)
 
 # JAX must be given its devices before it starts: a process of its own.
 test-devices: $(VENV)/.installed-test

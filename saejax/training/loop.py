@@ -192,9 +192,10 @@ def train(
     engine=config.engine,
     skip_nonfinite=config.nonfinite == "skip",
   )
+  sharding.check(
+    mesh, n=group.n, batch_rows=config.batch_rows, members=len(members)
+  )
   states = group.init(None if sample is None else jnp.asarray(sample))
-  n = states[0].sae.W_enc.shape[-2]
-  sharding.check(mesh, n=n, batch_rows=config.batch_rows, members=len(members))
   seconds = np.zeros(len(members), np.float32)
   fingerprint = {
     **fingerprint,

@@ -7,6 +7,7 @@ float tolerance.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -83,9 +84,9 @@ class Group:
       for k, recipe in self._recipes.items()
     }
     self._compiled: dict[Any, Any] = {}
-    self._hypers = self._make_hypers()
 
-  def _make_hypers(self) -> tuple[Hyper, ...]:
+  @functools.cached_property
+  def _hypers(self) -> tuple[Hyper, ...]:
     rates = [jnp.asarray(m.learning_rate, jnp.float32) for m in self.members]
     if not self.stacked:
       return tuple(Hyper(learning_rate=rate) for rate in rates)
@@ -94,6 +95,13 @@ class Group:
     hyper = Hyper(learning_rate=jnp.stack(rates), k=limits)
     where = NamedSharding(self.mesh, P("ensemble"))
     return (jax.device_put(hyper, where),)
+
+  @property
+  def n(self) -> int:
+    """Latents of each member."""
+    recipe = next(iter(self._recipes.values()))
+    draw = partial(recipe.init, sample=None)
+    return jax.eval_shape(draw, jax.random.key(0)).n
 
   def init(
     self, sample: Float[Array, "s d"] | None = None
