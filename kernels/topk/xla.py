@@ -10,7 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def top_k(
@@ -30,10 +30,7 @@ def top_k(
   if n <= 8 * k or block < 2:
     values, indices = jax.lax.top_k(keys, k)
     return values.astype(a.dtype), indices
-  padding = -n % block
-  if padding:
-    keys = jnp.pad(keys, ((0, 0), (0, padding)), constant_values=-jnp.inf)
-  blocks = keys.reshape(rows, -1, block)
+  blocks = _padded(keys, block, -jnp.inf).reshape(rows, -1, block)
   _, chosen = jax.lax.top_k(jnp.max(blocks, axis=-1), k)
   # In index order, so that ties among candidates fall to the lowest index.
   chosen = jnp.sort(chosen, axis=-1)
@@ -41,6 +38,124 @@ def top_k(
   values, position = jax.lax.top_k(candidates.reshape(rows, k * block), k)
   first = jnp.take_along_axis(chosen, position // block, axis=1) * block
   return values.astype(a.dtype), first + position % block
+
+
+def top_k_set(
+  a: Float[Array, "b n"], k: int, block: int | None = None
+) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+  """The k largest of each row in index order, equal ones lowest index first.
+
+  The same two levels, each without a sort: the k-th largest is found bit by bit
+  by counting, which vectorises where a sort does not, and the entries above it
+  are compacted by prefix sums.
+
+  Args:
+    a: scores; selected on in float32.
+    k: entries kept, at most n.
+    block: entries a block; about sqrt(n / k) balances the two levels.
+  """
+  n = a.shape[-1]
+  block = block or _block(n, k)
+  keys = _ordered_ints(a.astype(jnp.float32))
+  if n <= 8 * k or block < 2:
+    indices = _k_largest(keys, k)
+    chosen = jnp.take_along_axis(keys, indices, axis=1)
+  else:
+    blocks = _padded(keys, block, _LEAST).reshape(keys.shape[0], -1, block)
+    which = _k_largest(jnp.max(blocks, axis=-1), k)
+    candidates = jnp.take_along_axis(blocks, which[..., None], axis=1)
+    candidates = candidates.reshape(-1, k * block)
+    position = _k_largest(candidates, k)
+    chosen = jnp.take_along_axis(candidates, position, axis=1)
+    first = jnp.take_along_axis(which, position // block, axis=1) * block
+    indices = first + position % block
+  return _floats(chosen).astype(a.dtype), indices
+
+
+_LEAST = -(2**31)
+_GROUP = 16  # entries whose prefix sums are taken together
+
+
+def _ordered_ints(a: Float[Array, "b n"]) -> Int[Array, "b n"]:
+  """Integers in the order of the floats; its own inverse up to the cast."""
+  bits = jax.lax.bitcast_convert_type(a, jnp.int32)
+  return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _floats(keys: Int[Array, "b n"]) -> Float[Array, "b n"]:
+  bits = jnp.where(keys < 0, keys ^ 0x7FFFFFFF, keys)
+  return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _k_largest(keys: Int[Array, "b n"], k: int) -> Int[Array, "b k"]:
+  """Positions of the k largest, ascending; equal keys lowest position first."""
+  kth = _kth_largest(keys, k)
+  above, equal = keys > kth, keys == kth
+  missing = k - jnp.sum(above.astype(jnp.int32), axis=-1, keepdims=True)
+  within, before = _prefix_sums(equal)
+  rank = (within + before[..., None]).reshape(*keys.shape[:-1], -1)
+  rank = rank[:, : keys.shape[-1]]
+  # Counts fit float32 exactly: rows are far shorter than 2^24.
+  return _set_positions(
+    above | (equal & (rank <= missing.astype(rank.dtype))), k
+  )
+
+
+def _kth_largest(keys: Int[Array, "b n"], k: int) -> Int[Array, "b 1"]:
+  """The largest t with at least k keys >= t, one bit at a time."""
+
+  rows = keys.shape[0]
+  # Summed over a long stride first: over neighbours the sums do not vectorise.
+  strided = _padded(keys, _GROUP, _LEAST).reshape(rows, _GROUP, -1)
+
+  def enough(t):
+    hits = (strided >= t[..., None]).astype(jnp.int32)
+    return jnp.sum(jnp.sum(hits, axis=1), axis=-1, keepdims=True) >= k
+
+  zero = jnp.zeros((rows, 1), jnp.int32)
+  start = jnp.where(enough(zero), zero, _LEAST)
+
+  def set_bit(i, t):
+    higher = t + jax.lax.shift_left(jnp.int32(1), jnp.int32(30) - i)
+    return jnp.where(enough(higher), higher, t)
+
+  return jax.lax.fori_loop(0, 31, set_bit, start)
+
+
+def _set_positions(mask: Bool[Array, "b n"], k: int) -> Int[Array, "b k"]:
+  """Positions of the k set entries of each row, ascending."""
+  within, before = _prefix_sums(mask)
+  upto = before + within[..., -1]
+  j = jnp.arange(1, k + 1, dtype=upto.dtype)
+  group = jnp.sum((upto[:, None] < j[:, None]).astype(jnp.int32), axis=-1)
+  inside = jnp.take_along_axis(within, group[..., None], axis=1)
+  left = j - jnp.take_along_axis(before, group, axis=1)
+  position = jnp.sum((inside < left[..., None]).astype(jnp.int32), axis=-1)
+  return group * _GROUP + position
+
+
+def _prefix_sums(
+  mask: Bool[Array, "b n"],
+) -> tuple[Float[Array, "b g s"], Float[Array, "b g"]]:
+  """Set entries up to each one in its group, and before each group.
+
+  By products with triangles of ones: a cumulative sum is slow on every back
+  end.
+  """
+  groups = _padded(mask, _GROUP, False).reshape(mask.shape[0], -1, _GROUP)
+  within = groups.astype(jnp.float32) @ _triangle(_GROUP, 0)
+  total = within[..., -1]
+  return within, total @ _triangle(total.shape[-1], 1)
+
+
+def _triangle(size: int, diagonal: int) -> Float[Array, "s s"]:
+  return jnp.triu(jnp.ones((size, size), jnp.float32), diagonal)
+
+
+def _padded(a: Array, multiple: int, value) -> Array:
+  return jnp.pad(
+    a, ((0, 0), (0, -a.shape[-1] % multiple)), constant_values=value
+  )
 
 
 def _block(n: int, k: int) -> int:

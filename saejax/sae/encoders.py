@@ -32,9 +32,16 @@ class Affine(Part):
     b_pre: Float[Array, "d"],
     k: int,
     dtype: str = "float32",
+    *,
+    ordered: bool = True,
   ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
-    """The k largest pre-activations of each row and their latents."""
-    return fused_encode.encode_topk(x, b_pre, self.W, self.b, k, dtype)
+    """The k largest pre-activations of each row and their latents.
+
+    Largest first if `ordered`, else in the order of latents, which is faster.
+    """
+    return fused_encode.encode_topk(
+      x, b_pre, self.W, self.b, k, dtype, ordered=ordered
+    )
 
   def rows(self, rows: Int[Array, "c"]) -> "Affine":
     """The encoder of those latents alone."""

@@ -96,12 +96,12 @@ class SAE(flax.struct.PyTreeNode):
     return self.activation(self.encoder(x, self.b_pre, self.dtype))
 
   def encode_sparse(self, x: Float[Array, "*b d"]) -> SparseLatents:
-    """The at most k non-zero latents of each row.
+    """The at most k non-zero latents of each row, largest first.
 
     Raises:
       ValueError: the activation does not bound how many a row keeps.
     """
-    return self._sparse_latents(self.prep.apply(x)[0], None)
+    return self._sparse_latents(self.prep.apply(x)[0], None, ordered=True)
 
   def decode(
     self, z: Float[Array, "*b n"] | SparseLatents
@@ -145,7 +145,9 @@ class SAE(flax.struct.PyTreeNode):
     if engine == "auto":
       engine = "dense" if self.activation.row_k is None else "sparse"
     if engine == "sparse":
-      a, latents = None, self._sparse_latents(frame, k)
+      # A k of its own drops ranks, which takes an order.
+      ordered = k is not None
+      a, latents = None, self._sparse_latents(frame, k, ordered=ordered)
     elif engine == "dense":
       a = self.encoder(frame, self.b_pre, self.dtype)
       latents = DenseLatents(self.activation(a, k))
@@ -156,12 +158,14 @@ class SAE(flax.struct.PyTreeNode):
       x=frame, x_hat=x_hat, latents=latents, a=a, W_dec=W_dec, memo=memo
     )
 
-  def _sparse_latents(self, frame, k) -> SparseLatents:
+  def _sparse_latents(self, frame, k, *, ordered: bool) -> SparseLatents:
     row_k = self.activation.row_k
     if row_k is None:
       raise ValueError(
         f"{type(self.activation).__name__} does not bound how many latents a "
         "row keeps; use encode, or the dense engine"
       )
-    values, indices = self.encoder.largest(frame, self.b_pre, row_k, self.dtype)
+    values, indices = self.encoder.largest(
+      frame, self.b_pre, row_k, self.dtype, ordered=ordered
+    )
     return SparseLatents(self.activation.keep(values, k), indices, self.n)

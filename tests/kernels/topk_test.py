@@ -58,9 +58,32 @@ class TopKTest(parameterized.TestCase):
     np.testing.assert_array_equal(indices, want_indices)
     np.testing.assert_array_equal(values, want_values)
 
+  @parameterized.product(
+    shape=SHAPES,
+    kind=["normal", "ties", "equal", "infinite", "one block"],
+  )
+  def test_the_set_is_that_of_a_stable_sort_in_index_order(self, shape, kind):
+    rows, n, k = shape
+    a = numbers(kind, rows, n)
+    values, indices = jax.jit(partial(xla.top_k_set, k=k))(jnp.asarray(a))
+    _, want = stable_top_k(a, k)
+    np.testing.assert_array_equal(indices, np.sort(want, axis=-1))
+    np.testing.assert_array_equal(
+      values, np.take_along_axis(a, np.asarray(indices), axis=-1)
+    )
+
+  def test_the_set_holds_a_nan_above_everything(self):
+    a = jnp.asarray(numbers("normal", 3, 1000)).at[1, 700].set(jnp.nan)
+    _, indices = xla.top_k_set(a, 4)
+    self.assertIn(700, np.asarray(indices[1]))
+
   @parameterized.parameters(2, 3, 8, 32, 64)
   def test_every_block_size_gives_the_same(self, block):
     a = jnp.asarray(numbers("ties", 4, 1003))
+    np.testing.assert_array_equal(
+      xla.top_k_set(a, 9, block=block)[1],
+      np.sort(stable_top_k(a, 9)[1], axis=-1),
+    )
     got = xla.top_k(a, 9, block=block)
     for g, w in zip(got, stable_top_k(a, 9), strict=True):
       np.testing.assert_array_equal(g, w)
