@@ -127,11 +127,11 @@ def run(
       sys.exit(0)
     with _one_line():
       parse(args)
+    if flags.FLAGS["verbosity"].using_default_value:
+      flags.FLAGS.verbosity = logging.WARNING  # app.run would make it INFO
     return list(args)
 
   def run_main(_: Sequence[str]) -> int | None:
-    if flags.FLAGS["verbosity"].using_default_value:
-      logging.set_verbosity(logging.WARNING)  # JAX tells of absent TPUs
     with _one_line():
       return main(from_flags(config_cls))
 
