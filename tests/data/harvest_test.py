@@ -282,10 +282,14 @@ class HarvestTest(parameterized.TestCase):
     self.harvest(name="whole", bucket_rows=1024, shard_rows=1024)
     # Room for the ledger, the first shards and not for a whole one.
     code = f"""
-      import pathlib, resource, sys
-      from saejax.data import harvest
+      import pathlib, resource, sys, time
+      from saejax.data import harvest, ledger
       from saejax.errors import InputError
       from tests.data import tiny
+      def first_bucket_is_written():  # in the background
+        folder = pathlib.Path({str(self.folder / "full")!r})
+        lines = [x for path in folder.iterdir() for x in ledger.read(path)]
+        return any(x["kind"] == "bucket" for x in lines)
       config = tiny.config(
         pathlib.Path({str(self.corpus)!r}),
         pathlib.Path({str(self.folder / "full")!r}),
@@ -296,6 +300,9 @@ class HarvestTest(parameterized.TestCase):
         global calls
         calls += 1
         if calls == 20:  # in the second bucket
+          until = time.monotonic() + 60
+          while not first_bucket_is_written() and time.monotonic() < until:
+            time.sleep(0.01)
           resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         return tiny.forward(ids, mask)
       try:
