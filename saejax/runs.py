@@ -17,7 +17,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -39,6 +39,35 @@ from saejax.training.recipe import Recipe
 SAMPLE_ROWS = 4096  # for the initial bias
 FLAGS = "run.flags"
 TRANSIENT = ("seconds", "group_seconds", "density")  # not kept with an SAE
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """How flags become a recipe.
+
+  Attributes:
+    make: from d, n, k, the flags, and what all methods share.
+    sweeps_k: whether a k of its own tells members apart.
+  """
+
+  make: Callable[[int, int, int, "SAEConfig", dict[str, Any]], Recipe]
+  sweeps_k: bool
+
+
+METHODS = {
+  "topk": Method(
+    lambda d, n, k, sae, common: row_sparse.topk(
+      d, n, k, k_aux=sae.k_aux or None, aux_weight=sae.aux_weight, **common
+    ),
+    sweeps_k=True,
+  ),
+  "relu_l1": Method(
+    lambda d, n, k, sae, common: row_sparse.relu_l1(
+      d, n, coefficient=sae.l1, **common
+    ),
+    sweeps_k=False,
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +95,7 @@ class SAEConfig:
           "must be different numbers of at least 1",
           "such as 512,1024",
         )
-    if self.recipe == "topk" and max(self.k) > min(self.n):
+    if METHODS[self.recipe].sweeps_k and max(self.k) > min(self.n):
       raise InputError(
         "k",
         max(self.k),
@@ -235,7 +264,7 @@ def grid_members(
     base_n=train.learning_rate_n,
     exponent=train.learning_rate_exponent,
   )
-  ks = sae.k if sae.recipe == "topk" else (0,)
+  ks = sae.k if METHODS[sae.recipe].sweeps_k else (0,)
   return [
     Member(k=k, seed=seed, learning_rate=rate)
     for k in ks
@@ -265,20 +294,7 @@ def recipe(
     "ema_decay": train.ema_decay,
     "dtype": train.dtype,
   }
-  methods = {
-    "topk": lambda: row_sparse.topk(
-      store.d,
-      n,
-      k,
-      k_aux=sae.k_aux or None,
-      aux_weight=sae.aux_weight,
-      **common,
-    ),
-    "relu_l1": lambda: row_sparse.relu_l1(
-      store.d, n, coefficient=sae.l1, **common
-    ),
-  }
-  return methods[sae.recipe]()
+  return METHODS[sae.recipe].make(store.d, n, k, sae, common)
 
 
 def evaluate(saes, batches, mean) -> list[reconstruction.Reconstruction]:
