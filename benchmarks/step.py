@@ -270,7 +270,7 @@ def build_ours(
     stacked=False,
     engine=engine,
   )
-  batches = [group.put(x) for x in np.asarray(data, dtype)]
+  batches = [group.put({"x": x}) for x in np.asarray(data, dtype)]
   states = group.init(jnp.asarray(data[0], jnp.float32))
   taken = 0
 

@@ -8,7 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from saejax.sae import activations, decoders, encoders, prep
-from saejax.sae.sae import SAE
+from saejax.sae.context import Batch, Context, Pre
+from saejax.sae.latents import DenseLatents, SparseLatents
+from saejax.sae.sae import SAE, Forward
+from saejax.training.recipe import Record
 
 
 def unit(W: Float[Array, "n d"]) -> Float[Array, "n d"]:
@@ -48,6 +51,56 @@ def sae(
     pre_bias=pre_bias,
     dtype=dtype,
   )
+
+
+def context(x=None, *, W=None, b_pre=None, **around) -> Context:
+  """The surroundings of a pass; what is not given is empty."""
+  x = jnp.zeros((1, 1)) if x is None else x
+  W = jnp.zeros((1, x.shape[-1])) if W is None else W
+  return Context(
+    batch=around.pop("batch", Batch(x=x)),
+    x=x,
+    decoder=decoders.Free(W=W, b=jnp.zeros(x.shape[-1:])),
+    W_dec=W,
+    b_pre=jnp.zeros(x.shape[-1:]) if b_pre is None else b_pre,
+    **around,
+  )
+
+
+def activate(activation, a, k=None, **around) -> Float[Array, "*b n"]:
+  """Latents of plain pre-activations."""
+  return activation(Pre(a=a), context(k=k, **around))
+
+
+def record(
+  latents,
+  *,
+  x=None,
+  W=None,
+  b=None,
+  a=None,
+  sae=None,
+  stats=None,
+  engine="dense",
+  **around,
+) -> Record:
+  """A record of a pass whose every number is given."""
+  if not isinstance(latents, SparseLatents | DenseLatents):
+    latents = DenseLatents(latents)
+  first = jax.tree.leaves(latents)[0]
+  x = jnp.zeros((*first.shape[:-1], 1)) if x is None else x
+  n = latents.dense().shape[-1]
+  W = jnp.zeros((n, x.shape[-1])) if W is None else W
+  x_hat = latents.decode(W) + (0 if b is None else b)
+  forward = Forward(
+    ctx=context(x, W=W, **around),
+    y=x,
+    x_hat=x_hat,
+    latents=latents,
+    pre=None if a is None else Pre(a=a),
+    memo=None,
+  )
+  return Record(forward=forward, sae=sae, stats=stats or {}, engine=engine)
 
 
 def affine(d: int, seed: int = 2) -> prep.Affine:

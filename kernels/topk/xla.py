@@ -56,12 +56,12 @@ def top_k_set(
   """
   n = a.shape[-1]
   block = block or _block(n, k)
-  keys = _ordered_ints(a.astype(jnp.float32))
+  keys = ordered_ints(a.astype(jnp.float32))
   if n <= 8 * k or block < 2:
     indices = _k_largest(keys, k)
     chosen = jnp.take_along_axis(keys, indices, axis=1)
   else:
-    blocks = _padded(keys, block, _LEAST).reshape(keys.shape[0], -1, block)
+    blocks = _padded(keys, block, LEAST).reshape(keys.shape[0], -1, block)
     which = _k_largest(jnp.max(blocks, axis=-1), k)
     candidates = jnp.take_along_axis(blocks, which[..., None], axis=1)
     candidates = candidates.reshape(-1, k * block)
@@ -72,11 +72,11 @@ def top_k_set(
   return _floats(chosen).astype(a.dtype), indices
 
 
-_LEAST = -(2**31)
+LEAST = -(2**31)
 _GROUP = 16  # entries whose prefix sums are taken together
 
 
-def _ordered_ints(a: Float[Array, "b n"]) -> Int[Array, "b n"]:
+def ordered_ints(a: Float[Array, "b n"]) -> Int[Array, "b n"]:
   """Integers in the order of the floats; its own inverse up to the cast."""
   bits = jax.lax.bitcast_convert_type(a, jnp.int32)
   return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -106,14 +106,14 @@ def _kth_largest(keys: Int[Array, "b n"], k: int) -> Int[Array, "b 1"]:
 
   rows = keys.shape[0]
   # Summed over a long stride first: over neighbours the sums do not vectorise.
-  strided = _padded(keys, _GROUP, _LEAST).reshape(rows, _GROUP, -1)
+  strided = _padded(keys, _GROUP, LEAST).reshape(rows, _GROUP, -1)
 
   def enough(t):
     hits = (strided >= t[..., None]).astype(jnp.int32)
     return jnp.sum(jnp.sum(hits, axis=1), axis=-1, keepdims=True) >= k
 
   zero = jnp.zeros((rows, 1), jnp.int32)
-  start = jnp.where(enough(zero), zero, _LEAST)
+  start = jnp.where(enough(zero), zero, LEAST)
 
   def set_bit(i, t):
     higher = t + jax.lax.shift_left(jnp.int32(1), jnp.int32(30) - i)

@@ -129,7 +129,7 @@ def batch_sums(
   finite = jnp.all(jnp.isfinite(x), axis=-1)
   use = real & finite
   out = sae.forward(jnp.where(finite[:, None], x, 0))
-  x, x_hat = out.x.astype(jnp.float32), out.x_hat.astype(jnp.float32)
+  x, x_hat = out.y.astype(jnp.float32), out.x_hat.astype(jnp.float32)
   total = lambda rows: jnp.sum(jnp.where(use, rows, 0.0))
   offset = x - mean.astype(jnp.float32)[None]
   norms = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(x_hat, axis=-1)

@@ -19,8 +19,10 @@ NORM_EPS = 1e-8
 class Decoder(Protocol):
   """The interface of a decoder; outside it `rows()` is what counts."""
 
-  W: Float[Array, "n d"]
   b: Float[Array, "d"]
+
+  @property
+  def n(self) -> int: ...
 
   def rows(self) -> Float[Array, "n d"]: ...
 
@@ -32,6 +34,10 @@ class Free(Part):
 
   W: Float[Array, "n d"]
   b: Float[Array, "d"]
+
+  @property
+  def n(self) -> int:
+    return self.W.shape[-2]
 
   def rows(self) -> Float[Array, "n d"]:
     return self.W
@@ -47,6 +53,10 @@ class Normalised(Part):
 
   W: Float[Array, "n d"]
   b: Float[Array, "d"]
+
+  @property
+  def n(self) -> int:
+    return self.W.shape[-2]
 
   def rows(self) -> Float[Array, "n d"]:
     norm = jnp.linalg.norm(self.W, axis=-1, keepdims=True)

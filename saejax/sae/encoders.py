@@ -1,48 +1,108 @@
 """From activations in the prep's frame to pre-activations."""
 
+from typing import Protocol
+
+import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saejax.kernels.fused_encode import op as fused_encode
+from saejax.sae.context import Context, Pre
 from saejax.sae.part import Part
 
 
-class Affine(Part):
-  """a = (x - b_pre) W^T + b, W [n, d], row i is latent i."""
+class Encoder(Protocol):
+  """The interface of an encoder."""
 
-  W: Float[Array, "n d"]
-  b: Float[Array, "n"]
+  def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre: ...
 
-  def __call__(
-    self,
-    x: Float[Array, "*b d"],
-    b_pre: Float[Array, "d"],
-    dtype: str = "float32",
-  ) -> Float[Array, "*b n"]:
+
+def affine(
+  encoder: Encoder, decoder
+) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
+  """W and b of an encoder a = (x - b_pre) W^T + b.
+
+  Raises:
+    ValueError: the encoder is not of that form.
+  """
+  if not isinstance(encoder, Linear):
+    raise ValueError(f"{type(encoder).__name__} is not an affine encoder")
+  return encoder.affine(decoder)
+
+
+class Linear(Part):
+  """The base of encoders a = (x - b_pre) W^T + b.
+
+  A subclass says what W [n, d] and b [n] are; only such encoders have a sparse
+  engine.
+  """
+
+  def affine(self, decoder) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
+    """W and b."""
+    raise NotImplementedError
+
+  def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre:
     """Every pre-activation, accumulated in float32."""
-    return self.b + jnp.matmul(
-      (x - b_pre).astype(dtype),
-      self.W.T.astype(dtype),
-      preferred_element_type=jnp.float32,
-    )
+    W, b = self.affine(ctx.decoder)
+    return Pre(a=matmul(x - ctx.b_pre, W, ctx.dtype) + b)
 
   def largest(
-    self,
-    x: Float[Array, "*b d"],
-    b_pre: Float[Array, "d"],
-    k: int,
-    dtype: str = "float32",
-    *,
-    ordered: bool = True,
+    self, x: Float[Array, "*b d"], ctx: Context, k: int, *, ordered: bool = True
   ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
     """The k largest pre-activations of each row and their latents.
 
     Largest first if `ordered`, else in the order of latents, which is faster.
     """
+    W, b = self.affine(ctx.decoder)
     return fused_encode.encode_topk(
-      x, b_pre, self.W, self.b, k, dtype, ordered=ordered
+      x, ctx.b_pre, W, b, k, ctx.dtype, ordered=ordered
     )
 
-  def rows(self, rows: Int[Array, "c"]) -> "Affine":
-    """The encoder of those latents alone."""
-    return Affine(W=self.W[rows], b=self.b[rows])
+  def among(
+    self, x: Float[Array, "*b d"], ctx: Context, rows: Int[Array, "c"]
+  ) -> Float[Array, "*b c"]:
+    """The pre-activations of those latents alone."""
+    W, b = self.affine(ctx.decoder)
+    W = W[rows]
+    # Pre-activations with the pre-bias held fixed, and a zero that carries its
+    # gradient: summed over the batch before the product, not after.
+    fixed = jax.lax.stop_gradient(ctx.b_pre)
+    a = matmul(x - fixed, W, ctx.dtype) + b[rows]
+    return a - (ctx.b_pre - fixed) @ W.T
+
+
+class Affine(Linear):
+  """W and b of its own; row i of W is latent i."""
+
+  W: Float[Array, "n d"]
+  b: Float[Array, "n"]
+
+  def affine(self, decoder) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
+    del decoder
+    return self.W, self.b
+
+
+class Tied(Linear):
+  """W is the decoder's, b its own.
+
+  Attributes:
+    b: added to the pre-activations.
+    raw: W is the decoder's stored array, before its class normalises or scales
+      it; False takes the rows as used.
+  """
+
+  b: Float[Array, "n"]
+  raw: bool = flax.struct.field(pytree_node=False, default=False)
+
+  def affine(self, decoder) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
+    return (decoder.W if self.raw else decoder.rows()), self.b
+
+
+def matmul(
+  x: Float[Array, "*b d"], W: Float[Array, "n d"], dtype: str
+) -> Float[Array, "*b n"]:
+  """x W^T with operands of a dtype, accumulated in float32."""
+  return jnp.matmul(
+    x.astype(dtype), W.T.astype(dtype), preferred_element_type=jnp.float32
+  )

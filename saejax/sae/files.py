@@ -139,8 +139,10 @@ def _describe(node) -> dict[str, Any]:
     value = getattr(node, field.name)
     if field.name == part.CLASS:
       continue
-    if not field.metadata.get("pytree_node", True):
+    if value is None or not field.metadata.get("pytree_node", True):
       static[field.name] = value
+    elif isinstance(value, tuple):
+      children[field.name] = [_describe(child) for child in value]
     elif dataclasses.is_dataclass(value):
       children[field.name] = _describe(value)
   name = f"{cls.__module__}.{cls.__qualname__}"
@@ -149,12 +151,22 @@ def _describe(node) -> dict[str, Any]:
 
 def _build(node, arrays, prefix: str, parts: Mapping[str, type]):
   cls = _find(node["part"], parts)
-  fields = dict(node["static"])
+  # JSON has no tuples, and static fields must be hashable.
+  fields = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in node["static"].items()
+  }
   for field in dataclasses.fields(cls):
     path = prefix + field.name
     if field.name in node["parts"]:
       child = node["parts"][field.name]
-      fields[field.name] = _build(child, arrays, f"{path}.", parts)
+      if isinstance(child, list):
+        fields[field.name] = tuple(
+          _build(one, arrays, f"{path}.{i}.", parts)
+          for i, one in enumerate(child)
+        )
+      else:
+        fields[field.name] = _build(child, arrays, f"{path}.", parts)
     elif field.name not in fields and field.name != part.CLASS:
       fields[field.name] = jnp.asarray(arrays[path])
   return cls(**fields)

@@ -13,7 +13,8 @@ def fold_prep(sae: SAE) -> SAE:
   values; the decoder's rows are no longer of unit norm.
 
   Raises:
-    ValueError: the prep is not linear, so that no weights can hold it.
+    ValueError: the prep or the encoder is not linear, so that no weights can
+      hold it.
   """
   if isinstance(sae.prep, prep.Identity):
     return sae

@@ -1,5 +1,6 @@
 """Weights at step 0."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -8,8 +9,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from saejax.sae import decoders, encoders
 from saejax.sae.activations import Activation
+from saejax.sae.context import Batch, as_batch
 from saejax.sae.prep import Identity, Prep
 from saejax.sae.sae import SAE
+
+
+def affine(W: Float[Array, "n d"]) -> encoders.Affine:
+  """An encoder of its own with those weights and biases 0."""
+  return encoders.Affine(W=W, b=jnp.zeros(W.shape[:1]))
 
 
 def tied(
@@ -19,16 +26,18 @@ def tied(
   d: int,
   activation: Activation,
   prep: Prep = Identity(),
-  sample: Float[Array, "s d"] | None = None,
-  decoder: type = decoders.Free,
+  sample: Float[Array, "s d"] | Batch | None = None,
+  encoder: Callable[[Array], encoders.Encoder] = affine,
+  decoder: Callable[..., decoders.Decoder] = decoders.Free,
   row_norm: float = 1.0,
   pre_bias: bool = True,
+  centre: bool = True,
   dtype: str = "float32",
 ) -> SAE:
   """W_dec rows in random directions, W_enc equal to W_dec, b_enc 0.
 
-  Tied at the start only: afterwards each learns on its own. b_dec is the
-  geometric median of `sample`, or 0.
+  Tied at the start only, unless the encoder says otherwise: afterwards each
+  learns on its own. b_dec is the geometric median of `sample`, or 0.
 
   Args:
     key: of the random directions.
@@ -37,19 +46,23 @@ def tied(
     activation: a -> z.
     prep: of the activations.
     sample: raw activations for b_dec.
-    decoder: class of the decoder.
+    encoder: from W_dec to the encoder.
+    decoder: from W= and b= to the decoder.
     row_norm: norm of each row of W_dec and W_enc.
     pre_bias: whether b_dec is subtracted before encoding.
+    centre: whether b_dec starts at the sample's median; else at 0.
     dtype: of matmul operands.
   """
   W = jax.random.normal(key, (n, d))
   W = row_norm * W / jnp.linalg.norm(W, axis=-1, keepdims=True)
   b_dec = jnp.zeros((d,))
-  if sample is not None:
-    b_dec = geometric_median(prep.apply(sample)[0])
+  if centre and sample is not None:
+    sample = as_batch(sample)
+    x, _ = prep.apply(sample.x, sample.cond)
+    b_dec = geometric_median(x.reshape(-1, d))
   return SAE(
     prep=prep,
-    encoder=encoders.Affine(W=W, b=jnp.zeros((n,))),
+    encoder=encoder(W),
     activation=activation,
     # A copy: donated states must not hold one buffer twice.
     decoder=decoder(W=jnp.array(W), b=b_dec),

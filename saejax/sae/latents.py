@@ -47,9 +47,9 @@ class SparseLatents(Part):
     """Number of non-zero latents of each row (L0)."""
     return jnp.sum(self.values != 0, axis=-1).astype(jnp.float32)
 
-  def fired(self) -> Bool[Array, "n"]:
-    """Latents that are non-zero on at least one row."""
-    hits = (self.values != 0).reshape(-1)
+  def fired(self, weight: Float[Array, "*b"] | None = None) -> Bool[Array, "n"]:
+    """Latents that are non-zero on at least one row of weight other than 0."""
+    hits = _counted(self.values != 0, weight).reshape(-1)
     return jnp.zeros((self.n,), bool).at[self.indices.reshape(-1)].max(hits)
 
 
@@ -81,9 +81,10 @@ class DenseLatents(Part):
     """Number of non-zero latents of each row (L0)."""
     return jnp.sum(self.z != 0, axis=-1).astype(jnp.float32)
 
-  def fired(self) -> Bool[Array, "n"]:
-    """Latents that are non-zero on at least one row."""
-    return jnp.any(self.z != 0, axis=tuple(range(self.z.ndim - 1)))
+  def fired(self, weight: Float[Array, "*b"] | None = None) -> Bool[Array, "n"]:
+    """Latents that are non-zero on at least one row of weight other than 0."""
+    hits = _counted(self.z != 0, weight)
+    return jnp.any(hits, axis=tuple(range(self.z.ndim - 1)))
 
 
 class CompactLatents(Part):
@@ -111,6 +112,11 @@ class CompactLatents(Part):
 
 
 Latents = SparseLatents | DenseLatents | CompactLatents
+
+
+def _counted(hits, weight):
+  """Hits on rows whose weight is not 0."""
+  return hits if weight is None else hits & (weight != 0)[..., None]
 
 
 def _spread(values, indices, n: int):

@@ -19,6 +19,8 @@ class Part(flax.struct.PyTreeNode):
   def __init_subclass__(cls, **kwargs):
     cls.__annotations__ = {**inspect.get_annotations(cls), CLASS: str}
     name = f"{cls.__module__}.{cls.__qualname__}"
-    field = flax.struct.field(pytree_node=False, default=name, repr=False)
+    field = flax.struct.field(
+      pytree_node=False, default=name, repr=False, kw_only=True
+    )
     setattr(cls, CLASS, field)
     super().__init_subclass__(**kwargs)

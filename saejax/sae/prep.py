@@ -4,9 +4,10 @@ A prep belongs to the SAE that was trained behind it and is stored with it: an
 SAE applied without its prep is wrong in silence. Losses live in the prep's
 frame. Its arrays are frozen: no gradient reaches them.
 
-    x' , memo = prep.apply(x);   x = prep.undo(x', memo)
+    x' , memo = prep.apply(x, cond);   x = prep.undo(x', memo)
 
-`memo` holds what undoing needs of each row (None for linear preps).
+`memo` holds what undoing needs of each row (None for linear preps); `cond` is
+the condition of each row, for the preps that have one.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,9 @@ STD_EPS = 1e-5  # added to a row's standard deviation
 class Prep(Protocol):
   """The interface of a prep; see the module docstring."""
 
-  def apply(self, x: Float[Array, "*b d"]) -> tuple[Array, Any]: ...
+  def apply(
+    self, x: Float[Array, "*b d"], cond: Array | None = None
+  ) -> tuple[Array, Any]: ...
 
   def undo(self, x: Float[Array, "*b d"], memo: Any = None) -> Array: ...
 
@@ -33,7 +36,9 @@ class Prep(Protocol):
 class Identity(Part):
   """x' = x in float32."""
 
-  def apply(self, x: Float[Array, "*b d"]) -> tuple[Array, None]:
+  def apply(
+    self, x: Float[Array, "*b d"], cond: Array | None = None
+  ) -> tuple[Array, None]:
     return x.astype(jnp.float32), None
 
   def undo(self, x: Float[Array, "*b d"], memo: None = None) -> Array:
@@ -51,7 +56,9 @@ class Affine(Part):
   centre: Float[Array, "d"]
   scale: Float[Array, ""]
 
-  def apply(self, x: Float[Array, "*b d"]) -> tuple[Array, None]:
+  def apply(
+    self, x: Float[Array, "*b d"], cond: Array | None = None
+  ) -> tuple[Array, None]:
     centre, scale = jax.lax.stop_gradient((self.centre, self.scale))
     return (x.astype(jnp.float32) - centre) / scale, None
 
@@ -67,7 +74,9 @@ class RowLayerNorm(Part):
   released SAEs. Undoing needs the row's (mean, std).
   """
 
-  def apply(self, x: Float[Array, "*b d"]) -> tuple[Array, tuple[Array, Array]]:
+  def apply(
+    self, x: Float[Array, "*b d"], cond: Array | None = None
+  ) -> tuple[Array, tuple[Array, Array]]:
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
     std = jnp.std(x, axis=-1, keepdims=True, ddof=1)

@@ -1,13 +1,16 @@
 """The SAE: prep, encoder, activation, decoder, in one frozen pytree."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from saejax.kernels.topk import op as topk
 from saejax.sae import encoders
 from saejax.sae.activations import Activation
+from saejax.sae.context import Batch, Context, Pre, as_batch
 from saejax.sae.decoders import Decoder
 from saejax.sae.latents import DenseLatents, SparseLatents
 from saejax.sae.prep import Prep
@@ -17,20 +20,30 @@ class Forward(flax.struct.PyTreeNode):
   """One pass, in the frame of the prep.
 
   Attributes:
-    x: prepared activations [*b, d].
-    x_hat: their reconstruction [*b, d].
+    ctx: what surrounded it; `ctx.batch` is the data, `ctx.x` its rows prepared.
+    y: what x_hat is to be: x, or the prepared target [*b, d].
+    x_hat: reconstruction [*b, d].
     latents: what was kept.
-    a: pre-activations [*b, n], None where they were never held.
-    W_dec: the decoder's rows as used [n, d].
+    pre: pre-activations, None where they were never held (sparse engine).
     memo: what undoing the prep needs.
   """
 
-  x: Float[Array, "*b d"]
+  ctx: Context
+  y: Float[Array, "*b d"]
   x_hat: Float[Array, "*b d"]
   latents: SparseLatents | DenseLatents
-  a: Float[Array, "*b n"] | None
-  W_dec: Float[Array, "n d"]
+  pre: Pre | None
   memo: Any
+
+  @property
+  def x(self) -> Float[Array, "*b d"]:
+    """Prepared activations."""
+    return self.ctx.x
+
+  @property
+  def W_dec(self) -> Float[Array, "n d"]:
+    """The decoder's rows as used."""
+    return self.ctx.W_dec
 
 
 class SAE(flax.struct.PyTreeNode):
@@ -42,32 +55,37 @@ class SAE(flax.struct.PyTreeNode):
       x_hat = prep^-1(z W_dec + b_dec)
 
   A pytree of float arrays (leaves) and static choices: it goes through `jit`,
-  `vmap` and `grad` as it is, and every method takes any batch shape.
+  `vmap` and `grad` as it is, and every method takes any batch shape. Where a
+  method takes x, plain activations do, or a `Batch` with what else is known.
 
   Attributes:
-    prep: applied to x first, undone last; frozen.
+    prep: applied to x first, undone last; frozen unless it says otherwise.
     encoder: x' -> a.
     activation: a -> z.
     decoder: z -> x'.
+    target_prep: of the target, for a transcoder; None where x is the target.
     pre_bias: whether b_dec is subtracted before encoding.
     dtype: of the operands of matmuls, "float32" or "bfloat16"; accumulation,
       selection and statistics are float32.
   """
 
   prep: Prep
-  encoder: encoders.Affine
+  encoder: encoders.Encoder
   activation: Activation
   decoder: Decoder
+  target_prep: Prep | None = None
   pre_bias: bool = flax.struct.field(pytree_node=False, default=True)
   dtype: str = flax.struct.field(pytree_node=False, default="float32")
 
   @property
   def W_enc(self) -> Float[Array, "n d"]:
-    return self.encoder.W
+    """Encoder rows. Raises: ValueError, the encoder is not affine."""
+    return encoders.affine(self.encoder, self.decoder)[0]
 
   @property
   def b_enc(self) -> Float[Array, "n"]:
-    return self.encoder.b
+    """Encoder biases. Raises: ValueError, the encoder is not affine."""
+    return encoders.affine(self.encoder, self.decoder)[1]
 
   @property
   def W_dec(self) -> Float[Array, "n d"]:
@@ -79,39 +97,46 @@ class SAE(flax.struct.PyTreeNode):
 
   @property
   def n(self) -> int:
-    return self.W_enc.shape[-2]
+    return self.decoder.n
 
   @property
   def d(self) -> int:
-    return self.W_enc.shape[-1]
+    """Width of what is reconstructed."""
+    return self.decoder.b.shape[-1]
 
-  @property
-  def b_pre(self) -> Float[Array, "d"]:
-    """What is subtracted before encoding."""
-    return self.b_dec if self.pre_bias else jnp.zeros_like(self.b_dec)
-
-  def encode(self, x: Float[Array, "*b d"]) -> Float[Array, "*b n"]:
+  def encode(self, x: Float[Array, "*b d"] | Batch) -> Float[Array, "*b n"]:
     """Latents z of activations x, every one of them."""
-    x, _ = self.prep.apply(x)
-    return self.activation(self.encoder(x, self.b_pre, self.dtype))
+    ctx, _ = self._context(as_batch(x))
+    return self.activation(self.encoder(ctx.x, ctx), ctx)
 
-  def encode_sparse(self, x: Float[Array, "*b d"]) -> SparseLatents:
+  def encode_sparse(self, x: Float[Array, "*b d"] | Batch) -> SparseLatents:
     """The at most k non-zero latents of each row, largest first.
 
     Raises:
       ValueError: the activation does not bound how many a row keeps.
     """
-    return self._sparse_latents(self.prep.apply(x)[0], None, ordered=True)
+    if self.activation.fused:
+      ctx, _ = self._context(as_batch(x))
+      return self._sparse_latents(ctx, ordered=True)
+    z, k = self.encode(x), self._row_k()
+    _, indices = topk.top_k(jnp.abs(z), k)
+    values = jnp.take_along_axis(z, indices, axis=-1)
+    return SparseLatents(values, indices, self.n)
 
   def decode(
-    self, z: Float[Array, "*b n"] | SparseLatents
+    self, z: Float[Array, "*b n"] | SparseLatents, memo: Any = None
   ) -> Float[Array, "*b d"]:
-    """Activations of latents, in the units of x.
+    """Activations of latents, in the units of x (of the target, if another).
+
+    Args:
+      z: latents.
+      memo: of a forward pass, for preps that need each row's own statistics.
 
     Raises:
-      ValueError: the prep needs each row's own statistics to be undone.
+      ValueError: the prep needs a memo and there is none.
     """
-    return self.prep.undo(self.decode_in_frame(z))
+    prep = self.prep if self.target_prep is None else self.target_prep
+    return prep.undo(self.decode_in_frame(z), memo)
 
   def decode_in_frame(
     self, z: Float[Array, "*b n"] | SparseLatents
@@ -120,52 +145,96 @@ class SAE(flax.struct.PyTreeNode):
     latents = z if isinstance(z, SparseLatents) else DenseLatents(z)
     return latents.decode(self.W_dec, self.dtype) + self.b_dec
 
-  def reconstruct(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """x encoded and decoded, in the units of x."""
+  def reconstruct(
+    self, x: Float[Array, "*b d"] | Batch
+  ) -> Float[Array, "*b d"]:
+    """x encoded and decoded, in the units of x (of the target, if another)."""
     out = self.forward(x)
-    return self.prep.undo(out.x_hat, out.memo)
+    prep = self.prep if self.target_prep is None else self.target_prep
+    return prep.undo(out.x_hat, out.memo)
 
   def forward(
     self,
-    x: Float[Array, "*b d"],
+    x: Float[Array, "*b d"] | Batch,
     *,
-    k: Int[Array, ""] | None = None,
     engine: str = "auto",
+    k: Int[Array, ""] | None = None,
+    coefficient: Float[Array, ""] | None = None,
+    stats: Mapping[str, Array] | None = None,
+    step: Int[Array, ""] | None = None,
+    key: PRNGKeyArray | None = None,
+    train: bool = False,
   ) -> Forward:
     """One pass with everything that losses and metrics read.
 
     Args:
-      x: activations.
-      k: overrides the activation's k by a traced one, at most as large.
+      x: activations, or a batch.
       engine: "dense" (plain autodiff), "sparse" (only the kept latents are
         touched; refuses unbounded rows), or "auto": sparse where it can be.
+      k: overrides the activation's k by a traced one, at most as large.
+      coefficient, stats, step, key, train: see `Context`.
     """
-    frame, memo = self.prep.apply(x)
-    W_dec = self.W_dec
-    if engine == "auto":
-      engine = "dense" if self.activation.row_k is None else "sparse"
-    if engine == "sparse":
-      # A k of its own drops ranks, which takes an order.
-      ordered = k is not None
-      a, latents = None, self._sparse_latents(frame, k, ordered=ordered)
-    elif engine == "dense":
-      a = self.encoder(frame, self.b_pre, self.dtype)
-      latents = DenseLatents(self.activation(a, k))
-    else:
+    if engine not in ("auto", "dense", "sparse"):
       raise ValueError(f"engine must be auto, dense or sparse, got {engine!r}")
-    x_hat = latents.decode(W_dec, self.dtype) + self.b_dec
+    batch = as_batch(x)
+    ctx, memo = self._context(
+      batch,
+      k=k,
+      coefficient=coefficient,
+      stats=stats or {},
+      step=step,
+      key=key,
+      train=train,
+    )
+    pre = None
+    if engine == "sparse" or (engine == "auto" and self.activation.fused):
+      # A k of its own drops ranks, which takes an order.
+      ordered = k is not None or self.activation.is_ordered
+      latents = self._sparse_latents(ctx, ordered=ordered)
+    else:
+      pre = self.encoder(ctx.x, ctx)
+      latents = DenseLatents(self.activation(pre, ctx))
+    x_hat = latents.decode(ctx.W_dec, self.dtype) + self.b_dec
+    y = ctx.x
+    if self.target_prep is not None:
+      if batch.target is None:
+        raise ValueError("this SAE has a target: give Batch(x=..., target=...)")
+      y, memo = self.target_prep.apply(batch.target, batch.cond)
     return Forward(
-      x=frame, x_hat=x_hat, latents=latents, a=a, W_dec=W_dec, memo=memo
+      ctx=ctx, y=y, x_hat=x_hat, latents=latents, pre=pre, memo=memo
     )
 
-  def _sparse_latents(self, frame, k, *, ordered: bool) -> SparseLatents:
+  def _context(self, batch: Batch, **around) -> tuple[Context, Any]:
+    frame, memo = self.prep.apply(batch.x, batch.cond)
+    b_pre = self.b_dec if self.pre_bias else jnp.zeros(frame.shape[-1:])
+    ctx = Context(
+      batch=batch,
+      x=frame,
+      decoder=self.decoder,
+      W_dec=self.W_dec,
+      b_pre=b_pre,
+      dtype=self.dtype,
+      **around,
+    )
+    return ctx, memo
+
+  def _sparse_latents(self, ctx: Context, *, ordered: bool) -> SparseLatents:
+    k = self._row_k()
+    largest = getattr(self.encoder, "largest", None)
+    if largest is None or not self.activation.fused:
+      raise ValueError(
+        f"{type(self.encoder).__name__} with {type(self.activation).__name__} "
+        "has no sparse engine; use the dense one"
+      )
+    values, indices = largest(ctx.x, ctx, k, ordered=ordered)
+    values = self.activation.keep_largest(values, ctx)
+    return SparseLatents(values, indices, self.n)
+
+  def _row_k(self) -> int:
     row_k = self.activation.row_k
     if row_k is None:
       raise ValueError(
         f"{type(self.activation).__name__} does not bound how many latents a "
         "row keeps; use encode, or the dense engine"
       )
-    values, indices = self.encoder.largest(
-      frame, self.b_pre, row_k, self.dtype, ordered=ordered
-    )
-    return SparseLatents(self.activation.keep(values, k), indices, self.n)
+    return row_k

@@ -1,5 +1,7 @@
 """What holds for the weights, and what that asks of their gradients."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from saejax.sae.sae import SAE
@@ -7,7 +9,7 @@ from saejax.sae.sae import SAE
 
 def unit_norm_decoder(sae: SAE) -> SAE:
   """Each row of the decoder divided by its norm."""
-  W = sae.decoder.W
+  W = _stored(sae)
   norm = jnp.linalg.norm(W, axis=-1, keepdims=True)
   return _with_decoder(sae, W / jnp.maximum(norm, 1e-12))
 
@@ -24,9 +26,14 @@ def without_parallel_gradient(sae: SAE, gradients: SAE) -> SAE:
     Gao et al., Scaling and evaluating sparse autoencoders, 2024,
     arXiv:2406.04093.
   """
-  W, g = sae.decoder.W, gradients.decoder.W
+  W, g = _stored(sae), _stored(gradients)
   along = jnp.sum(g * W, axis=-1, keepdims=True)
   return _with_decoder(gradients, g - along * W)
+
+
+def _stored(sae: SAE):
+  decoder: Any = sae.decoder  # one that stores its rows as W
+  return decoder.W
 
 
 def _with_decoder(sae: SAE, W) -> SAE:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saejax.errors import InputError
+from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding
 from saejax.training.checkpoint import Checkpoints
@@ -100,7 +101,10 @@ class TrainConfig:
 
 
 class Batches(Protocol):
-  """An iterator of {"x": [B, d], "row": [B]} with an exact position."""
+  """An iterator of {"x": [B, d], "row": [B]} with an exact position.
+
+  Batches may have further fields of `Batch`; `fields` then names them all.
+  """
 
   def __next__(self) -> dict[str, np.ndarray]: ...
 
@@ -138,7 +142,7 @@ def train(
   config: TrainConfig,
   folder: str | os.PathLike[str],
   total_steps: int,
-  sample: np.ndarray | None = None,
+  sample: np.ndarray | Batch | None = None,
   fingerprint: dict[str, Any],
   metric: Callable[[Sequence[SAE]], float] | None = None,
   provenance: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
@@ -154,7 +158,7 @@ def train(
     folder: for checkpoints, metrics and event files; a run that is there is
       gone on with.
     total_steps: batches to consume.
-    sample: raw rows for the initial bias.
+    sample: raw rows for the initial weights and for `Recipe.finish`.
     fingerprint: JSON-able settings that must be equal on resume.
     metric: rates a checkpoint from all members' SAEs; lower is better.
     provenance: where rows come from, for the report on non-finite ones.
@@ -192,10 +196,13 @@ def train(
     engine=config.engine,
     skip_nonfinite=config.nonfinite == "skip",
   )
+  group.check(getattr(batches, "fields", ("x",)))
   sharding.check(
     mesh, n=group.n, batch_rows=config.batch_rows, members=len(members)
   )
-  states = group.init(None if sample is None else jnp.asarray(sample))
+  if sample is not None:
+    sample = jax.tree.map(jnp.asarray, as_batch(sample))
+  states = group.init(sample)
   seconds = np.zeros(len(members), np.float32)
   fingerprint = {
     **fingerprint,
@@ -220,7 +227,7 @@ def train(
     terminated = stack.enter_context(_sigterm())
 
     def save(step, states):
-      rating = metric(group.saes(states)) if metric else None
+      rating = metric(group.saes(states, sample)) if metric else None
       state = {"members": states, "seconds": jnp.asarray(seconds)}
       checkpoints.save(step, state, batches, metric=rating)
       log.saved()
@@ -234,7 +241,7 @@ def train(
       )
       with log.waiting():
         taken = [next(batches) for _ in range(count)]
-      xs = [group.put(batch["x"]) for batch in taken]
+      xs = [group.put(batch) for batch in taken]
       states, metrics, spent = group.run(states, xs)
       seconds += spent
       watch.add(step, [batch["row"] for batch in taken], metrics)
@@ -259,7 +266,7 @@ def train(
         status="ok" if at < 0 else f"frozen at step {at}",
       )
       for member, sae, spent, at in zip(
-        members, group.saes(states), seconds, failed, strict=True
+        members, group.saes(states, sample), seconds, failed, strict=True
       )
     ]
 

@@ -6,31 +6,30 @@ and what is averaged, since that sets the size of every coefficient.
 """
 
 import math
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from saejax.sae.encoders import Affine
+from saejax.sae.activations import KEEPS, SCORES
 from saejax.sae.latents import CompactLatents, DenseLatents, Latents
-from saejax.sae.sae import SAE, Forward
-from saejax.training import rules
-from saejax.training.recipe import Record, Term
+from saejax.training.recipe import Record, Stats, Term
 
 EPS = 1e-12
 
 
 def mse(record: Record) -> Float[Array, "*b"]:
-  """|x - x_hat|^2 of each row: summed over d."""
-  return _squares(record.forward.x - record.forward.x_hat)
+  """|y - x_hat|^2 of each row: summed over d. y is x, or the target."""
+  return squares(record.forward.y - record.forward.x_hat)
 
 
 def normalised_mse(record: Record) -> Float[Array, "*b"]:
-  """|x - x_hat|^2 of each row over the batch's mean |x - mean_B x|^2.
+  """|y - x_hat|^2 of each row over the batch's mean |y - mean_B y|^2.
 
   Its mean over rows is the fraction of variance unexplained in the batch.
   """
-  return mse(record) / jnp.maximum(_variance(record.forward.x), EPS)
+  return mse(record) / jnp.maximum(variance(record.forward.y), EPS)
 
 
 def l1(record: Record) -> Float[Array, "*b"]:
@@ -51,29 +50,42 @@ def l1_decoder_norm(record: Record) -> Float[Array, "*b"]:
   return record.forward.latents.sum(norms)
 
 
+class Candidates(Protocol):
+  """A rule that says which latents are to be revived."""
+
+  def candidates(
+    self, stats: Stats, count: int
+  ) -> tuple[Int[Array, "c"], Bool[Array, "c"]]: ...
+
+  def any_candidate(self, stats: Stats, rows: int) -> Bool[Array, ""]: ...
+
+
 def aux_k(
   k_aux: int,
   *,
-  tracker: rules.DeadTracker,
+  among: Candidates,
   capacity: int,
   weight: float = 1 / 32,
+  score: str = "value",
+  keep: str = "relu",
 ) -> Term:
   """AuxK: dead latents learn to reconstruct what the live ones leave.
 
-      e = stop_gradient(x - x_hat)
-      e_hat = relu(top_{k_aux} of a among dead latents) W_dec
+      e = stop_gradient(y - x_hat)
+      e_hat = keep(top_{k_aux} by score among dead latents) W_dec
       term = mean_B |e_hat - e|^2 / mean_B |e - mean_B e|^2
 
-  Candidates are the `capacity` latents dead for longest. The term is 0 where
-  none is dead or the residual does not vary. Gradients reach the encoder and
-  decoder rows of the dead latents that are kept, and b_dec only through the
+  Candidates are at most `capacity` latents, those dead for longest. The term is
+  0 where none is dead or the residual does not vary. Gradients reach the encoder
+  and decoder rows of the dead latents that are kept, and b_dec only through the
   pre-bias; e_hat has no bias of its own.
 
   Args:
     k_aux: dead latents kept in a row.
-    tracker: says which are dead, and since when.
+    among: the rule that says which are dead.
     capacity: most candidates considered, at most n.
     weight: factor in the loss.
+    score, keep: of the activation, see `sae.activations`.
 
   References:
     Gao et al., Scaling and evaluating sparse autoencoders, 2024,
@@ -82,16 +94,16 @@ def aux_k(
 
   def loss(record: Record) -> Float[Array, ""]:
     forward = record.forward
-    e = jax.lax.stop_gradient(forward.x - forward.x_hat)
-    rows, dead = tracker.longest_dead(record.stats, capacity)
-    among = {"dense": _among_all, "sparse": _among_rows}[record.engine]
-    latents = among(record.sae, forward, rows, dead, min(k_aux, capacity))
+    e = jax.lax.stop_gradient(forward.y - forward.x_hat)
+    rows, dead = among.candidates(record.stats, capacity)
+    pick = {"dense": _among_all, "sparse": _among_rows}[record.engine]
+    latents = pick(record, rows, dead, min(k_aux, capacity), score, keep)
     e_hat = latents.decode(forward.W_dec, record.sae.dtype)
-    variance = _variance(e)
-    term = jnp.mean(_squares(e_hat - e)) / jnp.maximum(variance, EPS)
-    return jnp.where(jnp.any(dead) & (variance > EPS), term, 0.0)
+    spread = variance(e)
+    term = jnp.mean(squares(e_hat - e)) / jnp.maximum(spread, EPS)
+    return jnp.where(jnp.any(dead) & (spread > EPS), term, 0.0)
 
-  return Term(fn=loss, weight=weight, active=tracker.any_dead_after)
+  return Term(fn=loss, weight=weight, active=among.any_candidate)
 
 
 def default_k_aux(d: int) -> int:
@@ -99,41 +111,40 @@ def default_k_aux(d: int) -> int:
   return 2 ** max(0, round(math.log2(d / 2)))
 
 
-def _among_all(sae: SAE, forward: Forward, rows, dead, k: int) -> Latents:
-  """relu of the k largest among candidates: the definition, over all n."""
-  candidate = jnp.zeros((sae.n,), bool).at[rows].max(dead)
-  return DenseLatents(_largest(forward.a, candidate, k))
+def _among_all(record, rows, dead, k: int, score: str, keep: str) -> Latents:
+  """The k highest scores among candidates: the definition, over all n."""
+  pre, ctx = record.forward.pre, record.forward.ctx
+  candidate = jnp.zeros((record.sae.n,), bool).at[rows].max(dead)
+  scores = SCORES[score](pre, ctx)
+  return DenseLatents(_largest(pre.a, scores, candidate, k, keep))
 
 
-def _among_rows(sae: SAE, forward: Forward, rows, dead, k: int) -> Latents:
+def _among_rows(record, rows, dead, k: int, score: str, keep: str) -> Latents:
   """The same from the candidates' encoder rows alone."""
-  encoder: Affine = sae.encoder.rows(rows)
-  b_pre = sae.b_pre
-  # Pre-activations with the pre-bias held fixed, and a zero that carries its
-  # gradient: summed over the batch before the product, not after.
-  fixed = jax.lax.stop_gradient(b_pre)
-  a = encoder(forward.x, fixed, sae.dtype)
-  a -= (b_pre - fixed) @ encoder.W.T
-  return CompactLatents(_largest(a, dead, k), rows, sae.n)
+  ctx = record.forward.ctx
+  a = record.sae.encoder.among(ctx.x, ctx, rows)
+  z = _largest(a, jnp.abs(a) if score == "magnitude" else a, dead, k, keep)
+  return CompactLatents(z, rows, record.sae.n)
 
 
-def _largest(a, candidate, k: int):
-  """relu of the k largest candidates of each row, 0 elsewhere."""
+def _largest(a, scores, candidate, k: int, keep: str):
+  """Kept values of the k highest candidates of each row, 0 elsewhere."""
   if k < a.shape[-1]:
-    ranked = jax.lax.stop_gradient(jnp.where(candidate, a, -jnp.inf))
+    ranked = jax.lax.stop_gradient(jnp.where(candidate, scores, -jnp.inf))
     _, kept = jax.lax.top_k(ranked, k)
-    keep = jnp.put_along_axis(
+    chosen = jnp.put_along_axis(
       jnp.zeros(a.shape, bool), kept, True, axis=-1, inplace=False
     )
-    candidate = candidate & keep
-  return jnp.where(candidate, jax.nn.relu(a), 0)
+    candidate = candidate & chosen
+  return jnp.where(candidate, KEEPS[keep](a), 0)
 
 
-def _squares(x) -> Float[Array, "*b"]:
+def squares(x: Float[Array, "*b d"]) -> Float[Array, "*b"]:
+  """|x|^2 of each row."""
   return jnp.sum(jnp.square(x), axis=-1)
 
 
-def _variance(x) -> Float[Array, ""]:
+def variance(x: Float[Array, "*b d"]) -> Float[Array, ""]:
   """mean over rows of |x - mean over rows x|^2."""
   rows = x.reshape(-1, x.shape[-1])
-  return jnp.mean(_squares(rows - jnp.mean(rows, axis=0)))
+  return jnp.mean(squares(rows - jnp.mean(rows, axis=0)))

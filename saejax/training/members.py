@@ -9,7 +9,7 @@ float tolerance.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from saejax.sae.context import FIELDS, Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding, step
 from saejax.training.recipe import Hyper, Recipe
@@ -33,15 +34,18 @@ class Member:
     k: latents kept in a row; 0 for methods without one.
     seed: of its initial weights.
     learning_rate: peak.
+    coefficient: multiplies the weight of the method's swept terms.
   """
 
   k: int
   seed: int
   learning_rate: float
+  coefficient: float = 1.0
 
   @property
   def name(self) -> str:
-    return f"k{self.k}-seed{self.seed}"
+    swept = "" if self.coefficient == 1 else f"-c{self.coefficient:g}"
+    return f"k{self.k}{swept}-seed{self.seed}"
 
 
 class Group:
@@ -87,12 +91,16 @@ class Group:
 
   @functools.cached_property
   def _hypers(self) -> tuple[Hyper, ...]:
-    rates = [jnp.asarray(m.learning_rate, jnp.float32) for m in self.members]
-    if not self.stacked:
-      return tuple(Hyper(learning_rate=rate) for rate in rates)
+    rates = jnp.asarray([m.learning_rate for m in self.members])
+    swept = [m.coefficient for m in self.members]
+    swept = jnp.asarray(swept) if set(swept) != {1.0} else None
     ks = [m.k for m in self.members]
-    limits = jnp.asarray(ks, jnp.int32) if any(ks) else None
-    hyper = Hyper(learning_rate=jnp.stack(rates), k=limits)
+    shared = self.stacked and any(ks)
+    limits = jnp.asarray(ks, jnp.int32) if shared else None
+    hyper = Hyper(learning_rate=rates, k=limits, coefficient=swept)
+    if not self.stacked:
+      count = range(len(self.members))
+      return tuple(jax.tree.map(lambda a, i=i: a[i], hyper) for i in count)
     where = NamedSharding(self.mesh, P("ensemble"))
     return (jax.device_put(hyper, where),)
 
@@ -103,8 +111,13 @@ class Group:
     draw = partial(recipe.init, sample=None)
     return jax.eval_shape(draw, jax.random.key(0)).n
 
+  def check(self, fields: tuple[str, ...]) -> None:
+    """Refuses streams and numbers of members that the method cannot use."""
+    for recipe in self._recipes.values():
+      recipe.check(fields, len(self.members))
+
   def init(
-    self, sample: Float[Array, "s d"] | None = None
+    self, sample: Float[Array, "s d"] | Batch | None = None
   ) -> tuple[step.TrainState, ...]:
     """States before the first step: one a member, or one stack of all."""
     keys = [jax.random.key(member.seed) for member in self.members]
@@ -131,12 +144,13 @@ class Group:
       for s in states
     )
 
-  def put(self, x: np.ndarray) -> Array:
-    """A batch [B, d] on the devices."""
-    return jax.device_put(x, sharding.rows_sharding(self.mesh))
+  def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
+    """A batch on the devices; what is not a field of `Batch` stays behind."""
+    fields = {name: batch[name] for name in FIELDS if name in batch}
+    return jax.device_put(Batch(**fields), sharding.rows_sharding(self.mesh))
 
   def run(
-    self, states: tuple[step.TrainState, ...], batches: Sequence[Array]
+    self, states: tuple[step.TrainState, ...], batches: Sequence[Batch]
   ) -> tuple[tuple[step.TrainState, ...], tuple[step.Metrics, ...], np.ndarray]:
     """Every member through some batches, in one dispatch a program.
 
@@ -163,6 +177,40 @@ class Group:
     if self.stacked:
       seconds[:] = seconds[0] / len(self.members)
     return tuple(new), tuple(metrics), seconds
+
+  def run_drawn(
+    self,
+    states: tuple[step.TrainState, ...],
+    draw: Callable[[Array], Array | Batch],
+    start: int,
+    stop: int,
+  ) -> tuple[tuple[step.TrainState, ...], dict[str, np.ndarray]]:
+    """Every member through steps start to stop on batches made on the device.
+
+    Args:
+      states: donated.
+      draw: from the step to a batch, traced once.
+      start: first step.
+      stop: step after the last.
+
+    Returns:
+      The new states, and the metrics of the last step [members].
+    """
+    bounds = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
+    new, metrics = [], []
+    for k, hyper, state in zip(
+      self._program_ks, self._hypers, states, strict=True
+    ):
+      if (k, draw) not in self._compiled:
+        several = partial(_drawn, self._steps[k], draw)
+        self._compiled[k, draw] = jax.jit(several, donate_argnums=0)
+      state, out = self._compiled[k, draw](state, hyper, *bounds)
+      new.append(state)
+      metrics.append(jax.device_get(out))
+    if self.stacked:
+      return tuple(new), metrics[0]
+    names = metrics[0]
+    return tuple(new), {n: np.stack([m[n] for m in metrics]) for n in names}
 
   def _program(self, k: int, state: step.TrainState, count: int):
     if (k, count) not in self._compiled:
@@ -196,18 +244,31 @@ class Group:
     count = len(self.members)
     return [jax.tree.map(lambda a, i=i: a[i], states[0]) for i in range(count)]
 
-  def saes(self, states: tuple[step.TrainState, ...]) -> list[SAE]:
+  def saes(
+    self,
+    states: tuple[step.TrainState, ...],
+    sample: Float[Array, "s d"] | Batch | None = None,
+  ) -> list[SAE]:
     """What users hold of each member: averaged, finished, with its own k."""
+    sample = None if sample is None else as_batch(sample)
     saes = []
     for member, state in zip(
       self.members, self.member_states(states), strict=True
     ):
       recipe = self._recipes[self._program_ks[0] if self.stacked else member.k]
-      sae = recipe.finish(step.averaged(recipe, state), state.stats)
+      sae = step.averaged(recipe, state)
       if self.stacked:
         sae = sae.replace(activation=sae.activation.with_k(member.k))
-      saes.append(sae)
+      saes.append(recipe.finish(sae, state.stats, sample))
     return saes
+
+
+def _drawn(one_step, draw, state, hyper, start, stop):
+  """Steps start to stop; the metrics of the last."""
+  body = lambda i, carry: one_step(carry[0], hyper, draw(i))
+  shapes = jax.eval_shape(body, start, (state, None))[1]
+  empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+  return jax.lax.fori_loop(start, stop, body, (state, empty))
 
 
 def _several(one_step, state, hyper, batches):
@@ -215,5 +276,6 @@ def _several(one_step, state, hyper, batches):
   if len(batches) == 1:
     state, metrics = one_step(state, hyper, batches[0])
     return state, jax.tree.map(lambda a: a[None], metrics)
-  body = lambda state, x: one_step(state, hyper, x)
-  return jax.lax.scan(body, state, jnp.stack(batches))
+  body = lambda state, batch: one_step(state, hyper, batch)
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+  return jax.lax.scan(body, state, stacked)

@@ -2,7 +2,8 @@
 
 Members of a run go through it in turn, each with a program of its own, or
 stacked and vmapped. Order: forward, statistics, loss terms, gradient, the
-recipe's constraint on it, clip, optimizer, projection, weight EMA.
+recipe's constraint on it, clip, optimizer, projection, what rules write, weight
+EMA.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +16,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from saejax.errors import InputError
+from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training.recipe import Hyper, Recipe, Record, Stats
+from saejax.training.recipe import Hyper, Recipe, Record, Stats, mean
 
 Metrics = Mapping[str, Array]
 
@@ -53,10 +56,11 @@ def init_state(
   recipe: Recipe,
   key: PRNGKeyArray,
   *,
-  sample: Float[Array, "s d"] | None = None,
+  sample: Float[Array, "s d"] | Batch | None = None,
 ) -> TrainState:
   """The state of one member before its first step."""
   weights_key, key = jax.random.split(key)
+  sample = None if sample is None else as_batch(sample)
   sae = recipe.project(recipe.init(weights_key, sample=sample))
   stats: dict[str, Array] = {}
   for rule in recipe.rules:
@@ -80,14 +84,14 @@ def make_step(
   engine: str = "auto",
   stacked: bool = False,
   skip_nonfinite: bool = False,
-) -> Callable[[TrainState, Hyper, Array], tuple[TrainState, Metrics]]:
-  """The step of a recipe: (state, hyper, x [B, d]) -> (state, metrics).
+) -> Callable[[TrainState, Hyper, Array | Batch], tuple[TrainState, Metrics]]:
+  """The step of a recipe: (state, hyper, batch) -> (state, metrics).
 
   Args:
     recipe: the method.
     engine: "dense", "sparse", or "auto": sparse where rows are bounded.
-    stacked: whether state and hyper have a leading axis of members. x has
-      none: all members read the same rows.
+    stacked: whether state and hyper have a leading axis of members. The batch
+      has none: all members read the same rows.
     skip_nonfinite: leave a batch with non-finite rows, loss or gradient out
       and go on, instead of halting (rows) or freezing the member (its own).
 
@@ -95,7 +99,17 @@ def make_step(
     A pure function to be jitted. Metrics are scalars, [members] if stacked:
     loss, each term, l0, grad_norm, learning_rate, rows_ok, alive, and those of
     the rules.
+
+  Raises:
+    InputError: members are coupled and not stacked.
   """
+  if recipe.coupling is not None and not stacked:
+    raise InputError(
+      "train.members",
+      "in_turn",
+      f"{recipe.name} couples its members and needs them stacked",
+      "use --train.members=stacked",
+    )
   over = (
     partial(jax.vmap, in_axes=(0, 0, None), spmd_axis_name="ensemble")
     if stacked
@@ -104,7 +118,8 @@ def make_step(
   conditional = [t.active for t in recipe.terms.values() if t.active]
   always = {name for name, t in recipe.terms.items() if t.active is None}
 
-  def step(state: TrainState, hyper: Hyper, x: Array):
+  def step(state: TrainState, hyper: Hyper, batch: Array | Batch):
+    batch = as_batch(batch)
     gradients = over(
       partial(_loss_and_gradients, recipe, engine, set(recipe.terms))
     )
@@ -113,16 +128,20 @@ def make_step(
       needed = jnp.any(
         jnp.stack(
           [
-            jnp.any(_per_member(active, state.stats, x.shape[0], stacked))
+            jnp.any(_per_member(active, state.stats, batch.rows, stacked))
             for active in conditional
           ]
         )
       )
       without = over(partial(_loss_and_gradients, recipe, engine, always))
-      out = jax.lax.cond(needed, gradients, without, state, hyper, x)
+      out = jax.lax.cond(needed, gradients, without, state, hyper, batch)
     else:
-      out = gradients(state, hyper, x)
-    rows_ok = jnp.all(jnp.isfinite(x))
+      out = gradients(state, hyper, batch)
+    if recipe.coupling is not None:
+      out = _coupled(recipe.coupling, state, out)
+    rows_ok = jnp.all(
+      jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(batch)])
+    )
     apply = partial(_apply, recipe, skip_nonfinite)
     if stacked:
       apply = jax.vmap(
@@ -131,6 +150,16 @@ def make_step(
     return apply(state, hyper, out, rows_ok)
 
   return step
+
+
+def _coupled(coupling, state: TrainState, out):
+  """Every member's loss and gradients with those of the common loss added."""
+  metrics, stats, gradients = out
+  loss = lambda saes: coupling(saes, jnp.max(state.step))
+  value, more = jax.value_and_grad(loss)(state.sae)
+  each = jnp.broadcast_to(value, metrics["loss"].shape)
+  metrics = {**metrics, "coupling": each, "loss": metrics["loss"] + each}
+  return metrics, stats, jax.tree.map(jnp.add, gradients, more)
 
 
 def _per_member(active, stats, rows: int, stacked: bool):
@@ -145,30 +174,48 @@ def _loss_and_gradients(
   names: set[str],
   state: TrainState,
   hyper: Hyper,
-  x: Array,
+  batch: Batch,
 ):
   """Loss, its terms, new statistics and gradients; terms not named are 0."""
+  key = jax.random.fold_in(state.key, state.step)
 
   def loss(sae: SAE):
     chosen = engine
     if chosen == "auto":
-      chosen = "dense" if sae.activation.row_k is None else "sparse"
-    forward = sae.forward(x, k=hyper.k, engine=chosen)
+      chosen = "sparse" if sae.activation.fused else "dense"
+    forward = sae.forward(
+      batch,
+      engine=chosen,
+      k=hyper.k,
+      coefficient=hyper.coefficient,
+      stats=state.stats,
+      step=state.step,
+      key=key,
+      train=True,
+    )
+    record = Record(forward=forward, sae=sae, stats=state.stats, engine=chosen)
+    fixed = jax.lax.stop_gradient(record)
     stats = state.stats
     for rule in recipe.rules:
-      stats = rule.update(stats, forward.latents, x.shape[0])
-    record = Record(forward=forward, sae=sae, stats=stats, engine=chosen)
-    terms = {}
+      stats = rule.update(stats, fixed)
+    record = record.replace(stats=stats)
+
+    rows, total, terms = jnp.zeros(batch.x.shape[:-1]), jnp.zeros(()), {}
     for name, term in recipe.terms.items():
       value = term.fn(record) if name in names else jnp.zeros(())
-      terms[name] = recipe.reduce(value) if value.ndim else value
-    total = jnp.zeros(())
-    for name, term in recipe.terms.items():
       weight = term.weight
       if callable(weight):
         weight = weight(state.step)
-      total += weight * terms[name]
-    l0 = jnp.mean(forward.latents.count())
+      if term.swept and hyper.coefficient is not None:
+        weight *= hyper.coefficient
+      if value.ndim:
+        terms[name] = mean(value, batch.weight)
+        rows += weight * value
+      else:
+        terms[name] = value
+        total += weight * value
+    total += recipe.reduce(rows, batch.weight)
+    l0 = mean(forward.latents.count(), batch.weight)
     return total, ({**terms, "l0": l0}, stats)
 
   (total, (metrics, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(
@@ -206,15 +253,19 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
     # Kept before the projection too: XLA on CPU otherwise computes the whole
     # optimizer again inside the projection's reduction, and slower.
     moved = keep(optax.apply_updates(state.sae, updates), state.sae)
-    sae = recipe.project(moved)
+    written = state.replace(
+      sae=recipe.project(moved), opt_state=opt_state, stats=stats
+    )
+    for rule in recipe.rules:
+      written = rule.write(written)
     if recipe.ema_decay:
-      _, ema = _average(recipe).update(sae, state.ema)
+      _, ema = _average(recipe).update(written.sae, state.ema)
   new = state.replace(
     step=state.step + jnp.where(halted, 0, 1),
-    sae=keep(sae, state.sae),
-    opt_state=keep(opt_state, state.opt_state),
+    sae=keep(written.sae, state.sae),
+    opt_state=keep(written.opt_state, state.opt_state),
     ema=keep(ema, state.ema),
-    stats=keep(stats, state.stats),
+    stats=keep(written.stats, state.stats),
     alive=state.alive & ~failed,
     failed_step=jnp.where(failed, state.step, state.failed_step),
     halted=halted,

@@ -15,7 +15,7 @@ from saejax.evals import reconstruction
 from saejax.sae import activations, initial
 from saejax.sae.latents import SparseLatents
 from saejax.sae.prep import Affine, RowLayerNorm
-from saejax.sae.sae import Forward
+from tests import toy
 
 
 def make_sae(activation, n=24, d=12, seed=0, **kwargs):
@@ -61,7 +61,7 @@ class Shift(flax.struct.PyTreeNode):
       n=self.n,
     )
     x_hat = x + self.shift
-    return Forward(x, x_hat, latents, None, jnp.zeros((self.n, self.d)), None)
+    return toy.record(latents, x=x).forward.replace(x_hat=x_hat)
 
 
 class ReconstructionTest(parameterized.TestCase):

@@ -12,7 +12,7 @@ from saejax.recipes import row_sparse
 from saejax.sae import activations, decoders
 from saejax.training import losses, step
 from saejax.training.recipe import Hyper, Record
-from tests import toy
+from tests import contract, toy
 
 D, N = 32, 64
 TRUTH = toy.dictionary(N, D)
@@ -31,6 +31,28 @@ def train(recipe, steps, rows, *, state=None, rate=3e-3, engine="dense"):
   if state is None:
     state = step.init_state(recipe, jax.random.key(1))
   return run(state, jax.random.split(jax.random.key(2), steps))
+
+
+CASES = {
+  "topk": contract.Case(
+    make=lambda: row_sparse.topk(
+      contract.D, contract.N, 3, dead_after_tokens=10_000
+    ),
+    floor=0.9,
+  ),
+  "relu_l1": contract.Case(
+    make=lambda: row_sparse.relu_l1(
+      contract.D, contract.N, coefficient=0.3, dead_after_tokens=10_000
+    ),
+    floor=0.8,
+  ),
+}
+
+
+class ContractTest(parameterized.TestCase):
+  @parameterized.parameters(*zip(CASES))
+  def test_passes_the_contract(self, name):
+    contract.check(self, CASES[name])
 
 
 class RecoveryTest(parameterized.TestCase):

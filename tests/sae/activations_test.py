@@ -1,5 +1,7 @@
 """Tests of saejax.sae.activations."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ class TopKTest(parameterized.TestCase):
   @parameterized.parameters(1, 5, 30)
   def test_keeps_exactly_k_where_k_are_positive(self, k):
     a = jnp.abs(toy.rows(7, 30)) + 0.1
-    z = np.asarray(activations.TopK(k)(a))
+    z = np.asarray(toy.activate(activations.TopK(k), a))
     np.testing.assert_array_equal((z != 0).sum(axis=1), k)
     smallest_kept = np.where(z > 0, z, np.inf).min(axis=1)
     largest_left = np.where(z > 0, -np.inf, a).max(axis=1)
@@ -23,33 +25,34 @@ class TopKTest(parameterized.TestCase):
   def test_keeps_fewer_where_fewer_are_positive(self):
     a = jnp.asarray([[3.0, -1.0, 2.0, -5.0], [-1.0, -2.0, -3.0, -4.0]])
     np.testing.assert_array_equal(
-      activations.TopK(3)(a), [[3, 0, 2, 0], [0, 0, 0, 0]]
+      toy.activate(activations.TopK(3), a), [[3, 0, 2, 0], [0, 0, 0, 0]]
     )
 
   def test_of_equal_numbers_keeps_the_lowest_indices(self):
     a = jnp.asarray([[1.0, 2.0, 2.0, 2.0, 0.5], [1.0] * 5])
     np.testing.assert_array_equal(
-      activations.TopK(2)(a), [[0, 2, 2, 0, 0], [1, 1, 0, 0, 0]]
+      toy.activate(activations.TopK(2), a), [[0, 2, 2, 0, 0], [1, 1, 0, 0, 0]]
     )
 
   def test_k_equal_to_n_is_relu(self):
     a = toy.rows(7, 12)
     np.testing.assert_array_equal(
-      activations.TopK(12)(a), activations.ReLU()(a)
+      toy.activate(activations.TopK(12), a),
+      toy.activate(activations.ReLU(), a),
     )
 
   def test_a_traced_k_equals_a_static_one(self):
     a = toy.rows(7, 30)
-    run = jax.jit(activations.TopK(9))
+    run = jax.jit(partial(toy.activate, activations.TopK(9)))
     for k in (1, 4, 9):
       np.testing.assert_array_equal(
-        run(a, jnp.asarray(k)), activations.TopK(k)(a)
+        run(a, jnp.asarray(k)), toy.activate(activations.TopK(k), a)
       )
 
   def test_gradient_reaches_kept_positive_entries_alone(self):
     a = toy.rows(7, 30)
-    g = jax.grad(lambda a: jnp.sum(activations.TopK(4)(a)))(a)
-    np.testing.assert_array_equal(g, activations.TopK(4)(a) != 0)
+    g = jax.grad(lambda a: jnp.sum(toy.activate(activations.TopK(4), a)))(a)
+    np.testing.assert_array_equal(g, toy.activate(activations.TopK(4), a) != 0)
 
   def test_says_how_many_a_row_keeps(self):
     self.assertEqual(activations.TopK(9).row_k, 9)

@@ -51,7 +51,7 @@ class PartTest(absltest.TestCase):
       self.assertEqual(jax.tree.structure(rebuilt), jax.tree.structure(a))
 
   def test_shows_its_own_fields_alone(self):
-    self.assertEqual(repr(activations.TopK(2)), "TopK(k=2)")
+    self.assertNotIn("part", repr(activations.TopK(2)))
 
 
 if __name__ == "__main__":

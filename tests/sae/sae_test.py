@@ -189,7 +189,7 @@ class DtypeTest(parameterized.TestCase):
     sae = toy.sae(dtype="bfloat16")
     x = toy.rows(11, 8).astype(given)
     out = jax.jit(lambda s, x: s.forward(x, engine=engine))(sae, x)
-    for leaf in jax.tree.leaves((out.x, out.x_hat, out.W_dec, out.a)):
+    for leaf in jax.tree.leaves((out.x, out.x_hat, out.W_dec, out.pre)):
       self.assertEqual(leaf.dtype, jnp.float32)
     self.assertEqual(out.latents.dense().dtype, jnp.float32)
     full = toy.sae().forward(x)

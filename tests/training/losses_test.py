@@ -8,8 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.sae import activations
-from saejax.sae.latents import DenseLatents, SparseLatents
-from saejax.sae.sae import Forward
+from saejax.sae.latents import SparseLatents
 from saejax.training import losses, rules
 from saejax.training.recipe import Record
 from tests import toy
@@ -20,12 +19,7 @@ TRACKER = rules.DeadTracker(100)
 
 def written(x, z, W, b):
   """A record of a pass whose every number is given."""
-  latents = z if isinstance(z, SparseLatents) else DenseLatents(z)
-  x_hat = latents.decode(W) + b
-  forward = Forward(
-    x=x, x_hat=x_hat, latents=latents, a=None, W_dec=W, memo=None
-  )
-  return Record(forward=forward, sae=None, stats={}, engine="dense")
+  return toy.record(z, x=x, W=W, b=b)
 
 
 class ReconstructionTest(parameterized.TestCase):
@@ -117,7 +111,7 @@ class SparsityTest(parameterized.TestCase):
 @functools.cache
 def aux(engine: str, k_aux: int, capacity: int, pre_bias: bool):
   """The AuxK term and its gradients, compiled: (sae, since, x)."""
-  term = losses.aux_k(k_aux, tracker=TRACKER, capacity=capacity)
+  term = losses.aux_k(k_aux, among=TRACKER, capacity=capacity)
 
   def value(sae, since, x):
     record = Record(
@@ -237,7 +231,7 @@ class AuxKTest(parameterized.TestCase):
     self, engine
   ):
     sae, x, _, g = self.run_case(engine, *CASES["all_dead"])
-    u = np.asarray(sae.encoder(x, sae.b_pre))
+    u = np.asarray(sae.forward(x, engine="dense").pre.a)
     reached = np.abs(g["decoder.W"]).max(axis=1) > 0
     np.testing.assert_array_equal(reached, (u > 0).any(axis=0))
 

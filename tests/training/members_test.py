@@ -53,7 +53,9 @@ def run(g, xs, states=None, at_once=1):
   states = g.init() if states is None else states
   found = []
   for i in range(0, len(xs), at_once):
-    states, metrics, _ = g.run(states, [g.put(x) for x in xs[i : i + at_once]])
+    states, metrics, _ = g.run(
+      states, [g.put({"x": x}) for x in xs[i : i + at_once]]
+    )
     found.append(g.by_member(metrics))
   names = found[0].keys()
   return states, {n: np.concatenate([f[n] for f in found]) for n in names}
@@ -125,14 +127,14 @@ class GroupTest(parameterized.TestCase):
   def test_states_given_are_donated(self):
     g, *_ = trained(True)
     (state,) = g.init()
-    (new,), _, _ = g.run((state,), [g.put(batches(1)[0])])
+    (new,), _, _ = g.run((state,), [g.put({"x": batches(1)[0]})])
     self.assertTrue(state.sae.W_enc.is_deleted())
     self.assertFalse(new.sae.W_enc.is_deleted())
 
   @parameterized.parameters(False, True)
   def test_nothing_compiles_after_the_first_step(self, stacked):
     g, *_ = trained(stacked)
-    xs = [g.put(x) for x in batches(2)]
+    xs = [g.put({"x": x}) for x in batches(2)]
     states, _, _ = g.run(g.init(), xs[:1])
     count = []
     listen = lambda name, seconds, **_: (
@@ -143,7 +145,7 @@ class GroupTest(parameterized.TestCase):
       jax.block_until_ready(g.run(states, xs[1:])[0])
       self.assertEmpty(count)
       # And a compilation would have been heard.
-      jax.block_until_ready(jax.jit(lambda x: x * (1.2345 + stacked))(xs[0]))
+      jax.block_until_ready(jax.jit(lambda x: x * (1.2345 + stacked))(xs[0].x))
       self.assertNotEmpty(count)
     finally:
       jax.monitoring.unregister_event_duration_listener(listen)
@@ -151,7 +153,7 @@ class GroupTest(parameterized.TestCase):
   @parameterized.parameters(False, True)
   def test_seconds_are_given_for_each_member(self, stacked):
     g, *_ = trained(stacked)
-    *_, seconds = g.run(g.init(), [g.put(batches(1)[0])])
+    *_, seconds = g.run(g.init(), [g.put({"x": batches(1)[0]})])
     self.assertEqual(seconds.shape, (len(MEMBERS),))
     self.assertGreater(seconds.min(), 0)
 

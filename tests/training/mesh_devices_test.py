@@ -52,12 +52,12 @@ def trained(shape, stacked):
   states = jax.block_until_ready(g.init(toy.rows(20, D)))
   found = []
   for x in batches():
-    states, metrics, _ = g.run(states, [g.put(x)])
+    states, metrics, _ = g.run(states, [g.put({"x": x})])
     states = jax.block_until_ready(states)
     found.append(g.by_member(metrics))
   metrics = {n: np.concatenate([f[n] for f in found]) for n in found[0]}
   # What the trained weights select, on the same mesh.
-  x = g.put(batches()[0])
+  x = g.put({"x": batches()[0]})
   encode = lambda sae: sae.encode_sparse(x)
   with jax.set_mesh(mesh):
     select = jax.jit(jax.vmap(encode) if stacked else encode)
@@ -111,7 +111,7 @@ class MeshTest(parameterized.TestCase):
     self.assertEqual(held, (4, N // 2, D))
     held = state.opt_state[0].mu.decoder.W.addressable_shards[0].data.shape
     self.assertEqual(held, (4, N // 2, D))
-    held = g.put(batches()[0]).addressable_shards[0].data.shape
+    held = g.put({"x": batches()[0]}).x.addressable_shards[0].data.shape
     self.assertEqual(held, (B // 2, D))
 
 

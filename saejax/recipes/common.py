@@ -1,0 +1,122 @@
+"""What recipes share: settings, and the recipe around a method's own parts."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Required, TypedDict
+
+import optax
+from jaxtyping import Array
+
+from saejax.errors import InputError
+from saejax.sae.prep import Identity, Prep
+from saejax.training import constraints, losses, rules
+from saejax.training.recipe import Recipe, Term, constant
+
+# OpenAI's settings: an eps far below the size of SAE gradients.
+adam = partial(optax.adam, b1=0.9, b2=0.999, eps=6.25e-10)
+
+
+class Options(TypedDict, total=False):
+  """Settings that every recipe takes.
+
+  Attributes:
+    dead_after_tokens: silence after which a latent is dead.
+    prep: of the activations; none by default.
+    schedule: factor of the learning rate.
+    clip_norm: largest global norm of the gradients; none by default.
+    ema_decay: of the weight average; none by default.
+    dtype: of matmul operands; float32 by default.
+    k_aux: dead latents kept in a row by AuxK; the power of two nearest d/2 by
+      default. These three count only for methods with AuxK.
+    aux_capacity: dead latents considered; n/16 by default.
+    aux_weight: of the AuxK term; 1/32 by default, 0 leaves it out.
+  """
+
+  dead_after_tokens: Required[int]
+  prep: Prep
+  schedule: Callable[[Array], Array]
+  clip_norm: float | None
+  ema_decay: float | None
+  dtype: str
+  k_aux: int | None
+  aux_capacity: int | None
+  aux_weight: float
+
+
+def compose(
+  name: str,
+  d: int,
+  n: int,
+  options: Options,
+  *,
+  init: Callable[..., Any],
+  terms: Mapping[str, Term],
+  aux: Mapping[str, Any] | None = None,
+  unit_norm: bool = True,
+  rules: tuple[rules.Rule, ...] = (),
+  **parts: Any,
+) -> Recipe:
+  """A recipe from a method's own parts and the settings all methods take.
+
+  Args:
+    name: of the method.
+    d: width of the activations.
+    n: latents.
+    options: see `Options`.
+    init: draws the weights; given n, d, prep and dtype too.
+    terms: the method's loss.
+    aux: arguments of `losses.aux_k` other than the defaults ({} for none); None
+      for methods without AuxK.
+    unit_norm: whether decoder rows are held at unit norm.
+    rules: of the method, beside the tracker of dead latents.
+    **parts: other fields of `Recipe`.
+  """
+  tracker = _tracker(options)
+  weight = options.get("aux_weight", 1 / 32)
+  k_aux = options.get("k_aux") or min(losses.default_k_aux(d), n)
+  if not 1 <= k_aux <= n:
+    raise InputError("k_aux", k_aux, f"must be in [1, n={n}]", "lower it")
+  if aux is not None and weight:
+    capacity = options.get("aux_capacity") or max(1, n // 16)
+    term = losses.aux_k(
+      k_aux, capacity=capacity, weight=weight, **{"among": tracker, **aux}
+    )
+    terms = {**terms, "aux": term}
+  if unit_norm:
+    parts = {
+      "gradient": constraints.without_parallel_gradient,
+      "project": constraints.unit_norm_decoder,
+      **parts,
+    }
+  return Recipe(
+    name=name,
+    init=partial(
+      init,
+      n=n,
+      d=d,
+      prep=options.get("prep", Identity()),
+      dtype=options.get("dtype", "float32"),
+    ),
+    terms=terms,
+    rules=(tracker, *rules),
+    schedule=options.get("schedule", constant),
+    clip_norm=options.get("clip_norm"),
+    ema_decay=options.get("ema_decay"),
+    **{"optimizer": adam, **parts},
+  )
+
+
+def _tracker(options: Options) -> rules.DeadTracker:
+  return rules.DeadTracker(options["dead_after_tokens"])
+
+
+def check_k(k: float, n: int) -> None:
+  """Refuses a k that no row can have."""
+  if not 0 < k <= n:
+    raise InputError("k", k, f"must be in (0, n={n}]", "lower k or raise n")
+
+
+def check_fraction(field: str, value: float) -> None:
+  """Refuses what is not in (0, 1)."""
+  if not 0 < value < 1:
+    raise InputError(field, value, "must be in (0, 1)", "such as 0.1")

@@ -1,0 +1,83 @@
+"""Training in memory: a recipe, a function that gives batches, trained SAEs.
+
+For small studies and for use inside other code. Nothing is written and nothing
+resumes; `loop.train` is the one that does both. The step is the same.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from saejax.sae.context import FIELDS, Batch, as_batch
+from saejax.sae.sae import SAE
+from saejax.training import sharding
+from saejax.training.members import Group, Member
+from saejax.training.recipe import Recipe
+from saejax.training.step import TrainState
+
+Draw = Callable[[Array], Array | Batch]
+
+
+def fit(
+  make_recipe: Recipe | Callable[[int], Recipe],
+  draw: Draw,
+  *,
+  steps: int,
+  members: Sequence[Member],
+  stacked: bool = False,
+  engine: str = "auto",
+  sample: Array | Batch | None = None,
+  log_steps: int = 0,
+) -> tuple[list[SAE], list[TrainState], dict[str, np.ndarray]]:
+  """Trains members on one stream.
+
+  Args:
+    make_recipe: a recipe, or a function from a member's k to one.
+    draw: from the step (a traced int32) to a batch; traced once.
+    steps: batches to consume.
+    members: SAEs of equal shape; all read the same batches.
+    stacked: vmapped instead of in turn; for coupled or tiny members.
+    engine: "auto", "dense" or "sparse".
+    sample: raw rows for the initial weights and for `Recipe.finish`; the first
+      batch by default.
+    log_steps: steps between the metrics kept after those of the first step; 0
+      keeps the first and the last.
+
+  Returns:
+    What users hold of each member, their states, and metrics [kept, members].
+
+  Raises:
+    InputError: the batches lack a field that the method needs, or a coupled
+      method has one member.
+  """
+  make = make_recipe if callable(make_recipe) else lambda k: make_recipe
+  group = Group(
+    make,
+    members,
+    mesh=sharding.make_mesh((1, 1, 1)),
+    stacked=stacked,
+    engine=engine,
+  )
+  first = as_batch(jax.jit(draw)(jnp.asarray(0, jnp.int32)))
+  given = (name for name in FIELDS if getattr(first, name) is not None)
+  group.check(tuple(given))
+  sample = first if sample is None else as_batch(sample)
+  states = group.init(sample)
+  kept, done = [], 0
+  while done < steps:
+    stop = min(done + (log_steps if log_steps and done else 1), steps)
+    if not log_steps and done:
+      stop = steps
+    states, metrics = group.run_drawn(states, draw, done, stop)
+    kept.append(metrics)
+    done = stop
+  logged = {name: np.stack([m[name] for m in kept]) for name in kept[0]}
+  return group.saes(states, sample), group.member_states(states), logged
+
+
+def member(seed: int = 0, *, learning_rate: float = 3e-3, k: int = 0) -> Member:
+  """A member by its seed."""
+  return Member(k=k, seed=seed, learning_rate=learning_rate)

@@ -1,0 +1,18 @@
+"""Every recipe on eight devices gives the update that one gives."""
+
+from absl.testing import absltest, parameterized
+
+from tests import contract
+from tests.recipes import batch_sparse_test, row_sparse_test
+
+CASES = {**batch_sparse_test.CASES, **row_sparse_test.CASES}
+
+
+class DevicesTest(parameterized.TestCase):
+  @parameterized.parameters(*zip(CASES))
+  def test_eight_devices_equal_one(self, name):
+    contract.check_on_devices(self, CASES[name])
+
+
+if __name__ == "__main__":
+  absltest.main()
