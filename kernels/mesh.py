@@ -8,6 +8,7 @@ run per shard: rows of a batch lie on `data`, rows of W on `latent`.
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 DATA = "data"
@@ -38,3 +39,20 @@ def per_shard(
 def psum(x: jax.Array, axis: str | None) -> jax.Array:
   """Sum over the shards of `axis`; x itself where there is none."""
   return x if axis is None else jax.lax.psum(x, axis)
+
+
+def own(
+  indices: jax.Array, rows: int, axis: str | None
+) -> tuple[jax.Array, jax.Array]:
+  """Indices into this shard's rows (0 where foreign), and which are its own.
+
+  Args:
+    indices: of rows, over all shards.
+    rows: that one shard holds.
+    axis: along which rows are sharded; None where they are not.
+  """
+  if axis is None:
+    return indices, jnp.ones_like(indices, bool)
+  local = indices - jax.lax.axis_index(axis) * rows
+  mine = (local >= 0) & (local < rows)
+  return jnp.where(mine, local, 0), mine

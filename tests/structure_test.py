@@ -28,6 +28,7 @@ ROAD = [
   "interop",
   "report",
   "runs",
+  "studies",
 ]
 # Import name -> requirement, where they differ.
 REQUIREMENTS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}

@@ -2,6 +2,8 @@
 
     a = (x - b_pre) W_enc^T + b_enc;  values, indices = top_k(a)
 
+or those that are largest in magnitude, with their signs.
+
 Only x and the indices are kept for the backward pass, which touches the k
 chosen rows alone. The gradient of b_pre is summed over the batch before the one
 product with W_enc (2nd instead of 2Bnd operations). No [B, n] array outlives a
@@ -35,6 +37,7 @@ def encode_topk(
   dtype: str = "float32",
   *,
   ordered: bool = True,
+  magnitude: bool = False,
 ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
   """The k largest pre-activations of each row, in float32, with indices.
 
@@ -46,6 +49,7 @@ def encode_topk(
     k: entries kept, in [1, n].
     dtype: of the operands of the matmul; accumulation is in float32.
     ordered: largest first; in index order otherwise, which is faster.
+    magnitude: largest in |a|; the values returned keep their signs.
 
   Raises:
     ValueError: k outside [1, n].
@@ -54,17 +58,19 @@ def encode_topk(
   if not 1 <= k <= n:
     raise ValueError(f"k must be in [1, n={n}], got {k}")
   values, indices = _encode(
-    x.reshape(-1, d), b_pre, W_enc, b_enc, k, dtype, ordered
+    x.reshape(-1, d), b_pre, W_enc, b_enc, k, dtype, ordered, magnitude
   )
   shape = (*x.shape[:-1], k)
   return values.reshape(shape), indices.reshape(shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _encode(x, b_pre, W_enc, b_enc, k, dtype, ordered):
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _encode(x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude):
   data = mesh.axis_or_none(mesh.DATA, x.shape[0])
   latent = mesh.axis_or_none(mesh.LATENT, W_enc.shape[0])
   select = topk_xla.top_k if ordered else topk_xla.top_k_set
+  if magnitude:
+    select = partial(_by_magnitude, select)
   body = partial(
     _select_in_chunks, select=select, k=k, dtype=dtype, axis=latent
   )
@@ -75,13 +81,21 @@ def _encode(x, b_pre, W_enc, b_enc, k, dtype, ordered):
   return body(x - b_pre, W_enc, b_enc)
 
 
-def _encode_forward(x, b_pre, W_enc, b_enc, k, dtype, ordered):
-  values, indices = _encode(x, b_pre, W_enc, b_enc, k, dtype, ordered)
+def _by_magnitude(select, a, k: int):
+  """A selection on |a|, with the signed values."""
+  _, indices = select(jnp.abs(a), k)
+  return jnp.take_along_axis(a, indices, axis=-1), indices
+
+
+def _encode_forward(x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude):
+  values, indices = _encode(
+    x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude
+  )
   return (values, indices), (x, b_pre, W_enc, indices)
 
 
-def _encode_backward(k, dtype, ordered, saved, cotangents):
-  del k, dtype, ordered
+def _encode_backward(k, dtype, ordered, magnitude, saved, cotangents):
+  del k, dtype, ordered, magnitude
   x, b_pre, W_enc, indices = saved
   g = cotangents[0]
   d_W = sparse.scatter_rows(g, indices, x - b_pre, W_enc.shape[0])

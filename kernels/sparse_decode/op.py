@@ -68,7 +68,7 @@ def decode_rows(values, indices, W, implementation: str = "xla"):
     return run(values, indices, W)
 
   def body(values, indices, W):
-    local, mine = _own(indices, W.shape[0], latent)
+    local, mine = mesh.own(indices, W.shape[0], latent)
     return mesh.psum(run(jnp.where(mine, values, 0), local, W), latent)
 
   specs = (P(data), P(data), P(latent))
@@ -83,7 +83,7 @@ def sampled_product(g, W, indices, implementation: str = "xla"):
     return run(g, W, indices)
 
   def body(g, W, indices):
-    local, mine = _own(indices, W.shape[0], latent)
+    local, mine = mesh.own(indices, W.shape[0], latent)
     return mesh.psum(jnp.where(mine, run(g, W, local), 0), latent)
 
   specs = (P(data), P(latent), P(data))
@@ -99,7 +99,7 @@ def scatter_rows(values, indices, y, n: int, implementation: str = "xla"):
   rows = n // mesh.size(mesh.LATENT) if latent else n
 
   def body(values, indices, y):
-    local, mine = _own(indices, rows, latent)
+    local, mine = mesh.own(indices, rows, latent)
     values = jnp.where(mine, values, 0)
     return mesh.psum(run(values, local, y, rows), data)
 
@@ -112,12 +112,3 @@ def _axes(rows: int, n: int) -> tuple[str | None, str | None]:
     mesh.axis_or_none(mesh.DATA, rows),
     mesh.axis_or_none(mesh.LATENT, n),
   )
-
-
-def _own(indices, rows: int, axis: str | None):
-  """Indices into this shard's rows (0 where foreign), and which are its own."""
-  if axis is None:
-    return indices, jnp.ones_like(indices, bool)
-  local = indices - jax.lax.axis_index(axis) * rows
-  mine = (local >= 0) & (local < rows)
-  return jnp.where(mine, local, 0), mine

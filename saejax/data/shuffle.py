@@ -6,6 +6,9 @@ import numpy as np
 BUCKET = 1
 CHUNKS = 2
 ROWS = 3
+ARRAYS = 4
+LAYERS = 5
+BUFFER = 6
 
 
 def permutation(size: int, *key: int) -> np.ndarray:

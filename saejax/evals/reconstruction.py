@@ -17,6 +17,7 @@ the host in float64 and int64, so that counts stay exact beyond 2^24 rows.
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import flax.struct
 import jax
@@ -27,6 +28,7 @@ from jaxtyping import Array, Bool, Float
 from saejax import errors
 from saejax.data.store import Store
 from saejax.evals import reading
+from saejax.sae.context import Batch, as_batch
 from saejax.sae.latents import DenseLatents, SparseLatents
 from saejax.sae.prep import Prep
 from saejax.sae.sae import SAE
@@ -118,18 +120,25 @@ def init(n: int, d: int) -> Sums:
   )
 
 
-@jax.jit
+@partial(jax.jit, static_argnames=("frame",))
 def batch_sums(
   sae: SAE,
-  x: Float[Array, "B d"],
+  x: Float[Array, "B d"] | Batch,
   real: Bool[Array, "B"],
   mean: Float[Array, "d"],
+  frame: str = "prep",
 ) -> Sums:
   """Sums over the rows of one batch that are `real`, on the device."""
-  finite = jnp.all(jnp.isfinite(x), axis=-1)
+  batch = as_batch(x)
+  finite = jnp.all(jnp.isfinite(batch.x), axis=-1)
   use = real & finite
-  out = sae.forward(jnp.where(finite[:, None], x, 0))
-  x, x_hat = out.y.astype(jnp.float32), out.x_hat.astype(jnp.float32)
+  out = sae.forward(batch.replace(x=jnp.where(finite[:, None], batch.x, 0)))
+  x, x_hat = out.y, out.x_hat
+  if frame == "raw":
+    prep = sae.prep if sae.target_prep is None else sae.target_prep
+    x = batch.x if batch.target is None else batch.target
+    x, x_hat = jnp.where(finite[:, None], x, 0), prep.undo(x_hat, out.memo)
+  x, x_hat = x.astype(jnp.float32), x_hat.astype(jnp.float32)
   total = lambda rows: jnp.sum(jnp.where(use, rows, 0.0))
   offset = x - mean.astype(jnp.float32)[None]
   norms = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(x_hat, axis=-1)
@@ -209,9 +218,10 @@ def evaluate(
 
 def evaluate_many(
   saes: Sequence[SAE],
-  batches: Iterable[Float[np.ndarray, "B d"]],
+  batches: Iterable[Float[np.ndarray, "B d"] | Batch],
   *,
   means: Sequence[Float[Array, "d"]],
+  frame: str = "prep",
 ) -> list[Reconstruction]:
   """The metrics of several SAEs on one reading of the rows.
 
@@ -220,6 +230,9 @@ def evaluate_many(
     batches: rows in the frame of the model. The first batch's size is the
       compiled one: smaller ones are padded, larger ones cut.
     means: the training mean in each SAE's frame, see `frame_mean`.
+    frame: "prep", or "raw" for errors in the units of the model. The shares
+      are equal where the prep is linear; for a prep that differs between rows
+      or is trained only the raw ones compare with those of other SAEs.
 
   Returns:
     One result an SAE. Not-finite weights give NaN metrics; not-finite rows
@@ -234,7 +247,7 @@ def evaluate_many(
   for x, real in _equal(batches):
     x, real = jax.device_put((x, real))
     found = [
-      batch_sums(sae, x, real, mean)
+      batch_sums(sae, x, real, mean, frame)
       for sae, mean in zip(saes, means, strict=True)
     ]
     # The batch before is added while this one is computed.
@@ -290,6 +303,9 @@ def _equal(batches):
   """Batches (x, mask) of the first one's size."""
   size = None
   for batch in batches:
-    size = size or len(batch)
-    for start in range(0, len(batch), size):
-      yield reading.pad(np.asarray(batch[start : start + size]), size)
+    batch = as_batch(batch)
+    size = size or batch.rows
+    for start in range(0, batch.rows, size):
+      part = jax.tree.map(lambda a, i=start: a[i : i + size], batch)
+      pad = lambda a: reading.pad(np.asarray(a), size)[0]
+      yield jax.tree.map(pad, part), np.arange(size) < part.rows

@@ -1,5 +1,6 @@
 """What recipes share: settings, and the recipe around a method's own parts."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Required, TypedDict
@@ -103,6 +104,32 @@ def compose(
     clip_norm=options.get("clip_norm"),
     ema_decay=options.get("ema_decay"),
     **{"optimizer": adam, **parts},
+  )
+
+
+def transcoder(
+  recipe: Recipe, d_target: int, target_prep: Prep = Identity()
+) -> Recipe:
+  """The same method, reconstructing `Batch.target` from x.
+
+  For recipes whose weights are drawn by `sae.initial.tied`. There is no
+  pre-bias, and W_enc starts independent of W_dec.
+
+  Args:
+    recipe: the method.
+    d_target: width of the target.
+    target_prep: of the target.
+
+  Raises:
+    InputError: no width.
+  """
+  if d_target < 1:
+    raise InputError("d_target", d_target, "must be at least 1", "the width")
+  draw: Any = recipe.init
+  return dataclasses.replace(
+    recipe,
+    init=partial(draw, d_target=d_target, target_prep=target_prep),
+    needs=(*recipe.needs, "target"),
   )
 
 

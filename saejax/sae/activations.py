@@ -7,7 +7,7 @@ apart, by name:
     score  value: a      magnitude: |a|      norm: a |w_i|
     keep   relu: max(a, 0)      signed: a
 
-An activation that keeps at most `row_k` latents a row, and ranks a itself, is
+An activation that keeps at most `row_k` latents a row, and ranks a or |a|, is
 `fused`: it also maps its row's `row_k` largest pre-activations to their values,
 which is all the sparse engine computes.
 """
@@ -47,7 +47,12 @@ class Activation(Part):
 
   @property
   def fused(self) -> bool:
-    """Whether the sparse engine serves it."""
+    """Whether the sparse engine serves it, given an encoder that has one."""
+    return False
+
+  @property
+  def by_magnitude(self) -> bool:
+    """Whether the largest are those of |a|."""
     return False
 
   @property
@@ -107,7 +112,11 @@ class TopK(Activation):
 
   @property
   def fused(self) -> bool:
-    return self.score == "value"
+    return self.score in ("value", "magnitude")
+
+  @property
+  def by_magnitude(self) -> bool:
+    return self.score == "magnitude"
 
   @property
   def is_ordered(self) -> bool:
@@ -147,7 +156,8 @@ class Ranked(Activation):
     score, keep: see the module.
 
   Batch and column scope make a row's latents depend on the rest of the batch:
-  they are for training, and a threshold takes their place afterwards.
+  they are for training, and a threshold takes their place afterwards. Rows of
+  weight 0 take no part in either.
   """
 
   budget: budgets.Budget
@@ -155,18 +165,26 @@ class Ranked(Activation):
   score: str = flax.struct.field(pytree_node=False, default="value")
   keep: str = flax.struct.field(pytree_node=False, default="relu")
 
+  def with_k(self, k: int) -> "Ranked":
+    return self.replace(budget=self.budget.with_k(k))
+
   def chosen(self, pre: Pre, ctx: Context) -> Bool[Array, "*b n"]:
     """Which entries are kept; those that are not positive give 0 under relu."""
     score = SCORES[self.score](pre, ctx)
     count = self.budget(pre, ctx)
+    if self.scope == "row":
+      return select.largest(score, count, (-1,))
+    counts = jnp.ones((*score.shape[:-1], 1))  # 0 for rows of weight 0
+    if ctx.batch.weight is not None:
+      counts = (ctx.batch.weight != 0).astype(jnp.float32)[..., None]
+      score = jnp.where(counts > 0, score, -jnp.inf)
     batch = tuple(range(score.ndim - 1))
     if self.scope == "column":
       return select.largest(score, count, batch)
-    if self.scope == "row":
-      return select.largest(score, count, (-1,))
-    rows = jnp.broadcast_to(count, (*score.shape[:-1], 1))
+    # One product where all rows have one count: a sum of fractions would round.
+    total = jnp.sum(counts * count) if count.ndim else count * jnp.sum(counts)
     return select.largest(
-      score, jnp.floor(jnp.sum(rows) + 1e-4), (*batch, score.ndim - 1)
+      score, jnp.floor(total + 1e-4), (*batch, score.ndim - 1)
     )
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
@@ -202,6 +220,9 @@ class Phased(Activation):
   before: Activation
   after: Activation
   switch_step: int = flax.struct.field(pytree_node=False)
+
+  def with_k(self, k: int) -> "Phased":
+    return self.replace(before=self.before.with_k(k), after=self.after.with_k(k))
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
     if ctx.step is None:

@@ -4,16 +4,26 @@ A budget maps an encoder's `Pre` and the `Context` to latents a row, one number
 or [*b, 1]; or, for scope "column", to rows a latent [n].
 """
 
-import flax.struct
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+import math
 
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from saejax.errors import InputError
+from saejax.kernels.topk import select
 from saejax.sae.context import Context, Pre
 from saejax.sae.part import Part
 
 
 class Budget(Part):
   """The base of budgets."""
+
+  def with_k(self, k: int) -> "Budget":
+    """The same with another k; itself where there is none."""
+    del k
+    return self
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "..."]:
     """Latents a row, or rows a latent."""
@@ -25,6 +35,9 @@ class Constant(Budget):
 
   k: float = flax.struct.field(pytree_node=False)
 
+  def with_k(self, k: int) -> "Constant":
+    return self.replace(k=k)
+
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, ""]:
     return jnp.asarray(self.k if ctx.k is None else ctx.k, jnp.float32)
 
@@ -32,21 +45,126 @@ class Constant(Budget):
 class Annealed(Budget):
   """From k_start to k in a straight line over the first steps, then k.
 
-      k_t = max(k, k_start + (k - k_start) t / steps), rounded down
+      k_t = k_start + (k - k_start) min(t / steps, 1), rounded down
 
   Attributes:
     k: in the end, and outside training.
     k_start: at step 0.
     steps: that the line takes.
+    round_up: instead of down.
   """
 
   k: float = flax.struct.field(pytree_node=False)
   k_start: float = flax.struct.field(pytree_node=False)
   steps: int = flax.struct.field(pytree_node=False)
+  round_up: bool = flax.struct.field(pytree_node=False, default=False)
+
+  def with_k(self, k: int) -> "Annealed":
+    return self.replace(k=k)
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, ""]:
     k = jnp.asarray(self.k if ctx.k is None else ctx.k, jnp.float32)
     if ctx.step is None:
       return k
     t = jnp.minimum(ctx.step.astype(jnp.float32) / self.steps, 1.0)
-    return jnp.floor(self.k_start + (k - self.k_start) * t)
+    k_t = self.k_start + (k - self.k_start) * t
+    # An allowance for rounding in what is a whole number.
+    return jnp.ceil(k_t - 1e-3) if self.round_up else jnp.floor(k_t + 1e-3)
+
+
+RANK = "rank"  # statistic: place of each latent, 0 the most frequent
+
+
+class Zipf(Budget):
+  """Rows a latent, for scope "column", by a Zipf-Mandelbrot law of its rank.
+
+      m_i = clip(c p(r_i), 1, B),   p(r) ~ 1 / (r + beta)^alpha,  r = 1 .. n
+
+  with c such that sum_i m_i = M = k B, rounded by largest remainder. alpha = 0
+  gives every latent M / n rows. Ranks are the statistic "rank"; without it a
+  latent's rank is its index, as nothing is known of it.
+
+  Attributes:
+    k: latents a row on average.
+    alpha, beta: of the law.
+
+  References:
+    Ayonrinde, Adaptive Sparse Allocation with Mutual Choice & Feature Choice
+    Sparse Autoencoders, 2024, arXiv:2411.02124.
+  """
+
+  k: float = flax.struct.field(pytree_node=False)
+  alpha: float = flax.struct.field(pytree_node=False, default=1.0)
+  beta: float = flax.struct.field(pytree_node=False, default=5.0)
+
+  def with_k(self, k: int) -> "Zipf":
+    return self.replace(k=k)
+
+  def __call__(self, pre: Pre, ctx: Context) -> Int[Array, "n"]:
+    """Rows of each latent.
+
+    Raises:
+      InputError: k B lies below n, so that some latents would have no row.
+    """
+    *batch, n = pre.a.shape
+    if ctx.k is None:
+      check_rows(self.k, n, math.prod(batch))
+    rows = jnp.asarray(math.prod(batch), jnp.float32)
+    if ctx.batch.weight is not None:
+      rows = jnp.sum(ctx.batch.weight != 0, dtype=jnp.float32)
+    total = jnp.floor(Constant(self.k)(pre, ctx) * rows + 1e-4)
+    m = allot(zipf(n, self.alpha, self.beta), total, rows)
+    return m[ctx.stats[RANK]] if RANK in ctx.stats else m
+
+
+def zipf(n: int, alpha: float, beta: float) -> Float[Array, "n"]:
+  """p(r) ~ 1 / (r + beta)^alpha for r = 1 .. n, with sum 1."""
+  p = (jnp.arange(1, n + 1, dtype=jnp.float32) + beta) ** -alpha
+  return p / jnp.sum(p)
+
+
+def allot(
+  shares: Float[Array, "n"], total: Float[Array, ""], most: Float[Array, ""]
+) -> Int[Array, "n"]:
+  """Whole numbers in [1, most] of a given sum, near c shares for some c.
+
+  clip(c shares, 1, most) with c found by bisection, then rounded down and what
+  is left given to the largest remainders, lowest index first. Exact for totals
+  from n to n most below 2^24.
+
+  Args:
+    shares: positive.
+    total: the sum.
+    most: the largest of them.
+  """
+  sized = lambda c: jnp.clip(c * shares, 1.0, most)
+
+  def halve(_, ends):
+    low, high = ends
+    middle = (low + high) / 2
+    over = jnp.sum(sized(middle)) > total
+    return jnp.where(over, low, middle), jnp.where(over, middle, high)
+
+  ends = jnp.zeros(()), most / jnp.min(shares)
+  low, _ = jax.lax.fori_loop(0, 64, halve, ends)
+  m = sized(low)
+  whole = jnp.floor(m).astype(jnp.int32)
+  left = total.astype(jnp.int32) - jnp.sum(whole)
+  remainder = jnp.where(m < most, m - jnp.floor(m), -1.0)
+  return whole + select.largest(remainder, left, (0,)).astype(jnp.int32)
+
+
+def check_rows(k: float, n: int, rows: int) -> None:
+  """Refuses batches in which k a row leave latents without a row of their own.
+
+  Raises:
+    InputError: k rows lies outside [n, n rows].
+  """
+  if not n <= k * rows <= n * rows:
+    raise InputError(
+      "batch_rows",
+      rows,
+      f"k batch_rows = {k * rows:g} must be in [n={n}, n batch_rows]: each "
+      "latent needs a row and has no more than all",
+      f"use batches of at least {math.ceil(n / k)} rows, or another k or n",
+    )

@@ -42,8 +42,13 @@ class Batch(flax.struct.PyTreeNode):
 FIELDS = ("x", "target", "cond", "score", "weight")
 
 
-def as_batch(x: Array | Batch) -> Batch:
-  """Plain activations as a batch of nothing else."""
+def as_batch(x: Array | Batch | Mapping[str, Array]) -> Batch:
+  """Plain activations as a batch of nothing else.
+
+  Of a mapping, what is not a field of `Batch` stays behind.
+  """
+  if isinstance(x, Mapping):
+    return Batch(**{name: x[name] for name in FIELDS if name in x})
   return x if isinstance(x, Batch) else Batch(x=x)
 
 

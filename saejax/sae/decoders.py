@@ -61,3 +61,22 @@ class Normalised(Part):
   def rows(self) -> Float[Array, "n d"]:
     norm = jnp.linalg.norm(self.W, axis=-1, keepdims=True)
     return self.W / jnp.maximum(norm, NORM_EPS)
+
+
+class ColumnNormalised(Part):
+  """W_dec = W with each column divided by its norm.
+
+  The weights of all latents into one coordinate of x have unit norm together;
+  rows, the latents' directions, have any.
+  """
+
+  W: Float[Array, "n d"]
+  b: Float[Array, "d"]
+
+  @property
+  def n(self) -> int:
+    return self.W.shape[-2]
+
+  def rows(self) -> Float[Array, "n d"]:
+    norm = jnp.linalg.norm(self.W, axis=-2, keepdims=True)
+    return self.W / jnp.maximum(norm, NORM_EPS)

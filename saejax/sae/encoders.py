@@ -48,15 +48,29 @@ class Linear(Part):
     return Pre(a=matmul(x - ctx.b_pre, W, ctx.dtype) + b)
 
   def largest(
-    self, x: Float[Array, "*b d"], ctx: Context, k: int, *, ordered: bool = True
+    self,
+    x: Float[Array, "*b d"],
+    ctx: Context,
+    k: int,
+    *,
+    ordered: bool = True,
+    magnitude: bool = False,
   ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
     """The k largest pre-activations of each row and their latents.
 
     Largest first if `ordered`, else in the order of latents, which is faster.
+    With `magnitude`, largest in size; their values keep their signs.
     """
     W, b = self.affine(ctx.decoder)
     return fused_encode.encode_topk(
-      x, ctx.b_pre, W, b, k, ctx.dtype, ordered=ordered
+      x,
+      ctx.b_pre,
+      W,
+      b,
+      k,
+      ctx.dtype,
+      ordered=ordered,
+      magnitude=magnitude,
     )
 
   def among(
@@ -97,6 +111,18 @@ class Tied(Linear):
 
   def affine(self, decoder) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
     return (decoder.W if self.raw else decoder.rows()), self.b
+
+
+class UnitRows(Linear):
+  """W with each row divided by its norm, b; gradients see the division."""
+
+  W: Float[Array, "n d"]
+  b: Float[Array, "n"]
+
+  def affine(self, decoder) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
+    del decoder
+    norm = jnp.linalg.norm(self.W, axis=-1, keepdims=True)
+    return self.W / jnp.maximum(norm, NORM_EPS), self.b
 
 
 def matmul(

@@ -33,11 +33,14 @@ def tied(
   pre_bias: bool = True,
   centre: bool = True,
   dtype: str = "float32",
+  d_target: int | None = None,
+  target_prep: Prep = Identity(),
 ) -> SAE:
   """W_dec rows in random directions, W_enc equal to W_dec, b_enc 0.
 
   Tied at the start only, unless the encoder says otherwise: afterwards each
-  learns on its own. b_dec is the geometric median of `sample`, or 0.
+  learns on its own. b_dec is the geometric median of `sample`, or 0. The rows
+  of a transcoder's W_enc are directions of their own, and it has no pre-bias.
 
   Args:
     key: of the random directions.
@@ -52,23 +55,37 @@ def tied(
     pre_bias: whether b_dec is subtracted before encoding.
     centre: whether b_dec starts at the sample's median; else at 0.
     dtype: of matmul operands.
+    d_target: width of the target, for a transcoder.
+    target_prep: of a transcoder's target.
   """
-  W = jax.random.normal(key, (n, d))
-  W = row_norm * W / jnp.linalg.norm(W, axis=-1, keepdims=True)
-  b_dec = jnp.zeros((d,))
+  transcodes = d_target is not None
+  W = W_enc = row_norm * directions(key, n, d_target if transcodes else d)
+  if transcodes:
+    W_enc = row_norm * directions(jax.random.fold_in(key, 1), n, d)
+  b_dec = jnp.zeros(W.shape[-1:])
   if centre and sample is not None:
     sample = as_batch(sample)
-    x, _ = prep.apply(sample.x, sample.cond)
-    b_dec = geometric_median(x.reshape(-1, d))
+    raw, framed = (
+      (sample.target, target_prep) if transcodes else (sample.x, prep)
+    )
+    y, _ = framed.apply(raw, sample.cond)
+    b_dec = geometric_median(y.reshape(-1, y.shape[-1]))
   return SAE(
     prep=prep,
-    encoder=encoder(W),
+    encoder=encoder(W_enc),
     activation=activation,
     # A copy: donated states must not hold one buffer twice.
     decoder=decoder(W=jnp.array(W), b=b_dec),
-    pre_bias=pre_bias,
+    target_prep=target_prep if transcodes else None,
+    pre_bias=pre_bias and not transcodes,
     dtype=dtype,
   )
+
+
+def directions(key: PRNGKeyArray, n: int, d: int) -> Float[Array, "n d"]:
+  """Random unit rows."""
+  W = jax.random.normal(key, (n, d))
+  return W / jnp.linalg.norm(W, axis=-1, keepdims=True)
 
 
 @partial(jax.jit, static_argnames=("steps",))

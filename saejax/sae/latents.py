@@ -1,7 +1,8 @@
 """Latents of a batch: sparse where a row keeps at most k, dense elsewhere.
 
 All forms answer the same questions, so losses, statistics and metrics read any
-of them: `decode(W)`, `dense()`, `sum(weights)`, `count()`, `fired()`.
+of them: `decode(W)`, `dense()`, `sum(weights)`, `squares()`, `count()`,
+`fired()`.
 """
 
 import flax.struct
@@ -43,6 +44,10 @@ class SparseLatents(Part):
       size if weights is None else size * weights[self.indices], axis=-1
     )
 
+  def squares(self) -> Float[Array, "*b"]:
+    """sum_i z_i^2 of each row."""
+    return jnp.sum(jnp.square(self.values), axis=-1)
+
   def count(self) -> Float[Array, "*b"]:
     """Number of non-zero latents of each row (L0)."""
     return jnp.sum(self.values != 0, axis=-1).astype(jnp.float32)
@@ -76,6 +81,10 @@ class DenseLatents(Part):
     """sum_i |z_i| weights_i of each row."""
     size = jnp.abs(self.z)
     return jnp.sum(size if weights is None else size * weights, axis=-1)
+
+  def squares(self) -> Float[Array, "*b"]:
+    """sum_i z_i^2 of each row."""
+    return jnp.sum(jnp.square(self.z), axis=-1)
 
   def count(self) -> Float[Array, "*b"]:
     """Number of non-zero latents of each row (L0)."""

@@ -104,6 +104,11 @@ class SAE(flax.struct.PyTreeNode):
     """Width of what is reconstructed."""
     return self.decoder.b.shape[-1]
 
+  @property
+  def has_sparse_engine(self) -> bool:
+    """Whether only the kept latents of a row need be computed."""
+    return self.activation.fused and hasattr(self.encoder, "largest")
+
   def encode(self, x: Float[Array, "*b d"] | Batch) -> Float[Array, "*b n"]:
     """Latents z of activations x, every one of them."""
     ctx, _ = self._context(as_batch(x))
@@ -115,7 +120,7 @@ class SAE(flax.struct.PyTreeNode):
     Raises:
       ValueError: the activation does not bound how many a row keeps.
     """
-    if self.activation.fused:
+    if self.has_sparse_engine:
       ctx, _ = self._context(as_batch(x))
       return self._sparse_latents(ctx, ordered=True)
     z, k = self.encode(x), self._row_k()
@@ -187,7 +192,7 @@ class SAE(flax.struct.PyTreeNode):
       train=train,
     )
     pre = None
-    if engine == "sparse" or (engine == "auto" and self.activation.fused):
+    if engine == "sparse" or (engine == "auto" and self.has_sparse_engine):
       # A k of its own drops ranks, which takes an order.
       ordered = k is not None or self.activation.is_ordered
       latents = self._sparse_latents(ctx, ordered=ordered)
@@ -220,13 +225,19 @@ class SAE(flax.struct.PyTreeNode):
 
   def _sparse_latents(self, ctx: Context, *, ordered: bool) -> SparseLatents:
     k = self._row_k()
-    largest = getattr(self.encoder, "largest", None)
-    if largest is None or not self.activation.fused:
+    if not self.has_sparse_engine:
       raise ValueError(
         f"{type(self.encoder).__name__} with {type(self.activation).__name__} "
         "has no sparse engine; use the dense one"
       )
-    values, indices = largest(ctx.x, ctx, k, ordered=ordered)
+    encoder: Any = self.encoder
+    values, indices = encoder.largest(
+      ctx.x,
+      ctx,
+      k,
+      ordered=ordered,
+      magnitude=self.activation.by_magnitude,
+    )
     values = self.activation.keep_largest(values, ctx)
     return SparseLatents(values, indices, self.n)
 

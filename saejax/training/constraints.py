@@ -31,6 +31,16 @@ def without_parallel_gradient(sae: SAE, gradients: SAE) -> SAE:
   return _with_decoder(gradients, g - along * W)
 
 
+def thresholds_above(sae: SAE, least: float = 0.0) -> SAE:
+  """Each learned threshold raised to `least` where it is below.
+
+  A threshold below 0 would keep negative latents.
+  """
+  activation: Any = sae.activation  # one with thresholds
+  theta = jnp.maximum(activation.theta, least)
+  return sae.replace(activation=activation.replace(theta=theta))
+
+
 def _stored(sae: SAE):
   decoder: Any = sae.decoder  # one that stores its rows as W
   return decoder.W

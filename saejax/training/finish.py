@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from saejax.errors import InputError
-from saejax.sae import activations
+from saejax.sae import activations, convert
 from saejax.sae.context import Batch
 from saejax.sae.sae import SAE
 from saejax.training import rules
@@ -17,8 +17,7 @@ class ToThreshold:
   """A threshold in the place of a selection over the batch.
 
   z_i = keep(a_i) where score_i > theta, theta as `rules.ThresholdAverage` left
-  it: rows no longer depend on each other. A latent of column scope that never
-  was kept gets an infinite threshold.
+  it: rows no longer depend on each other.
 
   Attributes:
     score, keep: of the activation, see `sae.activations`.
@@ -34,13 +33,33 @@ class ToThreshold:
       InputError: no threshold was ever estimated.
     """
     theta = np.asarray(stats[rules.THRESHOLD])
-    if np.isnan(theta).all():
+    if np.isnan(theta).any():
       raise InputError(
         "threshold",
         theta,
-        "must have been estimated: no batch kept a positive latent",
+        "must have been estimated: no batch kept a positive latent, or the "
+        "phase that estimates it was not reached",
         "train on, lower the learning rate, or raise k",
       )
-    theta = np.where(np.isnan(theta), np.inf, theta).astype(np.float32)
     activation = activations.Threshold(theta, self.score, self.keep)
     return sae.replace(activation=activation)
+
+
+def inference_form(sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
+  """Learned thresholds and gates as plain thresholds, exactly."""
+  del stats, sample
+  return convert.inference_form(sae)
+
+
+def to_jumprelu(sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
+  """One threshold in the place of a selection: see `convert.to_jumprelu`.
+
+  Raises:
+    InputError: there are no rows to estimate it from.
+  """
+  del stats
+  if sample is None:
+    raise InputError(
+      "sample", None, "a threshold is estimated from rows", "give rows"
+    )
+  return convert.to_jumprelu(sae, sample)

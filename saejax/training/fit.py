@@ -4,7 +4,7 @@ For small studies and for use inside other code. Nothing is written and nothing
 resumes; `loop.train` is the one that does both. The step is the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from saejax.training.members import Group, Member
 from saejax.training.recipe import Recipe
 from saejax.training.step import TrainState
 
-Draw = Callable[[Array], Array | Batch]
+Draw = Callable[[Array], Array | Batch | Mapping[str, Array]]
 
 
 def fit(
@@ -36,7 +36,8 @@ def fit(
 
   Args:
     make_recipe: a recipe, or a function from a member's k to one.
-    draw: from the step (a traced int32) to a batch; traced once.
+    draw: from the step (a traced int32) to a batch; a `jax.tree_util.Partial`
+      where it holds large arrays, see `Group.run_drawn`.
     steps: batches to consume.
     members: SAEs of equal shape; all read the same batches.
     stacked: vmapped instead of in turn; for coupled or tiny members.

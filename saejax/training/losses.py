@@ -32,6 +32,20 @@ def normalised_mse(record: Record) -> Float[Array, "*b"]:
   return mse(record) / jnp.maximum(variance(record.forward.y), EPS)
 
 
+def batch_norm_mse(record: Record) -> Float[Array, "*b"]:
+  """mean_d (y - x_hat)^2 of each row over the row's |y - mean_B y|.
+
+  Grows linearly, not quadratically, with the scale of the rows.
+
+  References:
+    He et al., Llama Scope, 2024, arXiv:2410.20526.
+  """
+  y = record.forward.y
+  centre = jnp.mean(y.reshape(-1, y.shape[-1]), axis=0)
+  spread = jnp.sqrt(jnp.maximum(squares(y - centre), 1e-8))
+  return mse(record) / (y.shape[-1] * spread)
+
+
 def l1(record: Record) -> Float[Array, "*b"]:
   """sum_i |z_i| of each row."""
   return record.forward.latents.sum()
@@ -48,6 +62,20 @@ def l1_decoder_norm(record: Record) -> Float[Array, "*b"]:
   """
   norms = jnp.linalg.norm(record.forward.W_dec, axis=-1)
   return record.forward.latents.sum(norms)
+
+
+def l2(record: Record) -> Float[Array, "*b"]:
+  """sum_i z_i^2 of each row, over the latents that are kept."""
+  return record.forward.latents.squares()
+
+
+def norm_mismatch(record: Record) -> Float[Array, "*b"]:
+  """(|z| - |x|)^2 of each row, x in the frame of the prep.
+
+  Were the dictionary's unit rows orthogonal, |z| would be |z W_dec|.
+  """
+  norm = jnp.sqrt(record.forward.latents.squares() + EPS)
+  return jnp.square(norm - jnp.linalg.norm(record.forward.x, axis=-1))
 
 
 class Candidates(Protocol):
@@ -68,12 +96,15 @@ def aux_k(
   weight: float = 1 / 32,
   score: str = "value",
   keep: str = "relu",
+  normalised: bool = True,
 ) -> Term:
   """AuxK: dead latents learn to reconstruct what the live ones leave.
 
       e = stop_gradient(y - x_hat)
       e_hat = keep(top_{k_aux} by score among dead latents) W_dec
       term = mean_B |e_hat - e|^2 / mean_B |e - mean_B e|^2
+
+  or the numerator alone if not `normalised`.
 
   Candidates are at most `capacity` latents, those dead for longest. The term is
   0 where none is dead or the residual does not vary. Gradients reach the encoder
@@ -86,6 +117,7 @@ def aux_k(
     capacity: most candidates considered, at most n.
     weight: factor in the loss.
     score, keep: of the activation, see `sae.activations`.
+    normalised: divide by the residual's variance.
 
   References:
     Gao et al., Scaling and evaluating sparse autoencoders, 2024,
@@ -100,7 +132,8 @@ def aux_k(
     latents = pick(record, rows, dead, min(k_aux, capacity), score, keep)
     e_hat = latents.decode(forward.W_dec, record.sae.dtype)
     spread = variance(e)
-    term = jnp.mean(squares(e_hat - e)) / jnp.maximum(spread, EPS)
+    scale = jnp.maximum(spread, EPS) if normalised else 1.0
+    term = jnp.mean(squares(e_hat - e)) / scale
     return jnp.where(jnp.any(dead) & (spread > EPS), term, 0.0)
 
   return Term(fn=loss, weight=weight, active=among.any_candidate)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from saejax.sae.context import FIELDS, Batch, as_batch
+from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding, step
 from saejax.training.recipe import Hyper, Recipe
@@ -146,8 +146,7 @@ class Group:
 
   def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
     """A batch on the devices; what is not a field of `Batch` stays behind."""
-    fields = {name: batch[name] for name in FIELDS if name in batch}
-    return jax.device_put(Batch(**fields), sharding.rows_sharding(self.mesh))
+    return jax.device_put(as_batch(batch), sharding.rows_sharding(self.mesh))
 
   def run(
     self, states: tuple[step.TrainState, ...], batches: Sequence[Batch]
@@ -189,7 +188,9 @@ class Group:
 
     Args:
       states: donated.
-      draw: from the step to a batch, traced once.
+      draw: from the step to a batch, traced once. A `jax.tree_util.Partial`
+        hands its arrays to the program; those of a closure would be compiled
+        into it.
       start: first step.
       stop: step after the last.
 
@@ -197,14 +198,16 @@ class Group:
       The new states, and the metrics of the last step [members].
     """
     bounds = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
+    if not isinstance(draw, jax.tree_util.Partial):
+      draw = jax.tree_util.Partial(draw)
     new, metrics = [], []
     for k, hyper, state in zip(
       self._program_ks, self._hypers, states, strict=True
     ):
-      if (k, draw) not in self._compiled:
-        several = partial(_drawn, self._steps[k], draw)
-        self._compiled[k, draw] = jax.jit(several, donate_argnums=0)
-      state, out = self._compiled[k, draw](state, hyper, *bounds)
+      if (k, "drawn") not in self._compiled:
+        several = partial(_drawn, self._steps[k])
+        self._compiled[k, "drawn"] = jax.jit(several, donate_argnums=0)
+      state, out = self._compiled[k, "drawn"](state, hyper, draw, *bounds)
       new.append(state)
       metrics.append(jax.device_get(out))
     if self.stacked:
@@ -263,7 +266,7 @@ class Group:
     return saes
 
 
-def _drawn(one_step, draw, state, hyper, start, stop):
+def _drawn(one_step, state, hyper, draw, start, stop):
   """Steps start to stop; the metrics of the last."""
   body = lambda i, carry: one_step(carry[0], hyper, draw(i))
   shapes = jax.eval_shape(body, start, (state, None))[1]

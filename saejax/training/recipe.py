@@ -5,7 +5,7 @@ A recipe names its parts; the train step knows none of them by name.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import flax.struct
 import jax.numpy as jnp
@@ -15,11 +15,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from saejax.errors import InputError
 from saejax.sae.context import FIELDS, Batch
 from saejax.sae.sae import SAE, Forward
+from saejax.training.state import Stats as Stats
+from saejax.training.state import TrainState
 
-if TYPE_CHECKING:
-  from saejax.training.step import TrainState
-
-Stats = Mapping[str, Array]
 LearningRate = Float[Array, ""] | float
 
 
@@ -92,7 +90,7 @@ class Rule:
     """Statistics with one more batch; no gradient flows through them."""
     return stats
 
-  def write(self, state: "TrainState") -> "TrainState":
+  def write(self, state: TrainState) -> TrainState:
     """What the rule changes after the optimizer's step: see `surgery`."""
     return state
 

@@ -39,3 +39,37 @@ def learning_rate_for(
   An exponent of -1/2 is the scaling of Gao et al. 2024; 0 is one rate for all.
   """
   return base * (n / base_n) ** exponent
+
+
+def cosine_warmup(
+  steps: int, *, start: float = 0.1
+) -> Callable[[Array], Array]:
+  """From `start` to 1 along half a cosine, then 1.
+
+      start + (1 - start) (1 - cos(pi min(s / steps, 1))) / 2
+
+  Args:
+    steps: before the full rate.
+    start: factor at step 0.
+
+  References:
+    Rajamanoharan et al., Jumping Ahead, 2024, arXiv:2407.14435.
+  """
+
+  def factor(step: Array) -> Array:
+    part = jnp.minimum(step.astype(jnp.float32) / max(1, steps), 1.0)
+    return start + (1 - start) * (1 - jnp.cos(jnp.pi * part)) / 2
+
+  return factor
+
+
+def ramp(value: float, steps: int) -> float | Callable[[Array], Array]:
+  """A coefficient that rises from 0 in a straight line, then stays.
+
+  Args:
+    value: from step `steps` on.
+    steps: that the line takes; 0 for none.
+  """
+  if not steps:
+    return value
+  return lambda step: value * jnp.minimum(step.astype(jnp.float32) / steps, 1.0)

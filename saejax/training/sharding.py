@@ -20,8 +20,30 @@ AXES = ("ensemble", "data", "latent")
 RULES: tuple[tuple[str, P], ...] = (
   ("encoder.W", P("latent", None)),
   ("encoder.b", P("latent")),
+  ("encoder.b_gate", P("latent")),
+  ("encoder.b_mag", P("latent")),
+  ("encoder.r_mag", P("latent")),
+  ("activation.theta", P("latent")),
   ("decoder.W", P("latent", None)),
+  ("encoder.P", P("latent", None, None)),
+  ("encoder.Q", P("latent", None, None)),
+  ("encoder.b_P", P("latent", None)),
+  ("encoder.b_Q", P("latent", None)),
+  ("encoder.W_var", P("latent", None)),
+  ("encoder.b_var", P("latent")),
+  ("decoder.a", P("latent")),
+  ("activation.b", P("latent")),
   ("tokens_since_fired", P("latent")),
+  ("tokens_underused", P("latent")),
+  ("threshold", P("latent")),
+  ("density", P("latent")),
+  ("rank", P("latent")),
+  ("gates_open", P("latent")),
+  ("largest_gate", P("latent")),
+  ("mask_probability", P("latent")),
+  ("importance_size", P("latent")),
+  ("importance_rate", P("latent")),
+  ("importance_need", P("latent")),
 )
 
 
@@ -81,13 +103,27 @@ def state_shardings(mesh: Mesh, state: Any, *, stacked: bool) -> Any:
     mesh: where it lies.
     state: pytree of arrays or shapes.
     stacked: whether every leaf has a leading axis of members.
+
+  Raises:
+    InputError: devices do not divide a leaf, which is named.
   """
 
   def sharding(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     spec = next((s for end, s in RULES if name.endswith(end)), P())
+    if len(spec) > len(leaf.shape) - stacked:  # one number for all latents
+      spec = P()
     if stacked:
       spec = P("ensemble", *spec)
+    for size, axis in zip(leaf.shape, spec, strict=False):
+      if axis and size % mesh.shape[axis]:
+        raise InputError(
+          "train.mesh",
+          tuple(mesh.shape.values()),
+          f"{name} of shape {leaf.shape} must divide by the "
+          f"{mesh.shape[axis]} devices of the {axis} axis along its size {size}",
+          f"change that size, or lower the {axis} axis",
+        )
     return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(sharding, state)

@@ -8,48 +8,19 @@ EMA.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training.recipe import Hyper, Recipe, Record, Stats, mean
+from saejax.training.recipe import Hyper, Recipe, Record, mean
+from saejax.training.state import TrainState as TrainState
 
 Metrics = Mapping[str, Array]
-
-
-class TrainState(flax.struct.PyTreeNode):
-  """All that a resumed run needs of one member (or of all, stacked).
-
-  Attributes:
-    step: batches consumed.
-    sae: the weights.
-    opt_state: of the optimizer.
-    ema: of the weight average, () without one.
-    stats: statistics moved by rules.
-    key: of random numbers inside steps.
-    alive: False from the step on whose loss or gradient was not finite; the
-      member then keeps its last good weights.
-    failed_step: that step, -1 while alive.
-    halted: True once a batch held non-finite rows under the policy "stop";
-      nothing changes from there on.
-  """
-
-  step: Int[Array, ""]
-  sae: SAE
-  opt_state: Any
-  ema: Any
-  stats: Stats
-  key: PRNGKeyArray
-  alive: Bool[Array, ""]
-  failed_step: Int[Array, ""]
-  halted: Bool[Array, ""]
 
 
 def init_state(
@@ -182,7 +153,7 @@ def _loss_and_gradients(
   def loss(sae: SAE):
     chosen = engine
     if chosen == "auto":
-      chosen = "sparse" if sae.activation.fused else "dense"
+      chosen = "sparse" if sae.has_sparse_engine else "dense"
     forward = sae.forward(
       batch,
       engine=chosen,

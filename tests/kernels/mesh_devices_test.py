@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 
 from saejax.kernels import mesh
 from saejax.kernels.fused_encode import op as fused_encode
+from saejax.kernels.nested_decode import op as nested_decode
 from saejax.kernels.sparse_decode import op as sparse_decode
 from saejax.kernels.topk import op as topk
 from tests import toy
@@ -106,6 +107,26 @@ class SparseTest(parameterized.TestCase):
       on(shape, sparse_decode.decode, values, indices, poisoned),
       on(None, sparse_decode.decode, values, indices, W),
       rtol=1e-6,
+    )
+
+  @parameterized.parameters(*SHAPES)
+  def test_errors_of_every_prefix_are_those_of_one_device(self, *shape):
+    b, k, d, n = 16, 5, 6, 64
+    values = toy.rows(b, k).at[:, 1].set(0)
+    indices = jnp.asarray(np.random.default_rng(0).integers(0, n, (b, k)))
+    W, residual = toy.rows(n, d, seed=2), toy.rows(b, d, seed=3)
+    weights = jnp.arange(1.0, k + 1)
+
+    def loss(values, W, residual):
+      each = nested_decode.squares(values, indices, W, residual, weights)
+      return jnp.sum(each * jnp.arange(b)), each
+
+    both = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+    toy.assert_trees_close(
+      on(shape, both, values, W, residual),
+      on(None, both, values, W, residual),
+      rtol=1e-5,
+      atol=2e-4,
     )
 
 

@@ -1,0 +1,128 @@
+"""The errors of every prefix of a sparse code, weighted and summed.
+
+    loss_b = sum_j c_j |r_b - sum_{t<=j} values_bt W[indices_bt]|^2
+
+over ranks j = 1..k in the order of the entries, r the residual of a code that
+holds nothing (target minus bias). Costs about one decode forward and two
+backward, and memory that does not grow with k; autodiff of a cumulative sum
+holds [b, k, d]. With W's rows sharded over `latent`, the rows of each rank are
+summed over the shards; with rows of the batch over `data`, the gradient of W.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from saejax.kernels import mesh
+from saejax.kernels.nested_decode import xla
+
+
+def squares(
+  values: Float[Array, "*b k"],
+  indices: Int[Array, "*b k"],
+  W: Float[Array, "n d"],
+  residual: Float[Array, "*b d"],
+  weights: Float[Array, "k"],
+  dtype: str = "float32",
+) -> Float[Array, "*b"]:
+  """sum_j weights_j |residual - sum_{t<=j} values_t W[indices_t]|^2 per row.
+
+  Entries of value 0 are absent, whatever their index and W's row hold.
+  Differentiable in values, W and residual, not in weights; gradients are
+  float32 whatever `dtype`, in which W's rows are read.
+
+  Raises:
+    ValueError: weights that are not one for each rank.
+  """
+  k = values.shape[-1]
+  if weights.shape != (k,):
+    raise ValueError(f"weights must be [k={k}], got {weights.shape}")
+  rows = _squares(
+    values.reshape(-1, k),
+    indices.reshape(-1, k),
+    W,
+    residual.reshape(-1, residual.shape[-1]),
+    weights,
+    dtype,
+  )
+  return rows.reshape(values.shape[:-1])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _squares(values, indices, W, residual, weights, dtype):
+  return _forward(values, indices, W, residual, weights, dtype)[0]
+
+
+def _squares_forward(values, indices, W, residual, weights, dtype):
+  loss, rest = _forward(values, indices, W, residual, weights, dtype)
+  return loss, (values, indices, W, rest, weights)
+
+
+def _squares_backward(dtype, saved, g):
+  values, indices, W, rest, weights = saved
+  d_values, d_W, d_residual = _backward(
+    values, indices, W, rest, weights, g, dtype
+  )
+  d_values, d_W = d_values.astype(values.dtype), d_W.astype(W.dtype)
+  return d_values, None, d_W, d_residual, jnp.zeros_like(weights)
+
+
+_squares.defvjp(_squares_forward, _squares_backward)
+
+
+def _forward(values, indices, W, residual, weights, dtype):
+  data, latent = _axes(values.shape[0], W.shape[0])
+
+  def body(values, indices, W, residual, weights):
+    take = partial(_take, W, latent)
+    return xla.forward(values, indices, take, residual, weights)
+
+  specs = (P(data), P(data), P(latent), P(data), P())
+  run = _run(body, data, latent, specs, (P(data), P(data)))
+  return run(values, indices, W.astype(dtype), residual, weights)
+
+
+def _backward(values, indices, W, rest, weights, g, dtype):
+  data, latent = _axes(values.shape[0], W.shape[0])
+
+  def body(values, indices, W, rest, weights, g):
+    take, add = partial(_take, W, latent), partial(_add, latent)
+    start = jnp.zeros(W.shape)
+    d_values, d_W, d_residual = xla.backward(
+      values, indices, take, add, start, rest, weights, g
+    )
+    return d_values, mesh.psum(d_W, data), d_residual
+
+  specs = (P(data), P(data), P(latent), P(data), P(), P(data))
+  run = _run(body, data, latent, specs, (P(data), P(latent), P(data)))
+  return run(values, indices, W.astype(dtype), rest, weights, g)
+
+
+def _run(body, data, latent, in_specs, out_specs):
+  """The body, on each shard where there are several."""
+  if not (data or latent):
+    return body
+  return mesh.per_shard(body, in_specs, out_specs)
+
+
+def _take(W, axis: str | None, indices):
+  """Rows of W in float32, from whichever shard holds them."""
+  local, mine = mesh.own(indices, W.shape[0], axis)
+  rows = jnp.take(W, local, axis=0, mode="clip").astype(jnp.float32)
+  return mesh.psum(jnp.where(mine[:, None], rows, 0), axis)
+
+
+def _add(axis: str | None, total, indices, rows):
+  """Rows added to this shard's own; an index outside is dropped."""
+  local, mine = mesh.own(indices, total.shape[0], axis)
+  return total.at[local].add(jnp.where(mine[:, None], rows, 0), mode="drop")
+
+
+def _axes(rows: int, n: int) -> tuple[str | None, str | None]:
+  return (
+    mesh.axis_or_none(mesh.DATA, rows),
+    mesh.axis_or_none(mesh.LATENT, n),
+  )

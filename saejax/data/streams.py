@@ -1,0 +1,225 @@
+"""Batches of arrays in memory, of one field or several, with exact position.
+
+Methods that read more of a row than its activation (a condition, a score, a
+target, the other half of a pair) train on these. The order is that of the
+loader's rows: every epoch is a permutation of its own, named by the seed; what
+an epoch leaves over goes into the next one's first batch, and what is left at
+the very end is dropped. A position is a number of batches, so that any batch
+can be had without those before it, on the host (`array_batches`) or inside a
+compiled step (`array_draw`), with the same rows.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from saejax.data import shuffle
+from saejax.errors import InputError
+
+_LAST = 2**31 - 1
+
+
+class ArrayBatches:
+  """Iterator of {name: [batch_rows, ...], ..., "row": [batch_rows] int64}.
+
+  Made by `array_batches`. Fits where the training loop wants batches.
+
+  Attributes:
+    fields: names of the arrays; "row" is not among them.
+    rows: rows of an epoch.
+  """
+
+  def __init__(
+    self,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    batch_rows: int,
+    seed: int,
+    epochs: int | None,
+  ):
+    self.fields = tuple(arrays)
+    self.rows = _check(arrays, batch_rows, seed, epochs)
+    self._arrays = arrays
+    self._batch_rows, self._seed, self._epochs = batch_rows, seed, epochs
+    self._done = 0
+    self._order = (-1, np.zeros(0, np.int64))
+
+  def __repr__(self) -> str:
+    return (
+      f"ArrayBatches(fields={self.fields}, rows={self.rows}, "
+      f"batch_rows={self._batch_rows}, seed={self._seed}, "
+      f"epochs={self._epochs})"
+    )
+
+  def __len__(self) -> int:
+    """Batches from the start to the end.
+
+    Raises:
+      TypeError: there is no end.
+    """
+    if self._epochs is None:
+      raise TypeError("batches without end (epochs=None) have no length")
+    return self.rows * self._epochs // self._batch_rows
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    if self._epochs is not None and self._done >= len(self):
+      raise StopIteration
+    row = self.order(self._done)
+    self._done += 1
+    found = {name: array[row] for name, array in self._arrays.items()}
+    return {**found, "row": row}
+
+  def order(self, batch: int) -> Int[np.ndarray, "b"]:
+    """Row numbers of a batch, by its number from the start."""
+    position = batch * self._batch_rows
+    parts, wanted = [], self._batch_rows
+    while wanted:
+      epoch, first = divmod(position, self.rows)
+      part = self._epoch(epoch)[first : first + wanted]
+      parts.append(part)
+      position += len(part)
+      wanted -= len(part)
+    return np.concatenate(parts)
+
+  def get_state(self) -> dict[str, int]:
+    """The position: {"batches": number of those given so far}."""
+    return {"batches": self._done}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Goes to a position.
+
+    Raises:
+      ValueError: it is not one of `get_state`.
+    """
+    done = state.get("batches") if isinstance(state, Mapping) else None
+    if not isinstance(done, int) or done < 0:
+      raise ValueError(f"state must be {{'batches': int}}, got {state}")
+    self._done = done
+
+  def _epoch(self, epoch: int) -> np.ndarray:
+    if self._order[0] != epoch:
+      self._order = (epoch, permutation(self.rows, self._seed, epoch))
+    return self._order[1]
+
+
+def array_batches(
+  arrays: Mapping[str, np.ndarray],
+  *,
+  batch_rows: int,
+  seed: int,
+  epochs: int | None = 1,
+) -> ArrayBatches:
+  """Shuffled batches of arrays whose first axis is that of rows.
+
+  Args:
+    arrays: by field ("x", and where there are "target", "cond", "score",
+      "weight" or names of one's own), equally many rows each; NumPy arrays,
+      memory-mapped ones too. Pairs of rows are x [rows, 2, d].
+    batch_rows: rows a batch.
+    seed: of the order; every epoch has another one.
+    epochs: passes over the rows; None for no end.
+
+  Raises:
+    InputError: "batch" where there is no x, "row" is taken or the numbers of
+      rows differ; "train.batch_rows", "train.seed" or "train.epochs" out of
+      range.
+  """
+  return ArrayBatches(arrays, batch_rows=batch_rows, seed=seed, epochs=epochs)
+
+
+def array_draw(
+  arrays: Mapping[str, np.ndarray | Array],
+  *,
+  batch_rows: int,
+  seed: int,
+  epochs: int = 1,
+) -> Callable[[Int[Array, ""]], dict[str, Array]]:
+  """The batches of `array_batches` from a step, inside a compiled program.
+
+  Arrays and order lie on the device: 4 bytes a row and epoch beside the data.
+
+  Args:
+    arrays: as above.
+    batch_rows: as above.
+    seed: as above.
+    epochs: passes over the rows, of which the order is kept; batches after
+      them are those from the start again.
+
+  Returns:
+    draw(step) -> {name: [batch_rows, ...], ..., "row": [batch_rows] int32}.
+
+  Raises:
+    InputError: as above, and "train.epochs" where rows * epochs is beyond
+      2^31.
+  """
+  rows = _check(arrays, batch_rows, seed, epochs)
+  if rows * epochs > _LAST:
+    raise InputError(
+      "train.epochs",
+      epochs,
+      f"{rows} rows an epoch must be below 2^31 in all",
+      "lower it, or use array_batches",
+    )
+  order = np.concatenate([permutation(rows, seed, e) for e in range(epochs)])
+  order = order[: len(order) // batch_rows * batch_rows]
+  held = {name: jnp.asarray(array) for name, array in arrays.items()}
+  # Arrays of a Partial are arguments of the program, not constants in it.
+  order = jnp.asarray(order, jnp.int32).reshape(-1, batch_rows)
+  return jax.tree_util.Partial(_drawn, held, order)
+
+
+def _drawn(
+  held: Mapping[str, Array], order: Int[Array, "s b"], step: Int[Array, ""]
+) -> dict[str, Array]:
+  row = order[step % len(order)]
+  found = {name: jnp.take(a, row, axis=0) for name, a in held.items()}
+  return {**found, "row": row}
+
+
+def permutation(rows: int, seed: int, epoch: int) -> Int[np.ndarray, "rows"]:
+  """The order of an epoch."""
+  return shuffle.permutation(rows, shuffle.ARRAYS, seed, epoch)
+
+
+def _check(
+  arrays: Mapping[str, Any], batch_rows: int, seed: int, epochs: int | None
+) -> int:
+  """Rows of an epoch, after refusing what cannot be batched."""
+  if "x" not in arrays or "row" in arrays:
+    raise InputError(
+      "batch",
+      ", ".join(arrays),
+      "fields must hold x, and not row, which is the number of the row",
+      "name the activations x and another field otherwise",
+    )
+  counts = {name: len(array) for name, array in arrays.items()}
+  rows = counts["x"]
+  if set(counts.values()) != {rows}:
+    raise InputError(
+      "batch",
+      counts,
+      "fields must have equally many rows",
+      "give each one entry a row",
+    )
+  passes = 1 if epochs is None else epochs
+  for name, value, least in (("seed", seed, 0), ("epochs", passes, 1)):
+    if value < least:
+      raise InputError(
+        f"train.{name}", value, f"must be at least {least}", "raise it"
+      )
+  most = rows if epochs is None else rows * epochs
+  if not 1 <= batch_rows <= most:
+    raise InputError(
+      "train.batch_rows",
+      batch_rows,
+      f"must be in [1, {most}], the rows there are",
+      "lower it, or give more rows",
+    )
+  return rows

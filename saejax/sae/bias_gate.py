@@ -1,0 +1,42 @@
+"""A gate whose bias is set from outside the gradient."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from saejax.sae.activations import Activation
+from saejax.sae.context import Context, Pre
+
+FORMS = ("jump", "relu")
+
+
+class BiasGate(Activation):
+  """What passes the gate y = a + b > 0; b gets no gradient.
+
+      jump  z = a where y > 0, else 0: the bias moves the gate alone
+      relu  z = max(y, 0)
+
+  A jump gate is a threshold -b on a. At the edge of the gate z is continuous
+  in b under relu only: a jump latent goes from 0 to a = -b.
+
+  Attributes:
+    b: added to the pre-activations; moved by
+      `training.bias_adaptation.BiasAdaptation`.
+    form: "jump" or "relu".
+
+  References:
+    Chen et al., Taming Polysemanticity in LLMs: Provable Feature Recovery via
+    Sparse Autoencoders, 2025, arXiv:2506.14002.
+  """
+
+  b: Float[Array, "n"]
+  form: str = flax.struct.field(pytree_node=False, default="jump")
+
+  def gate(self, pre: Pre) -> Float[Array, "*b n"]:
+    """y."""
+    return pre.a + jax.lax.stop_gradient(self.b)
+
+  def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
+    y = self.gate(pre)
+    return jnp.where(y > 0, pre.a if self.form == "jump" else y, 0)

@@ -1,0 +1,289 @@
+"""Preps that depend on a condition of each row: a timestep, a layer.
+
+`Batch.cond` holds the conditions [*b]: whole numbers in [0, T), or times in
+[0, 1], which tables cut into T equal bins (`bins`).
+"""
+
+import math
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from saejax.errors import InputError
+from saejax.sae import prep as preps
+from saejax.sae.part import Part
+
+CONTINUOUS_BINS = 50  # of times in [0, 1]
+EMBEDDING = 256  # width of the embedding of a time and of its MLP
+LONGEST_PERIOD = 10_000.0
+STEPS_OF_UNIT_TIME = 1000.0  # times in [0, 1] are embedded as 0 .. 1000
+MIN_STD = 1e-6  # relative to the deviation over all coordinates
+
+
+def bins(cond: Array, count: int, continuous: bool) -> Int[Array, "*b"]:
+  """Which of `count` tables each row reads; beyond the ends the last one."""
+  if continuous:
+    cond = jnp.floor(cond.astype(jnp.float32) * count)
+  return jnp.clip(cond.astype(jnp.int32), 0, count - 1)
+
+
+def required(cond: Array | None) -> Array:
+  """The conditions.
+
+  Raises:
+    InputError: there are none.
+  """
+  if cond is None:
+    raise InputError(
+      "cond",
+      None,
+      "this SAE reads a condition of every row",
+      "give Batch(x=..., cond=...)",
+    )
+  return cond
+
+
+class PerCondition(Part):
+  """x' = (x - centre_c) / scale_c, c the row's condition; frozen.
+
+  Attributes:
+    centre: subtracted, one row a condition, in the units of x.
+    scale: divided by, one number a condition, in the units of x.
+  """
+
+  centre: Float[Array, "c d"]
+  scale: Float[Array, "c"]
+
+  def apply(
+    self, x: Float[Array, "*b d"], cond: Array | None = None
+  ) -> tuple[Array, tuple[Array, Array]]:
+    which = bins(required(cond), self.scale.shape[-1], continuous=False)
+    tables = jax.lax.stop_gradient((self.centre, self.scale[:, None]))
+    centre, scale = (table[which] for table in tables)
+    return (x.astype(jnp.float32) - centre) / scale, (centre, scale)
+
+  def undo(
+    self,
+    x: Float[Array, "*b d"],
+    memo: tuple[Array, Array] | None = None,
+  ) -> Array:
+    centre, scale = _known(memo)
+    return x * scale + centre
+
+
+def per_condition(
+  x: Float[Array, "*b d"],
+  cond: Int[Array, "*b"],
+  count: int,
+  *,
+  centred: bool = False,
+) -> PerCondition:
+  """The prep after which each condition's rows have mean norm 1.
+
+  Args:
+    x: raw rows.
+    cond: their conditions in [0, count).
+    count: conditions.
+    centred: whether each condition's mean is subtracted first.
+
+  Raises:
+    InputError: a condition without rows, or whose rows are all equal (all 0
+      where not centred).
+  """
+  rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+  which = np.asarray(cond).reshape(-1)
+  centre, scale = np.zeros((count, rows.shape[-1])), np.zeros(count)
+  for c in range(count):
+    own = rows[which == c]
+    if centred and len(own):
+      centre[c] = own.mean(axis=0)
+    norms = np.linalg.norm(own - centre[c], axis=-1)
+    if not norms.sum() > 0:
+      raise InputError(
+        "cond",
+        c,
+        "every condition needs rows that are not all the same",
+        "give more rows, or fewer conditions",
+      )
+    scale[c] = norms.mean()
+  return PerCondition(
+    jnp.asarray(centre, jnp.float32), jnp.asarray(scale, jnp.float32)
+  )
+
+
+class Modulation(Protocol):
+  """From conditions to the log scale gamma and the shift beta, [*b, d] each."""
+
+  def __call__(self, cond: Array) -> tuple[Array, Array]: ...
+
+
+class Table(Part):
+  """gamma and beta of their own for each condition.
+
+  Attributes:
+    gamma: log scales.
+    beta: shifts.
+    continuous: whether conditions are times in [0, 1].
+  """
+
+  gamma: Float[Array, "c d"]
+  beta: Float[Array, "c d"]
+  continuous: bool = flax.struct.field(pytree_node=False, default=False)
+
+  def __call__(self, cond: Array) -> tuple[Array, Array]:
+    which = bins(cond, self.gamma.shape[-2], self.continuous)
+    return self.gamma[which], self.beta[which]
+
+
+class Sinusoidal(Part):
+  """(gamma, beta) = W_out silu(W_2 silu(W_1 s(t) + b_1) + b_2) + b_out.
+
+  s(t) are the cosines and sines of t at frequencies from 1 to 1/10000, as in
+  diffusion models; a time in [0, 1] counts as one of a thousand steps.
+
+  Attributes:
+    W_1, b_1, W_2, b_2: of the two hidden layers.
+    W_out, b_out: to gamma and beta; 0 at the start, so that nothing changes.
+    continuous: whether conditions are times in [0, 1].
+  """
+
+  W_1: Float[Array, "h e"]
+  b_1: Float[Array, "h"]
+  W_2: Float[Array, "h h"]
+  b_2: Float[Array, "h"]
+  W_out: Float[Array, "2d h"]
+  b_out: Float[Array, "2d"]
+  continuous: bool = flax.struct.field(pytree_node=False, default=False)
+
+  def __call__(self, cond: Array) -> tuple[Array, Array]:
+    h = self.embed(cond)
+    h = jax.nn.silu(h @ self.W_1.T + self.b_1)
+    h = jax.nn.silu(h @ self.W_2.T + self.b_2)
+    gamma, beta = jnp.split(h @ self.W_out.T + self.b_out, 2, axis=-1)
+    return gamma, beta
+
+  def embed(self, cond: Array) -> Float[Array, "*b e"]:
+    """s(t)."""
+    half = self.W_1.shape[-1] // 2
+    rates = jnp.exp(-math.log(LONGEST_PERIOD) * jnp.arange(half) / half)
+    t = cond.astype(jnp.float32) * (
+      STEPS_OF_UNIT_TIME if self.continuous else 1.0
+    )
+    angles = t[..., None] * rates
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def table(d: int, count: int, *, continuous: bool = False) -> Table:
+  """A table that changes nothing yet."""
+  gamma, beta = jnp.zeros((2, count, d))
+  return Table(gamma, beta, continuous=continuous)
+
+
+def sinusoidal(
+  key: PRNGKeyArray, d: int, *, width: int = EMBEDDING, continuous: bool = False
+) -> Sinusoidal:
+  """A sinusoidal embedding and its MLP, which change nothing yet.
+
+  Hidden weights are normal with variance 1 / inputs.
+  """
+  draw = lambda key: jax.random.normal(key, (width, width)) / math.sqrt(width)
+  one, two = jax.random.split(key)
+  return Sinusoidal(
+    W_1=draw(one),
+    b_1=jnp.zeros((width,)),
+    W_2=draw(two),
+    b_2=jnp.zeros((width,)),
+    W_out=jnp.zeros((2 * d, width)),
+    b_out=jnp.zeros((2 * d,)),
+    continuous=continuous,
+  )
+
+
+def standardised(
+  x: Float[Array, "*b d"],
+  cond: Array,
+  count: int = CONTINUOUS_BINS,
+  *,
+  continuous: bool = False,
+) -> Table:
+  """The table that gives each condition's coordinates mean 0, deviation 1.
+
+      gamma_c = -log std_c,   beta_c = -mean_c / std_c
+
+  A condition with fewer than two rows takes the mean and deviation of all.
+
+  Args:
+    x: raw rows.
+    cond: their conditions.
+    count: conditions, or bins of times.
+    continuous: whether conditions are times in [0, 1].
+
+  Raises:
+    InputError: the rows do not vary.
+  """
+  rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+  which = np.asarray(bins(jnp.asarray(cond), count, continuous)).reshape(-1)
+  floor = MIN_STD * np.sqrt(rows.var(axis=0).mean())
+  if not floor > 0:
+    raise InputError("rows", len(rows), "must vary", "give other rows")
+  mean = np.tile(rows.mean(axis=0), (count, 1))
+  std = np.tile(rows.std(axis=0), (count, 1))
+  for c in range(count):
+    own = rows[which == c]
+    if len(own) > 1:
+      mean[c], std[c] = own.mean(axis=0), own.std(axis=0)
+  std = np.maximum(std, floor)
+  gamma, beta = -np.log(std), -mean / std
+  return Table(
+    jnp.asarray(gamma, jnp.float32),
+    jnp.asarray(beta, jnp.float32),
+    continuous=continuous,
+  )
+
+
+class Modulated(Part):
+  """x' = inner(x) exp(gamma(t)) + beta(t), t the row's condition.
+
+  exp, so that there always is an inverse. A direction w of the dictionary is
+  w exp(-gamma(t)) in the units of inner(x). The modulation is trained, unless
+  `frozen`.
+
+  Attributes:
+    modulation: gamma and beta.
+    inner: applied first.
+    frozen: whether no gradient reaches the modulation.
+  """
+
+  modulation: Modulation
+  inner: preps.Prep = preps.Identity()
+  frozen: bool = flax.struct.field(pytree_node=False, default=False)
+
+  def apply(
+    self, x: Float[Array, "*b d"], cond: Array | None = None
+  ) -> tuple[Array, tuple[Array, Array, Any]]:
+    frame, memo = self.inner.apply(x, cond)
+    gamma, beta = self.modulation(required(cond))
+    if self.frozen:
+      gamma, beta = jax.lax.stop_gradient((gamma, beta))
+    return frame * jnp.exp(gamma) + beta, (gamma, beta, memo)
+
+  def undo(
+    self,
+    x: Float[Array, "*b d"],
+    memo: tuple[Array, Array, Any] | None = None,
+  ) -> Array:
+    gamma, beta, inner_memo = _known(memo)
+    return self.inner.undo((x - beta) * jnp.exp(-gamma), inner_memo)
+
+
+def _known(memo: Any) -> Any:
+  if memo is None:
+    raise ValueError(
+      "a prep by condition cannot be undone without the rows' conditions; use "
+      "reconstruct(Batch(x=..., cond=...))"
+    )
+  return memo

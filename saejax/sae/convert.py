@@ -1,0 +1,152 @@
+"""Exact reductions to an affine encoder with thresholds, and an estimated one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from saejax.errors import InputError
+from saejax.sae import activations, decoders, encoders, gated, jumprelu
+from saejax.sae.context import Batch, as_batch
+from saejax.sae.sae import SAE
+
+
+def inference_form(sae: SAE) -> SAE:
+  """Learned thresholds and gates as plain thresholds; other SAEs as they are.
+
+  JumpReLU keeps its theta. Of a gated encoder, exactly:
+
+      W_enc = exp(r_mag) W,  b_enc = b_mag
+      theta = max(b_mag - exp(r_mag) b_gate, 0)
+
+  References:
+    Rajamanoharan et al., Improving Dictionary Learning with Gated Sparse
+    Autoencoders, 2024, arXiv:2404.16014.
+  """
+  if isinstance(sae.activation, jumprelu.JumpReLU):
+    theta = jnp.maximum(sae.activation.theta, 0)
+    return sae.replace(activation=activations.Threshold(theta))
+  if isinstance(sae.activation, gated.Gate):
+    return _ungated(sae, sae.encoder)
+  return sae
+
+
+def _ungated(sae: SAE, encoder) -> SAE:
+  scale = jnp.exp(encoder.r_mag)
+  theta = jnp.maximum(encoder.b_mag - scale * encoder.b_gate, 0)
+  return sae.replace(
+    encoder=encoders.Affine(W=scale[:, None] * encoder.W, b=encoder.b_mag),
+    activation=activations.Threshold(theta),
+  )
+
+
+def fold_decoder_norms(sae: SAE) -> SAE:
+  """The same reconstructions from decoder rows of unit norm.
+
+  With c_i = |w_i|:
+
+      W_dec_i / c_i,  c_i W_enc_i,  c_i b_enc_i,  c_i theta_i
+
+  so that latents are c_i times as large. What was ranked or compared by the size
+  of what a latent adds, a_i |w_i|, is afterwards by a_i itself, and its
+  threshold stays. The result has the inference form.
+
+  Raises:
+    ValueError: the encoder is not affine, or latents are ranked by a_i alone,
+      so that others would be kept.
+  """
+  sae = inference_form(sae)
+  norms = jnp.linalg.norm(sae.W_dec, axis=-1)
+  rows = norms[:, None]
+  return sae.replace(
+    encoder=encoders.Affine(W=rows * sae.W_enc, b=norms * sae.b_enc),
+    activation=_scaled(sae.activation, norms),
+    decoder=decoders.Free(
+      W=sae.W_dec / jnp.maximum(rows, 1e-12), b=sae.b_dec
+    ),
+  )
+
+
+def _scaled(activation, norms: Float[Array, "n"]):
+  """The activation for pre-activations multiplied by the norms."""
+  if getattr(activation, "score", None) == "norm":
+    return activation.replace(score="value")
+  if isinstance(activation, activations.Threshold):
+    return activation.replace(theta=activation.theta * norms)
+  if isinstance(activation, activations.ReLU):
+    return activation
+  raise ValueError(
+    f"{type(activation).__name__} would keep other latents once decoder norms "
+    "are folded; rank by score 'norm', or convert to thresholds first"
+  )
+
+
+def to_jumprelu(
+  sae: SAE,
+  x: Float[Array, "*b d"] | Batch,
+  *,
+  k: float | None = None,
+  rows_at_once: int = 1024,
+) -> SAE:
+  """One threshold for all latents in the place of a selection.
+
+  Decoder norms are folded to 1 first where latents are ranked by a_i |w_i|. Then,
+  over the B rows given,
+
+      theta = the (B k)-th largest of max(a, 0),  z = a where a > theta
+
+  so that a row keeps k latents on average and rows do not depend on each other.
+  Where magnitudes are ranked it is |a| in the place of both.
+
+  Args:
+    sae: whose activation selects, such as `TopK` or `Ranked`.
+    x: raw rows that were not trained on; Llama Scope takes 32768.
+    k: latents a row; those of the activation by default.
+    rows_at_once: rows encoded together.
+
+  Returns:
+    An SAE with a `Threshold`, theta in the frame of the prep.
+
+  Raises:
+    InputError: k is not known, or there are too few rows for one latent.
+
+  References:
+    He et al., Llama Scope, 2024, arXiv:2410.20526.
+  """
+  k = _k(sae.activation) if k is None else k
+  batch = as_batch(x)
+  outer = batch.x.ndim - 1
+  batch = jax.tree.map(lambda a: a.reshape(-1, *a.shape[outer:]), batch)
+  count = int(batch.rows * k + 1e-4)
+  if count < 1:
+    raise InputError(
+      "x", f"{batch.rows} rows", f"must hold one latent at k={k}", "give more"
+    )
+  if getattr(sae.activation, "score", None) == "norm":
+    sae = fold_decoder_norms(sae)
+  score = getattr(sae.activation, "score", "value")
+  keep = getattr(sae.activation, "keep", "relu")
+  at = lambda theta: sae.replace(
+    activation=activations.Threshold(jnp.float32(theta), score, keep)
+  )
+  encode = jax.jit(lambda s, b: jnp.abs(s.encode(b)))
+  largest = np.zeros((0,), np.float32)
+  for start in range(0, batch.rows, rows_at_once):
+    some = jax.tree.map(lambda a, i=start: a[i : i + rows_at_once], batch)
+    sizes = np.asarray(encode(at(0.0), some)).reshape(-1)
+    largest = np.concatenate([largest, sizes[sizes > 0]])
+    if largest.size > count:
+      largest = np.partition(largest, -count)[-count:]
+  return at(largest.min() if largest.size == count else 0.0)
+
+
+def _k(activation) -> float:
+  """Latents a row of a selection."""
+  k = activation.row_k
+  if k is None:
+    k = getattr(getattr(activation, "budget", None), "k", None)
+  if k is None:
+    raise InputError(
+      "k", k, f"{type(activation).__name__} does not say it", "give k"
+    )
+  return k

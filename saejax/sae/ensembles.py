@@ -1,0 +1,288 @@
+"""Several SAEs as one.
+
+Bagging: the mean of J members is one plain SAE of J n latents (`flatten`).
+
+    sum_j alpha_j (z_j W_j + b_j) = concat_j(alpha_j z_j) concat_j(W_j) + b
+
+alpha is put into the latents, so that the decoder's rows keep their norms.
+
+Boosting: stage j is trained on what the stages before it leave of x.
+
+    r_1 = x,   r_j = x - sum_{l<j} g_l(r_l),   x_hat = sum_j g_j(r_j)
+
+The earlier stages are a prep (`Residual`) of the last one, which thereby is the
+whole ensemble: it encodes in turn, stage by stage, and only its decoder is the
+plain concatenation (`decoder_of_stages`).
+
+References:
+  Ensembling Sparse Autoencoders, 2025, arXiv:2505.16077.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from saejax.errors import InputError
+from saejax.kernels.topk import select
+from saejax.sae import activations, decoders, encoders, folding
+from saejax.sae import prep as preps
+from saejax.sae.activations import KEEPS, SCORES, Activation
+from saejax.sae.context import Batch, Context, Pre, as_batch
+from saejax.sae.part import Part
+from saejax.sae.sae import SAE
+
+
+class BlockTopK(Activation):
+  """The k highest scores of each row in each of several blocks of latents.
+
+  Latents are cut into `blocks` runs of equal length; within one this is
+  `activations.TopK`.
+
+  Attributes:
+    k: latents kept in a block.
+    blocks: number of them; divides n.
+    score, keep: see `activations`.
+  """
+
+  k: int = flax.struct.field(pytree_node=False)
+  blocks: int = flax.struct.field(pytree_node=False)
+  score: str = flax.struct.field(pytree_node=False, default="value")
+  keep: str = flax.struct.field(pytree_node=False, default="relu")
+
+  @property
+  def row_k(self) -> int:
+    return self.k * self.blocks
+
+  def with_k(self, k: int) -> "BlockTopK":
+    return self.replace(k=k)
+
+  def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
+    """Latents of pre-activations.
+
+    Raises:
+      ValueError: the blocks do not divide n, or hold fewer than k latents.
+    """
+    score = SCORES[self.score](pre, ctx)
+    n = score.shape[-1]
+    if n % self.blocks or self.k > n // self.blocks:
+      raise ValueError(f"{self.blocks} blocks of at least {self.k} in n={n}")
+    inside = score.reshape(*score.shape[:-1], self.blocks, n // self.blocks)
+    count = self.k if ctx.k is None else ctx.k
+    kept = select.largest(inside, jnp.asarray(count), (-1,))
+    return jnp.where(kept.reshape(score.shape), KEEPS[self.keep](pre.a), 0)
+
+
+def flatten(saes: Sequence[SAE], weights: Sequence[float] | None = None) -> SAE:
+  """One SAE of all members' latents, whose output is their weighted mean.
+
+      x_hat = sum_j alpha_j g_j(x)
+
+  W_enc, b_enc and thresholds are multiplied by alpha_j, decoder rows stay as
+  they are. TopK members give `BlockTopK`: k latents of each. Where the members'
+  preps differ they are folded into the weights.
+
+  Args:
+    saes: members with affine encoders and activations of one kind (ReLU, TopK,
+      or one with thresholds `theta`), as `Recipe.finish` leaves them.
+    weights: alpha, above 0; 1/J each by default.
+
+  Raises:
+    InputError: members that cannot be one SAE, or weights that are not one
+      positive number a member.
+    ValueError: an encoder that is not affine, or preps that differ and cannot
+      be folded.
+  """
+  alphas = [1 / len(saes)] * len(saes) if weights is None else list(weights)
+  _check_members(saes, alphas)
+  if not all(_equal(sae.prep, saes[0].prep) for sae in saes):
+    saes = [folding.fold_prep(sae) for sae in saes]
+  first = saes[0]
+  centre = lambda sae: sae.W_enc @ sae.b_dec if sae.pre_bias else 0.0
+  scaled = lambda part: jnp.concatenate(
+    [alpha * part(sae) for alpha, sae in zip(alphas, saes, strict=True)]
+  )
+  total = sum(alpha * s.b_dec for alpha, s in zip(alphas, saes, strict=True))
+  return first.replace(
+    encoder=encoders.Affine(
+      W=scaled(lambda sae: sae.W_enc),
+      b=scaled(lambda sae: sae.b_enc - centre(sae)),
+    ),
+    activation=_flat_activation(saes, scaled),
+    decoder=decoders.Free(
+      W=jnp.concatenate([sae.W_dec for sae in saes]), b=jnp.asarray(total)
+    ),
+    pre_bias=False,
+  )
+
+
+def _flat_activation(saes: Sequence[SAE], scaled) -> Activation:
+  """What the members' activations are on all their latents together."""
+  activation: Any = saes[0].activation
+  if isinstance(activation, activations.ReLU):
+    return activation
+  if isinstance(activation, activations.TopK):
+    return BlockTopK(
+      activation.k, len(saes), score=activation.score, keep=activation.keep
+    )
+  if not hasattr(activation, "theta"):
+    raise InputError(
+      "saes",
+      type(activation).__name__,
+      "members need ReLU, TopK or thresholds to be one SAE",
+      "finish them first, or average their reconstructions",
+    )
+  theta: Any = lambda sae: jnp.broadcast_to(sae.activation.theta, (sae.n,))
+  return activation.replace(theta=scaled(theta))
+
+
+def _check_members(saes: Sequence[SAE], alphas: Sequence[float]) -> None:
+  if len(alphas) != len(saes) or not all(
+    math.isfinite(alpha) and alpha > 0 for alpha in alphas
+  ):
+    raise InputError(
+      "weights",
+      alphas,
+      f"must be {len(saes)} positive numbers",
+      "give one a member",
+    )
+  kinds = [
+    (jax.tree.structure(s.activation), s.d, s.n, s.dtype, s.target_prep)
+    for s in saes
+  ]
+  for kind in kinds:
+    if kind[:4] != kinds[0][:4] or not _equal(kind[4], kinds[0][4]):
+      raise InputError(
+        "saes",
+        kind[:4],
+        f"members must be alike; the first is {kinds[0][:4]}",
+        "give members of one run",
+      )
+
+
+def _equal(one: Any, two: Any) -> bool:
+  """Whether two parts have one structure and equal arrays."""
+  leaves, structure = jax.tree.flatten(one)
+  others, other = jax.tree.flatten(two)
+  return structure == other and all(
+    np.array_equal(a, b) for a, b in zip(leaves, others, strict=True)
+  )
+
+
+class Residual(Part):
+  """What frozen SAEs leave of x, one after the other, and then another prep.
+
+      r_1 = x;   r_{l+1} = r_l - g_l(r_l);   x' = inner(r_J)
+
+  Undoing adds the reconstructions g_l(r_l) back, so that an SAE behind this
+  prep reconstructs x and not the residual. No gradient reaches the stages, and
+  x' carries none to them. With stages each trained behind the ones before it,
+  the last SAE is the boosted ensemble.
+
+  Attributes:
+    stages: earlier SAEs with preps of their own, in the form for inference.
+    inner: applied to what they leave.
+  """
+
+  stages: tuple[SAE, ...]
+  inner: preps.Prep = preps.Identity()
+
+  def apply(
+    self, x: Float[Array, "*b d"], cond: Array | None = None
+  ) -> tuple[Array, tuple[Array, Any]]:
+    x = x.astype(jnp.float32)
+    left, given = x, jnp.zeros_like(x)
+    for stage in jax.lax.stop_gradient(self.stages):
+      part = stage.reconstruct(Batch(x=left, cond=cond))
+      left, given = left - part, given + part
+    left, given = jax.lax.stop_gradient((left, given))
+    frame, memo = self.inner.apply(left, cond)
+    return frame, (given, memo)
+
+  def undo(
+    self,
+    x: Float[Array, "*b d"],
+    memo: tuple[Array, Any] | None = None,
+  ) -> Array:
+    if memo is None:
+      raise ValueError(
+        "a residual cannot be undone without what the earlier stages "
+        "reconstruct of the rows; use reconstruct(x)"
+      )
+    given, inner_memo = memo
+    return self.inner.undo(x, inner_memo) + given
+
+
+def residual(
+  stages: Sequence[SAE],
+  sample: Float[Array, "s d"] | Batch,
+  kind: str = "centre_scale",
+) -> Residual:
+  """The prep of the next stage, its inner one fitted to what the stages leave.
+
+  Residuals have another scale than x, so each stage has its own.
+
+  Args:
+    stages: the SAEs trained so far; none for the first stage.
+    sample: raw rows.
+    kind: of the inner prep, see `prep.from_stats`.
+
+  Raises:
+    InputError: a stage of another width than the rows.
+    ValueError: an unknown kind, or residuals that do not vary.
+  """
+  sample = as_batch(sample)
+  width = sample.x.shape[-1]
+  for stage in stages:
+    if stage.d != width:
+      raise InputError(
+        "stages",
+        stage.d,
+        f"every stage must have the width {width} of the rows",
+        "give SAEs trained on this site",
+      )
+  left, _ = Residual(tuple(stages)).apply(sample.x, sample.cond)
+  rows = np.asarray(left, np.float64).reshape(-1, width)
+  stats = {
+    "mean": rows.mean(axis=0),
+    "mean_square": np.square(rows).sum(axis=-1).mean(),
+  }
+  return Residual(tuple(stages), inner=preps.from_stats(kind, stats))
+
+
+def stages_of(sae: SAE) -> tuple[SAE, ...]:
+  """The SAEs that a boosted one is made of, in order; the last without them."""
+  if not isinstance(sae.prep, Residual):
+    return (sae,)
+  return (*sae.prep.stages, sae.replace(prep=sae.prep.inner))
+
+
+def encode_stages(
+  sae: SAE, x: Float[Array, "*b d"] | Batch
+) -> Float[Array, "*b n_all"]:
+  """The latents of every stage, concatenated; each reads what is left."""
+  batch = as_batch(x)
+  latents = []
+  for stage in stages_of(sae):
+    out = stage.forward(batch)
+    latents.append(out.latents.dense())
+    batch = batch.replace(x=batch.x - stage.prep.undo(out.x_hat, out.memo))
+  return jnp.concatenate(latents, axis=-1)
+
+
+def decoder_of_stages(
+  sae: SAE,
+) -> tuple[Float[Array, "n_all d"], Float[Array, "d"]]:
+  """W and b with x_hat = encode_stages(x) W + b, in the units of x.
+
+  Raises:
+    ValueError: a stage's own prep is not linear.
+  """
+  folded = [folding.fold_prep(stage) for stage in stages_of(sae)]
+  W = jnp.concatenate([stage.W_dec for stage in folded])
+  return W, jnp.sum(jnp.stack([stage.b_dec for stage in folded]), axis=0)

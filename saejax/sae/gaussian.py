@@ -1,0 +1,84 @@
+"""An encoder whose latents are drawn from a Gaussian posterior."""
+
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from saejax.sae import encoders, initial
+from saejax.sae.context import Context, Pre
+from saejax.sae.part import Part
+from saejax.sae.sae import SAE
+
+POSTERIORS = ("none", "fixed", "learned")
+LOGVAR_RANGE = (-6.0, 2.0)
+
+
+class Gaussian(Part):
+  """A mean, and around it in training a sample.
+
+      mu = relu((x - b_pre) W^T + b)
+      a  = mu                               posterior "none"
+      a  = mu + eps                         "fixed", in training
+      a  = mu + eps exp(logvar / 2)         "learned", in training
+      logvar = clip((x - b_pre) W_var^T + b_var, -6, 2)
+
+  with eps standard normal. Outside training a = mu.
+
+  Attributes:
+    W, b: of the mean.
+    W_var, b_var: of the logarithm of the variance, None unless it is learned.
+    posterior: see above.
+  """
+
+  W: Float[Array, "n d"]
+  b: Float[Array, "n"]
+  W_var: Float[Array, "n d"] | None
+  b_var: Float[Array, "n"] | None
+  posterior: str = flax.struct.field(pytree_node=False)
+
+  def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre:
+    """Raises: ValueError, it samples and the pass has no key."""
+    x = x - ctx.b_pre
+    mean = jax.nn.relu(encoders.matmul(x, self.W, ctx.dtype) + self.b)
+    logvar = None
+    if self.W_var is not None:
+      logvar = encoders.matmul(x, self.W_var, ctx.dtype) + self.b_var
+      logvar = jnp.clip(logvar, *LOGVAR_RANGE)
+    a = mean
+    if ctx.train and self.posterior != "none":
+      a += scale(logvar) * jax.random.normal(ctx.random_key(), mean.shape)
+    return Pre(a=a, mean=mean, logvar=logvar)
+
+
+def scale(logvar: Float[Array, "*b n"] | None) -> Float[Array, "*b n"] | float:
+  """The standard deviation; 1 where the variance is not learned."""
+  return 1.0 if logvar is None else jnp.exp(logvar / 2)
+
+
+def init(key: PRNGKeyArray, *, posterior: str, **around: Any) -> SAE:
+  """Weights of `initial.tied`, with a Gaussian head on the same rows.
+
+  W_var is uniform on +-sqrt(6 / ((1 + 0.01^2) d)), b_var is -2.
+
+  Args:
+    key: of the weights.
+    posterior: see `Gaussian`.
+    **around: of `initial.tied`.
+  """
+  rows_key, var_key = jax.random.split(key)
+  head = partial(_head, var_key, posterior)
+  return initial.tied(rows_key, encoder=head, **around)
+
+
+def _head(key: PRNGKeyArray, posterior: str, W: Array) -> Gaussian:
+  n, d = W.shape
+  W_var = b_var = None
+  if posterior == "learned":
+    bound = (6 / ((1 + 0.01**2) * d)) ** 0.5
+    W_var = jax.random.uniform(key, (n, d), minval=-bound, maxval=bound)
+    b_var = jnp.full((n,), -2.0)
+  return Gaussian(W, jnp.zeros((n,)), W_var, b_var, posterior)

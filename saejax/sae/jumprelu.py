@@ -1,0 +1,155 @@
+"""JumpReLU: a learned threshold a latent, its gradient estimated by a kernel.
+
+    z = a H(a - theta)      H(t) = 1 where t > 0, else 0
+
+Neither z nor H has a useful derivative in theta. With p the density of a at
+the threshold, that of the expected loss has p(theta) in it, which a kernel of
+unit mass and bandwidth eps estimates from the rows near it:
+
+    dz/dtheta := -theta K(a - theta)      dz/da := H
+    dH/dtheta := -K(a - theta)            dH/da := 0
+
+The kernels are those of Kempner's overcomplete with their masses set to 1: its
+Gaussian has mass 1/2, its Silverman kernel 2 and its cosine eps.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from saejax.sae.activations import Activation
+from saejax.sae.context import Context, Pre
+
+# From t = a - theta and the bandwidth eps to a density; h = eps/2 is the half
+# width.
+KERNELS: dict[str, Callable[[Array, float], Array]] = {
+  "rectangle": lambda t, eps: _within(t, eps / 2, 1.0) / eps,
+  "triangular": lambda t, eps: _bump(t, eps, lambda s: 1 - jnp.abs(s)),
+  "epanechnikov": lambda t, eps: _bump(t, eps, lambda s: 0.75 * (1 - s**2)),
+  "quartic": lambda t, eps: _bump(
+    t, eps, lambda s: 15 / 16 * jnp.square(1 - s**2)
+  ),
+  "gaussian": lambda t, eps: jax.scipy.stats.norm.pdf(t / (eps / 2)) / (eps / 2),
+  "cosine": lambda t, eps: (
+    _within(t, eps, 1 + jnp.cos(jnp.pi * t / eps)) / (2 * eps)
+  ),
+  "silverman": lambda t, eps: _silverman(jnp.abs(t) / (eps / 2)) / (eps / 2),
+  "cauchy": lambda t, eps: (
+    1 / (jnp.pi * (eps / 2) * (1 + jnp.square(t / (eps / 2))))
+  ),
+}
+
+
+def _within(t, reach: float, value):
+  """value where |t| < reach, else 0."""
+  return jnp.where(jnp.abs(t) < reach, value, 0.0)
+
+
+def _bump(t, eps: float, shape: Callable[[Array], Array]):
+  """shape(t / h) / h on |t| < h."""
+  s = t / (eps / 2)
+  return _within(s, 1.0, shape(s)) / (eps / 2)
+
+
+def _silverman(s):
+  """exp(-s / sqrt 2) sin(s / sqrt 2 + pi / 4) / 2 for s >= 0."""
+  s = s / jnp.sqrt(jnp.float32(2))
+  return jnp.exp(-s) * jnp.sin(s + jnp.pi / 4) / 2
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def jump(
+  a: Float[Array, "*b n"],
+  theta: Float[Array, "n"],
+  eps: float,
+  kernel: str = "rectangle",
+  ste_to_input: bool = False,
+) -> Float[Array, "*b n"]:
+  """z = a where a > theta, else 0, with the estimated derivative in theta.
+
+  Args:
+    a: pre-activations.
+    theta: thresholds.
+    eps: bandwidth, in the units of a.
+    kernel: by name in `KERNELS`.
+    ste_to_input: dz/da is H + theta K instead of H.
+  """
+  del eps, kernel, ste_to_input
+  return jnp.where(a > theta, a, 0)
+
+
+@jump.defjvp
+def _jump_jvp(eps, kernel, ste_to_input, primals, tangents):
+  (a, theta), (da, dtheta) = primals, tangents
+  near = theta * KERNELS[kernel](a - theta, eps)
+  dz = jnp.where(a > theta, da, 0) - near * dtheta
+  return jump(a, theta, eps), dz + near * da if ste_to_input else dz
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def step(
+  a: Float[Array, "*b n"],
+  theta: Float[Array, "n"],
+  eps: float,
+  kernel: str = "rectangle",
+  ste_to_input: bool = False,
+) -> Float[Array, "*b n"]:
+  """H(a - theta) with the estimated derivative in theta; see `jump`.
+
+  With `ste_to_input` its derivative in a is K, otherwise 0.
+  """
+  del eps, kernel, ste_to_input
+  return (a > theta).astype(a.dtype)
+
+
+@step.defjvp
+def _step_jvp(eps, kernel, ste_to_input, primals, tangents):
+  (a, theta), (da, dtheta) = primals, tangents
+  moved = da - dtheta if ste_to_input else -dtheta
+  return step(a, theta, eps), KERNELS[kernel](a - theta, eps) * moved
+
+
+class JumpReLU(Activation):
+  """z_i = a_i where a_i > theta_i, else 0; theta is learned.
+
+  theta itself is the leaf, not its logarithm, under which Adam moves small
+  thresholds too slowly. It is held at >= 0 after each update
+  (`training.constraints.thresholds_above`) and never clamped here: a clamp has
+  gradient 0 and would pin the latent.
+
+  Attributes:
+    theta: thresholds in the units of a, float32.
+    eps: bandwidth of the kernel, in the units of a.
+    kernel: by name in `KERNELS`.
+    ste_to_input: whether the estimators reach a too; see `jump` and `step`.
+    post_jump: H is taken of z instead of a, as in the published listing and in
+      dictionary_learning. Where theta > eps/2 this halves its gradient; below,
+      every latent that is off lies in the kernel's window and the gradient is
+      wrong by orders of magnitude.
+
+  References:
+    Rajamanoharan et al., Jumping Ahead: Improving Reconstruction Fidelity with
+    JumpReLU Sparse Autoencoders, 2024, arXiv:2407.14435.
+  """
+
+  theta: Float[Array, "n"]
+  eps: float = flax.struct.field(pytree_node=False, default=0.001)
+  kernel: str = flax.struct.field(pytree_node=False, default="rectangle")
+  ste_to_input: bool = flax.struct.field(pytree_node=False, default=False)
+  post_jump: bool = flax.struct.field(pytree_node=False, default=False)
+
+  def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
+    return jump(pre.a, self.theta, *self._estimator)
+
+  def opened(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
+    """H(a - theta): 1 where a latent is on, with a gradient in theta."""
+    a = self(pre, ctx) if self.post_jump else pre.a
+    return step(a, self.theta, *self._estimator)
+
+  @property
+  def _estimator(self) -> tuple[float, str, bool]:
+    return self.eps, self.kernel, self.ste_to_input

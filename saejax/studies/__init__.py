@@ -1,0 +1,1 @@
+"""What the experiments compute and say beyond a single grid of SAEs."""

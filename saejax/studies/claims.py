@@ -1,0 +1,224 @@
+"""Directional claims of papers, measured here over paired seeds.
+
+A claim names two sets of points that share seeds, a number of each SAE, and
+the direction in which the paper says the first differs. What comes out is an
+effect, its 95 % interval and a verdict; a claim that does not hold at these
+sizes is reported like one that does.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from saejax.evals import paired
+from saejax.report import curves, page, study
+
+MARGIN = 0.01  # of log FVU: 1 %
+Points = Sequence[Mapping[str, Any]]
+# From the points of an arm to one value a seed.
+Read = Callable[[Points], Mapping[int, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+  """One directional claim.
+
+  Attributes:
+    recipe: of the method.
+    paper: arXiv id.
+    claim: the sentence, its subject the method.
+    method, against: names of the two arms.
+    read: the number compared.
+    unit: of the effect.
+    direction: "lower" or "higher".
+    margin: an effect within it does not count.
+    data: on which rows.
+    against_read: where the other arm is read differently.
+  """
+
+  recipe: str
+  paper: str
+  claim: str
+  method: str
+  against: str
+  read: Read
+  direction: str
+  data: str
+  unit: str = "difference of log FVU"
+  margin: float = MARGIN
+  against_read: Read | None = None
+
+
+def log_fvu(l0: float) -> Read:
+  """log FVU of each seed at a held-out L0, between the arm's points."""
+
+  def read(points: Points) -> dict[int, float]:
+    return {
+      seed: paired.log_fvu_at([p["l0"] for p in of], [p["fvu"] for p in of], l0)
+      for seed, of in _by_seed(points).items()
+    }
+
+  return read
+
+
+def mean_of(name: str, **where: Any) -> Read:
+  """A field of each seed's points, averaged over those that agree."""
+
+  def read(points: Points) -> dict[int, float]:
+    chosen = [p for p in points if all(p.get(k) == v for k, v in where.items())]
+    return {
+      seed: float(np.mean([_float(p.get(name)) for p in of]))
+      for seed, of in _by_seed(chosen).items()
+    }
+
+  return read
+
+
+def log_of(name: str, **where: Any) -> Read:
+  """The logarithm of `mean_of`: differences are ratios."""
+  inner = mean_of(name, **where)
+  return lambda points: {
+    seed: float(np.log(value)) for seed, value in inner(points).items()
+  }
+
+
+def measure(claim: Claim, points: Points) -> dict[str, Any]:
+  """The record of a claim for results.json.
+
+  Returns:
+    recipe, paper, claim, verdict, effect, interval, seeds, data, unit.
+  """
+  arms = {
+    name: [p for p in points if p["arm"] == name and p["status"] == "ok"]
+    for name in (claim.method, claim.against)
+  }
+  ours = claim.read(arms[claim.method])
+  theirs = (claim.against_read or claim.read)(arms[claim.against])
+  seeds = sorted(
+    s for s in ours.keys() & theirs.keys() if _good(ours[s], theirs[s])
+  )
+  record: dict[str, Any] = {
+    "recipe": claim.recipe,
+    "paper": claim.paper,
+    "claim": claim.claim,
+    "method": claim.method,
+    "against": claim.against,
+    "direction": claim.direction,
+    "unit": claim.unit,
+    "data": claim.data,
+    "seeds": len(seeds),
+  }
+  if not seeds:
+    return {
+      **record,
+      "verdict": paired.UNDECIDED,
+      "effect": None,
+      "interval": None,
+    }
+  found = paired.difference(
+    [ours[s] for s in seeds], [theirs[s] for s in seeds]
+  )
+  return {
+    **record,
+    "verdict": paired.verdict(
+      found, claim=claim.direction, margin=claim.margin
+    ),
+    "effect": found.effect,
+    "interval": [found.low, found.high],
+  }
+
+
+def sections(found: Sequence[Mapping[str, Any]]) -> list[page.Section]:
+  """The table and the figure of the claims measured."""
+  verdicts = [c["verdict"] for c in found]
+  numbers = [
+    (str(verdicts.count(verdict)), verdict)
+    for verdict in (paired.HOLDS, paired.FAILS, paired.UNDECIDED)
+  ]
+  drawn = figures(found)
+  return [
+    page.Section(
+      "Verdicts",
+      [
+        page.Numbers(numbers),
+        page.Prose(
+          "Each line compares two methods over seeds that share data and "
+          "order. A claim holds where the whole 95 % interval of the effect "
+          "lies beyond the margin on the side that the paper says. These are "
+          "short runs of small SAEs: a claim that does not hold here may hold "
+          "at the paper's size."
+        ),
+        *(
+          study.figure(made, f"Effects in {unit}.", f"Effects: {unit}.")
+          for unit, made in drawn.items()
+        ),
+        _table(found),
+      ],
+    )
+  ]
+
+
+def figures(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """The effects with their intervals, a figure for each unit."""
+  units = dict.fromkeys(c["unit"] for c in found)
+  drawn = {}
+  for unit in units:
+    rows = [
+      (
+        f"{c['recipe']}: {c['direction']} than {c['against']} ({c['data']})",
+        c["effect"],
+        *c["interval"],
+        c["verdict"],
+      )
+      for c in found
+      if c["unit"] == unit
+      and c["interval"]
+      and np.isfinite(c["interval"]).all()
+    ]
+    if rows:
+      drawn[unit] = curves.intervals(rows, unit)
+  return drawn
+
+
+def _table(found: Sequence[Mapping[str, Any]]) -> page.Table:
+  rows = [
+    {
+      **c,
+      "low": (c["interval"] or [None, None])[0],
+      "high": (c["interval"] or [None, None])[1],
+    }
+    for c in found
+  ]
+  return study.table(
+    rows,
+    {
+      "recipe": ("Recipe", ""),
+      "paper": ("arXiv", ""),
+      "claim": ("Claim", ""),
+      "data": ("Data", ""),
+      "effect": ("Effect", ".3f"),
+      "low": ("95 % low", ".3f"),
+      "high": ("95 % high", ".3f"),
+      "unit": ("Unit", ""),
+      "seeds": ("Seeds", "d"),
+      "verdict": ("Verdict", ""),
+    },
+    "Every claim measured.",
+  )
+
+
+def _by_seed(points: Points) -> dict[int, list[Mapping[str, Any]]]:
+  found: dict[int, list[Mapping[str, Any]]] = {}
+  for p in points:
+    found.setdefault(p["seed"], []).append(p)
+  return found
+
+
+def _float(value: Any) -> float:
+  return float("nan") if value is None else float(value)
+
+
+def _good(*values: float) -> bool:
+  return bool(np.isfinite(values).all())

@@ -1,0 +1,58 @@
+"""Tests of saejax.evals.paired."""
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from scipy import stats
+
+from saejax.evals import paired
+
+
+class DifferenceTest(parameterized.TestCase):
+  def test_is_the_mean_of_pairs_with_students_interval(self):
+    a, b = [1.0, 2.0, 4.0, 3.0], [0.5, 1.0, 2.0, 3.5]
+    found = paired.difference(a, b)
+    test = stats.ttest_rel(a, b).confidence_interval(0.95)
+    np.testing.assert_allclose(
+      (found.effect, found.low, found.high), (0.75, test.low, test.high)
+    )
+    self.assertEqual(found.pairs, 4)
+
+  def test_one_pair_has_no_interval(self):
+    found = paired.difference([2.0], [1.0])
+    self.assertEqual((found.low, found.high), (-np.inf, np.inf))
+    self.assertEqual(
+      paired.verdict(found, claim="higher", margin=0), paired.UNDECIDED
+    )
+
+  def test_unequal_numbers_are_refused(self):
+    with self.assertRaisesRegex(ValueError, "equal in number, got 1, 2"):
+      paired.difference([1.0], [1.0, 2.0])
+
+  @parameterized.parameters(
+    (-0.2, -0.1, "lower", paired.HOLDS),
+    (-0.2, -0.1, "higher", paired.FAILS),
+    (0.02, 0.3, "higher", paired.HOLDS),
+    (-0.2, -0.005, "lower", paired.UNDECIDED),
+    (-0.009, 0.1, "lower", paired.FAILS),  # at best inside the margin
+    (-0.1, 0.1, "lower", paired.UNDECIDED),
+    (float("nan"), 0.1, "lower", paired.UNDECIDED),
+  )
+  def test_verdict_looks_at_the_whole_interval(self, low, high, claim, want):
+    found = paired.Difference((low + high) / 2, low, high, 5)
+    self.assertEqual(paired.verdict(found, claim=claim, margin=0.01), want)
+
+
+class LogFvuTest(absltest.TestCase):
+  def test_is_linear_in_log_l0_between_points(self):
+    l0, fvu = [16.0, 4.0], [0.1, 0.4]
+    self.assertAlmostEqual(paired.log_fvu_at(l0, fvu, 8), np.log(0.2))
+    self.assertAlmostEqual(paired.log_fvu_at(l0, fvu, 16), np.log(0.1))
+
+  def test_outside_the_points_there_is_no_number(self):
+    self.assertTrue(np.isnan(paired.log_fvu_at([4, 16], [0.4, 0.1], 17)))
+    self.assertTrue(np.isnan(paired.log_fvu_at([8], [0.4], 9)))
+    self.assertAlmostEqual(paired.log_fvu_at([8], [0.4], 8.2), np.log(0.4))
+
+
+if __name__ == "__main__":
+  absltest.main()
