@@ -33,6 +33,7 @@ from saejax.evals import reading, reconstruction
 from saejax.recipes import row_sparse
 from saejax.sae import files, prep
 from saejax.training import lock, log, loop, rules, schedules
+from saejax.training.log import say as say
 from saejax.training.members import Member
 from saejax.training.recipe import Recipe
 
@@ -412,11 +413,6 @@ def finite(value: Any) -> Any:
   if isinstance(value, float) and not np.isfinite(value):
     return None
   return value
-
-
-def say(text: str) -> None:
-  """A line on standard error."""
-  print(text, file=sys.stderr, flush=True)
 
 
 def describe(store: Store, held_out: Store) -> dict[str, Any]:

@@ -168,7 +168,7 @@ class _Run:
     return found
 
   def _encode(self, document: int) -> np.ndarray:
-    return self.source.encode(self.corpus[document])
+    return self.corpus.encode(document, self.source.encode)
 
   def _forward(self, batch: windows.Batch) -> tuple[jax.Array, jax.Array]:
     x = self.source.forward(batch.ids, batch.mask)

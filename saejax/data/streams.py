@@ -9,13 +9,13 @@ can be had without those before it, on the host (`array_batches`) or inside a
 compiled step (`array_draw`), with the same rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from saejax.data import shuffle
 from saejax.errors import InputError
@@ -223,3 +223,127 @@ def _check(
       "lower it, or give more rows",
     )
   return rows
+
+
+# --- one layer of several ----------------------------------------------------
+
+
+class Tokens(Protocol):
+  """What is compared of stores."""
+
+  def columns(self, *names: str) -> dict[str, np.ndarray]: ...
+
+
+class Batches(Protocol):
+  """An iterator of batches with an exact position."""
+
+  def __next__(self) -> Mapping[str, np.ndarray]: ...
+
+  def get_state(self) -> Any: ...
+
+  def set_state(self, state: Any) -> None: ...
+
+
+class Stacked:
+  """Streams of the same rows at several layers as one of x [B, layers, d].
+
+  For stores of one harvest at each layer: with equal settings, and with
+  harvest.outlier_multiple=0 so that each has all rows, the loader gives them in
+  one order.
+
+  Args:
+    streams: one a layer, in order; their batches have equal "row".
+    stores: what the rows come from; checked to hold the same tokens.
+  """
+
+  fields = ("x",)
+
+  def __init__(self, streams: Sequence[Batches], stores: Sequence[Tokens] = ()):
+    self._streams = list(streams)
+    for store in stores[1:]:
+      a, b = (s.columns("doc", "pos", "tok") for s in (stores[0], store))
+      if any(not np.array_equal(a[name], b[name]) for name in a):
+        raise InputError(
+          "harvest.dir",
+          store,
+          f"must hold the tokens of {stores[0]} in the same order",
+          "harvest all layers with equal settings and outlier_multiple=0",
+        )
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    found = [next(stream) for stream in self._streams]
+    row = found[0]["row"]
+    for other in found[1:]:
+      if not np.array_equal(other["row"], row):
+        raise ValueError("streams must give the same rows in the same order")
+    return {"x": np.stack([b["x"] for b in found], axis=1), "row": row}
+
+  def get_state(self) -> list[Any]:
+    """The positions of the streams."""
+    return [stream.get_state() for stream in self._streams]
+
+  def set_state(self, state: Sequence[Any]) -> None:
+    """Goes to a position."""
+    for stream, own in zip(self._streams, state, strict=True):
+      stream.set_state(own)
+
+
+class OneLayer:
+  """Of each row one layer of a group, at random; "cond" says which.
+
+  From batches x [B, L, d] to x [B, d], cond [B] int32. A row is seen once an
+  epoch, at a layer that is drawn anew in each, by seed and batch.
+
+  Args:
+    batches: such as `array_batches` of x [rows, L, d], or `Stacked`.
+    layers: places in L of the group's layers; cond is the place in this list.
+    seed: of the draws; give each group its own.
+
+  References:
+    Ghilardi et al., Efficient Training of Sparse Autoencoders for Large
+    Language Models via Layer Groups, 2024, arXiv:2410.21508.
+  """
+
+  def __init__(self, batches: Batches, layers: Sequence[int], *, seed: int):
+    if not layers or min(layers) < 0:
+      raise InputError(
+        "layers", tuple(layers), "must be places of layers", "name one or more"
+      )
+    self.fields = ("x", "cond")
+    self._batches, self._layers = batches, np.asarray(layers)
+    self._seed, self._done = seed, 0
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    batch = next(self._batches)
+    x, row = batch["x"], batch["row"]
+    if x.ndim != 3 or x.shape[1] <= self._layers.max():
+      raise ValueError(
+        f"x must be [B, more than {self._layers.max()}, d], got {x.shape}"
+      )
+    key = (shuffle.LAYERS, self._seed, self._done)
+    bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(len(x))
+    cond = (bits % np.uint64(len(self._layers))).astype(np.int32)
+    self._done += 1
+    chosen = x[np.arange(len(x)), self._layers[cond]]
+    return {"x": chosen, "cond": cond, "row": row}
+
+  def get_state(self) -> dict[str, Any]:
+    """Batches given so far, and the position of the stream behind."""
+    return {"batches": self._done, "behind": self._batches.get_state()}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Goes to a position."""
+    self._batches.set_state(state["behind"])
+    self._done = state["batches"]
+
+
+def one_layer(key: PRNGKeyArray, x: Float[Array, "B L d"]) -> dict[str, Array]:
+  """The same inside a compiled program: {"x": [B, d], "cond": [B] int32}."""
+  cond = jax.random.randint(key, x.shape[:1], 0, x.shape[1])
+  return {"x": x[jnp.arange(len(x)), cond], "cond": cond}

@@ -11,8 +11,10 @@ so that it stays on its side when the corpus grows.
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 import platform
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from saejax.errors import InputError
 
 TRAIN = "train"
 HELD_OUT = "held_out"
+IDS = "ids:"  # before the path of a corpus of token ids
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +37,7 @@ class Corpus:
     digests: [documents, 32] uint8, SHA-256 of each text, ascending.
     places: [documents] int64, argument of `source.read`.
     details: what else identifies the corpus, for `describe`.
+    ids: whether documents are token ids, written as numbers.
   """
 
   name: str
@@ -41,6 +45,7 @@ class Corpus:
   digests: np.ndarray
   places: np.ndarray
   details: dict[str, Any]
+  ids: bool = False
 
   def __len__(self) -> int:
     return len(self.places)
@@ -55,6 +60,14 @@ class Corpus:
         "leave the corpus alone during a run and start again",
       )
     return document
+
+  def encode(
+    self, index: int, encode: Callable[[str], np.ndarray]
+  ) -> np.ndarray:
+    """The tokens of a document: encoded, or the ids that it consists of."""
+    if not self.ids:
+      return encode(self[index])
+    return np.asarray(self[index].split(), np.int32)
 
   @property
   def fingerprint(self) -> str:
@@ -89,8 +102,9 @@ def documents(corpus: str, *, field: str = "text") -> Corpus:
     corpus: "python-docs" (the standard library of the running Python, without
       tests and installed packages, and its pydoc topics); a folder (all files
       below it that are not hidden), a glob or a file of UTF-8 text, one
-      document a file; a .jsonl file, one document a line; or a Hugging Face
-      dataset, "hf:NAME", "hf:NAME:CONFIG" or "hf:NAME:CONFIG:SPLIT".
+      document a file; a .jsonl file, one document a line; a Hugging Face
+      dataset, "hf:NAME", "hf:NAME:CONFIG" or "hf:NAME:CONFIG:SPLIT"; or
+      "ids:FILE", token ids as `write_ids` writes them, which are not encoded.
     field: the field that holds the text, for .jsonl and Hugging Face.
 
   Raises:
@@ -102,6 +116,10 @@ def documents(corpus: str, *, field: str = "text") -> Corpus:
   if corpus == "python-docs":
     source = sources.PythonDocs()
     details = {"python": platform.python_version()}
+  elif corpus.startswith(IDS):
+    path = pathlib.Path(corpus.removeprefix(IDS))
+    source = sources.JsonLines(path, "ids", sources.token_ids)
+    details = {"ids": True}
   elif corpus.startswith("hf:"):
     source, name = sources.HuggingFace(corpus, field), corpus
     details = {"field": field}
@@ -111,6 +129,23 @@ def documents(corpus: str, *, field: str = "text") -> Corpus:
   else:
     source = sources.Files(sources.paths(corpus))
   return _index(name, source, details)
+
+
+def write_ids(
+  path: str | pathlib.Path, documents: Iterable[Sequence[int] | np.ndarray]
+) -> str:
+  """Writes documents of token ids, such as a model's own samples.
+
+  One object {"ids": [...]} a line, without the special tokens that the harvest
+  puts round each window.
+
+  Returns:
+    The name of the corpus, "ids:FILE".
+  """
+  with open(path, "w", encoding="utf-8") as file:
+    for ids in documents:
+      file.write(json.dumps({"ids": [int(i) for i in ids]}) + "\n")
+  return f"{IDS}{path}"
 
 
 def _index(
@@ -140,6 +175,7 @@ def _index(
     digests=flat[first].view(np.uint8).reshape(-1, 32),
     places=ordered_places[first],
     details=details,
+    ids=details.get("ids", False),
   )
 
 

@@ -208,12 +208,13 @@ def compute(sums: Sums) -> Reconstruction:
 
 def evaluate(
   sae: SAE,
-  batches: Iterable[Float[np.ndarray, "B d"]],
+  batches: Iterable[Float[np.ndarray, "B d"] | Batch],
   *,
   mean: Float[Array, "d"],
+  frame: str = "prep",
 ) -> Reconstruction:
   """The metrics of one SAE over rows; see `evaluate_many`."""
-  return evaluate_many([sae], batches, means=[mean])[0]
+  return evaluate_many([sae], batches, means=[mean], frame=frame)[0]
 
 
 def evaluate_many(

@@ -115,13 +115,14 @@ def forward(
   ids: Int[Array, "B T"],
   mask: Bool[Array, "B T"],
   tap: collections.abc.Callable[[str, Array], Array],
+  view: ops.View | None = None,
 ) -> Float[Array, "B T V"]:
   """Logits of the next token."""
   B, T = ids.shape
   act = ops.ACTIVATIONS[config.activation]
   h = ops.embed(params["token"], ids)
-  h = h + ops.embed(params["position"], ops.positions(mask))
-  visible = ops.causal(mask)
+  view = view or ops.whole(mask)
+  h = h + ops.embed(params["position"], view.positions)
   head = config.d // config.heads
   for l, p in enumerate(params["layers"]):
     scale = head**-0.5 if config.scale else 1.0
@@ -129,7 +130,7 @@ def forward(
     h = tap(f"layers.{l}.resid_pre", h)
     a = ops.linear(ops.layer_norm(h, p["norm_pre"], config.eps), p["qkv"])
     a = a.reshape(B, T, 3, config.heads, head)
-    a = ops.attention(a[:, :, 0], a[:, :, 1], a[:, :, 2], visible, scale)
+    a = view.attend(l, a[:, :, 0], a[:, :, 1], a[:, :, 2], scale)
     a = tap(f"layers.{l}.attn_out", ops.linear(a, p["out"]))
     h = tap(f"layers.{l}.resid_mid", h + a)
     m = ops.linear(ops.layer_norm(h, p["norm_mid"], config.eps), p["up"])

@@ -181,19 +181,20 @@ def forward(
   ids: Int[Array, "B T"],
   mask: Bool[Array, "B T"],
   tap: collections.abc.Callable[[str, Array], Array],
+  view: ops.View | None = None,
 ) -> Float[Array, "B T V"]:
   """Logits of the next token."""
   act = ops.ACTIVATIONS[config.activation]
   h = ops.embed(params["token"], ids)
-  visible = ops.causal(mask)
-  angles = ops.positions(mask)[..., None].astype(jnp.float32)
+  view = view or ops.whole(mask)
+  angles = view.positions[..., None].astype(jnp.float32)
   angles = angles * frequencies(config.rope, config.head)[None, None]
   for l, p in enumerate(params["layers"]):
     h = tap(f"layers.{l}.resid_pre", h)
     qkv = ops.linear(ops.rms_norm(h, p["norm_pre"], config.eps), p["qkv"])
     q, k, v = _heads(qkv, config)
     q, k = rotate(q, angles), rotate(k, angles)
-    a = ops.attention(q, k, v, visible, config.head**-0.5)
+    a = view.attend(l, q, k, v, config.head**-0.5)
     a = tap(f"layers.{l}.attn_out", ops.linear(a, p["out"]))
     h = tap(f"layers.{l}.resid_mid", h + a)
     up = ops.linear(ops.rms_norm(h, p["norm_mid"], config.eps), p["up"])

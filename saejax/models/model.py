@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax import errors
-from saejax.models import bert, config_file, gpt2, hub, llama, weights
+from saejax.models import bert, config_file, gpt2, hub, llama, ops, weights
 
 FAMILIES = {"bert": bert, "gpt2": gpt2, "llama": llama}
 Config: TypeAlias = bert.Config | gpt2.Config | llama.Config
@@ -55,6 +55,11 @@ class Model(flax.struct.PyTreeNode):
     return self.config.vocabulary
 
   @property
+  def causal(self) -> bool:
+    """Whether it is a language model, whose tokens see those before them."""
+    return self.family != "bert"
+
+  @property
   def max_positions(self) -> int:
     """Longest row the model was made for, in tokens."""
     return self.config.max_positions
@@ -65,6 +70,7 @@ class Model(flax.struct.PyTreeNode):
     mask: Bool[Array, "B T"],
     *,
     tap: Tap = untouched,
+    view: ops.View | None = None,
   ) -> Float[Array, "B T o"]:
     """Logits of a causal model, the last hidden state of an encoder.
 
@@ -79,9 +85,11 @@ class Model(flax.struct.PyTreeNode):
         count real tokens, so it changes nothing for them. What comes out at
         padding is finite and means nothing.
       tap: reads or replaces h [B, T, d].
+      view: what tokens of a causal model see, and where they stand; all
+        before them by default. Positions that a table of them lacks give NaN.
 
     Raises:
-      ValueError: shapes or types other than these.
+      ValueError: shapes or types other than these, or a view of an encoder.
       InputError: more tokens than a table of positions has.
     """
     if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
@@ -92,7 +100,10 @@ class Model(flax.struct.PyTreeNode):
       raise ValueError(
         f"mask must be bool {ids.shape}, got {mask.dtype} {mask.shape}"
       )
-    if "position" in self.params and ids.shape[1] > self.max_positions:
+    if view is not None and not self.causal:
+      raise ValueError(f"{self.name} is an encoder, which has no view")
+    table = "position" in self.params and view is None
+    if table and ids.shape[1] > self.max_positions:
       raise errors.InputError(
         "harvest.context",
         ids.shape[1],
@@ -101,7 +112,8 @@ class Model(flax.struct.PyTreeNode):
       )
     family = FAMILIES[self.family]
     ids, mask = jnp.asarray(ids), jnp.asarray(mask)
-    return family.forward(self.params, self.config, ids, mask, tap)
+    own = {} if view is None else {"view": view}
+    return family.forward(self.params, self.config, ids, mask, tap, **own)
 
 
 def load(name: str, *, dtype: str | jnp.dtype = "float32") -> Model:

@@ -5,7 +5,9 @@ platform, where accelerators would round to TF32 or bfloat16 by default);
 norms, softmax and rotations are computed in float32.
 """
 
+import collections.abc
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +108,44 @@ def positions(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
   `position_ids`. Padding itself takes a neighbour's position.
   """
   return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+class View(NamedTuple):
+  """What the tokens of a causal forward see of each other.
+
+  Attributes:
+    positions: [B, T], for rotations or the table of positions.
+    attend: from (layer, q [B, T, H, h], k and v [B, T, K, h], scale) to
+      [B, T, H*h].
+  """
+
+  positions: Int[Array, "B T"]
+  attend: collections.abc.Callable[[int, Array, Array, Array, float], Array]
+
+
+def whole(mask: Bool[Array, "B T"]) -> View:
+  """A row is one text: each token sees all before it."""
+  return _seen(positions(mask), causal(mask))
+
+
+def segmented(mask: Bool[Array, "B T"], segment: Int[Array, "B T"]) -> View:
+  """A row holds several texts, none of which sees another.
+
+  Args:
+    mask: which tokens are real.
+    segment: numbers the texts; one text is a run of equal numbers. Positions
+      begin at 0 in each.
+  """
+  counted = positions(mask)
+  new = segment[:, 1:] != segment[:, :-1]
+  new = jnp.pad(new, ((0, 0), (1, 0)))
+  start = jax.lax.cummax(jnp.where(new, counted, 0), axis=1)
+  same = segment[:, :, None] == segment[:, None, :]
+  return _seen(counted - start, causal(mask) & same)
+
+
+def _seen(at: Int[Array, "B T"], visible: Bool[Array, "B T T"]) -> View:
+  return View(at, lambda l, q, k, v, scale: attention(q, k, v, visible, scale))
 
 
 def embed(table: Float[Array, "V d"], ids: Int[Array, "..."]) -> Array:

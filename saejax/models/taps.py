@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saejax import errors
 from saejax.models import model as model_lib
+from saejax.models import ops
 
 POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
@@ -144,20 +145,33 @@ def read(
   ids: Int[Array, "B T"],
   mask: Bool[Array, "B T"],
   sites: collections.abc.Sequence[str],
+  *,
+  segment: Int[Array, "B T"] | None = None,
 ) -> dict[str, Float[Array, "B T d"]]:
   """The tensors at `sites`, by the names given.
 
   Compiled: what no site depends on (later layers, logits) is dead code, and
   XLA removes it.
+
+  Args:
+    model: the model.
+    ids: token ids.
+    mask: which are real.
+    sites: names in one of the forms above.
+    segment: of rows that hold several texts, see `ops.segmented`.
   """
   names = tuple(_canonical(model, site) for site in sites)
-  found = _read(model, ids, mask, names)
+  found = _read(model, ids, mask, names, segment)
   return {site: found[name] for site, name in zip(sites, names, strict=True)}
 
 
 @partial(jax.jit, static_argnames="names")
 def _read(
-  model: model_lib.Model, ids: Array, mask: Array, names: tuple[str, ...]
+  model: model_lib.Model,
+  ids: Array,
+  mask: Array,
+  names: tuple[str, ...],
+  segment: Array | None,
 ) -> dict[str, Array]:
   found = {}
 
@@ -166,7 +180,8 @@ def _read(
       found[name] = h
     return h
 
-  model(ids, mask, tap=tap)
+  view = None if segment is None else ops.segmented(mask, segment)
+  model(ids, mask, tap=tap, view=view)
   return found
 
 

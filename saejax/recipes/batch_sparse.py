@@ -1,11 +1,17 @@
-"""Methods whose budget of latents is shared by the rows of a batch."""
+"""Methods whose budget of latents is shared by the rows of a batch.
+
+Who chooses whom: in TopK each row chooses k latents. In Mutual Choice nobody
+does, the k B largest pre-activations of the batch are kept, which is BatchTopK
+under another name. In Feature Choice each latent chooses its rows.
+"""
 
 from functools import partial
 from typing import Unpack
 
+from saejax.errors import InputError
 from saejax.recipes import common
 from saejax.sae import activations, budgets, initial
-from saejax.training import finish, losses, rules
+from saejax.training import allocation, finish, losses, rules
 from saejax.training.recipe import Recipe, Term
 
 
@@ -15,6 +21,7 @@ def batchtopk(
   k: float,
   *,
   rate: float = 0.01,
+  aux: str = "dead",
   **options: Unpack[common.Options],
 ) -> Recipe:
   """BatchTopK SAE: the k B largest pre-activations of a batch of B rows.
@@ -24,28 +31,190 @@ def batchtopk(
   summed over d, averaged over rows. Afterwards a threshold, the running mean of
   the smallest value kept, takes the place of the selection, so that rows do not
   depend on each other. The paper averages over d; the threshold follows the
-  later code of its authors.
+  later code of its authors. Mutual Choice is the same method, with aux "zipf".
 
   Args:
     d: width of the activations.
     n: latents.
     k: latents a row on average, which may be a fraction.
     rate: of the running threshold.
+    aux: which latents AuxK revives, "dead" or "zipf": see `feature_choice`.
     **options: see `common.Options`.
 
   References:
     Bussmann et al., BatchTopK Sparse Autoencoders, 2024, arXiv:2412.06410.
+    Ayonrinde, Adaptive Sparse Allocation with Mutual Choice & Feature Choice
+    Sparse Autoencoders, 2024, arXiv:2411.02124.
   """
-  common.check_k(k, n)
-  activation = activations.Ranked(budgets.Constant(k), scope="batch")
-  return common.compose(
+  return _allotted(
     "batchtopk",
+    d,
+    n,
+    k,
+    options,
+    activation=activations.Ranked(budgets.Constant(k), scope="batch"),
+    threshold=rules.ThresholdAverage(rate),
+    aux=aux,
+  )
+
+
+def feature_choice(
+  d: int,
+  n: int,
+  k: float,
+  *,
+  budget: str = "uniform",
+  alpha: float = 1.0,
+  beta: float = 5.0,
+  rate: float = 0.01,
+  aux: str = "dead",
+  batch_rows: int | None = None,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """Feature Choice SAE: latent i keeps its m_i largest of the batch's B rows.
+
+      sum_i m_i = k B;    uniform: m_i = k B / n;    zipf: m_i ~ 1 / (i + beta)
+      loss = |x - x_hat|^2 + 1/32 AuxK
+
+  summed over d, averaged over rows; m_i is held to [1, B]. Every latent that is
+  positive on some row fires in training. Afterwards each has a threshold of its
+  own, the running midpoint between the last value kept and the first that was
+  not: count dead latents with those.
+
+  The paper's text and code were not to be had. Its zipf budgets go by the rank
+  of each latent's density; without a phase that measures it ranks are indices.
+  Aux "zipf" revives latents rarer than their rank's share, not only dead ones
+  (`allocation.underused`, after `dead_after_tokens`).
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    k: latents a row on average, which may be a fraction.
+    budget: "uniform" or "zipf".
+    alpha, beta: of the zipf law, m_i ~ 1 / (rank_i + beta)^alpha.
+    rate: of the running thresholds.
+    aux: which latents AuxK revives, "dead" or "zipf".
+    batch_rows: B, to refuse now what the first batch would be refused for:
+      fewer rows than n / k, which leave latents without one.
+    **options: see `common.Options`.
+
+  References:
+    Ayonrinde, Adaptive Sparse Allocation with Mutual Choice & Feature Choice
+    Sparse Autoencoders, 2024, arXiv:2411.02124.
+  """
+  share = _share(n, k, budget, alpha, beta, batch_rows)
+  return _allotted(
+    "feature_choice",
+    d,
+    n,
+    k,
+    options,
+    activation=activations.Ranked(share, scope="column"),
+    threshold=rules.ThresholdAverage(rate, share),
+    aux=aux,
+    law=(alpha, beta),
+  )
+
+
+def mc_then_fc(
+  d: int,
+  n: int,
+  k: float,
+  *,
+  steps: int,
+  phases: tuple[float, float] = (0.8, 0.2),
+  budget: str = "zipf",
+  alpha: float = 1.0,
+  beta: float = 5.0,
+  rate: float = 0.01,
+  aux: str = "zipf",
+  batch_rows: int | None = None,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """Mutual Choice, then Feature Choice.
+
+  Feature Choice from the start makes latents compete for the same rows. The
+  first phase measures each latent's density; from the switch on its rank is
+  fixed and sets its budget. Thresholds are those of the second phase.
+
+  Args:
+    d, n, k: see `feature_choice`.
+    steps: of the whole run.
+    phases: fractions of the steps, which sum to 1.
+    budget, alpha, beta, rate, aux, batch_rows, **options: see `feature_choice`.
+
+  References:
+    Ayonrinde, Adaptive Sparse Allocation with Mutual Choice & Feature Choice
+    Sparse Autoencoders, 2024, arXiv:2411.02124.
+  """
+  (switch,) = common.switches(phases, steps)
+  share = _share(n, k, budget, alpha, beta, batch_rows)
+  return _allotted(
+    "mc_then_fc",
+    d,
+    n,
+    k,
+    options,
+    activation=activations.Phased(
+      activations.Ranked(budgets.Constant(k), scope="batch"),
+      activations.Ranked(share, scope="column"),
+      switch,
+    ),
+    threshold=rules.ThresholdAverage(rate, share, start_step=switch),
+    aux=aux,
+    law=(alpha, beta),
+    freeze_step=switch,
+  )
+
+
+def _share(n, k, budget, alpha, beta, batch_rows) -> budgets.Zipf:
+  """The budget by name; uniform is the law with alpha 0."""
+  common.check_k(k, n)
+  if budget not in ("uniform", "zipf"):
+    raise InputError("budget", budget, "must be uniform or zipf", "use one")
+  if alpha < 0:
+    raise InputError("alpha", alpha, "must be at least 0", "such as 1")
+  if beta <= -1:
+    raise InputError("beta", beta, "must be above -1", "such as 5")
+  if batch_rows is not None:
+    budgets.check_rows(k, n, batch_rows)
+  return budgets.Zipf(k, alpha if budget == "zipf" else 0.0, beta)
+
+
+def _allotted(
+  name: str,
+  d: int,
+  n: int,
+  k: float,
+  options: common.Options,
+  *,
+  activation: activations.Activation,
+  threshold: rules.ThresholdAverage,
+  aux: str,
+  law: tuple[float, float] = (1.0, 5.0),
+  freeze_step: int = 0,
+) -> Recipe:
+  """A method that selects over the batch: the error, AuxK, a threshold."""
+  common.check_k(k, n)
+  if aux not in ("dead", "zipf"):
+    raise InputError("aux", aux, "must be dead or zipf", "use one")
+  moving, among = (threshold,), {}
+  if freeze_step or aux == "zipf":
+    moving = (allocation.Density(freeze_step=freeze_step), *moving)
+  if aux == "zipf":
+    alpha, beta = law
+    rare = allocation.underused(
+      options["dead_after_tokens"], k, alpha=alpha, beta=beta
+    )
+    moving, among = (*moving, rare), {"among": rare}
+  return common.compose(
+    name,
     d,
     n,
     options,
     init=partial(initial.tied, activation=activation),
     terms={"mse": Term(fn=losses.mse)},
-    rules=(rules.ThresholdAverage(rate),),
-    aux={},
+    rules=moving,
+    aux=among,
     finish=finish.ToThreshold(),
   )

@@ -3,16 +3,15 @@
 from functools import partial
 from typing import Any, Unpack
 
-import jax
 import jax.numpy as jnp
 
 from saejax.errors import InputError
 from saejax.recipes import common
 from saejax.sae import amplitude, bias_gate, initial
 from saejax.sae.context import as_batch
-from saejax.sae.prep import Affine
+from saejax.sae.prep import Affine, Identity
 from saejax.sae.sae import SAE
-from saejax.training import bias_adaptation, losses
+from saejax.training import bias_adaptation, losses, optimizers
 from saejax.training.recipe import Recipe, Term
 
 
@@ -27,6 +26,7 @@ def gba(
   up: float = 0.01,
   down: float = 0.01,
   form: str = "jump",
+  train_b_pre: bool | None = None,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """Group Bias Adaptation: biases follow the firing rates of their latents.
@@ -45,7 +45,10 @@ def gba(
 
   The paper gives the highest frequency as 0.5 and as 0.1. Ours is 0.1: where no
   feature is as frequent as 0.5, latents of that group carry the reconstruction
-  and recovery fails.
+  and recovery fails (of 64 planted directions at frequency 0.05, 69 % are found
+  with 0.1 and none with 0.5). And it trains b_pre, which under "relu" defeats
+  the rule: b_pre grows until it undoes the biases at their bound of -1, no rate
+  comes near its target and nothing is found. Held at 0 there, all 64 are found.
 
   Args:
     d: width of the activations.
@@ -55,6 +58,7 @@ def gba(
     every: steps between adaptations; their rows must be several times 1 / ltf.
     up, down: rates of adaptation, gamma in the paper.
     form: "jump" (values without the bias) or "relu" (with it).
+    train_b_pre: whether b_pre leaves 0; by default under "jump" alone.
     **options: see `common.Options`.
 
   References:
@@ -63,6 +67,7 @@ def gba(
   """
   _check(n, groups, htf, ltf, every, form)
   targets = bias_adaptation.targets(groups, htf, ltf)
+  moves = form == "jump" if train_b_pre is None else train_b_pre
   return common.compose(
     "gba",
     d,
@@ -70,6 +75,79 @@ def gba(
     options,
     init=partial(_init, activation=bias_gate.BiasGate(jnp.zeros((n,)), form)),
     terms={"mse": Term(fn=losses.mse, weight=0.5)},
+    optimizer=optimizers.multiplied(
+      common.adam, {"activation.b": 0.0, "decoder.b": float(moves)}
+    ),
     rules=(bias_adaptation.BiasAdaptation(targets, every, up, down),),
     finish=bias_adaptation.to_threshold,
+  )
+
+
+def ba(
+  d: int,
+  n: int,
+  *,
+  target: float,
+  every: int = 50,
+  up: float = 0.01,
+  down: float = 0.01,
+  form: str = "jump",
+  train_b_pre: bool | None = None,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """Bias Adaptation: `gba` with one group, every latent held to one frequency.
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    target: frequency that no latent should exceed.
+    every, up, down, form, train_b_pre, **options: see `gba`.
+  """
+  common.check_fraction("target", target)
+  return gba(
+    d,
+    n,
+    groups=1,
+    htf=target,
+    ltf=target,
+    every=every,
+    up=up,
+    down=down,
+    form=form,
+    train_b_pre=train_b_pre,
+    **options,
+  )
+
+
+def _check(n, groups, htf, ltf, every, form) -> None:
+  common.check_fraction("htf", htf)
+  common.check_fraction("ltf", ltf)
+  if ltf > htf:
+    raise InputError("ltf", ltf, f"must be at most htf={htf}", "swap them")
+  if groups < 1 or n % groups:
+    raise InputError(
+      "groups", groups, f"must divide n={n}", "change groups or n"
+    )
+  if every < 1:
+    raise InputError("every", every, "must be at least 1", "such as 50")
+  if form not in bias_gate.FORMS:
+    raise InputError(
+      "form", form, f"must be {' or '.join(bias_gate.FORMS)}", "such as jump"
+    )
+
+
+def _init(key, *, prep, sample=None, d: int, **parts: Any) -> SAE:
+  """Random unit rows, amplitudes 1, biases 0; rows of x brought to norm 1."""
+  if sample is not None and isinstance(prep, Identity):
+    rows = as_batch(sample).x.astype(jnp.float32)
+    scale = jnp.sqrt(jnp.mean(losses.squares(rows)))
+    prep = Affine(centre=jnp.zeros((d,)), scale=scale)
+  return initial.tied(
+    key,
+    d=d,
+    prep=prep,
+    encoder=lambda W: amplitude.Transposed(),
+    decoder=amplitude.unit,
+    centre=False,
+    **parts,
   )

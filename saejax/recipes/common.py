@@ -1,7 +1,8 @@
 """What recipes share: settings, and the recipe around a method's own parts."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Required, TypedDict
 
@@ -147,3 +148,34 @@ def check_fraction(field: str, value: float) -> None:
   """Refuses what is not in (0, 1)."""
   if not 0 < value < 1:
     raise InputError(field, value, "must be in (0, 1)", "such as 0.1")
+
+
+def check_no_prep(name: str, options: Options) -> None:
+  """Refuses a prep where the method has one of its own."""
+  if "prep" in options:
+    raise InputError(
+      "prep",
+      type(options["prep"]).__name__,
+      f"{name} has a prep of its own",
+      "leave prep out",
+    )
+
+
+def switches(phases: Sequence[float], steps: int) -> tuple[int, ...]:
+  """First step of each phase but the first.
+
+  Args:
+    phases: fractions of the steps.
+    steps: of the whole run.
+
+  Raises:
+    InputError: the fractions do not sum to 1, or a phase has no step.
+  """
+  ends = [round(sum(phases[: i + 1]) * steps) for i in range(len(phases))]
+  if abs(sum(phases) - 1) > 1e-6:
+    raise InputError("phases", phases, "must sum to 1", "such as (0.8, 0.2)")
+  if any(end <= start for start, end in itertools.pairwise([0, *ends])):
+    raise InputError(
+      "phases", phases, f"each needs one of the {steps} steps", "train longer"
+    )
+  return tuple(ends[:-1])

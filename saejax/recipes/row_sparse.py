@@ -3,9 +3,20 @@
 from functools import partial
 from typing import Unpack
 
+import jax.numpy as jnp
+import optax
+
+from saejax.errors import InputError
 from saejax.recipes import common
-from saejax.sae import activations, decoders, initial
-from saejax.training import losses
+from saejax.sae import (
+  activations,
+  budgets,
+  decoders,
+  encoders,
+  groups,
+  initial,
+)
+from saejax.training import finish, losses
 from saejax.training.recipe import Recipe, Term
 
 
@@ -79,4 +90,128 @@ def relu_l1(
       "l1": Term(fn=penalty, weight=coefficient, swept=True),
     },
     unit_norm=False,
+  )
+
+
+def k_sparse(
+  d: int,
+  n: int,
+  k: int,
+  *,
+  anneal_steps: int,
+  k_start: int | None = None,
+  alpha: float = 1.0,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """k-sparse autoencoder: tied weights, no other non-linearity than the k.
+
+      u = x W^T + b;   z = u on the k largest of u, else 0;   x_hat = z W + b_dec
+      loss = |x - x_hat|^2
+
+  summed over d, averaged over rows. Values that are kept may be negative, and
+  rows of W have any norm. k falls from `k_start` in a straight line, so that
+  every latent learns before few are kept. Afterwards alpha k are kept.
+  Stochastic gradient descent with momentum 0.9 and weights from N(0, 0.01^2)
+  are the paper's from memory; there is no code.
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    k: latents kept in a row from `anneal_steps` on.
+    anneal_steps: length of the line, half of the run in the paper.
+    k_start: at step 0; n by default.
+    alpha: at least 1.
+    **options: see `common.Options`.
+
+  References:
+    Makhzani and Frey, k-Sparse Autoencoders, 2013, arXiv:1312.5663.
+  """
+  common.check_k(k, n)
+  common.check_k(n if k_start is None else k_start, n)
+  if not 1 <= alpha <= n / k:
+    raise InputError("alpha", alpha, f"must be in [1, n/k={n / k:g}]", "use 1")
+  budget = budgets.Annealed(k, k_start or n, max(1, anneal_steps))
+  return common.compose(
+    "k_sparse",
+    d,
+    n,
+    options,
+    init=partial(
+      initial.tied,
+      activation=activations.Ranked(budget, keep="signed"),
+      encoder=lambda W: encoders.Tied(b=jnp.zeros(W.shape[:1])),
+      row_norm=0.01 * d**0.5,
+      pre_bias=False,
+      centre=False,
+    ),
+    terms={"mse": Term(fn=losses.mse)},
+    optimizer=partial(optax.sgd, momentum=0.9),
+    unit_norm=False,
+    finish=finish.ToTopK(alpha, keep="signed"),
+  )
+
+
+def abstopk(
+  d: int, n: int, k: int, **options: Unpack[common.Options]
+) -> Recipe:
+  """AbsTopK SAE: the k pre-activations of largest size, with their signs.
+
+      loss = |x - x_hat|^2 + 1/32 |e - e_hat|^2
+
+  with e = x - x_hat held fixed and e_hat its reconstruction from the k_aux dead
+  latents of largest |a|, signed. One latent codes both ends of an axis. The
+  paper has no AuxK; a port of its code has this one, with a factor of 1 and
+  less where few are dead.
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    k: latents kept in a row.
+    **options: see `common.Options`.
+
+  References:
+    Zhu, Khalili and Zhu, AbsTopK: Rethinking Sparse Autoencoders For
+    Bidirectional Features, 2025, arXiv:2510.00404.
+  """
+  common.check_k(k, n)
+  kept = {"score": "magnitude", "keep": "signed"}
+  return common.compose(
+    "abstopk",
+    d,
+    n,
+    options,
+    init=partial(initial.tied, activation=activations.TopK(k, **kept)),
+    terms={"mse": Term(fn=losses.mse)},
+    aux={**kept, "normalised": False},
+    optimizer=partial(common.adam, b2=0.99),
+  )
+
+
+def group_max(
+  d: int, n: int, k: int, **options: Unpack[common.Options]
+) -> Recipe:
+  """The largest pre-activation of each of k groups of neighbours, then ReLU.
+
+  The loss is that of `topk`. Latents of one group never fire together.
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    k: groups, a divisor of n.
+    **options: see `common.Options`.
+
+  References:
+    EleutherAI, sparsify, activation "groupmax".
+  """
+  common.check_k(k, n)
+  if n % k:
+    raise InputError("k", k, f"groups must divide n={n}", "change k or n")
+  return common.compose(
+    "group_max",
+    d,
+    n,
+    options,
+    init=partial(initial.tied, activation=groups.GroupMax(k)),
+    terms={"nmse": Term(fn=losses.normalised_mse)},
+    aux={},
   )

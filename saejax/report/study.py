@@ -9,31 +9,39 @@ from typing import Any
 from saejax.report import axes as look
 from saejax.report import page, results
 from saejax.report.scaling import PAGE
+from saejax.training import log
 
 
 def write(
-  found: Mapping[str, Any],
   folder: str | os.PathLike[str],
+  parts: tuple[Sequence[page.Section], Mapping[str, Any]],
   *,
+  config: Any,
+  points: Sequence[Mapping[str, Any]],
+  data: Mapping[str, Any],
   title: str,
   script: str,
-  sections: Sequence[page.Section],
-  figures: Mapping[str, Any],
+  **more: Any,
 ) -> None:
   """Writes results.json, results.csv, the plots and report.html.
 
   Args:
-    found: what `results.collect` returned.
     folder: of the run.
+    parts: what the page says, and the plots by file name without ending.
+    config: a config dataclass.
+    points: one record an SAE.
+    data: facts about the rows.
     title: of the page.
     script: that made it, for the command that repeats it.
-    sections: what the page says; `figure` makes their pictures.
-    figures: the plots by file name without ending, to be kept as PNG too.
+    **more: further fields of results.json.
 
   Raises:
     InputError: matplotlib or jinja2 is missing, or the disk is full.
   """
   folder = pathlib.Path(folder)
+  sections, figures = parts
+  found = results.collect(config=config, points=points, data=data)
+  found.update(results.plain(more))
   results.write(found, folder)
   for name, made in figures.items():
     results.write_file(folder / f"{name}.png", look.png(made))
@@ -42,12 +50,13 @@ def write(
     "What was run",
     [
       page.Code(command),
-      page.facts("Data", dict(found["data"])),
-      page.facts("Settings", dict(found["config"])),
-      page.facts("Environment", dict(found["environment"])),
+      page.facts("Data", found["data"]),
+      page.facts("Settings", found["config"]),
+      page.facts("Environment", found["environment"]),
     ],
   )
   page.write(folder / PAGE, title, [*sections, run])
+  log.say(f"report: {folder / PAGE}")
 
 
 def figure(made: Any, alt: str, caption: str) -> page.Figure:

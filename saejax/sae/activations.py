@@ -222,7 +222,9 @@ class Phased(Activation):
   switch_step: int = flax.struct.field(pytree_node=False)
 
   def with_k(self, k: int) -> "Phased":
-    return self.replace(before=self.before.with_k(k), after=self.after.with_k(k))
+    return self.replace(
+      before=self.before.with_k(k), after=self.after.with_k(k)
+    )
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
     if ctx.step is None:

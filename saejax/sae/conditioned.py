@@ -75,6 +75,23 @@ class PerCondition(Part):
     return x * scale + centre
 
 
+def scaled(scale: Float[Array, "c"], d: int) -> PerCondition:
+  """The prep that divides the rows of each condition by a number of its own.
+
+  Raises:
+    InputError: a number that is not positive.
+  """
+  scale = jnp.asarray(scale, jnp.float32)
+  if scale.ndim != 1 or not bool(jnp.all((scale > 0) & jnp.isfinite(scale))):
+    raise InputError(
+      "scale",
+      scale,
+      "must be one positive number a condition",
+      "give the mean norm of each one's rows",
+    )
+  return PerCondition(jnp.zeros((len(scale), d)), scale)
+
+
 def per_condition(
   x: Float[Array, "*b d"],
   cond: Int[Array, "*b"],
@@ -169,7 +186,9 @@ class Sinusoidal(Part):
   def embed(self, cond: Array) -> Float[Array, "*b e"]:
     """s(t)."""
     half = self.W_1.shape[-1] // 2
-    rates = jnp.exp(-math.log(LONGEST_PERIOD) * jnp.arange(half) / half)
+    rates = jnp.exp(
+      -math.log(LONGEST_PERIOD) * jnp.arange(half, dtype=jnp.float32) / half
+    )
     t = cond.astype(jnp.float32) * (
       STEPS_OF_UNIT_TIME if self.continuous else 1.0
     )

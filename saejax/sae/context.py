@@ -43,10 +43,7 @@ FIELDS = ("x", "target", "cond", "score", "weight")
 
 
 def as_batch(x: Array | Batch | Mapping[str, Array]) -> Batch:
-  """Plain activations as a batch of nothing else.
-
-  Of a mapping, what is not a field of `Batch` stays behind.
-  """
+  """Plain activations, or fields by name, as a batch; other names stay behind."""
   if isinstance(x, Mapping):
     return Batch(**{name: x[name] for name in FIELDS if name in x})
   return x if isinstance(x, Batch) else Batch(x=x)

@@ -61,9 +61,7 @@ def fold_decoder_norms(sae: SAE) -> SAE:
   return sae.replace(
     encoder=encoders.Affine(W=rows * sae.W_enc, b=norms * sae.b_enc),
     activation=_scaled(sae.activation, norms),
-    decoder=decoders.Free(
-      W=sae.W_dec / jnp.maximum(rows, 1e-12), b=sae.b_dec
-    ),
+    decoder=decoders.Free(W=sae.W_dec / jnp.maximum(rows, 1e-12), b=sae.b_dec),
   )
 
 

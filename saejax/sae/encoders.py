@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from saejax.kernels.fused_encode import op as fused_encode
 from saejax.sae.context import Context, Pre
+from saejax.sae.decoders import NORM_EPS
 from saejax.sae.part import Part
 
 

@@ -45,7 +45,7 @@ class Gaussian(Part):
     x = x - ctx.b_pre
     mean = jax.nn.relu(encoders.matmul(x, self.W, ctx.dtype) + self.b)
     logvar = None
-    if self.W_var is not None:
+    if self.W_var is not None and self.b_var is not None:
       logvar = encoders.matmul(x, self.W_var, ctx.dtype) + self.b_var
       logvar = jnp.clip(logvar, *LOGVAR_RANGE)
     a = mean
@@ -80,5 +80,5 @@ def _head(key: PRNGKeyArray, posterior: str, W: Array) -> Gaussian:
   if posterior == "learned":
     bound = (6 / ((1 + 0.01**2) * d)) ** 0.5
     W_var = jax.random.uniform(key, (n, d), minval=-bound, maxval=bound)
-    b_var = jnp.full((n,), -2.0)
+    b_var = jnp.full((n,), -2.0, jnp.float32)
   return Gaussian(W, jnp.zeros((n,)), W_var, b_var, posterior)

@@ -33,7 +33,9 @@ KERNELS: dict[str, Callable[[Array, float], Array]] = {
   "quartic": lambda t, eps: _bump(
     t, eps, lambda s: 15 / 16 * jnp.square(1 - s**2)
   ),
-  "gaussian": lambda t, eps: jax.scipy.stats.norm.pdf(t / (eps / 2)) / (eps / 2),
+  "gaussian": lambda t, eps: (
+    jax.scipy.stats.norm.pdf(t / (eps / 2)) / (eps / 2)
+  ),
   "cosine": lambda t, eps: (
     _within(t, eps, 1 + jnp.cos(jnp.pi * t / eps)) / (2 * eps)
   ),

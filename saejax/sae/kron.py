@@ -146,9 +146,7 @@ def corner_top_k(
   _, at = topk.top_k(pairs.reshape(*batch, -1), k)
   indices = jnp.take_along_axis(index.reshape(*batch, -1), at, axis=-1)
   head, i, j = _parts(indices, m, q)
-  flat = lambda a, at: jnp.take_along_axis(
-    a.reshape(*batch, -1), at, axis=-1
-  )
+  flat = lambda a, at: jnp.take_along_axis(a.reshape(*batch, -1), at, axis=-1)
   return mand(flat(p, head * m + i), flat(s, head * q + j)), indices
 
 
@@ -210,7 +208,9 @@ def init(
   del sample
   h, m, q = sizes
   keys = jax.random.split(key)
-  draw = lambda key, units: jax.random.normal(key, (h, units, d)) / (2 * n) ** 0.5
+  draw = lambda key, units: (
+    jax.random.normal(key, (h, units, d)) / (2 * n) ** 0.5
+  )
   P = draw(keys[0], m)
   Q = P if shared else draw(keys[1], q)
   W = (P[:, :, None, :] + Q[:, None, :, :]).reshape(n, d)

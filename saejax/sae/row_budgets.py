@@ -44,6 +44,7 @@ class Probe(Budget):
 
   Attributes:
     w, b: of the probe.
+    penalty: on |w|^2, of the fit, a row; frozen.
     min_k, max_k: bounds, neither of which is reached.
     least, most: range of the scores.
     steepness: of the sigmoid.
@@ -55,6 +56,7 @@ class Probe(Budget):
 
   w: Float[Array, "d"]
   b: Float[Array, ""]
+  penalty: Float[Array, ""]
   min_k: int = flax.struct.field(pytree_node=False)
   max_k: int = flax.struct.field(pytree_node=False)
   least: float = flax.struct.field(pytree_node=False, default=0.0)

@@ -24,14 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from saejax.data import harvest, subject
+from saejax.data import harvest, streams, subject
 from saejax.data.store import Store
 from saejax.errors import InputError
 from saejax.evals import reconstruction
 from saejax.report import results
 from saejax.runs import harvest_stores
 from saejax.sae import prep
-from saejax.sae.context import Batch
+from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import fit, log, rules, schedules
 from saejax.training.members import Member
@@ -164,11 +164,9 @@ def planted(
   train: Mapping[str, Array], held_out: Mapping[str, Array], about: Any
 ) -> Rows:
   """Rows made by `data.synthetic`, without a prep."""
-  fields = ("x", "target", "cond", "score", "weight")
-  pick = lambda found: Batch(**{f: found[f] for f in fields if f in found})
   return Rows(
-    train=pick(train),
-    held_out=pick(held_out),
+    train=as_batch(train),
+    held_out=as_batch(held_out),
     prep=prep.Identity(),
     about=about,
   )
@@ -286,26 +284,16 @@ def train_arm(
   return points
 
 
-def stream(train: Batch, config: StudyConfig) -> jax.tree_util.Partial:
-  """From a step to a batch: epochs over the rows in one shuffled order."""
-  count = jax.tree.leaves(train)[0].shape[0]
-  if count < config.batch_rows:
-    raise InputError(
-      "batch_rows", config.batch_rows, f"{count} rows are there", "lower it"
-    )
-  order = np.random.default_rng(config.order_seed).permutation(count)
-  within = jnp.arange(config.batch_rows, dtype=jnp.int32)
-  train = jax.tree.map(jnp.asarray, train)
-  return jax.tree_util.Partial(
-    _take, within, train, jnp.asarray(order, jnp.int32)
+def stream(train: Batch, config: StudyConfig) -> fit.Draw:
+  """From a step to a batch: passes over the rows, each in another order."""
+  fields = {k: v for k, v in vars(train).items() if v is not None}
+  passes = -(-config.steps * config.batch_rows // len(train.x))
+  return streams.array_draw(
+    fields,
+    batch_rows=config.batch_rows,
+    seed=config.order_seed,
+    epochs=passes,
   )
-
-
-def _take(within, train, order, step):
-  # Each pass drops the rows that do not fill a batch.
-  batches = order.shape[0] // within.shape[0]
-  rows = order[(step % batches) * within.shape[0] + within]
-  return jax.tree.map(lambda a: a[rows], train)
 
 
 def sample(train: Batch, rows: int = 4096) -> Batch:

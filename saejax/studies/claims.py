@@ -19,6 +19,8 @@ MARGIN = 0.01  # of log FVU: 1 %
 Points = Sequence[Mapping[str, Any]]
 # From the points of an arm to one value a seed.
 Read = Callable[[Points], Mapping[int, float]]
+# The same for both arms, the second of which may depend on the first.
+Compare = Callable[[Points, Points], tuple[Mapping[int, float], ...]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,12 +32,11 @@ class Claim:
     paper: arXiv id.
     claim: the sentence, its subject the method.
     method, against: names of the two arms.
-    read: the number compared.
+    compare: the numbers compared: see `both`, `each` and `at_own_l0`.
     unit: of the effect.
     direction: "lower" or "higher".
     margin: an effect within it does not count.
     data: on which rows.
-    against_read: where the other arm is read differently.
   """
 
   recipe: str
@@ -43,12 +44,29 @@ class Claim:
   claim: str
   method: str
   against: str
-  read: Read
+  compare: Compare
   direction: str
   data: str
   unit: str = "difference of log FVU"
   margin: float = MARGIN
-  against_read: Read | None = None
+
+
+def both(read: Read) -> Compare:
+  """One number of both arms."""
+  return each(read, read)
+
+
+def each(read: Read, other: Read) -> Compare:
+  """A number of the method and another of the arm it is compared with."""
+  return lambda ours, theirs: (read(ours), other(theirs))
+
+
+def at_own_l0(ours: Points, theirs: Points) -> tuple[dict[int, float], ...]:
+  """log FVU of each seed of the method, and of the other arm at that L0."""
+  own = {seed: of[0] for seed, of in _by_seed(ours).items()}
+  values = {seed: float(np.log(p["fvu"])) for seed, p in own.items()}
+  at = {seed: log_fvu(p["l0"])(theirs) for seed, p in own.items()}
+  return values, {s: found[s] for s, found in at.items() if s in found}
 
 
 def log_fvu(l0: float) -> Read:
@@ -94,8 +112,7 @@ def measure(claim: Claim, points: Points) -> dict[str, Any]:
     name: [p for p in points if p["arm"] == name and p["status"] == "ok"]
     for name in (claim.method, claim.against)
   }
-  ours = claim.read(arms[claim.method])
-  theirs = (claim.against_read or claim.read)(arms[claim.against])
+  ours, theirs = claim.compare(arms[claim.method], arms[claim.against])
   seeds = sorted(
     s for s in ours.keys() & theirs.keys() if _good(ours[s], theirs[s])
   )

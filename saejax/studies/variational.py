@@ -65,7 +65,9 @@ def sections(
   ):
     curve = curves.by_arm(_named(swept), "weight", name, by=("weight",))
     values = [p[name] for p in baseline]
-    curve["TopK"] = curves.Curve(weights, [float(np.mean(values))] * len(weights))
+    curve["TopK"] = curves.Curve(
+      weights, [float(np.mean(values))] * len(weights)
+    )
     drawn[title] = curve
   made = curves.panels(
     drawn,

@@ -104,11 +104,13 @@ class BiasAdaptation(Rule):
     target = jnp.asarray(self.targets, jnp.float32)[:, None]
     b, count, r = (grouped(v) for v in (b, stats[OPEN], stats[LARGEST]))
     p = count / jnp.maximum(stats[ROWS], 1)
-    positive = jnp.sum(r > 0, axis=1, keepdims=True)
+    positive = jnp.sum(r > 0, axis=1, keepdims=True, dtype=jnp.float32)
     T = jnp.sum(r, axis=1, keepdims=True) / jnp.maximum(positive, 1)
     lower = jnp.maximum(b - self.down * r, LEAST_BIAS)
     higher = jnp.minimum(b + self.up * T, MOST_BIAS)
-    return jnp.where(p > target, lower, jnp.where(count == 0, higher, b)).ravel()
+    return jnp.where(
+      p > target, lower, jnp.where(count == 0, higher, b)
+    ).ravel()
 
   def metrics(self, stats: Stats) -> Mapping[str, Array]:
     """open: fraction of gates open since the last adaptation, 0 after it."""

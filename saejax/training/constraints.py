@@ -14,6 +14,21 @@ def unit_norm_decoder(sae: SAE) -> SAE:
   return _with_decoder(sae, W / jnp.maximum(norm, 1e-12))
 
 
+def folded_norms(sae: SAE) -> SAE:
+  """Unit decoder rows, their norms moved to the encoder.
+
+      w_i <- w_i / |w_i|,  W_enc_i <- |w_i| W_enc_i,  b_enc_i <- |w_i| b_enc_i
+
+  Reconstructions stay as they are, where latents are kept by their sign or all
+  norms are equal. For affine encoders.
+  """
+  W = _stored(sae)
+  norm = jnp.maximum(jnp.linalg.norm(W, axis=-1), 1e-12)
+  encoder: Any = sae.encoder  # one that stores its rows as W and b
+  encoder = encoder.replace(W=encoder.W * norm[:, None], b=encoder.b * norm)
+  return _with_decoder(sae.replace(encoder=encoder), W / norm[:, None])
+
+
 def without_parallel_gradient(sae: SAE, gradients: SAE) -> SAE:
   """g_i - <g_i, w_i> w_i for each decoder row, w_i of unit norm.
 
@@ -39,6 +54,13 @@ def thresholds_above(sae: SAE, least: float = 0.0) -> SAE:
   activation: Any = sae.activation  # one with thresholds
   theta = jnp.maximum(activation.theta, least)
   return sae.replace(activation=activation.replace(theta=theta))
+
+
+def without_decoder_bias(sae: SAE, gradients: SAE) -> SAE:
+  """Gradients that leave b_dec where it is."""
+  del sae
+  zero = jnp.zeros_like(gradients.decoder.b)
+  return gradients.replace(decoder=gradients.decoder.replace(b=zero))
 
 
 def _stored(sae: SAE):

@@ -1,6 +1,7 @@
 """From a trained SAE and its statistics to what users hold."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -63,3 +64,22 @@ def to_jumprelu(sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
       "sample", None, "a threshold is estimated from rows", "give rows"
     )
   return convert.to_jumprelu(sae, sample)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToTopK:
+  """TopK of alpha k, rounded, in the place of a budget that moved in training.
+
+  Attributes:
+    alpha: at least 1; more latents than in training.
+    keep: of the activation, see `sae.activations`.
+  """
+
+  alpha: float = 1.0
+  keep: str = "relu"
+
+  def __call__(self, sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
+    """The SAE with a `TopK` of its budget's k."""
+    activation: Any = sae.activation  # one whose budget ends at a k
+    k = min(round(self.alpha * activation.budget.k), sae.n)
+    return sae.replace(activation=activations.TopK(k, keep=self.keep))

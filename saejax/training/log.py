@@ -428,6 +428,11 @@ class _Events:
     self._writer.write(event.SerializeToString())
 
 
+def say(text: str) -> None:
+  """A line on standard error."""
+  print(text, file=sys.stderr, flush=True)
+
+
 class Screen:
   """A stream that is redrawn if a terminal, and given up once it breaks."""
 

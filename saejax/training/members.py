@@ -121,16 +121,18 @@ class Group:
   ) -> tuple[step.TrainState, ...]:
     """States before the first step: one a member, or one stack of all."""
     keys = [jax.random.key(member.seed) for member in self.members]
+    # The sample is an argument: a constant would be folded while compiling.
     start = {
-      k: jax.jit(partial(step.init_state, recipe, sample=sample))
-      for k, recipe in self._recipes.items()
+      k: jax.jit(lambda key, rows, r=r: step.init_state(r, key, sample=rows))
+      for k, r in self._recipes.items()
     }
     if self.stacked:
       (one,) = start.values()
-      states = (jax.vmap(one)(jnp.stack(keys)),)
+      states = (jax.vmap(one, (0, None))(jnp.stack(keys), sample),)
     else:
       states = tuple(
-        start[k](key) for k, key in zip(self._program_ks, keys, strict=True)
+        start[k](key, sample)
+        for k, key in zip(self._program_ks, keys, strict=True)
       )
     return tuple(
       jax.device_put(s, where)
@@ -260,7 +262,7 @@ class Group:
     ):
       recipe = self._recipes[self._program_ks[0] if self.stacked else member.k]
       sae = step.averaged(recipe, state)
-      if self.stacked:
+      if self.stacked and member.k:
         sae = sae.replace(activation=sae.activation.with_k(member.k))
       saes.append(recipe.finish(sae, state.stats, sample))
     return saes
@@ -268,7 +270,7 @@ class Group:
 
 def _drawn(one_step, state, hyper, draw, start, stop):
   """Steps start to stop; the metrics of the last."""
-  body = lambda i, carry: one_step(carry[0], hyper, draw(i))
+  body = lambda i, carry: one_step(carry[0], hyper, as_batch(draw(i)))
   shapes = jax.eval_shape(body, start, (state, None))[1]
   empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
   return jax.lax.fori_loop(start, stop, body, (state, empty))

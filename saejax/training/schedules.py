@@ -7,9 +7,13 @@ from jaxtyping import Array
 
 
 def warmup_decay(
-  total_steps: int, *, warmup_steps: int = 0, decay_fraction: float = 0.0
+  total_steps: int,
+  *,
+  warmup_steps: int = 0,
+  decay_fraction: float = 0.0,
+  end: float = 0.0,
 ) -> Callable[[Array], Array]:
-  """Linear from 0 to 1, constant, linear to 0 over the last part of the run.
+  """Linear from 0 to 1, constant, linear to `end` over the last part.
 
   Step s (from 0) gets min(1, (s + 1) / (warmup_steps + 1), (T - s) / (f T)), so
   that no step is lost on a rate of 0.
@@ -18,15 +22,16 @@ def warmup_decay(
     total_steps: T.
     warmup_steps: steps before the full rate.
     decay_fraction: f, the part of the run over which the rate falls.
+    end: what it falls to; (T - s) / (f T) is then a part of the way down.
   """
   decay_steps = max(1.0, decay_fraction * total_steps)
 
   def factor(step: Array) -> Array:
     step = step.astype(jnp.float32)
     rising = (step + 1) / (warmup_steps + 1)
-    falling = (total_steps - step) / decay_steps
+    falling = end + (1 - end) * (total_steps - step) / decay_steps
     ends = falling if decay_fraction > 0 else jnp.ones_like(step)
-    return jnp.clip(jnp.minimum(rising, ends), 0.0, 1.0)
+    return jnp.clip(jnp.minimum(rising, jnp.maximum(ends, end)), 0.0, 1.0)
 
   return factor
 

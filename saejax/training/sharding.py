@@ -33,7 +33,10 @@ RULES: tuple[tuple[str, P], ...] = (
   ("encoder.b_var", P("latent")),
   ("decoder.a", P("latent")),
   ("activation.b", P("latent")),
+  ("decoder.A", P("latent", None)),
+  ("decoder.relaxation", P("latent", None)),
   ("tokens_since_fired", P("latent")),
+  ("latent_energy", P("latent")),
   ("tokens_underused", P("latent")),
   ("threshold", P("latent")),
   ("density", P("latent")),
@@ -109,10 +112,8 @@ def state_shardings(mesh: Mesh, state: Any, *, stacked: bool) -> Any:
   """
 
   def sharding(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator=".")
-    spec = next((s for end, s in RULES if name.endswith(end)), P())
-    if len(spec) > len(leaf.shape) - stacked:  # one number for all latents
-      spec = P()
+    name = _name(path)
+    spec = _spec(name, len(leaf.shape) - stacked)
     if stacked:
       spec = P("ensemble", *spec)
     for size, axis in zip(leaf.shape, spec, strict=False):
@@ -127,6 +128,21 @@ def state_shardings(mesh: Mesh, state: Any, *, stacked: bool) -> Any:
     return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def per_latent(path, leaf: Any) -> bool:
+  """Whether the table says that rows of a member's leaf are latents."""
+  return _spec(_name(path), len(leaf.shape))[:1] == ("latent",)
+
+
+def _name(path) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _spec(name: str, axes: int) -> P:
+  """The table's line for a leaf with that many axes beside members."""
+  spec = next((s for end, s in RULES if name.endswith(end)), P())
+  return P() if len(spec) > axes else spec  # one number for all latents
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:

@@ -17,6 +17,7 @@ from saejax.errors import InputError
 from saejax.training.recipe import mean
 
 EPS = 1e-12
+LARGEST = 1e30  # a tilt beyond it is the extreme, and 1 / t would underflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Tilted:
     t = jnp.float32(self.t)
     if self.relative:
       t = t / jnp.maximum(jnp.abs(jax.lax.stop_gradient(centre)), EPS)
+    t = jnp.clip(t, -LARGEST, LARGEST)
     if weight is None:
       weight = jnp.ones_like(values)
     counted = weight > 0

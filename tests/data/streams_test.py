@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.data import streams
+from saejax.data import loader, streams
+from saejax.data import store as stores
 from saejax.errors import InputError
 from saejax.recipes import row_sparse
 from saejax.training import fit, loop
@@ -128,6 +129,109 @@ class ArrayDrawTest(absltest.TestCase):
     with self.assertRaises(InputError) as caught:
       streams.array_draw(arrays(), batch_rows=BATCH, seed=0, epochs=2**30)
     self.assertEqual(caught.exception.field, "train.epochs")
+
+
+class OneLayerTest(parameterized.TestCase):
+  def x(self, rows=400, layers=4):
+    x = np.arange(rows)[:, None] * 10.0 + np.arange(layers)[None]
+    return np.repeat(x[..., None], 2, axis=-1).astype(np.float32)
+
+  def stream(self, layers=(1, 2, 3), *, seed=0, epochs=2):
+    data = {"x": self.x()}
+    batches = streams.array_batches(data, batch_rows=40, seed=0, epochs=epochs)
+    return streams.OneLayer(batches, layers, seed=seed)
+
+  def test_each_row_comes_once_an_epoch_at_a_layer_of_the_group(self):
+    batches = list(self.stream())
+    row = np.concatenate([b["row"] for b in batches])
+    cond = np.concatenate([b["cond"] for b in batches])
+    x = np.concatenate([b["x"] for b in batches])
+    self.assertCountEqual(row[:400].tolist(), range(400))
+    np.testing.assert_array_equal(x[:, 0], row * 10 + cond + 1)
+    self.assertEqual(cond.dtype, np.int32)
+    first, second = (
+      dict(zip(r, c, strict=True))
+      for r, c in ((row[:400], cond[:400]), (row[400:], cond[400:]))
+    )
+    self.assertNotEqual(first, second)
+
+  def test_layers_are_drawn_uniformly(self):
+    # layergroup, check 3.
+    stream = self.stream(epochs=20)
+    cond = np.concatenate([b["cond"] for b in stream])
+    share = np.bincount(cond, minlength=3) / len(cond)
+    self.assertLen(cond, 8000)
+    np.testing.assert_allclose(share, 1 / 3, atol=4 * np.sqrt(2 / 9 / 8000))
+
+  def test_a_group_of_one_layer_gives_that_layer(self):
+    # layergroup, check 2: singletons are the plain stream of their layer.
+    plain = streams.array_batches(
+      {"x": self.x()[:, 2]}, batch_rows=40, seed=0, epochs=2
+    )
+    for got, want in zip(self.stream((2,)), plain, strict=True):
+      np.testing.assert_array_equal(got["x"], want["x"])
+      np.testing.assert_array_equal(got["cond"], 0)
+
+  def test_groups_draw_by_seeds_of_their_own(self):
+    one, other = self.stream(seed=0), self.stream(seed=1)
+    self.assertFalse((next(one)["cond"] == next(other)["cond"]).all())
+
+  def test_a_position_that_went_through_json_is_exact(self):
+    one, other = self.stream(), self.stream()
+    for _ in range(7):
+      next(one)
+    other.set_state(json.loads(json.dumps(one.get_state())))
+    for a, b in zip(one, other, strict=True):
+      np.testing.assert_array_equal(a["x"], b["x"])
+
+  def test_layers_that_are_not_there_are_refused(self):
+    for layers in ((), (-1,)):
+      with self.assertRaises(InputError):
+        self.stream(layers)
+    with self.assertRaisesRegex(ValueError, "more than 4"):
+      next(self.stream((4,)))
+
+  def test_a_draw_inside_a_program(self):
+    x = self.x()
+    found = jax.jit(streams.one_layer)(jax.random.key(0), x)
+    want = x[np.arange(400), found["cond"]]
+    np.testing.assert_array_equal(found["x"], want)
+    self.assertEqual(set(found["cond"].tolist()), {0, 1, 2, 3})
+
+
+class StackedTest(absltest.TestCase):
+  def store(self, name, x, **changes):
+    path = pathlib.Path(self.create_tempdir().full_path) / name
+    sizes = {"bucket_rows": 256, "shard_rows": 128, "chunk_rows": 32}
+    return stores.write_arrays(path, x, **(sizes | changes))
+
+  def test_stores_of_one_harvest_give_the_layers_of_each_row(self):
+    x = np.arange(300, dtype=np.float32)[:, None]
+    layers = [self.store(f"l{l}", x + 1000 * l) for l in range(3)]
+    make = lambda: streams.Stacked(
+      [iter(loader.batches(s, batch_rows=50, seed=1)) for s in layers], layers
+    )
+    one, other = make(), make()
+    for batch in (next(one), next(one)):
+      np.testing.assert_array_equal(batch["x"].shape, (50, 3, 1))
+      np.testing.assert_array_equal(batch["x"][:, 2] - batch["x"][:, 0], 2000)
+    other.set_state(json.loads(json.dumps(one.get_state())))
+    for a, b in zip(one, other, strict=True):
+      np.testing.assert_array_equal(a["x"], b["x"])
+
+  def test_stores_of_other_tokens_are_refused(self):
+    x = np.arange(300, dtype=np.float32)[:, None]
+    tok = np.arange(300) % 7
+    both = [self.store("a", x), self.store("b", x, tok=tok)]
+    with self.assertRaisesRegex(InputError, "outlier_multiple=0"):
+      streams.Stacked([], both)
+
+  def test_streams_in_other_orders_are_refused(self):
+    behind = [
+      streams.array_batches(arrays(), batch_rows=BATCH, seed=s) for s in (0, 1)
+    ]
+    with self.assertRaisesRegex(ValueError, "same order"):
+      next(streams.Stacked(behind))
 
 
 class TrainingTest(absltest.TestCase):

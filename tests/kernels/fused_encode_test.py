@@ -34,18 +34,35 @@ def with_gradients(encode, x, b_pre, W, b, weights):
 
 
 class EncodeTest(parameterized.TestCase):
-  def check(self, shape, **tolerance):
+  def check(self, shape, how=None, **tolerance):
     rows, d, n, k = shape
     *inputs, weights = arrays(rows, d, n)
     weights = weights[:, :k]
-    got = with_gradients(partial(op.encode_topk, k=k), *inputs, weights)
-    want = with_gradients(partial(ref.encode_topk, k=k), *inputs, weights)
+    how = {"k": k, **(how or {})}
+    got = with_gradients(partial(op.encode_topk, **how), *inputs, weights)
+    want = with_gradients(partial(ref.encode_topk, **how), *inputs, weights)
     np.testing.assert_array_equal(got[1][1], want[1][1])
     jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, want)
 
   @parameterized.parameters(*SHAPES)
   def test_equals_the_definition_and_its_gradients(self, *shape):
     self.check(shape, atol=2e-5, rtol=1e-5)
+
+  @parameterized.parameters(*SHAPES)
+  def test_by_magnitude_equals_the_definition_with_signs(self, *shape):
+    how = {"magnitude": True}
+    self.check(shape, how, atol=2e-5, rtol=1e-5)
+    x, b_pre, W, b, _ = arrays(*shape[:3])
+    encode = partial(op.encode_topk, k=shape[3], **how)
+    values, indices = jax.jit(encode)(x, b_pre, W, b)
+    self.assertLess(jnp.min(values), 0)
+    free = jax.jit(partial(encode, ordered=False))(x, b_pre, W, b)
+    np.testing.assert_array_equal(free[1], np.sort(indices, axis=1))
+    np.testing.assert_allclose(
+      free[0],
+      np.take_along_axis(values, np.argsort(indices, axis=1), axis=1),
+      atol=1e-6,
+    )
 
   @parameterized.parameters((12, 1), (13, 4 * 301 * 3), (12, 4 * 301 * 5))
   def test_chunks_of_rows_change_nothing(self, rows, chunk_bytes):

@@ -119,7 +119,7 @@ class SparseTest(parameterized.TestCase):
 
     def loss(values, W, residual):
       each = nested_decode.squares(values, indices, W, residual, weights)
-      return jnp.sum(each * jnp.arange(b)), each
+      return jnp.sum(each * jnp.arange(1.0, b + 1)), each
 
     both = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
     toy.assert_trees_close(
@@ -131,13 +131,17 @@ class SparseTest(parameterized.TestCase):
 
 
 class EncodeTest(parameterized.TestCase):
-  @parameterized.parameters(*SHAPES)
-  def test_selection_and_gradients_are_those_of_one_device(self, *shape):
+  @parameterized.product(shape=SHAPES, magnitude=[False, True])
+  def test_selection_and_gradients_are_those_of_one_device(
+    self, shape, magnitude
+  ):
     args = toy.rows(16, 6), toy.rows(6), toy.rows(64, 6), toy.rows(64)
 
     def everything(*args):
       def loss(*args):
-        values, indices = fused_encode.encode_topk(*args, 9)
+        values, indices = fused_encode.encode_topk(
+          *args, 9, magnitude=magnitude
+        )
         return jnp.sum(values**2), (values, indices)
 
       return jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(*args)

@@ -43,7 +43,10 @@ class SquaresTest(parameterized.TestCase):
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
     g = jnp.asarray(np.random.default_rng(9).standard_normal(shape[0]))
     g = g.astype(jnp.float32)
-    got, want = gradients(op.squares, *args, g), gradients(ref.squares, *args, g)
+    got, want = (
+      gradients(op.squares, *args, g),
+      gradients(ref.squares, *args, g),
+    )
     # A value of 0 is padding: absent, and so without a gradient.
     want = (jnp.where(args[0] != 0, want[0], 0), *want[1:])
     for name, a, b in zip(("values", "W", "residual"), got, want, strict=True):

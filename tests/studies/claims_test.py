@@ -29,7 +29,7 @@ CLAIM = claims.Claim(
   claim="lower error than TopK at equal L0",
   method="batch",
   against="row",
-  read=claims.log_fvu(8),
+  compare=claims.both(claims.log_fvu(8)),
   direction="lower",
   data="planted",
 )

@@ -42,6 +42,27 @@ class WarmupDecayTest(parameterized.TestCase):
       factors(ours, 40), [float(theirs(s)) for s in range(40)], atol=1e-6
     )
 
+  def test_falls_to_the_end_asked_for(self):
+    schedule = schedules.warmup_decay(20, decay_fraction=0.25, end=0.2)
+    want = [1.0] * 16 + [0.84, 0.68, 0.52, 0.36] + [0.2] * 5
+    np.testing.assert_allclose(factors(schedule, 25), want, rtol=1e-5)
+
+
+class CosineWarmupTest(parameterized.TestCase):
+  def test_rises_from_its_start_along_a_cosine(self):
+    found = factors(schedules.cosine_warmup(8, start=0.2), 12)
+    want = 0.6 - 0.4 * np.cos(np.pi * np.arange(9) / 8)
+    np.testing.assert_allclose(found, [*want, 1, 1, 1], rtol=1e-5)
+
+
+class RampTest(parameterized.TestCase):
+  def test_rises_in_a_straight_line_and_stays(self):
+    found = factors(schedules.ramp(3.0, 4), 6)
+    np.testing.assert_allclose(found, [0, 0.75, 1.5, 2.25, 3, 3], rtol=1e-6)
+
+  def test_without_steps_is_a_number(self):
+    self.assertEqual(schedules.ramp(3.0, 0), 3.0)
+
 
 class LearningRateTest(parameterized.TestCase):
   @parameterized.parameters((0.0, 1e-3), (-0.5, 5e-4), (-1.0, 2.5e-4))

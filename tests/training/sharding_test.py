@@ -5,7 +5,7 @@ from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec as P
 
 from saejax import errors
-from saejax.recipes import row_sparse
+from saejax.recipes import factored, row_sparse
 from saejax.training import sharding, step
 
 
@@ -64,6 +64,17 @@ class TableTest(parameterized.TestCase):
       self.assertEqual(spec, axes + want)
     # W_enc, b_enc, W_dec in weights, two moments and EMA; one statistic.
     self.assertEqual(latents, 4 * 3 + 1)
+
+  def test_refuses_leaves_that_do_not_divide_by_name(self):
+    recipe = factored.kronsae(6, 32, 2, m=2, q=4, dead_after_tokens=10)
+    state = jax.eval_shape(lambda: step.init_state(recipe, jax.random.key(0)))
+    mesh = jax.sharding.AbstractMesh((1, 1, 4), sharding.AXES)
+    found = sharding.state_shardings(mesh, state, stacked=False)
+    self.assertEqual(found.sae.encoder.P.spec, P("latent", None, None))
+    mesh = jax.sharding.AbstractMesh((1, 1, 8), sharding.AXES)
+    said = r"train.mesh=\(1, 1, 8\): .*encoder.P .* divide by the 8 devices of"
+    with self.assertRaisesRegex(errors.InputError, said):
+      sharding.state_shardings(mesh, state, stacked=False)
 
   def test_rows_of_a_batch_lie_on_data(self):
     mesh = sharding.make_mesh((1, 1, 1))

@@ -1,0 +1,71 @@
+"""What papers claim of their methods, measured here over paired seeds.
+
+    python experiments/claims.py --flagfile=experiments/flags/claims.flags
+
+The run folder gets results.json (with "claims": recipe, paper, claim, verdict,
+effect, interval, seeds, data), results.csv, plots and report.html. The same
+command goes on where a stopped run was.
+"""
+
+import dataclasses
+
+from saejax import config, runs
+from saejax.data.harvest import HarvestConfig
+from saejax.report import extras, study
+from saejax.studies import arms, claim_arms, claims, other_claims, site_claims
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SiteConfig:
+  """One site and the sizes of SAEs on it."""
+
+  harvest: HarvestConfig = HarvestConfig()
+  study: arms.StudyConfig = arms.StudyConfig(steps=600)
+  n: int = 768  # latents
+  k: tuple[int, ...] = (8, 16, 32)  # latents a row, ascending
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """All that the study depends on."""
+
+  run_dir: str = "runs/claims"  # folder of this run
+  first: SiteConfig = SiteConfig()  # a site that every claim is measured on
+  second: SiteConfig | None = None  # another one
+  planted: arms.StudyConfig = arms.StudyConfig()  # claims on planted rows
+
+
+def main(config: Config) -> None:
+  extras.check()
+  with runs.folder(config.run_dir, config) as folder:
+    made, wanted, data = other_claims.of(config.planted)
+    points = arms.run_all(folder, made, config.planted)
+    for name, site in (("first", config.first), ("second", config.second)):
+      if site is None:
+        continue
+      rows = arms.harvested(site.harvest)
+      data[name] = rows.about
+      mine, more = site_claims.of(
+        claim_arms.Site(
+          name=arms.label(rows), rows=rows, config=site.study, n=site.n, k=site.k
+        )
+      )
+      wanted += more
+      points += arms.run(
+        folder, mine, rows, site.study, measure=claim_arms.measure
+      )
+    found = [claims.measure(claim, points) for claim in wanted]
+    study.write(
+      folder,
+      (claims.sections(found), claims.figures(found)),
+      config=config,
+      points=points,
+      data=data,
+      title="Claims of papers, measured",
+      script="experiments/claims.py",
+      claims=found,
+    )
+
+
+if __name__ == "__main__":
+  config.run(main, Config)

@@ -1,0 +1,166 @@
+"""Methods whose rows come with a condition: a timestep, a layer."""
+
+import dataclasses
+from functools import partial
+from typing import Unpack
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from saejax.errors import InputError
+from saejax.recipes import common, row_sparse
+from saejax.sae import activations, conditioned, initial
+from saejax.sae.context import Batch
+from saejax.sae.prep import Prep
+from saejax.sae.sae import SAE
+from saejax.training.conditioned import ConditionVariance
+from saejax.training.recipe import Recipe, Term
+
+MODULATIONS = ("learned", "table", "standardise")
+
+
+def tide(
+  d: int,
+  n: int,
+  k: int,
+  *,
+  timesteps: int | None = None,
+  modulation: str = "learned",
+  rows: Batch | None = None,
+  window_rows: float = 10_000.0,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """TIDE: one TopK SAE for all timesteps, behind a trained affine of the time.
+
+      u = x exp(gamma(t)) + beta(t),   u_hat = TopK SAE of u
+      x_hat = (u_hat - beta(t)) exp(-gamma(t))
+      loss = mean |x - x_hat|^2 / var(x | t) + 1/32 AuxK
+
+  gamma and beta start at 0, as the plain SAE. The error is taken in x, since in
+  u it would fall with gamma. AuxK compares shares of the error and stays in u.
+
+  The paper gives no equations: the modulation by exp, its network, and the
+  running statistics are a definition of ours.
+
+  Args:
+    d: width of the activations.
+    n: latents; the paper takes 16 d.
+    k: latents kept in a row; about 5 % of d.
+    timesteps: number of whole timesteps; None for times in [0, 1], whose
+      statistics are kept in 50 bins.
+    modulation: "learned" by a sinusoidal embedding and an MLP, "table" of
+      learned gamma and beta, or "standardise": fixed, each timestep's
+      coordinates at mean 0 and deviation 1.
+    rows: with their conditions; for "standardise", and only for it.
+    window_rows: of the running statistics of a timestep.
+    **options: see `common.Options`.
+
+  References:
+    TIDE: Temporal-Aware Sparse Autoencoders for Interpretable Diffusion
+    Transformers, 2025, arXiv:2503.07050.
+  """
+  common.check_k(k, n)
+  _check_modulation(modulation, rows, timesteps)
+  count = timesteps or conditioned.CONTINUOUS_BINS
+  conditions = ConditionVariance(count, timesteps is None, window_rows)
+  return common.compose(
+    "tide",
+    d,
+    n,
+    options,
+    init=partial(_modulated, k=k, kind=modulation, rows=rows, of=conditions),
+    terms={"nmse": Term(fn=conditions.loss)},
+    rules=(conditions,),
+    aux={},
+    needs=("cond",),
+  )
+
+
+def _modulated(
+  key: PRNGKeyArray,
+  *,
+  d: int,
+  k: int,
+  kind: str,
+  rows: Batch | None,
+  of: ConditionVariance,
+  prep: Prep,
+  **given,
+) -> SAE:
+  """A TopK SAE behind a modulation of that kind; the same one without it."""
+  if rows is not None:
+    inside, _ = prep.apply(rows.x, rows.cond)
+    modulation = conditioned.standardised(
+      inside, rows.cond, of.count, continuous=of.continuous
+    )
+  elif kind == "table":
+    modulation = conditioned.table(d, of.count, continuous=of.continuous)
+  else:
+    modulation = conditioned.sinusoidal(
+      jax.random.fold_in(key, 1), d, continuous=of.continuous
+    )
+  return initial.tied(
+    key,
+    d=d,
+    activation=activations.TopK(k),
+    prep=conditioned.Modulated(modulation, prep, frozen=rows is not None),
+    **given,
+  )
+
+
+def layergroup(
+  d: int,
+  n: int,
+  k: int = 128,
+  *,
+  scale: Float[Array, "layers"],
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """One TopK SAE for a group of layers, each divided by its own mean norm.
+
+      loss = |x' - x_hat'|^2 / var(x') + 1/32 AuxK,   x' = x / scale_layer
+
+  A batch holds rows of all layers of the group, `Batch.cond` the number of the
+  layer within it, as `data.streams` draws them. Gradients are clipped at norm
+  1. The paper's code also multiplies AuxK by min(dead / k_aux, 1), and has the
+  sign of its residual the wrong way round; neither is followed.
+
+  Args:
+    d: width of the activations.
+    n: latents; the paper takes 16 d.
+    k: latents kept in a row.
+    scale: mean norm of each layer's rows, see `conditioned.per_condition`.
+    **options: see `common.Options`.
+
+  References:
+    Ghilardi et al., Efficient Training of Sparse Autoencoders for Large
+    Language Models via Layer Groups, 2024, arXiv:2410.21508.
+  """
+  common.check_no_prep("layergroup", options)
+  given: common.Options = {"clip_norm": 1.0, **options}
+  given["prep"] = conditioned.scaled(scale, d)
+  recipe = row_sparse.topk(d, n, k, **given)
+  return dataclasses.replace(recipe, name="layergroup", needs=("cond",))
+
+
+def _check_modulation(
+  modulation: str, rows: Batch | None, timesteps: int | None
+) -> None:
+  if modulation not in MODULATIONS:
+    raise InputError(
+      "modulation",
+      modulation,
+      f"must be one of {', '.join(MODULATIONS)}",
+      "use learned",
+    )
+  if timesteps is not None and timesteps < 1:
+    raise InputError("timesteps", timesteps, "must be at least 1", "raise it")
+  given = rows is not None
+  complete = rows is None or rows.cond is not None
+  if given != (modulation == "standardise") or not complete:
+    raise InputError(
+      "rows",
+      None if rows is None else rows.x.shape,
+      "modulation=standardise takes rows with their conditions, others none",
+      "give Batch(x=..., cond=...) with standardise alone",
+    )

@@ -1,0 +1,337 @@
+"""Methods whose loss has several reconstructions, each inside the next."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Unpack
+
+from saejax.errors import InputError
+from saejax.recipes import batch_sparse, common, row_sparse
+from saejax.sae import activations, initial, widened
+from saejax.training import constraints, losses, nested
+from saejax.training.recipe import Recipe, Term
+
+FRACTIONS = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+
+
+def matryoshka(
+  d: int,
+  n: int,
+  k: float,
+  *,
+  prefixes: Sequence[int] | Sequence[float] | nested.Sampled = FRACTIONS,
+  weights: Sequence[float] | None = None,
+  reduction: str = "mean",
+  bias_only: bool = True,
+  sort_decay: float | None = None,
+  rate: float = 0.01,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """Matryoshka SAE: BatchTopK whose first m latents reconstruct x alone.
+
+      x_hat_m = sum_{i < m} z_i w_i + b_dec
+      loss = sum_m c_m |x - x_hat_m|^2 / sum_m c_m + 1/32 AuxK
+
+  summed over d, averaged over rows and over several m, the last of which is n.
+  One selection serves all; AuxK is that of the whole code. Early latents become
+  general, later ones special; `sae.truncate` cuts a small SAE out of a large one.
+
+  Codes differ by a factor: the authors' averages over the prefixes and the bias
+  alone (the default here), SAELens adds up (`reduction="sum"` without the bias),
+  dictionary_learning averages prefixes of weight 1/G (sum, weights 1/G^2). The
+  sampled prefixes come from code with ReLU and L1; here they have BatchTopK, so
+  that no controller of L0 is needed.
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    k: latents a row on average, which may be a fraction.
+    prefixes: widths, increasing, the last n; or fractions of n for the groups
+      between them, which sum to 1; or `nested.Sampled`.
+    weights: of the prefixes, 1 by default; not for sampled ones.
+    reduction: "mean" divides by the sum of the weights, "sum" does not.
+    bias_only: count b_dec alone as one more prefix of weight 1.
+    sort_decay: keep latents sorted by energy, averaged with this decay (0.95 in
+      the code of sampled prefixes); None leaves them where they are.
+    rate, **options: see `batch_sparse.batchtopk`.
+
+  References:
+    Bussmann et al., Learning Multi-Level Features with Matryoshka Sparse
+    Autoencoders, 2025, arXiv:2503.17547.
+  """
+  if reduction not in ("mean", "sum"):
+    raise InputError("reduction", reduction, "must be mean or sum", "use one")
+  base = batch_sparse.batchtopk(d, n, k, rate=rate, **options)
+  if isinstance(prefixes, nested.Sampled):
+    _check_sampled(prefixes, n, weights)
+    loss = nested.sampled_prefixes(
+      prefixes, reduction=reduction, bias=bias_only
+    )
+  else:
+    lengths = _widths(prefixes, n)
+    shares = _weights(weights, len(lengths))
+    if bias_only:
+      lengths, shares = (0, *lengths), (1.0, *shares)
+    whole = sum(shares) if reduction == "mean" else 1.0
+    shares = tuple(share / whole for share in shares)
+    loss = nested.prefixes(lengths, shares, order="latent")
+  sort = () if sort_decay is None else (_sort(sort_decay),)
+  return _with_terms(
+    base, "matryoshka", {"mse": Term(fn=loss)}, rules=(*base.rules, *sort)
+  )
+
+
+def msae(
+  d: int,
+  n: int,
+  *,
+  levels: int | Sequence[int] = 64,
+  weights: str | Sequence[float] = "uniform",
+  measure: nested.RowLoss = nested.row_normalised_mse,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """MSAE: one reconstruction from each of several TopK of one encoding.
+
+      x_hat_k = relu(top_k(a)) W_dec + b_dec
+      loss = sum_k c_k R(x, x_hat_k) / sum_k c_k
+
+  R is |x - x_hat|^2 over |x - mean_B x|^2 of the same row, averaged over rows;
+  the authors' notes say that plain squares do better (`losses.mse`). Decoder
+  rows start at norm 0.1 and are held at 1 by moving their norms to the encoder.
+  No penalty, no AuxK; gradients are clipped at norm 1. Their cap tanh(z / c) is
+  off in their settings and not here. The SAE keeps every positive latent where n
+  is a level (the default), else as many as the largest; set another TopK for
+  fewer.
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    levels: values of k, increasing; or the first, which is doubled while at
+      most n, with n at the end.
+    weights: "uniform"; "reverse", N, N-1, ..., 1 from the sparsest level on; or
+      one for each level.
+    measure: a row loss, R.
+    **options: see `common.Options`.
+
+  References:
+    Zaigrajew et al., Interpreting CLIP with Hierarchical Sparse Autoencoders,
+    2025, arXiv:2502.20578.
+  """
+  ks = _doubling(levels, n) if isinstance(levels, int) else tuple(levels)
+  _check_levels("levels", ks, n)
+  named = {"uniform": None, "reverse": range(len(ks), 0, -1)}
+  if isinstance(weights, str) and weights not in named:
+    raise InputError("weights", weights, f"must be of {list(named)}", "use one")
+  given = named[weights] if isinstance(weights, str) else weights
+  shares = _weights(given, len(ks))
+  shares = tuple(share / sum(shares) for share in shares)
+  rows = activations.TopK(ks[-1], ordered=True)
+  keep = activations.ReLU() if ks[-1] == n else rows
+  return common.compose(
+    "msae",
+    d,
+    n,
+    {"clip_norm": 1.0, **options},
+    init=partial(initial.tied, activation=keep, row_norm=0.1),
+    terms={
+      "levels": Term(
+        fn=nested.prefixes(ks, shares, order="value", measure=measure)
+      )
+    },
+    project=constraints.folded_norms,
+  )
+
+
+def hierarchical_topk(
+  d: int,
+  n: int,
+  k: int,
+  *,
+  ranks: str | Sequence[int] = "all",
+  weights: Sequence[float] | None = None,
+  normalise_weights: bool = True,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """HierarchicalTopK: the errors of all prefixes of a TopK code at once.
+
+      x_hat_j = b_dec + the j largest terms z_i w_i of the row
+      loss = sum_{j in J} c_j |x - x_hat_j|^2 / (var(x) sum_{j in J} c_j)
+             + 1/32 AuxK
+
+  so that one SAE serves every k' <= k: set another TopK for fewer. Costs about
+  one decode more than TopK whatever J is. The paper divides by nothing but |J|
+  and d; var(x) is that of `row_sparse.topk`, which J = {k} is.
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    k: latents kept in a row.
+    ranks: J: "all" of 1..k, "powers" of two up to k, or a list.
+    weights: of the ranks of J, 1 by default.
+    normalise_weights: divide by their sum.
+    **options: see `common.Options`.
+
+  References:
+    Balagansky et al., Train One Sparse Autoencoder Across Multiple Sparsity
+    Budgets to Preserve Interpretability and Accuracy, 2025, arXiv:2505.24473.
+  """
+  base = row_sparse.topk(d, n, k, **options)
+  named = {"all": range(1, k + 1), "powers": _powers(k)}
+  if isinstance(ranks, str) and ranks not in named:
+    raise InputError("ranks", ranks, f"must be of {list(named)}", "use one")
+  chosen = tuple(named[ranks] if isinstance(ranks, str) else ranks)
+  _check_levels("ranks", chosen, k)
+  at = dict(zip(chosen, _weights(weights, len(chosen)), strict=True))
+  loss = nested.ranks(
+    [at.get(j, 0.0) for j in range(1, k + 1)], normalise=normalise_weights
+  )
+  return _with_terms(
+    base,
+    "hierarchical_topk",
+    {"nmse": Term(fn=loss)},
+    activation=activations.TopK(k, ordered=True),
+  )
+
+
+def multi_topk(
+  d: int,
+  n: int,
+  k: int,
+  *,
+  factor: int = 4,
+  weight: float = 1 / 8,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """Multi-TopK: the error at k and, with a smaller weight, at 4 k.
+
+      loss = L(k) + L(4 k) / 8 + 1/32 AuxK,  L(k) = |x - x_hat_k|^2 / var(x)
+
+  so that rows still make sense where more or fewer than k latents are kept. One
+  pass keeps 4 k: its AuxK and its dead latents are those of 4 k, where OpenAI's
+  code takes those of k. Users hold a TopK of k.
+
+  Args:
+    d: width of the activations.
+    n: latents, at least factor k.
+    k: latents kept in a row.
+    factor: 4.
+    weight: 1/8.
+    **options: see `common.Options`.
+
+  References:
+    Gao et al., Scaling and evaluating sparse autoencoders, 2024,
+    arXiv:2406.04093.
+  """
+  common.check_k(k, n)
+  if not 2 <= factor <= n // k:
+    rule = f"must be at least 2, with factor k at most n={n}"
+    raise InputError("factor", factor, rule, "lower k or raise n")
+  return _with_terms(
+    row_sparse.topk(d, n, k, **options),
+    "multi_topk",
+    {
+      "nmse": Term(fn=nested.at_k(k, losses.normalised_mse)),
+      "nmse_wide": Term(fn=losses.normalised_mse, weight=weight),
+    },
+    activation=widened.Widened(k, factor),
+  )
+
+
+def _with_terms(base: Recipe, name: str, terms, activation=None, **parts):
+  """A method with other terms, and another activation where one is given."""
+  draw: Any = base.init
+  if activation is not None:
+    parts["init"] = partial(draw, activation=activation)
+  return dataclasses.replace(
+    base, name=name, terms={**base.terms, **terms}, **parts
+  )
+
+
+def _widths(prefixes: Sequence[int] | Sequence[float], n: int):
+  """Lengths of prefixes from lengths, or from fractions of the groups."""
+  lengths = tuple(prefixes)
+  if any(isinstance(part, float) for part in lengths):
+    if abs(sum(lengths) - 1) > 1e-6 or min(lengths) <= 0:
+      raise InputError(
+        "prefixes", lengths, "fractions must sum to 1", "such as 1/4, 3/4"
+      )
+    ends = itertools.accumulate(lengths)
+    lengths = (*[round(n * end) for end in ends][:-1], n)
+  _check_levels("prefixes", lengths, n)
+  if lengths[-1] != n:
+    raise InputError(
+      "prefixes", lengths, f"the last must be n={n}", "add or correct it"
+    )
+  return lengths
+
+
+def _check_levels(field: str, levels: Sequence[int], most: int) -> None:
+  """Refuses what is not an increasing list in [1, most]."""
+  rises = all(low < high for low, high in itertools.pairwise(levels))
+  whole = all(isinstance(level, int) for level in levels)
+  inside = levels and levels[0] >= 1 and levels[-1] <= most
+  if not (rises and whole and inside):
+    raise InputError(
+      field,
+      tuple(levels),
+      f"must be whole numbers that increase within [1, {most}]",
+      "sort them, drop repeats, or raise n",
+    )
+
+
+def _weights(weights, count: int) -> tuple[float, ...]:
+  """Weights as given, or ones."""
+  shares = (1.0,) * count if weights is None else tuple(map(float, weights))
+  if len(shares) != count or min(shares) < 0 or not sum(shares) > 0:
+    raise InputError(
+      "weights",
+      shares,
+      f"must be {count} numbers of at least 0, not all 0",
+      "give one for each prefix",
+    )
+  return shares
+
+
+def _doubling(first: int, n: int) -> tuple[int, ...]:
+  """first, 2 first, ... while at most n, and n."""
+  if not 1 <= first <= n:
+    raise InputError("levels", first, f"must be in [1, n={n}]", "lower it")
+  count = (n // first).bit_length()
+  return tuple(dict.fromkeys([first * 2**i for i in range(count)] + [n]))
+
+
+def _powers(k: int) -> tuple[int, ...]:
+  """1, 2, 4, ... up to k."""
+  return tuple(2**i for i in range(int(k).bit_length()))
+
+
+def _check_sampled(sampled: nested.Sampled, n: int, weights) -> None:
+  """Refuses lengths that cannot be drawn, and weights for them."""
+  if weights is not None:
+    raise InputError(
+      "weights",
+      tuple(weights),
+      "sampled prefixes are weighted alike",
+      "leave weights out",
+    )
+  if not (1 <= sampled.shortest <= n and sampled.power > 0):
+    raise InputError(
+      "prefixes",
+      sampled,
+      f"shortest must be in [1, n={n}] and power above 0",
+      "such as Sampled(power=0.5, shortest=1)",
+    )
+  if not 1 <= sampled.count <= n - sampled.shortest + 1:
+    raise InputError(
+      "prefixes",
+      sampled,
+      f"count must be in [1, {n - sampled.shortest + 1}] distinct lengths",
+      "lower count",
+    )
+
+
+def _sort(decay: float) -> nested.SortByEnergy:
+  if not 0 <= decay < 1:
+    raise InputError("sort_decay", decay, "must be in [0, 1)", "such as 0.95")
+  return nested.SortByEnergy(decay)

@@ -1,0 +1,118 @@
+"""Methods that hold the decoder's rows apart, or near the data."""
+
+import dataclasses
+from functools import partial
+from typing import Unpack
+
+from jaxtyping import Array, Float
+
+from saejax.errors import InputError
+from saejax.recipes import batch_sparse, common
+from saejax.sae import activations, archetypal
+from saejax.training import constraints, losses, orthogonality
+from saejax.training.recipe import Recipe, Term
+
+
+def ortsae(
+  d: int,
+  n: int,
+  k: float,
+  *,
+  gamma: float = 0.25,
+  chunk: int = 8192,
+  every: int = 5,
+  signed: bool = False,
+  rate: float = 0.01,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """OrtSAE: BatchTopK whose decoder rows are pushed apart.
+
+      loss = |x - x_hat|^2 + 1/32 AuxK + gamma mean_i max(s_i, 0)^2
+
+  with s_i the largest cosine of row i with another one of its random chunk, see
+  `orthogonality.nearest`; a member's own coefficient multiplies gamma. gamma is
+  relative to squares summed over d of rows with mean square norm 1. Neither that
+  nor chunk, gamma and every could be read in the paper's own code.
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    k: latents a row on average, which may be a fraction.
+    gamma: of the penalty; 0 leaves it out.
+    chunk: most latents compared with each other.
+    every: steps between those with the penalty, whose gamma is not raised.
+    signed: s_i^2 whatever its sign.
+    rate, **options: see `batch_sparse.batchtopk`.
+
+  References:
+    Korznikov et al., OrtSAE: Orthogonal Sparse Autoencoders Uncover Atomic
+    Features, 2025, arXiv:2509.22033.
+  """
+  for field, value, least in (
+    ("gamma", gamma, 0),
+    ("chunk", chunk, 2),
+    ("every", every, 1),
+  ):
+    if not value >= least:
+      raise InputError(field, value, f"must be at least {least}", "raise it")
+  base = batch_sparse.batchtopk(d, n, k, rate=rate, **options)
+  penalty = orthogonality.nearest(chunk=chunk, every=every, signed=signed)
+  more = {"ortho": Term(fn=penalty, weight=gamma, swept=True)} if gamma else {}
+  return dataclasses.replace(base, name="ortsae", terms={**base.terms, **more})
+
+
+def ra_sae(
+  d: int,
+  n: int,
+  k: int,
+  *,
+  points: Float[Array, "p d"],
+  delta: float = 1.0,
+  multiplier: bool = True,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """RA-SAE: TopK whose decoder rows lie near convex combinations of points.
+
+      W_dec = (A C + Lambda) exp(m),  A_i on the simplex, |Lambda_i| <= delta
+      loss = |x - x_hat|^2 / var(x) + 1/32 AuxK,  x_hat = z W_dec
+
+  A and Lambda are put back after each update; there is no b_dec. The library of
+  the authors normalises the encoder by batch and has no AuxK; the encoder here
+  is affine and starts at the points.
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    k: latents kept in a row.
+    points: C, raw rows such as `archetypal.kmeans` of the data, at least n; the
+      prep is applied to them too.
+    delta: in the units of the prepared rows. 0 keeps rows inside the hull.
+    multiplier: whether m is learned, else 0.
+    **options: see `common.Options`.
+
+  References:
+    Fel et al., Archetypal SAE: Adaptive and Stable Dictionary Learning for
+    Concept Extraction in Large Vision Models, 2025, arXiv:2502.12892.
+    Bohacek et al., Uncovering Conceptual Blindspots in Generative Image Models
+    Using Sparse Autoencoders, 2025, arXiv:2506.19708.
+  """
+  common.check_k(k, n)
+  archetypal.check_points(points, d, n, delta)
+  return common.compose(
+    "ra_sae",
+    d,
+    n,
+    options,
+    init=partial(
+      archetypal.init,
+      points=points,
+      activation=activations.TopK(k),
+      delta=delta,
+      multiplied=multiplier,
+    ),
+    terms={"nmse": Term(fn=losses.normalised_mse)},
+    aux={},
+    unit_norm=False,
+    gradient=constraints.without_decoder_bias,
+    project=archetypal.project,
+  )

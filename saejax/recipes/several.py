@@ -1,0 +1,140 @@
+"""Methods with several SAEs: ensembles, and members that learn together.
+
+Naive bagging needs no recipe: members of one run (`training.fit`, or several
+seeds of `training.loop`) read the same stream, and `sae.ensembles.flatten`
+makes one SAE of them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from saejax.recipes import common
+from saejax.sae import activations, decoders, encoders, ensembles
+from saejax.sae.context import Batch
+from saejax.sae.prep import Prep
+from saejax.sae.sae import SAE
+from saejax.training import constraints, coupling, losses
+from saejax.training.recipe import Recipe, Term
+
+
+def boosting_stage(
+  make: Callable[..., Recipe],
+  stages: Sequence[SAE],
+  sample: Float[Array, "s d"] | Batch,
+  *,
+  inner: str = "centre_scale",
+) -> Recipe:
+  """The next stage of boosting: a recipe behind the residual of trained SAEs.
+
+      r = x - sum_l g_l(r_l),   loss = the base's, of r
+
+  Stages are trained one after the other; the SAE of the last one is the whole
+  ensemble. Its J n latents are found in turn: it has no encoder of one matrix.
+  The scale of the residual and the initial b_dec are fitted to each stage.
+
+  Frozen stages are leaves of the new SAE, so that the optimizer holds moments
+  of 0 for them: 3 J n d numbers in place of n d.
+
+  Args:
+    make: the base recipe as a function of its `prep`.
+    stages: trained so far, in order; none for the first stage. Each with its
+      own prep, not behind a residual: see `ensembles.stages_of`.
+    sample: raw rows, for the scale of the residual.
+    inner: kind of the prep behind the residual, see `sae.prep.from_stats`.
+
+  References:
+    Ensembling Sparse Autoencoders, 2025, arXiv:2505.16077.
+  """
+  recipe = make(prep=ensembles.residual(stages, sample, inner))
+  return dataclasses.replace(recipe, name=f"boosting_{recipe.name}")
+
+
+def mfr(
+  d: int,
+  n: int,
+  k: int,
+  *,
+  coefficient: float = 0.005,
+  warmup_steps: int = 100,
+  match: str = "max",
+  detach_peers: bool = False,
+  restart_above: float | None = 2.5,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """Mutual feature regularisation: TopK SAEs that are to find the same.
+
+      loss = sum_i mean (x - x_hat_i)^2 + C,
+      C = coefficient warm(t) mean_{i<j} (1 - sim(W_i, W_j))
+
+  over rows and the d coordinates. Each SAE is tied, with W orthogonal at the
+  start: it encodes by W, decodes by its rows at unit norm, keeps the k largest
+  pre-activations with their signs, and has no b_dec. A member that uses its
+  latents too unevenly in a batch is drawn anew. The paper's text takes the
+  nearest row as the match, its code the best assignment; the first is the
+  default since it runs on the device.
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    k: latents kept in a row.
+    coefficient: of the coupling; the paper's for GPT-2.
+    warmup_steps, match, detach_peers: see `coupling.MutualFeatures`.
+    restart_above: see `coupling.RestartMember`; None never restarts. The paper
+      fixes the target rate at 32/512, here it is k/n.
+    **options: see `common.Options`.
+
+  References:
+    Marks et al., Enhancing Neural Network Interpretability with
+    Feature-Aligned Sparse Autoencoders, 2024, arXiv:2411.01220.
+  """
+  common.check_k(k, n)
+  coupling.check(n, match)
+  recipe = common.compose(
+    "mfr",
+    d,
+    n,
+    options,
+    init=partial(_tied_without_bias, k=k),
+    terms={"mse": Term(fn=losses.mse, weight=1 / d)},
+    unit_norm=False,
+    optimizer=optax.adam,
+    gradient=constraints.without_decoder_bias,
+    coupling=coupling.MutualFeatures(
+      coefficient, warmup_steps, match, detach_peers
+    ),
+  )
+  if restart_above is None:
+    return recipe
+  draw = partial(recipe.init, sample=None)
+  restart = coupling.RestartMember(draw, k / n, restart_above)
+  return dataclasses.replace(recipe, rules=(*recipe.rules, restart))
+
+
+def _tied_without_bias(
+  key: PRNGKeyArray,
+  *,
+  n: int,
+  d: int,
+  k: int,
+  prep: Prep,
+  dtype: str,
+  sample: Batch | None = None,
+) -> SAE:
+  """W with orthonormal columns (rows where n < d), biases 0."""
+  del sample
+  W = jax.nn.initializers.orthogonal()(key, (n, d), jnp.float32)
+  return SAE(
+    prep=prep,
+    encoder=encoders.Tied(b=jnp.zeros((n,)), raw=True),
+    activation=activations.TopK(k, keep="signed"),
+    decoder=decoders.Normalised(W=W, b=jnp.zeros((d,))),
+    pre_bias=False,
+    dtype=dtype,
+  )

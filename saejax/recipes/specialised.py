@@ -1,0 +1,75 @@
+"""Methods that finetune an SAE for a part of the data."""
+
+from functools import partial
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from saejax.recipes import common
+from saejax.sae.context import Batch
+from saejax.sae.sae import SAE
+from saejax.training import losses
+from saejax.training.recipe import Recipe, Term
+from saejax.training.tilted import Tilted
+
+
+def ssae(
+  init_from: SAE,
+  *,
+  t: float = 500.0,
+  relative: bool = False,
+  coefficient: float = 0.0,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """Specialised SAE: a general one, finetuned for the worst rows of a domain.
+
+      l_b = mean_d (x_b - x_hat_b)^2 + coefficient sum_i z_bi |w_i|
+      loss = (1/t) log mean_b exp(t l_b)
+
+  on rows of retrieved texts (`data.streams`). A large t lets single rows decide
+  a step: leave out the first token of a context, whose norm is an outlier's.
+  t is per unit of l_b, and so depends on the scale of x; the paper's 500 is for
+  the units of its data, which it does not give. `relative` takes t per mean
+  l_b instead. Decoder rows are free, their norms weigh the penalty.
+
+  Args:
+    init_from: the general SAE, as it was trained; its prep, activation and
+      dtype are kept.
+    t: tilt; 0 is the mean.
+    relative: see `tilted.Tilted`.
+    coefficient: of the L1 term; that of the general SAE, 0 for TopK.
+    **options: see `common.Options`; prep and dtype are the general SAE's.
+
+  References:
+    Muhamed et al., Decoding Dark Matter: Specialized Sparse Autoencoders for
+    Interpreting Rare Concepts in Foundation Models, 2024, arXiv:2411.00743.
+  """
+  common.check_no_prep("ssae", options)
+  penalty = Term(fn=losses.l1_decoder_norm, weight=coefficient, swept=True)
+  return common.compose(
+    "ssae",
+    init_from.d,
+    init_from.n,
+    {**options, "prep": init_from.prep, "dtype": init_from.dtype},
+    init=partial(_same_weights, init_from=init_from),
+    terms={
+      "mse": Term(fn=losses.mse, weight=1 / init_from.d),
+      **({"l1": penalty} if coefficient else {}),
+    },
+    reduce=Tilted(t, relative),
+    unit_norm=False,
+  )
+
+
+def _same_weights(
+  key: PRNGKeyArray,
+  *,
+  init_from: SAE,
+  sample: Batch | None = None,
+  **given,
+) -> SAE:
+  """A copy of the SAE: the state of a training is donated."""
+  del key, sample, given
+  return jax.tree.map(jnp.array, init_from)

@@ -1,0 +1,179 @@
+"""Methods that draw random numbers in training, and a control of one."""
+
+from functools import partial
+from typing import Unpack
+
+from saejax.errors import InputError
+from saejax.recipes import common
+from saejax.sae import activations, decoders, gaussian, initial, masking
+from saejax.training import importance, losses, schedules, variational
+from saejax.training.recipe import Recipe, Term, as_trained
+
+
+def vsae(
+  d: int,
+  n: int,
+  k: int,
+  *,
+  coefficient: float,
+  warmup_steps: int,
+  posterior: str = "none",
+  masked: bool = False,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """Variational TopK SAE: latents from a Gaussian posterior, the k of largest |z|.
+
+      loss = |x - x_hat|^2 + coefficient KL + 1/32 AuxK
+
+  summed over d, over latents, and averaged over rows. See `sae.gaussian` for
+  the posteriors. With "none", which is what the paper's configurations ran,
+  nothing is drawn and the method is TopK with a penalty on the square of every
+  latent. There is no pre-bias and the decoder's rows, at norm 0.1 first, are
+  free. Gradients are clipped at norm 1 unless the options say otherwise.
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    k: latents kept in a row.
+    coefficient: of the divergence; 0.5 in the paper's configuration, 500 in
+      the defaults of its code. It scales with the norm of the rows.
+    warmup_steps: over which it rises from 0; a tenth of the run in the paper.
+    posterior: "none", "fixed" or "learned".
+    masked: only the latents that are kept count in the divergence.
+    **options: see `common.Options`.
+
+  References:
+    Analysis of Variational Sparse Autoencoders, 2025.
+  """
+  common.check_k(k, n)
+  if posterior not in gaussian.POSTERIORS:
+    known = ", ".join(gaussian.POSTERIORS)
+    raise InputError("posterior", posterior, f"must be one of {known}", "none")
+  kept = {"score": "magnitude", "keep": "signed"}
+  divergence = variational.masked_kl if masked else variational.kl
+  return common.compose(
+    "vsae",
+    d,
+    n,
+    {"clip_norm": 1.0, **options},
+    init=partial(
+      gaussian.init,
+      posterior=posterior,
+      activation=activations.TopK(k, **kept),
+      row_norm=0.1,
+      pre_bias=False,
+    ),
+    terms={
+      "mse": Term(fn=losses.mse),
+      "kl": Term(
+        fn=divergence,
+        weight=schedules.ramp(coefficient, warmup_steps),
+        swept=True,
+      ),
+    },
+    aux=kept,
+    unit_norm=False,
+  )
+
+
+def topk_l2(
+  d: int,
+  n: int,
+  k: int,
+  *,
+  coefficient: float = 0.01,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """TopK with a penalty on the squares of its latents, a control for `vsae`.
+
+      loss = |x - x_hat|^2 + coefficient |z|^2 + 1/32 AuxK
+
+  summed over d and over latents, averaged over rows.
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    k: latents kept in a row.
+    coefficient: of the penalty.
+    **options: see `common.Options`.
+
+  References:
+    Analysis of Variational Sparse Autoencoders, 2025.
+  """
+  common.check_k(k, n)
+  return common.compose(
+    "topk_l2",
+    d,
+    n,
+    options,
+    init=partial(initial.tied, activation=activations.TopK(k)),
+    terms={
+      "mse": Term(fn=losses.mse),
+      "l2": Term(fn=losses.l2, weight=coefficient, swept=True),
+    },
+    aux={},
+  )
+
+
+def atm(
+  d: int,
+  n: int,
+  *,
+  coefficient: float,
+  warmup_steps: int = 0,
+  c: float = 0.0,
+  r: float = 1.0,
+  start_step: int = 1000,
+  per_row: bool = False,
+  deterministic: bool = False,
+  **options: Unpack[common.Options],
+) -> Recipe:
+  """Adaptive temporal masking: unimportant latents are masked at random.
+
+      loss = |x - x_hat|^2 + coefficient sum_i z_i,   z = relu(a) m
+
+  summed over d and over latents, averaged over rows; m_i = 0 with a probability
+  that falls with the latent's running importance, see `training.importance`.
+  Decoder rows are normalised in every forward pass. There is no code; beyond
+  the form of that probability the definitions are ours.
+
+  Args:
+    d: width of the activations.
+    n: latents.
+    coefficient: of the L1 term.
+    warmup_steps: over which it rises from 0.
+    c, r: threshold and steepness of the probability; r = 0 never masks.
+    start_step: first step that masks.
+    per_row: draw a mask for each row instead of each batch.
+    deterministic: leave latents out for good that end masked half of the time
+      or more; by default all are kept in use.
+    **options: see `common.Options`.
+
+  References:
+    Time-Aware Feature Selection: Adaptive Temporal Masking for Stable Sparse
+    Autoencoder Training, 2025, arXiv:2510.08855.
+  """
+  if r < 0:
+    raise InputError("r", r, "must be at least 0", "use 1, or 0 for no mask")
+  return common.compose(
+    "atm",
+    d,
+    n,
+    options,
+    init=partial(
+      initial.tied,
+      activation=masking.RandomMask(per_row),
+      decoder=decoders.Normalised,
+    ),
+    terms={
+      "mse": Term(fn=losses.mse),
+      "l1": Term(
+        fn=losses.l1,
+        weight=schedules.ramp(coefficient, warmup_steps),
+        swept=True,
+      ),
+    },
+    rules=(importance.Importance(c=c, r=r, start_step=start_step),),
+    unit_norm=False,
+    finish=importance.WithoutMasked() if deterministic else as_trained,
+  )

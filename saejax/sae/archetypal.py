@@ -1,0 +1,201 @@
+"""A dictionary inside, or near, the convex hull of points of the data."""
+
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from saejax.errors import InputError
+from saejax.sae import initial
+from saejax.sae.activations import Activation
+from saejax.sae.context import Batch
+from saejax.sae.part import Part
+from saejax.sae.prep import Identity, Prep
+from saejax.sae.sae import SAE
+
+
+class Archetypal(Part):
+  """W_dec = (A C + Lambda) exp(m): rows near convex combinations of points.
+
+  Attributes:
+    A: rows on the simplex, [n, p].
+    relaxation: Lambda [n, d], rows of norm at most `delta`.
+    log_multiplier: m, one number.
+    b: added to every reconstruction [d].
+    points: C [p, d], frozen.
+    delta: 0 keeps rows inside the hull, a large one leaves them free.
+    multiplied: whether m is learned.
+
+  What holds for A and Lambda is restored by `projected` after each update.
+
+  References:
+    Fel et al., Archetypal SAE: Adaptive and Stable Dictionary Learning for
+    Concept Extraction in Large Vision Models, 2025, arXiv:2502.12892.
+  """
+
+  A: Float[Array, "n p"]
+  relaxation: Float[Array, "n d"]
+  log_multiplier: Float[Array, ""]
+  b: Float[Array, "d"]
+  points: Float[Array, "p d"]
+  delta: float = flax.struct.field(pytree_node=False)
+  multiplied: bool = flax.struct.field(pytree_node=False, default=True)
+
+  @property
+  def n(self) -> int:
+    return self.A.shape[-2]
+
+  def rows(self) -> Float[Array, "n d"]:
+    fixed = jax.lax.stop_gradient
+    m = self.log_multiplier if self.multiplied else fixed(self.log_multiplier)
+    hull = jnp.matmul(self.A, fixed(self.points), precision="highest")
+    return (hull + self.relaxation) * jnp.exp(m)
+
+  def projected(self) -> "Archetypal":
+    """A's negative entries cut and its rows divided by their sums; Lambda's
+    rows shortened to delta.
+
+    A row of A without a positive entry would stay at 0 for ever: it starts
+    anew at the point of its largest entry.
+    """
+    positive = jax.nn.relu(self.A)
+    total = jnp.sum(positive, axis=-1, keepdims=True)
+    largest = jnp.argmax(self.A, axis=-1)
+    anew = jax.nn.one_hot(largest, self.A.shape[-1], dtype=self.A.dtype)
+    A = jnp.where(total > 0, positive / jnp.maximum(total, 1e-30), anew)
+    norm = jnp.linalg.norm(self.relaxation, axis=-1, keepdims=True)
+    shrink = jnp.minimum(1.0, self.delta / jnp.maximum(norm, 1e-12))
+    return self.replace(A=A, relaxation=self.relaxation * shrink)
+
+
+def project(sae: SAE) -> SAE:
+  """The decoder back where it is to be."""
+  decoder: Archetypal = sae.decoder  # pyright: ignore[reportAssignmentType]
+  return sae.replace(decoder=decoder.projected())
+
+
+def check_points(
+  points: Float[Array, "p d"], d: int, n: int, delta: float
+) -> None:
+  """Refuses points and a relaxation that no decoder can start from.
+
+  Raises:
+    InputError: points of another width or fewer than n; delta below 0.
+  """
+  shape = tuple(points.shape)
+  if len(shape) != 2 or shape[1] != d:
+    raise InputError(
+      "points", shape, f"must be [p, d={d}]", "take rows of the activations"
+    )
+  if shape[0] < n:
+    raise InputError(
+      "points",
+      shape,
+      f"must be at least n={n}: latent i starts at point i",
+      "take more points, or lower n",
+    )
+  if not delta >= 0:
+    raise InputError("delta", delta, "must be at least 0", "such as 1")
+
+
+def init(
+  key: PRNGKeyArray,
+  *,
+  n: int,
+  d: int,
+  points: Float[Array, "p d"],
+  activation: Activation,
+  delta: float,
+  multiplied: bool = True,
+  prep: Prep = Identity(),
+  sample: Batch | None = None,
+  dtype: str = "float32",
+) -> SAE:
+  """Latent i starts at point i, and reads how much of it there is.
+
+      A = [I 0],  Lambda = 0,  m = 0,  W_enc_i = c_i / |c_i|^2,  b = 0
+
+  Args:
+    key: of nothing drawn here; every member starts alike.
+    n: latents, at most p.
+    d: width of the activations.
+    points: raw rows; the prep is applied to them as to the data.
+    activation: a -> z.
+    delta, multiplied: see `Archetypal`.
+    prep: of the activations.
+    sample: not used: the bias starts at 0.
+    dtype: of matmul operands.
+  """
+  del sample
+  C, _ = prep.apply(jnp.asarray(points))
+  first = C[:n]
+  square = jnp.sum(jnp.square(first), axis=-1, keepdims=True)
+  encoder = initial.affine(first / jnp.maximum(square, 1e-12))
+
+  def decoder(W: Array, b: Array) -> Archetypal:
+    del W
+    return Archetypal(
+      A=jnp.eye(n, len(C)),
+      relaxation=jnp.zeros((n, d)),
+      log_multiplier=jnp.zeros(()),
+      b=b,
+      points=C,
+      delta=delta,
+      multiplied=multiplied,
+    )
+
+  return initial.tied(
+    key,
+    n=n,
+    d=d,
+    activation=activation,
+    prep=prep,
+    centre=False,
+    encoder=lambda W: encoder,
+    decoder=decoder,
+    dtype=dtype,
+  )
+
+
+@partial(jax.jit, static_argnames=("count", "steps"))
+def kmeans(
+  key: PRNGKeyArray, x: Float[Array, "s d"], count: int, steps: int = 20
+) -> Float[Array, "count d"]:
+  """Centroids of rows: k-means++ starts, then Lloyd's steps.
+
+  A centroid without rows stays where it is. Costs count s d a step, and memory
+  s count: give a sample of some ten thousand rows.
+
+  Args:
+    key: of the starts.
+    x: rows, at least `count`.
+    count: centroids.
+    steps: of Lloyd's algorithm.
+
+  References:
+    Arthur and Vassilvitskii, k-means++: The Advantages of Careful Seeding,
+    2007.
+  """
+  x = x.astype(jnp.float32)
+  keys = jax.random.split(key, count)
+  first = x[jax.random.randint(keys[0], (), 0, len(x))]
+  squares = lambda c: jnp.sum(jnp.square(x - c), axis=-1)
+
+  def seed(i, carry):
+    centres, least = carry
+    # Rows by their squared distance to the nearest start so far.
+    drawn = x[jax.random.categorical(keys[i], jnp.log(least))]
+    return centres.at[i].set(drawn), jnp.minimum(least, squares(drawn))
+
+  start = jnp.tile(first, (count, 1))
+  centres, _ = jax.lax.fori_loop(1, count, seed, (start, squares(first)))
+
+  def move(_, centres):
+    far = jnp.sum(jnp.square(centres), axis=-1) - 2 * x @ centres.T
+    own = jax.nn.one_hot(jnp.argmin(far, axis=-1), count)
+    rows = jnp.sum(own, axis=0)[:, None]
+    return jnp.where(rows > 0, own.T @ x / jnp.maximum(rows, 1), centres)
+
+  return jax.lax.fori_loop(0, steps, move, centres)

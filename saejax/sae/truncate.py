@@ -1,0 +1,33 @@
+"""A smaller SAE from the first latents of a larger one."""
+
+import jax
+
+from saejax.errors import InputError
+from saejax.sae import decoders, encoders
+from saejax.sae.sae import SAE
+
+
+def truncate(sae: SAE, m: int) -> SAE:
+  """The SAE of the first m latents alone, for dictionaries that are nested.
+
+  Encoder and decoder become plain ones. With a threshold its latents are the
+  first m of the whole SAE; an activation that ranks latents now ranks m of them,
+  and keeps at most m.
+
+  Raises:
+    InputError: m outside [1, n].
+    ValueError: the encoder is not affine.
+  """
+  n = sae.n
+  if not 1 <= m <= n:
+    raise InputError("m", m, f"must be in [1, n={n}]", "lower it")
+  activation = sae.activation
+  if activation.row_k is not None and activation.row_k > m:
+    activation = activation.with_k(m)
+  return sae.replace(
+    encoder=encoders.Affine(W=sae.W_enc[:m], b=sae.b_enc[:m]),
+    activation=jax.tree.map(
+      lambda leaf: leaf[:m] if leaf.shape[:1] == (n,) else leaf, activation
+    ),
+    decoder=decoders.Free(W=sae.W_dec[:m], b=sae.b_dec),
+  )

@@ -1,0 +1,227 @@
+"""Bagging and boosting against one SAE and one wider SAE.
+
+Replicates differ in every initial seed; stability compares them two by two.
+
+References:
+  Ensembling Sparse Autoencoders, 2025, arXiv:2505.16077.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from saejax.evals import ensembles as metrics
+from saejax.evals import reconstruction
+from saejax.recipes import several
+from saejax.report import curves, page, study
+from saejax.runs import say
+from saejax.sae import ensembles, files
+from saejax.sae.sae import SAE
+from saejax.studies import arms
+from saejax.training import fit
+from saejax.training.members import Member
+from saejax.training.recipe import Recipe
+
+BAGGING, BOOSTING, WIDER = "bagging", "boosting", "one wider SAE"
+MEET_ROWS = 16_384  # held-out rows on which co-activation is counted
+
+# From n and k and the recipe's prep to the base recipe.
+Base = Callable[..., Recipe]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+  """What is compared.
+
+  Attributes:
+    base: recipe(n, k, prep=...).
+    n, k: of each member.
+    sizes: numbers of members, ascending.
+    replicates: ensembles of each kind, at least 2 for stability.
+    rows: data.
+    config: training of each member.
+    folder: of the run; every trained SAE is kept there.
+  """
+
+  base: Base
+  n: int
+  k: int
+  sizes: tuple[int, ...]
+  replicates: int
+  rows: arms.Rows
+  config: arms.StudyConfig
+  folder: pathlib.Path
+
+  def run(self) -> list[dict[str, Any]]:
+    """Points of every kind, size and replicate, with stability among them."""
+    points, dictionaries = [], {}
+    for replicate in range(self.replicates):
+      for kind, build in (
+        (BAGGING, self._bagging),
+        (BOOSTING, self._boosting),
+        (WIDER, self._wider),
+      ):
+        for size, sae, seconds in build(replicate):
+          say(f"{kind}, {size} of n = {self.n}, replicate {replicate}")
+          points.append(self._point(kind, size, replicate, sae, seconds))
+          W = ensembles.decoder_of_stages(sae)[0]
+          dictionaries[kind, size, replicate] = np.asarray(W)
+    return [{**p, **self._stability(p, dictionaries)} for p in points]
+
+  def _bagging(self, replicate: int):
+    """The mean of the first members, for each size."""
+    began, members = time.monotonic(), []
+    for j in range(max(self.sizes)):
+      seed = self._seed(replicate, j)
+      members.append(self._trained(f"member-{seed}", seed, self._recipe()))
+      if j + 1 in self.sizes:
+        yield j + 1, ensembles.flatten(members), time.monotonic() - began
+
+  def _boosting(self, replicate: int):
+    """Stages one after the other; each is the whole ensemble so far."""
+    began, sae = time.monotonic(), None
+    for j in range(max(self.sizes)):
+      seed = self._seed(replicate, j)
+      stages = ensembles.stages_of(sae) if sae is not None else ()
+      if not stages:  # the first member of the bag
+        sae = self._trained(f"member-{seed}", seed, self._recipe())
+      else:
+        recipe = several.boosting_stage(
+          partial(self.base, self.n, self.k),
+          stages,
+          arms.sample(self.rows.train),
+        )
+        sae = self._trained(f"stage-{seed}", seed, recipe)
+      if j + 1 in self.sizes:
+        yield j + 1, sae, time.monotonic() - began
+
+  def _wider(self, replicate: int):
+    """One SAE with the latents, and the L0, of all members."""
+    for size in self.sizes:
+      began, seed = time.monotonic(), self._seed(replicate, 0)
+      name = f"wider-{size}-{seed}" if size > 1 else f"member-{seed}"
+      sae = self._trained(name, seed, self._recipe(size))
+      yield size, sae, time.monotonic() - began
+
+  def _seed(self, replicate: int, j: int) -> int:
+    return replicate * max(self.sizes) + j
+
+  def _recipe(self, times: int = 1) -> Recipe:
+    return self.base(times * self.n, times * self.k, prep=self.rows.prep)
+
+  def _trained(self, name: str, seed: int, recipe: Recipe) -> SAE:
+    """An SAE of the folder, trained if it is not there."""
+    path = self.folder / "saes" / name
+    if not path.exists():
+      rate = self.config.learning_rate
+      (sae,), _, _ = fit.fit(
+        recipe,
+        arms.stream(self.rows.train, self.config),
+        steps=self.config.steps,
+        members=[Member(k=0, seed=seed, learning_rate=rate)],
+        sample=arms.sample(self.rows.train),
+      )
+      files.save(sae, path)
+    return files.load(path)
+
+  def _point(self, kind, size, replicate, sae, seconds) -> dict[str, Any]:
+    found = reconstruction.evaluate(
+      sae, arms.chunks(self.rows.held_out), mean=self.rows.mean, frame="raw"
+    )
+    encode = lambda x: ensembles.encode_stages(sae, x)
+    rows = self.rows.held_out.x[:MEET_ROWS]
+    parts = [rows[i : i + 1024] for i in range(0, len(rows) - 1023, 1024)]
+    latents = np.concatenate([np.asarray(encode(x) != 0) for x in parts])
+    W, _ = ensembles.decoder_of_stages(sae)
+    return {
+      "arm": kind,
+      "size": size,
+      "n": len(W),
+      "k": size * self.k,
+      "seed": replicate,
+      "status": "ok",
+      "seconds": seconds,
+      **found.record(),
+      # Of all stages, not of the last.
+      "l0": float(latents.sum(axis=1).mean()),
+      "dead": float((~latents.any(axis=0)).mean()),
+      "explained_variance": 1 - found.fvu,
+      "connectivity": metrics.connectivity(encode, parts),
+      "diversity": metrics.diversity(W) / len(W),
+    }
+
+  def _stability(self, point, dictionaries) -> dict[str, float | None]:
+    """Mean over the other replicates of the two matches."""
+    key = (point["arm"], point["size"])
+    own = dictionaries[*key, point["seed"]]
+    others = [
+      dictionaries[*key, r]
+      for r in range(self.replicates)
+      if r != point["seed"]
+    ]
+    return {
+      f"stability_{how}": float(
+        np.mean([metrics.stability(own, other, how) for other in others])
+      )
+      if others
+      else None
+      for how in ("assigned", "nearest")
+    }
+
+
+def sections(
+  points: Sequence[Mapping[str, Any]],
+) -> tuple[list[page.Section], dict[str, Any]]:
+  """What the page says, and its plots by name."""
+  shown = {
+    "Explained variance": ("explained_variance", "1 − FVU"),
+    "Connectivity": ("connectivity", "1 − share of pairs that meet"),
+    "Stability": ("stability_assigned", "mean cosine of matched latents"),
+    "Diversity": ("diversity", "share of latents not near-duplicates"),
+  }
+  made = curves.panels(
+    {
+      title: curves.by_arm(points, "size", name, by=("size",))
+      for title, (name, _) in shown.items()
+    },
+    curves.Axis("members J", log=True),
+    [curves.Axis(label) for _, label in shown.values()],
+  )
+  columns = {
+    "arm": ("Kind", ""),
+    "size": ("J", "d"),
+    "seed": ("Replicate", "d"),
+    "n": ("Latents", ",d"),
+    "l0": ("L0", ".1f"),
+    "explained_variance": ("EV", ".4f"),
+    "dead": ("Dead", ".3f"),
+    "connectivity": ("Connectivity", ".3f"),
+    "stability_assigned": ("Stability, one to one", ".3f"),
+    "stability_nearest": ("Stability, nearest", ".3f"),
+    "diversity": ("Diversity", ".3f"),
+  }
+  return [
+    page.Section(
+      "Over the number of members",
+      [
+        page.Prose(
+          "An ensemble of J members has J times the latents and J times the "
+          "L0 of one; the wider SAE is given both. Bars are standard "
+          "deviations over replicates."
+        ),
+        study.figure(
+          made,
+          "Explained variance, connectivity, stability and diversity over J.",
+          "Held-out rows; the wider SAE has J n latents and keeps J k.",
+        ),
+      ],
+    ),
+    page.Section(
+      "Every ensemble", [study.table(points, columns, "All that were made.")]
+    ),
+  ], {"over_members": made}

@@ -1,0 +1,226 @@
+"""A linear probe of a row's score: its fit, its loss, and when it learns.
+
+The probe is `sae.row_budgets.Probe`, the budget of the SAE's activation. It is
+fitted when the weights are drawn, stays as it is for most of the run, and in
+the last part learns beside the SAE, from its own loss alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from saejax.errors import InputError
+from saejax.sae import activations, initial
+from saejax.sae.context import Batch, as_batch
+from saejax.sae.row_budgets import Probe
+from saejax.sae.sae import SAE
+from saejax.training.recipe import Record, Rule, Stats, mean
+
+PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+FOLDS = 5
+START_W, START_B = "probe_start_w", "probe_start_b"
+PULL, LOSSES = "probe_pull", "probe_losses"
+
+
+def ridge(
+  x: Float[Array, "s d"],
+  y: Float[Array, "s"],
+  penalty: float | Float[Array, ""],
+  weight: Float[Array, "s"] | None = None,
+) -> tuple[Float[Array, "d"], Float[Array, ""]]:
+  """w and b with the least sum_i weight_i (y_i - x_i w - b)^2 + penalty |w|^2.
+
+      (X^T X + penalty I) w = X^T y,   b = mean y - mean x w
+
+  with x and y centred, which leaves b without a penalty.
+  """
+  weight = jnp.ones_like(y) if weight is None else weight
+  share = weight / jnp.sum(weight)
+  with jax.default_matmul_precision("highest"):
+    centre_x, centre_y = share @ x, share @ y
+    scaled = jnp.sqrt(weight)
+    X, Y = (x - centre_x) * scaled[:, None], (y - centre_y) * scaled
+    gram = X.T @ X + penalty * jnp.eye(x.shape[-1])
+    w = jax.scipy.linalg.solve(gram, X.T @ Y, assume_a="pos")
+    return w, centre_y - centre_x @ w
+
+
+def fit(
+  x: Float[Array, "s d"],
+  y: Float[Array, "s"],
+  penalties: tuple[float, ...] = PENALTIES,
+) -> tuple[Float[Array, "d"], Float[Array, ""], Float[Array, ""]]:
+  """w, b and the penalty a row: the one with the least error out of fold.
+
+  Row i is in fold i mod 5.
+  """
+  fold = jnp.arange(y.shape[0]) % FOLDS
+  choices = jnp.asarray(penalties)
+
+  def error(penalty, f):
+    out = (fold == f).astype(y.dtype)
+    w, b = ridge(x, y, penalty, 1 - out)
+    return jnp.sqrt(mean(jnp.square(x @ w + b - y), out))
+
+  each = jax.vmap(error, (None, 0))
+  errors = jax.lax.map(lambda p: jnp.mean(each(p, jnp.arange(FOLDS))), choices)
+  penalty = choices[jnp.argmin(errors)]
+  return *ridge(x, y, penalty), penalty / y.shape[0]
+
+
+def init(
+  key: PRNGKeyArray,
+  *,
+  d: int,
+  sample: Array | Batch | None = None,
+  min_k: int,
+  max_k: int,
+  **around: Any,
+) -> SAE:
+  """Weights of `initial.tied`, with a probe fitted to the sample's scores.
+
+  Without a sample the probe is 0.
+
+  Args:
+    key: of the weights.
+    d: width of the activations.
+    sample: rows with their scores.
+    min_k, max_k: of the probe.
+    **around: of `initial.tied`.
+
+  Raises:
+    InputError: the sample has no scores, or fewer than 5 rows.
+  """
+  w, b, penalty = jnp.zeros((d,)), jnp.zeros(()), jnp.zeros(())
+  if sample is not None:
+    sample = as_batch(sample)
+    if sample.score is None or sample.rows < FOLDS:
+      raise InputError(
+        "sample",
+        f"{sample.rows} rows",
+        f"a probe is fitted to at least {FOLDS} rows, each with a score",
+        "give Batch(x=..., score=...)",
+      )
+    x = sample.x.reshape(-1, d).astype(jnp.float32)
+    w, b, penalty = fit(x, sample.score.reshape(-1).astype(jnp.float32))
+  budget = Probe(w=w, b=b, penalty=penalty, min_k=min_k, max_k=max_k)
+  activation = activations.Ranked(budget)
+  return initial.tied(key, d=d, sample=sample, activation=activation, **around)
+
+
+def loss(record: Record) -> Float[Array, ""]:
+  """The probe's own loss, a scalar of the batch.
+
+      mean (x w + b - y)^2 + lambda |w|^2 + c (|w - w_0| + |b - b_0|)
+
+  with lambda the penalty of the fit a row, so that the fit has the least loss
+  on its own rows; w_0 and b_0 the fit; c the statistic of `Pull`. The code
+  takes 1/2 of the whole penalty against a mean, which is stronger by half the
+  number of rows.
+  """
+  probe, stats = _probe(record.sae), record.stats
+  moved = jnp.sum(jnp.square(probe.w - stats[START_W]))
+  # The gradient of a norm at 0, where the probe starts.
+  far = jnp.where(moved > 0, jnp.sqrt(jnp.where(moved > 0, moved, 1)), 0)
+  pull = stats[PULL] * (far + jnp.abs(probe.b - stats[START_B]))
+  size = jax.lax.stop_gradient(probe.penalty) * jnp.sum(jnp.square(probe.w))
+  return error(record) + size + pull
+
+
+def error(record: Record) -> Float[Array, ""]:
+  """Mean squared error of the probe."""
+  batch = record.batch
+  if batch.score is None:
+    raise ValueError("the probe learns from Batch.score, which is None")
+  off = _probe(record.sae).predict(batch.x) - batch.score
+  return mean(jnp.square(off), batch.weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pull(Rule):
+  """How strongly the probe is held to its fit while it learns.
+
+  Over three batches in which its error fell by more than 5 %, c is lowered to
+  0.8 c, at least 0.01; else it is raised to 1.2 c, at most 0.5.
+
+  Attributes:
+    start_step: first step in which the probe learns.
+    c: at the start.
+  """
+
+  start_step: int
+  c: float = 0.2
+
+  def init(self, sae: SAE) -> Stats:
+    probe = _probe(sae)
+    return {
+      START_W: jnp.array(probe.w),
+      START_B: jnp.array(probe.b),
+      PULL: jnp.asarray(self.c, jnp.float32),
+      LOSSES: jnp.full((3,), jnp.inf, jnp.float32),
+    }
+
+  def update(self, stats: Stats, record: Record) -> Stats:
+    step = record.forward.ctx.step
+    if step is None:
+      return stats
+    learns = step >= self.start_step
+    losses = jnp.append(stats[LOSSES][1:], error(record))
+    c = stats[PULL]
+    fell = losses[0] - losses[2] > 0.05 * losses[0]
+    new = jnp.where(fell, jnp.maximum(0.8 * c, 0.01), jnp.minimum(1.2 * c, 0.5))
+    new = jnp.where(jnp.isfinite(losses[0]), new, c)
+    return {
+      **stats,
+      PULL: jnp.where(learns, new, c),
+      LOSSES: jnp.where(learns, losses, stats[LOSSES]),
+    }
+
+  def metrics(self, stats: Stats) -> Mapping[str, Array]:
+    """probe_pull: c."""
+    return {PULL: stats[PULL]}
+
+
+def optimizer(
+  make: Callable[[Any], optax.GradientTransformation],
+  *,
+  start_step: int,
+  clip_norm: float,
+) -> Callable[[Any], optax.GradientTransformation]:
+  """Two of one optimizer: for the SAE, and from a step on for the probe.
+
+  Each clips its gradients by their own global norm; the probe's starts with
+  moments of 0 at its first step, and leaves the probe alone before.
+
+  Args:
+    make: from a learning rate to a transformation.
+    start_step: first step of the probe's.
+    clip_norm: of each.
+  """
+
+  def label(sae: SAE):
+    def name(path, leaf):
+      del leaf
+      path = jax.tree_util.keystr(path, simple=True, separator=".")
+      return "probe" if path.startswith("activation.budget.") else "sae"
+
+    return jax.tree_util.tree_map_with_path(name, sae)
+
+  def both(rate: Any) -> optax.GradientTransformation:
+    clipped = optax.chain(optax.clip_by_global_norm(clip_norm), make(rate))
+    late = optax.transforms.conditionally_mask(
+      clipped, should_transform_fn=lambda step: jnp.asarray(step) >= start_step
+    )
+    return optax.multi_transform({"sae": clipped, "probe": late}, label)
+
+  return both
+
+
+def _probe(sae: SAE) -> Probe:
+  activation: Any = sae.activation
+  return activation.budget
