@@ -58,7 +58,7 @@ def main(config: Config) -> None:
     points, data = [], {}
     for site in sites:
       rows = architectures.with_scores(arms.harvested(site))
-      name = architectures.label(rows)
+      name = arms.label(rows)
       data[name] = rows.about
       points += arms.run(
         folder,

@@ -31,23 +31,23 @@ class Config:
 
   run_dir: str = "runs/claims"  # folder of this run
   first: SiteConfig = SiteConfig()  # a site that every claim is measured on
-  second: SiteConfig | None = None  # another one
+  second: SiteConfig = SiteConfig()  # another one
+  sites: int = 1  # how many of the two to use
   planted: arms.StudyConfig = arms.StudyConfig()  # claims on planted rows
 
 
 def main(config: Config) -> None:
   extras.check()
   with runs.folder(config.run_dir, config) as folder:
-    made, wanted, data = other_claims.of(config.planted)
-    points = arms.run_all(folder, made, config.planted)
-    for name, site in (("first", config.first), ("second", config.second)):
-      if site is None:
-        continue
+    points, wanted = other_claims.of(folder, config.planted)
+    data = {}
+    for site in (config.first, config.second)[: config.sites]:
       rows = arms.harvested(site.harvest)
+      name = arms.label(rows)
       data[name] = rows.about
       mine, more = site_claims.of(
         claim_arms.Site(
-          name=arms.label(rows), rows=rows, config=site.study, n=site.n, k=site.k
+          name=name, rows=rows, config=site.study, n=site.n, k=site.k
         )
       )
       wanted += more

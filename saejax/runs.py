@@ -17,7 +17,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from saejax.data import harvest, loader, subject
 from saejax.data.store import Store
 from saejax.errors import InputError
 from saejax.evals import reading, reconstruction
-from saejax.recipes import row_sparse
+from saejax.recipes import catalogue
 from saejax.sae import files, prep
 from saejax.training import lock, log, loop, rules, schedules
 from saejax.training.log import say as say
@@ -42,51 +42,29 @@ FLAGS = "run.flags"
 TRANSIENT = ("seconds", "group_seconds", "density")  # not kept with an SAE
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-  """How flags become a recipe.
-
-  Attributes:
-    make: from d, n, k, the flags, and what all methods share.
-    sweeps_k: whether a k of its own tells members apart.
-  """
-
-  make: Callable[[int, int, int, "SAEConfig", dict[str, Any]], Recipe]
-  sweeps_k: bool
-
-
-METHODS = {
-  "topk": Method(
-    lambda d, n, k, sae, common: row_sparse.topk(
-      d, n, k, k_aux=sae.k_aux or None, aux_weight=sae.aux_weight, **common
-    ),
-    sweeps_k=True,
-  ),
-  "relu_l1": Method(
-    lambda d, n, k, sae, common: row_sparse.relu_l1(
-      d, n, coefficient=sae.l1, **common
-    ),
-    sweeps_k=False,
-  ),
-}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SAEConfig:
-  """Which SAEs to train: every n with every k and seed."""
+  """Which SAEs to train: every n with every k, coefficient and seed."""
 
-  recipe: Literal["topk", "relu_l1"] = "topk"  # training method
+  recipe: str = "topk"  # training method, a name of recipes.catalogue
   n: tuple[int, ...] = (1024,)  # latents; each n is a group of its own
-  k: tuple[int, ...] = (16,)  # latents kept in a row; topk only
-  seeds: int = 1  # SAEs of each (n, k), from seeds 0, 1, ...
+  k: tuple[int, ...] = (16,)  # latents kept in a row, where a method has a k
+  coefficients: tuple[float, ...] = ()  # factors of its penalty, if it has one
+  seeds: int = 1  # SAEs of each of these, from seeds 0, 1, ...
   prep: Literal["none", "centre_scale", "row_layer_norm"] = (
     "centre_scale"  # of x
   )
   k_aux: int = 0  # dead latents kept in a row by AuxK; 0: about d/2
   aux_weight: float = 1 / 32  # of the AuxK term
-  l1: float = 0.05  # coefficient of the L1 term; relu_l1 only
 
   def __post_init__(self):
+    if self.recipe not in catalogue.METHODS:
+      raise InputError(
+        "recipe",
+        self.recipe,
+        f"must be one of {', '.join(catalogue.METHODS)}",
+        "such as topk",
+      )
     for field in ("n", "k"):
       values = getattr(self, field)
       if not values or min(values) < 1 or len(set(values)) < len(values):
@@ -96,18 +74,30 @@ class SAEConfig:
           "must be different numbers of at least 1",
           "such as 512,1024",
         )
-    if METHODS[self.recipe].sweeps_k and max(self.k) > min(self.n):
+    if self.sweeps == catalogue.K and max(self.k) > min(self.n):
       raise InputError(
         "k",
         max(self.k),
         f"must be in [1, n={min(self.n)}]",
         "lower k or raise the smallest n",
       )
+    if self.coefficients and self.sweeps != catalogue.COEFFICIENT:
+      raise InputError(
+        "coefficients",
+        self.coefficients,
+        f"{self.recipe} has no penalty to sweep",
+        "leave them out",
+      )
     for field, least in (("seeds", 1), ("k_aux", 0), ("aux_weight", 0.0)):
       if getattr(self, field) < least:
         raise InputError(
           field, getattr(self, field), f"must be at least {least}", "raise it"
         )
+
+  @property
+  def sweeps(self) -> str:
+    """What moves L0 of the method."""
+    return catalogue.METHODS[self.recipe].sweeps
 
 
 @contextlib.contextmanager
@@ -203,7 +193,7 @@ def _train_group(path, n, store, held_out, sae, train) -> list[dict[str, Any]]:
   mean = reconstruction.frame_mean(framed, store)
   try:
     trained = loop.train(
-      partial(recipe, n, store, sae, train, total_steps),
+      partial(recipe, n, store, sae, train, total_steps, sample),
       grid_members(n, sae, train),
       batches,
       config=train,
@@ -232,6 +222,7 @@ def _train_group(path, n, store, held_out, sae, train) -> list[dict[str, Any]]:
     point = {
       "n": n,
       "k": t.member.k,
+      "coefficient": t.member.coefficient,
       "seed": t.member.seed,
       "learning_rate": t.member.learning_rate,
       "status": t.status,
@@ -265,10 +256,11 @@ def grid_members(
     base_n=train.learning_rate_n,
     exponent=train.learning_rate_exponent,
   )
-  ks = sae.k if METHODS[sae.recipe].sweeps_k else (0,)
+  ks = sae.k if sae.sweeps == catalogue.K else (0,)
   return [
-    Member(k=k, seed=seed, learning_rate=rate)
+    Member(k=k, seed=seed, learning_rate=rate, coefficient=coefficient)
     for k in ks
+    for coefficient in sae.coefficients or (1.0,)
     for seed in range(sae.seeds)
   ]
 
@@ -279,23 +271,33 @@ def recipe(
   sae: SAEConfig,
   train: loop.TrainConfig,
   total_steps: int,
+  sample: np.ndarray,
   k: int,
 ) -> Recipe:
   """The recipe that the flags say, for rows of a store."""
   tokens = total_steps * train.batch_rows
-  common: dict[str, Any] = {
-    "dead_after_tokens": train.dead_after_tokens or rules.dead_after(tokens),
-    "prep": prep.from_stats(sae.prep, store.stats),
-    "schedule": schedules.warmup_decay(
-      total_steps,
-      warmup_steps=train.warmup_steps,
-      decay_fraction=train.decay_fraction,
-    ),
-    "clip_norm": train.clip_norm,
-    "ema_decay": train.ema_decay,
-    "dtype": train.dtype,
-  }
-  return METHODS[sae.recipe].make(store.d, n, k, sae, common)
+  setting = catalogue.Setting(
+    d=store.d,
+    n=n,
+    steps=total_steps,
+    batch_rows=train.batch_rows,
+    sample=sample,
+    options={
+      "dead_after_tokens": train.dead_after_tokens or rules.dead_after(tokens),
+      "prep": prep.from_stats(sae.prep, store.stats),
+      "schedule": schedules.warmup_decay(
+        total_steps,
+        warmup_steps=train.warmup_steps,
+        decay_fraction=train.decay_fraction,
+      ),
+      "clip_norm": train.clip_norm,
+      "ema_decay": train.ema_decay,
+      "dtype": train.dtype,
+      "k_aux": sae.k_aux or None,
+      "aux_weight": sae.aux_weight,
+    },
+  )
+  return catalogue.recipe(sae.recipe, setting, k)
 
 
 def evaluate(saes, batches, mean) -> list[reconstruction.Reconstruction]:

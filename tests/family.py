@@ -34,7 +34,9 @@ def draw(
   on = jax.random.bernoulli(parent, 0.15, (count, PARENTS))
   has = on & jax.random.bernoulli(child, 0.6, (count, PARENTS))
   chosen = jax.random.randint(which, (count, PARENTS), 0, CHILDREN)
-  children = jax.nn.one_hot(chosen, CHILDREN) * has[..., None].astype(jnp.float32)
+  children = jax.nn.one_hot(chosen, CHILDREN) * has[..., None].astype(
+    jnp.float32
+  )
   code = jnp.concatenate(
     [on.astype(jnp.float32), children.reshape(count, -1)], axis=1
   )
@@ -48,9 +50,7 @@ def rows(step: Array) -> Float[Array, "b d"]:
 
 def train(recipe, members) -> list[dict[str, float]]:
   """What `measure` says of each member after a run in one program."""
-  saes, _, _ = fit.fit(
-    recipe, rows, steps=STEPS, members=members, stacked=True
-  )
+  saes, _, _ = fit.fit(recipe, rows, steps=STEPS, members=members, stacked=True)
   return [measure(sae) for sae in saes]
 
 

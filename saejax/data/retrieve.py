@@ -103,8 +103,8 @@ def bm25(
   tf = counts.data
   norm = k1 * (1 - b + b * lengths / max(lengths.mean(), 1e-12))
   counts.data = idf[counts.indices] * tf * (k1 + 1) / (tf + norm[row])
-  asked, _ = _counts(queries, vocabulary)
-  return np.asarray((asked @ counts.transpose()).todense())
+  asked = _counts(queries, vocabulary)[0].toarray()
+  return np.asarray(counts @ asked.T).T
 
 
 def tf_idf(

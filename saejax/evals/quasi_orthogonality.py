@@ -52,9 +52,10 @@ def zf(
   z, norms = out.latents.dense(), out.ctx.norms
   squares = jnp.sum(jnp.square(z * norms), axis=-1) + jnp.sum(sae.b_dec**2)
   target = jnp.sum(jnp.square(out.y), axis=-1)
-  others = float(sae.n)
+  others = jnp.asarray(sae.n, jnp.float32)
   if active:
-    others = out.latents.count() + jnp.any(sae.b_dec != 0) - 1
+    bias = jnp.any(sae.b_dec != 0).astype(jnp.float32)
+    others = jnp.maximum(out.latents.count() + bias - 1, 0)
   divisor = jnp.maximum(others * squares, 1e-12)
   return ZF(
     x=jnp.sqrt(target),

@@ -1,6 +1,7 @@
 """Methods whose rows come with a condition: a timestep, a layer."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Unpack
 
@@ -11,12 +12,10 @@ from saejax.errors import InputError
 from saejax.recipes import common, row_sparse
 from saejax.sae import activations, conditioned, initial
 from saejax.sae.context import Batch
-from saejax.sae.prep import Prep
+from saejax.sae.prep import Identity, Prep
 from saejax.sae.sae import SAE
 from saejax.training.conditioned import ConditionVariance
 from saejax.training.recipe import Recipe, Term
-
-MODULATIONS = ("learned", "table", "standardise")
 
 
 def tide(
@@ -60,15 +59,17 @@ def tide(
     Transformers, 2025, arXiv:2503.07050.
   """
   common.check_k(k, n)
-  _check_modulation(modulation, rows, timesteps)
+  if timesteps is not None and timesteps < 1:
+    raise InputError("timesteps", timesteps, "must be at least 1", "raise it")
   count = timesteps or conditioned.CONTINUOUS_BINS
   conditions = ConditionVariance(count, timesteps is None, window_rows)
+  draw, fixed = _modulation(modulation, rows, conditions, options)
   return common.compose(
     "tide",
     d,
     n,
     options,
-    init=partial(_modulated, k=k, kind=modulation, rows=rows, of=conditions),
+    init=partial(_modulated, k=k, draw=draw, fixed=fixed),
     terms={"nmse": Term(fn=conditions.loss)},
     rules=(conditions,),
     aux={},
@@ -81,29 +82,18 @@ def _modulated(
   *,
   d: int,
   k: int,
-  kind: str,
-  rows: Batch | None,
-  of: ConditionVariance,
+  draw: Callable[..., conditioned.Modulation],
+  fixed: conditioned.Table | None,
   prep: Prep,
   **given,
 ) -> SAE:
-  """A TopK SAE behind a modulation of that kind; the same one without it."""
-  if rows is not None:
-    inside, _ = prep.apply(rows.x, rows.cond)
-    modulation = conditioned.standardised(
-      inside, rows.cond, of.count, continuous=of.continuous
-    )
-  elif kind == "table":
-    modulation = conditioned.table(d, of.count, continuous=of.continuous)
-  else:
-    modulation = conditioned.sinusoidal(
-      jax.random.fold_in(key, 1), d, continuous=of.continuous
-    )
+  """A TopK SAE behind a modulation; the weights do not depend on which."""
+  modulation = draw(jax.random.fold_in(key, 1), d) if fixed is None else fixed
   return initial.tied(
     key,
     d=d,
     activation=activations.TopK(k),
-    prep=conditioned.Modulated(modulation, prep, frozen=rows is not None),
+    prep=conditioned.Modulated(modulation, prep, frozen=fixed is not None),
     **given,
   )
 
@@ -143,24 +133,40 @@ def layergroup(
   return dataclasses.replace(recipe, name="layergroup", needs=("cond",))
 
 
-def _check_modulation(
-  modulation: str, rows: Batch | None, timesteps: int | None
-) -> None:
-  if modulation not in MODULATIONS:
+def _modulation(
+  kind: str,
+  rows: Batch | None,
+  of: ConditionVariance,
+  options: common.Options,
+) -> tuple[Callable[..., conditioned.Modulation], conditioned.Table | None]:
+  """How a modulation of that kind is drawn, or the one that is fixed.
+
+  Raises:
+    InputError: an unknown kind, or rows with the wrong one.
+  """
+  draws = {
+    "learned": partial(conditioned.sinusoidal, continuous=of.continuous),
+    "table": lambda key, d: conditioned.table(
+      d, of.count, continuous=of.continuous
+    ),
+  }
+  if kind not in (*draws, "standardise"):
     raise InputError(
       "modulation",
-      modulation,
-      f"must be one of {', '.join(MODULATIONS)}",
+      kind,
+      "must be one of learned, table, standardise",
       "use learned",
     )
-  if timesteps is not None and timesteps < 1:
-    raise InputError("timesteps", timesteps, "must be at least 1", "raise it")
-  given = rows is not None
-  complete = rows is None or rows.cond is not None
-  if given != (modulation == "standardise") or not complete:
+  if kind in draws and rows is None:
+    return draws[kind], None
+  if kind in draws or rows is None or rows.cond is None:
     raise InputError(
       "rows",
       None if rows is None else rows.x.shape,
       "modulation=standardise takes rows with their conditions, others none",
       "give Batch(x=..., cond=...) with standardise alone",
     )
+  inside, _ = options.get("prep", Identity()).apply(rows.x, rows.cond)
+  return draws["table"], conditioned.standardised(
+    inside, rows.cond, of.count, continuous=of.continuous
+  )

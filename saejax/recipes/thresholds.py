@@ -249,7 +249,7 @@ def llama_scope(
     d: width of the activations.
     n: latents.
     k: latents kept in a row, in the end.
-    steps: of the run; its last fifth lowers the learning rate to 1 %.
+    steps: of the run, whose last fifth lowers the learning rate to 1 %.
     warmup_steps: over which the learning rate rises.
     **options: see `common.Options`; gradients are clipped at norm 0.001 unless
       it says otherwise.

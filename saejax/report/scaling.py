@@ -129,4 +129,4 @@ def training_curves(
 
 def _member(name: str) -> tuple[int, int]:
   k, _, seed = name.partition("-seed")
-  return int(k.removeprefix("k")), int(seed or 0)
+  return int(k.removeprefix("k").partition("-")[0]), int(seed or 0)

@@ -69,11 +69,6 @@ def with_scores(rows: arms.Rows) -> arms.Rows:
   )
 
 
-def label(rows: arms.Rows) -> str:
-  """The model and layer of harvested rows."""
-  return f"{rows.about['model']['name']} layer {rows.about['site']['layer']}"
-
-
 def measure(trained: arms.Trained) -> list[dict[str, Any]]:
   """Size and cost of each SAE as users hold it.
 

@@ -212,12 +212,10 @@ def run(
   began, points = time.monotonic(), []
   try:
     for i, arm in enumerate(arms):
-      path = folder / "arms" / f"{slug(arm.name)}.json"
-      if not path.exists():
-        found = train_arm(arm, arm.rows or rows, config, measure)
-        text = json.dumps(results.plain(found), allow_nan=False) + "\n"
-        results.write_file(path, text.encode())
-      points += json.loads(path.read_text())
+      points += kept(
+        folder / "arms" / f"{slug(arm.name)}.json",
+        lambda a=arm: train_arm(a, a.rows or rows, config, measure),
+      )
       spent = time.monotonic() - began
       left = spent / (i + 1) * (len(arms) - i - 1)
       screen.status(
@@ -229,6 +227,16 @@ def run(
   finally:
     screen.end()
   return points
+
+
+def kept(
+  path: pathlib.Path, make: Callable[[], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+  """The points in a file, which is written first if it is not there."""
+  if not path.exists():
+    text = json.dumps(results.plain(make()), allow_nan=False) + "\n"
+    results.write_file(path, text.encode())
+  return json.loads(path.read_text())
 
 
 def train_arm(
@@ -320,3 +328,8 @@ def _all(store: Store) -> np.ndarray:
   parts = [store.read(first, last) for first, last in store.intervals]
   x = np.concatenate(parts).astype(np.float32)
   return x[np.isfinite(x).all(axis=-1)]
+
+
+def label(rows: Rows) -> str:
+  """The model and layer of harvested rows."""
+  return f"{rows.about['model']['name']} layer {rows.about['site']['layer']}"

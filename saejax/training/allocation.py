@@ -8,6 +8,7 @@ Ranks are what `sae.budgets.Zipf` reads.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -54,7 +55,7 @@ class Density(Rule):
       rows &= (weight.reshape(-1) != 0)[:, None]
     counted = jnp.asarray(rules.counted_rows(record), jnp.float32)
     f = jnp.sum(rows, axis=0, dtype=jnp.float32) / jnp.maximum(counted, 1)
-    step = record.forward.ctx.step
+    step: Any = record.forward.ctx.step  # not None in training
     rate = jnp.maximum(self.rate, 1 / (step.astype(jnp.float32) + 1))
     q = stats[DENSITY] + rate * (f - stats[DENSITY])
     rank = stats[budgets.RANK]

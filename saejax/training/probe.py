@@ -124,12 +124,16 @@ def loss(record: Record) -> Float[Array, ""]:
   number of rows.
   """
   probe, stats = _probe(record.sae), record.stats
-  moved = jnp.sum(jnp.square(probe.w - stats[START_W]))
-  # The gradient of a norm at 0, where the probe starts.
-  far = jnp.where(moved > 0, jnp.sqrt(jnp.where(moved > 0, moved, 1)), 0)
-  pull = stats[PULL] * (far + jnp.abs(probe.b - stats[START_B]))
+  far = _length(probe.w - stats[START_W]) + _length(probe.b - stats[START_B])
   size = jax.lax.stop_gradient(probe.penalty) * jnp.sum(jnp.square(probe.w))
-  return error(record) + size + pull
+  return error(record) + size + stats[PULL] * far
+
+
+def _length(a: Array) -> Float[Array, ""]:
+  """|a|, with gradient 0 at 0, where the probe starts."""
+  squares = jnp.sum(jnp.square(a))
+  off = squares > 0
+  return jnp.where(off, jnp.sqrt(jnp.where(off, squares, 1)), 0)
 
 
 def error(record: Record) -> Float[Array, ""]:

@@ -1,5 +1,7 @@
 """Every flagfile parses, and says what it is."""
 
+import re
+
 from absl import flags
 from absl.testing import absltest, parameterized
 
@@ -16,14 +18,15 @@ class FlagfileTest(parameterized.TestCase):
     text = path.read_text()
     for word in ("Paper:", "Command:", "Time:", "Expect:"):
       self.assertIn(word, text)
-    module = script.load("scaling")
+    name = re.search(r"experiments/(\w+)\.py", text)[1]
+    module = script.load(name)
     values = flags.FlagValues()
     flags.DEFINE_multi_string("flagfile", [], "", flag_values=values)
     config.define(module.Config, values)
-    config.parse(["scaling.py", f"--flagfile={path}"], values)
+    config.parse([f"{name}.py", f"--flagfile={path}"], values)
     found = config.from_flags(module.Config, values)
-    self.assertEqual(found.run_dir, f"runs/{path.stem}")
-    self.assertGreaterEqual(len(found.sae.n), 3)
+    stem = path.stem.replace("-", "_")
+    self.assertIn(found.run_dir, (f"runs/{path.stem}", f"runs/{stem}"))
 
 
 if __name__ == "__main__":

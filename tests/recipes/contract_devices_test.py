@@ -3,9 +3,19 @@
 from absl.testing import absltest, parameterized
 
 from tests import contract
-from tests.recipes import batch_sparse_test, row_sparse_test, thresholds_test
+from tests.recipes import (
+  batch_sparse_test,
+  bias_adaptation_test,
+  row_sparse_test,
+  thresholds_test,
+)
 
-CASES = {**batch_sparse_test.CASES, **row_sparse_test.CASES, **thresholds_test.CASES}
+CASES = {
+  **batch_sparse_test.CASES,
+  **bias_adaptation_test.CASES,
+  **row_sparse_test.CASES,
+  **thresholds_test.CASES,
+}
 
 
 class DevicesTest(parameterized.TestCase):

@@ -23,25 +23,28 @@ DEAD = {"dead_after_tokens": 10_000}
 CASES = {
   "matryoshka": contract.Case(
     make=lambda: nested.matryoshka(D, N, 3, prefixes=(4, 16, N), **DEAD),
-    floor=0.5,
+    floor=0.72,  # measured 0.79
+    tolerance=0.03,  # measured 0.014
   ),
   "matryoshka_sampled": contract.Case(
     make=lambda: nested.matryoshka(
       D, N, 3, prefixes=Sampled(count=4), sort_decay=0.95, **DEAD
     ),
-    floor=0.5,
+    floor=0.76,  # measured 0.82
   ),
   "msae": contract.Case(
     make=lambda: nested.msae(D, N, levels=2, **DEAD),
-    floor=0.5,
+    floor=0.79,  # measured 0.85
   ),
   "hierarchical_topk": contract.Case(
     make=lambda: nested.hierarchical_topk(D, N, 4, **DEAD),
-    floor=0.5,
+    floor=0.88,  # measured 0.94
   ),
   "multi_topk": contract.Case(
     make=lambda: nested.multi_topk(D, N, 3, **DEAD),
-    floor=0.5,
+    floor=0.87,  # measured 0.93
+    # Training keeps 12 latents, users hold the TopK of 3: measured 0.13.
+    tolerance=0.18,
   ),
 }
 
@@ -52,48 +55,55 @@ class ContractTest(parameterized.TestCase):
     contract.check(self, CASES[name])
 
 
-def descent(recipe, *, engine="auto", steps=3, **changes):
+def descent(recipe, *, engine="auto", steps=2, **changes):
   """Losses and weights of steps of plain gradient descent, AuxK among them."""
   recipe = dataclasses.replace(recipe, optimizer=optax.sgd, **changes)
-  one = jax.jit(step.make_step(recipe, engine=engine))
-  sample = contract.rows(jnp.int32(9))
-  state = step.init_state(recipe, jax.random.key(0), sample=sample)
-  kept = []
-  for i in range(steps):
-    hyper = Hyper(learning_rate=jnp.float32(0.1))
-    state, metrics = one(state, hyper, contract.rows(jnp.int32(i)))
-    kept.append(float(metrics["loss"]))
-  return kept, jax.tree.leaves(state.sae)
+  one = step.make_step(recipe, engine=engine)
+  hyper = Hyper(learning_rate=jnp.float32(0.1))
+
+  @jax.jit
+  def run():
+    state = step.init_state(recipe, jax.random.key(0))
+    each = lambda state, i: one(state, hyper, contract.rows(i))
+    return jax.lax.scan(each, state, jnp.arange(steps))
+
+  state, metrics = run()
+  return metrics["loss"], jax.tree.leaves(state.sae)
 
 
 def close(got, want, rtol=1e-5):
   toy.assert_trees_close(got, want, rtol=rtol, atol=rtol)
 
 
-SHORT = {"dead_after_tokens": 128}  # a batch: some are dead from step 1 on
+# A batch: with AuxK some latents are dead from step 1 on.
+SHORT = {"dead_after_tokens": 128}
+NO_AUX = {**SHORT, "aux_weight": 0.0}
 
 
 class LimitsTest(parameterized.TestCase):
-  @parameterized.parameters(
-    {"prefixes": (N,)},
-    {"prefixes": (1.0,), "reduction": "sum"},
-    {"prefixes": (4, 9, N), "weights": (0, 0, 1)},
-    {"prefixes": (4, 9, N), "weights": (0, 0, 1), "reduction": "sum"},
-    {"prefixes": Sampled(count=1)},
-  )
-  def test_matryoshka_of_one_prefix_is_batchtopk(self, **settings):
-    got = nested.matryoshka(D, N, 3, bias_only=False, **settings, **SHORT)
-    want = batch_sparse.batchtopk(D, N, 3, **SHORT)
+  def test_matryoshka_of_one_prefix_is_batchtopk(self):
+    want = descent(batch_sparse.batchtopk(D, N, 3, **SHORT))
+    for settings in (
+      {"prefixes": (N,)},
+      {"prefixes": (4, 9, N), "weights": (0, 0, 1), "reduction": "sum"},
+    ):
+      got = nested.matryoshka(D, N, 3, bias_only=False, **settings, **SHORT)
+      toy.assert_trees_equal(descent(got), want)
+
+  def test_matryoshka_of_one_sampled_prefix_is_batchtopk(self):
+    sampled = {"prefixes": Sampled(count=1), "bias_only": False}
+    got = nested.matryoshka(D, N, 3, **sampled, **NO_AUX)
+    want = batch_sparse.batchtopk(D, N, 3, **NO_AUX)
     toy.assert_trees_equal(descent(got), descent(want))
 
-  @parameterized.parameters("dense", "sparse")
-  def test_hierarchical_topk_of_one_rank_is_topk(self, engine):
-    got = nested.hierarchical_topk(D, N, 4, ranks=(4,), **SHORT)
-    want = row_sparse.topk(D, N, 4, **SHORT)
+  @parameterized.parameters(("dense", NO_AUX), ("sparse", SHORT))
+  def test_hierarchical_topk_of_one_rank_is_topk(self, engine, options):
+    got = nested.hierarchical_topk(D, N, 4, ranks=(4,), **options)
+    want = row_sparse.topk(D, N, 4, **options)
     close(descent(got, engine=engine), descent(want, engine=engine))
 
   def test_multi_topk_is_hierarchical_topk_of_two_ranks(self):
-    got = nested.multi_topk(D, N, 3, **SHORT)
+    got = nested.multi_topk(D, N, 3, **NO_AUX)
     want = nested.hierarchical_topk(
       D,
       N,
@@ -101,75 +111,54 @@ class LimitsTest(parameterized.TestCase):
       ranks=(3, 12),
       weights=(1, 1 / 8),
       normalise_weights=False,
-      **SHORT,
+      **NO_AUX,
     )
     want = descent(want)
     close(descent(got), want)
     close(descent(got, engine="dense"), want)
-
-  def test_multi_topk_adds_the_losses_of_two_topk(self):
-    recipe = nested.multi_topk(D, N, 3, aux_weight=0.0, **SHORT)
+    # And so the losses of two TopK.
     total = 0.0
     for k, weight in ((3, 1), (12, 1 / 8)):
-      topk = row_sparse.topk(D, N, k, aux_weight=0.0, **SHORT)
-      total += weight * descent(topk, steps=1)[0][0]
-    np.testing.assert_allclose(descent(recipe, steps=1)[0][0], total, rtol=1e-5)
+      (loss, _), _ = descent(row_sparse.topk(D, N, k, **NO_AUX))
+      total += weight * float(loss)
+    np.testing.assert_allclose(want[0][0], total, rtol=1e-5)
 
-  @parameterized.parameters(None, (3.0, 1.0, 2.0))
-  def test_msae_is_hierarchical_topk_of_its_levels(self, weights):
-    # The same error, start and constraint; the sums of weights divide both.
-    levels = (2, 5, 9)
-    msae = nested.msae(
-      D,
-      N,
-      levels=levels,
-      weights=weights or "uniform",
-      measure=losses.normalised_mse,
-      clip_norm=None,
-      **SHORT,
-    )
+  @parameterized.parameters("dense", "sparse")
+  def test_msae_is_hierarchical_topk_of_its_levels(self, engine):
+    # The sums of the weights divide both.
+    levels, weights = (2, 5, 9), (3.0, 1.0, 2.0)
     want = nested.hierarchical_topk(
-      D, N, 9, ranks=levels, weights=weights, aux_weight=0.0, **SHORT
+      D, N, 9, ranks=levels, weights=weights, **NO_AUX
     )
-    want = descent(want)
-    for engine in ("dense", "sparse"):
-      got = descent(
-        msae,
-        engine=engine,
-        init=functools.partial(msae.init, row_norm=1.0),
-        project=constraints.unit_norm_decoder,
-      )
-      close(got, want)
+    got = alike(want, levels=levels, weights=weights)
+    close(descent(got, engine=engine), descent(want))
 
   def test_msae_of_one_level_is_topk(self):
-    msae = nested.msae(
-      D, N, levels=(4,), measure=losses.normalised_mse, clip_norm=None, **SHORT
-    )
-    got = descent(
-      msae,
-      init=functools.partial(msae.init, row_norm=1.0),
-      project=constraints.unit_norm_decoder,
-    )
-    want = row_sparse.topk(D, N, 4, aux_weight=0.0, **SHORT)
-    close(got, descent(want))
+    want = row_sparse.topk(D, N, 4, **NO_AUX)
+    close(descent(alike(want, levels=(4,))), descent(want))
 
   @parameterized.parameters(False, True)
   def test_relu_l1_without_a_penalty_is_the_last_level_of_msae(self, free):
-    # The same reduction, pre-bias, decoder and constraint.
-    decoder = decoders.Free if free else decoders.Normalised
-    msae = nested.msae(
-      D, N, levels=(N,), measure=losses.mse, clip_norm=None, **SHORT
-    )
     want = row_sparse.relu_l1(
-      D, N, coefficient=0.0, decoder_norm=free, **SHORT
+      D, N, coefficient=0.0, decoder_norm=free, **NO_AUX
     )
-    got = descent(
-      msae,
-      init=functools.partial(msae.init, row_norm=1.0, decoder=decoder),
-      gradient=want.gradient,
-      project=want.project,
-    )
-    toy.assert_trees_equal(got, descent(want))
+    decoder = decoders.Free if free else decoders.Normalised
+    got = alike(want, levels=(N,), measure=losses.mse, decoder=decoder)
+    close(descent(got), descent(want))
+
+
+def alike(recipe, decoder=decoders.Free, **settings):
+  """An MSAE with the start and the constraints of another method."""
+  measure = settings.pop("measure", losses.normalised_mse)
+  msae = nested.msae(
+    D, N, measure=measure, clip_norm=None, **settings, **NO_AUX
+  )
+  return dataclasses.replace(
+    msae,
+    init=functools.partial(msae.init, row_norm=1.0, decoder=decoder),
+    gradient=recipe.gradient,
+    project=recipe.project,
+  )
 
 
 class MatryoshkaTest(parameterized.TestCase):
@@ -249,15 +238,17 @@ def trained(name):
   """One run a method at K = 16 on 64 planted directions; TopK at each level."""
   truth = toy.dictionary(WIDE, 32)
   draw = lambda i: toy.planted(
-    jax.random.fold_in(jax.random.key(7), i), 256, truth
+    jax.random.fold_in(jax.random.key(7), i), 128, truth
   )
-  run = functools.partial(fit.fit, draw=draw, steps=1200, stacked=True)
+  run = functools.partial(fit.fit, draw=draw, steps=800)
   options = {"dead_after_tokens": 20_000}
   one = [fit.member(learning_rate=3e-3)]
   if name == "topk":
     ks = [Member(k=k, seed=0, learning_rate=3e-3) for k in LEVELS]
     make = lambda k: row_sparse.topk(32, WIDE, k, **options)
-    return dict(zip(LEVELS, run(make, members=ks)[0], strict=True))
+    return dict(
+      zip(LEVELS, run(make, members=ks, stacked=True)[0], strict=True)
+    )
   if name == "hierarchical":
     make = nested.hierarchical_topk(32, WIDE, 16, **options)
   else:

@@ -55,9 +55,9 @@ def mutual(**settings):
 CASES = {
   # The residual of a dictionary learner: what is left of each direction.
   "boosting": contract.Case(
-    make=second_stage, floor=0.4, falls_to=0.95, steps=300
+    make=second_stage, floor=0.7, falls_to=0.75, steps=300
   ),
-  "mfr": contract.Case(make=mutual, floor=0.5, stacked=True),
+  "mfr": contract.Case(make=mutual, floor=0.89, stacked=True),
 }
 
 

@@ -49,7 +49,7 @@ transcoder = partial(
   **DEAD,
 )
 llama_scope = partial(
-  thresholds.llama_scope, D, N, 3, total_steps=600, warmup_steps=20, **DEAD
+  thresholds.llama_scope, D, N, 3, steps=600, warmup_steps=20, **DEAD
 )
 
 
@@ -229,7 +229,7 @@ class GemmaScopeTest(parameterized.TestCase):
 class LlamaScopeTest(parameterized.TestCase):
   @parameterized.parameters((16, 3, 60), (15, 4, 40), (4, 3, 60))
   def test_k_falls_from_half_of_d(self, d, k, anneal):
-    recipe = thresholds.llama_scope(d, 32, k, total_steps=10 * anneal, **DEAD)
+    recipe = thresholds.llama_scope(d, 32, k, steps=10 * anneal, **DEAD)
     sae = recipe.init(jax.random.key(0), sample=None)
     pre = Pre(a=jnp.zeros((1, 32)))
     found = [
@@ -280,9 +280,9 @@ class LlamaScopeTest(parameterized.TestCase):
 
   def test_impossible_settings_are_refused(self):
     with self.assertRaisesRegex(errors.InputError, "k=33"):
-      thresholds.llama_scope(D, N, 33, total_steps=10, **DEAD)
-    with self.assertRaisesRegex(errors.InputError, "total_steps=0"):
-      thresholds.llama_scope(D, N, 3, total_steps=0, **DEAD)
+      thresholds.llama_scope(D, N, 33, steps=10, **DEAD)
+    with self.assertRaisesRegex(errors.InputError, "steps=0"):
+      thresholds.llama_scope(D, N, 3, steps=0, **DEAD)
 
 
 if __name__ == "__main__":

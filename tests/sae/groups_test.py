@@ -20,9 +20,9 @@ class GroupMaxTest(parameterized.TestCase):
   def test_a_traced_number_of_groups_gives_the_static_one(self, k):
     a = jnp.round(2 * toy.rows(3, 5, 12)) / 2  # with ties
     want = toy.activate(groups.GroupMax(k), a)
-    traced = jax.jit(
-      lambda a, k: toy.activate(groups.GroupMax(12), a, k=k)
-    )(a, jnp.int32(k))
+    traced = jax.jit(lambda a, k: toy.activate(groups.GroupMax(12), a, k=k))(
+      a, jnp.int32(k)
+    )
     np.testing.assert_array_equal(traced, want)
     self.assertLessEqual(int(jnp.max(jnp.sum(want != 0, axis=-1))), k)
 

@@ -8,7 +8,8 @@ import numpy as np
 import scipy.optimize
 from absl.testing import absltest, parameterized
 
-from saejax.sae import activations, initial
+from saejax.sae import activations, initial, prep
+from saejax.sae.context import Batch
 from tests import toy
 
 
@@ -96,6 +97,28 @@ class TiedTest(absltest.TestCase):
     sae = jax.eval_shape(self.draw(), jax.random.key(0))
     self.assertEqual((sae.W_enc.shape, sae.W_dec.shape), ((30, 7), (30, 7)))
     self.assertIsInstance(sae.W_enc, jax.ShapeDtypeStruct)
+
+
+class TranscoderTest(absltest.TestCase):
+  def test_has_directions_of_its_own_and_the_targets_median(self):
+    target = 3 + toy.rows(50, 5, seed=2)
+    framed = prep.Affine(centre=jnp.ones(5), scale=jnp.float32(2.0))
+    sae = initial.tied(
+      jax.random.key(0),
+      n=12,
+      d=8,
+      activation=activations.TopK(2),
+      sample=Batch(x=toy.rows(50, 8), target=target),
+      row_norm=0.5,
+      d_target=5,
+      target_prep=framed,
+    )
+    self.assertEqual((sae.W_enc.shape, sae.W_dec.shape), ((12, 8), (12, 5)))
+    self.assertFalse(sae.pre_bias)
+    for W in (sae.W_enc, sae.W_dec):
+      np.testing.assert_allclose(jnp.linalg.norm(W, axis=-1), 0.5, rtol=1e-6)
+    want = initial.geometric_median((target - 1) / 2)
+    np.testing.assert_allclose(sae.b_dec, want, rtol=1e-5)
 
 
 if __name__ == "__main__":

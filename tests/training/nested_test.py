@@ -121,9 +121,7 @@ class RanksTest(parameterized.TestCase):
       ),
       value_and_gradients(want, sae),
     )
-    close(
-      nested.ranks(weights)(record(sae)) * sum(weights), want(record(sae))
-    )
+    close(nested.ranks(weights)(record(sae)) * sum(weights), want(record(sae)))
 
   @parameterized.parameters("dense", "sparse")
   def test_a_member_has_its_own_ranks(self, engine):

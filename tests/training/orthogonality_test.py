@@ -113,9 +113,7 @@ class NearestTest(parameterized.TestCase):
 
   def test_is_0_between_its_steps(self):
     W, term = toy.rows(12, 4), orthogonality.nearest(chunk=12, every=3)
-    on = [
-      float(term(self.record(W, step=jnp.int32(i)))) != 0 for i in range(7)
-    ]
+    on = [float(term(self.record(W, step=jnp.int32(i)))) != 0 for i in range(7)]
     self.assertEqual(on, [i % 3 == 0 for i in range(7)])
 
 

@@ -1,0 +1,371 @@
+"""Claims that need several layers of a small causal model, or its own text.
+
+Every group has rows of its own, harvested into stores inside the run's folder,
+and returns its points, its claims and the facts about its data.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from saejax import models
+from saejax.data import harvest, streams, subject, text
+from saejax.data.store import Store
+from saejax.evals import faithfulness, layer_groups, reconstruction
+from saejax.models import generate, hub, tokenizer
+from saejax.recipes import conditioned as recipes
+from saejax.recipes import row_sparse
+from saejax.runs import harvest_stores
+from saejax.sae import conditioned, prep
+from saejax.sae.context import Batch
+from saejax.studies import arms
+from saejax.studies.claims import Claim, Points, both, log_of, mean_of
+
+ROWS = 60_000  # of training, a layer; an eighth of them is held out
+N, K = 256, 8  # latents, and latents a row
+POINT = "resid_post"
+CONTEXT = 128  # tokens a window, special tokens included
+DOCUMENT_TOKENS = 508  # four windows: many documents rather than few long ones
+OWN_TEXT = 1.5  # tokens written by the model for each row wanted
+RANDOM_WINDOWS = 64  # windows of random tokens
+Group = tuple[list[dict[str, Any]], list[Claim], dict[str, Any]]
+Rows3 = Float[np.ndarray, "rows layers d"]
+
+
+def of(
+  folder: pathlib.Path,
+  model: str,
+  config: arms.StudyConfig,
+  *,
+  rows: int = ROWS,
+  corpus: str = "python-docs",
+) -> Group:
+  """Points, claims and data of every group.
+
+  Args:
+    folder: of the run; stores are made in its folder "stores".
+    model: a causal model, as in `harvest.model`.
+    config: how arms are trained.
+    rows: of training, a layer.
+    corpus: what the model reads, and what its own text is compared with.
+  """
+  site = harvest.HarvestConfig(
+    model=model,
+    point=POINT,
+    corpus=corpus,
+    rows=rows,
+    held_out_rows=max(rows // 8, DOCUMENT_TOKENS),
+    document_tokens=DOCUMENT_TOKENS,
+    context=CONTEXT,
+    outlier_multiple=0.0,  # so that all layers have the same tokens
+    dir=str(folder / "stores"),
+  )
+  loaded = models.load(model)
+  points, claims, data = _layers(folder, site, loaded.config.layers, config)
+  more = _own_text(folder, site, loaded, config)
+  return points + more[0], claims + more[1], data | more[2]
+
+
+# --- Several layers ----------------------------------------------------------
+
+
+def _layers(
+  folder: pathlib.Path,
+  site: harvest.HarvestConfig,
+  count: int,
+  config: arms.StudyConfig,
+) -> Group:
+  """One SAE of all layers against more of fewer, and behind a modulation."""
+  train, held_out, about = aligned(site, count)
+  name = f"{about['model']['name']} layers"
+  distances = layer_groups.distances([train])
+  partitions = {
+    groups: layer_groups.cluster(distances, groups)
+    for groups in sorted({1, min(2, count), count})
+  }
+  made = []
+  for groups, partition in partitions.items():
+    for i, group in enumerate(partition):
+      rows = mixed(train, held_out, group, seed=i, about=about)
+      made.append(_group_arm(f"layers G={groups}", group, rows, config))
+  everything = made[0].rows  # the only group of G=1
+  options = arms.options(config, everything)
+  plain = {
+    "topk": lambda k: row_sparse.topk(everything.d, N, k, **options),
+    "tide": lambda k: recipes.tide(
+      everything.d, N, k, timesteps=count, **options
+    ),
+  }
+  made += [
+    arms.Arm(name=f"layers {method}", make=make, n=N, k=(K,), rows=everything)
+    for method, make in plain.items()
+  ]
+  points = arms.run(folder, made, everything, config, measure=by_layer)
+  claim = partial(Claim, direction="lower", data=name)
+  finer = [
+    claim(
+      recipe="layergroup",
+      paper="2410.21508",
+      claim=f"explained variance rises with groups: {more} above {fewer}",
+      method=f"layers G={more}",
+      against=f"layers G={fewer}",
+      compare=both(_log_layer_fvu),
+    )
+    for fewer, more in itertools.combinations(partitions, 2)
+  ]
+  return (
+    points,
+    [
+      *finer,
+      claim(
+        recipe="tide",
+        paper="2503.07050",
+        claim="lower error than TopK where rows come with a condition, worst "
+        "layer",
+        method="layers tide",
+        against="layers topk",
+        compare=both(log_of("worst_layer_fvu")),
+      ),
+    ],
+    {name: {**about, "groups": {str(g): p for g, p in partitions.items()}}},
+  )
+
+
+def _group_arm(
+  name: str,
+  group: Sequence[int],
+  rows: arms.Rows,
+  config: arms.StudyConfig,
+) -> arms.Arm:
+  """The SAE of one group of layers."""
+  options = arms.options(config, rows)
+  del options["prep"]  # the scales are the recipe's own
+  scale = conditioned.per_condition(
+    rows.train.x, rows.train.cond, len(group)
+  ).scale
+  return arms.Arm(
+    name=f"{name} {'-'.join(map(str, group))}",
+    make=lambda k: recipes.layergroup(rows.d, N, k, scale=scale, **options),
+    n=N,
+    k=(K,),
+    rows=rows,
+    facts={"arm": name, "layers": len(group)},
+  )
+
+
+def aligned(
+  site: harvest.HarvestConfig, count: int
+) -> tuple[Rows3, Rows3, dict[str, Any]]:
+  """The same tokens at layers 0 .. count-1: training, held out, and facts.
+
+  Raises:
+    InputError: the stores do not hold the same tokens in the same order.
+  """
+  pairs = [
+    harvest_stores(dataclasses.replace(site, layer=layer))
+    for layer in range(count)
+  ]
+  train, held_out = (_stacked(stores) for stores in zip(*pairs, strict=True))
+  meta = pairs[0][0].meta
+  about = {
+    "model": meta["model"],
+    "point": site.point,
+    "layers": count,
+    "corpus": meta["corpus"],
+    "train_rows": len(train),
+    "held_out_rows": len(held_out),
+    "mean_norms": np.linalg.norm(train, axis=-1).mean(axis=0).tolist(),
+  }
+  return train, held_out, about
+
+
+def _stacked(stores: Sequence[Store]) -> Rows3:
+  streams.Stacked((), stores)  # checks their tokens
+  layers = [
+    np.concatenate([store.read(*interval) for interval in store.intervals])
+    for store in stores
+  ]
+  return np.stack(layers, axis=1).astype(np.float32)
+
+
+def mixed(
+  train: Rows3,
+  held_out: Rows3,
+  group: Sequence[int],
+  *,
+  seed: int,
+  about: dict[str, Any],
+) -> arms.Rows:
+  """Rows of a group of layers; `cond` is the place of a row's layer in it.
+
+  Training has each token as often as the group has layers, at a layer drawn
+  anew each time. Held out is every token at every layer.
+  """
+  epochs = streams.array_batches(
+    {"x": train}, batch_rows=len(train), seed=seed, epochs=len(group)
+  )
+  drawn = list(streams.OneLayer(epochs, group, seed=seed))
+  x, cond = (np.concatenate([b[name] for b in drawn]) for name in ("x", "cond"))
+  every = held_out[:, list(group)].swapaxes(0, 1)
+  stats = {"mean": x.mean(axis=0), "mean_square": (x**2).sum(axis=-1).mean()}
+  return arms.Rows(
+    train=Batch(x=x, cond=cond),
+    held_out=Batch(
+      x=every.reshape(-1, every.shape[-1]),
+      cond=np.repeat(np.arange(len(group), dtype=np.int32), len(held_out)),
+    ),
+    prep=prep.from_stats("centre_scale", stats),
+    about=about,
+  )
+
+
+def by_layer(trained: arms.Trained) -> list[dict[str, float]]:
+  """Held-out FVU of each layer about its own mean: their mean and largest."""
+  held_out, fvus = trained.rows.held_out, []
+  for c in np.unique(held_out.cond):
+    own = jax.tree.map(lambda a, c=c: a[held_out.cond == c], held_out)
+    found = reconstruction.evaluate_many(
+      trained.saes,
+      arms.chunks(own),
+      means=[trained.rows.mean] * len(trained.saes),
+      frame="raw",
+    )
+    fvus.append([f.fvu for f in found])
+  return [
+    {"mean_layer_fvu": float(np.mean(own)), "worst_layer_fvu": max(own)}
+    for own in zip(*fvus, strict=True)
+  ]
+
+
+def _log_layer_fvu(points: Points) -> dict[int, float]:
+  """log of the mean over layers of FVU, of the SAEs that share them."""
+  return {
+    seed: float(
+      np.log(
+        np.average(
+          [p["mean_layer_fvu"] for p in points if p["seed"] == seed],
+          weights=[p["layers"] for p in points if p["seed"] == seed],
+        )
+      )
+    )
+    for seed in {p["seed"] for p in points}
+  }
+
+
+# --- Its own text ------------------------------------------------------------
+
+
+def _own_text(
+  folder: pathlib.Path,
+  site: harvest.HarvestConfig,
+  model: models.Model,
+  config: arms.StudyConfig,
+) -> Group:
+  """SAEs of what the model writes against SAEs of what others wrote."""
+  words = tokenizer.load(hub.resolve(site.model))
+  layer = model.config.layers // 2
+  site = dataclasses.replace(site, layer=layer)
+  own = dataclasses.replace(
+    site, corpus=samples(folder / "stores" / "own.jsonl", site, model, words)
+  )
+  nonsense = random_rows(site, words)
+  measure = lambda trained: [
+    {
+      "shared": faithfulness.sfr(sae, following),
+      "fake": faithfulness.ffr(sae, nonsense),
+    }
+    for sae, following in zip(
+      trained.saes, [*trained.saes[1:], trained.saes[0]], strict=True
+    )
+  ]
+  rows = {"own": arms.harvested(own), "read": arms.harvested(site)}
+  made = [
+    arms.Arm(
+      name=f"text {kind}",
+      make=lambda k, r=r: row_sparse.topk(r.d, N, k, **arms.options(config, r)),
+      n=N,
+      k=(K,),
+      rows=r,
+    )
+    for kind, r in rows.items()
+  ]
+  points = arms.run(folder, made, rows["own"], config, measure=measure)
+  name = arms.label(rows["own"])
+  claim = partial(
+    Claim,
+    recipe="faithful",
+    paper="2506.17673",
+    method="text own",
+    against="text read",
+    data=name,
+  )
+  return (
+    points,
+    [
+      claim(
+        claim="seeds share more latents than those trained on other text",
+        compare=both(mean_of("shared")),
+        direction="higher",
+        unit="difference in shared latents",
+      ),
+      claim(
+        claim="fewer latents that fire on random tokens",
+        compare=both(mean_of("fake")),
+        direction="lower",
+        unit=f"difference in latents on above {faithfulness.FFR_TAU:.0%} of "
+        "random tokens",
+      ),
+    ],
+    {f"{name}, text {kind}": r.about for kind, r in rows.items()},
+  )
+
+
+def samples(
+  path: pathlib.Path,
+  site: harvest.HarvestConfig,
+  model: models.Model,
+  words: tokenizer.Tokenizer,
+) -> str:
+  """The corpus of the model's own samples, which are drawn at the first call.
+
+  Each is a window: what follows the prefix of the harvest, in general BOS, until
+  the model ends it.
+  """
+  if not path.exists():
+    prefix = subject.of(site.model, site.layer, site.point).prefix
+    found = generate.generate(
+      model,
+      total_tokens=int(OWN_TEXT * (site.rows + site.held_out_rows)),
+      max_tokens=site.context - len(prefix),
+      prompt=prefix,
+      end=words.eos,
+    )
+    draft = path.with_suffix(".draft")
+    text.write_ids(draft, found.documents())
+    draft.replace(path)
+  return f"{text.IDS}{path}"
+
+
+def random_rows(
+  site: harvest.HarvestConfig, words: tokenizer.Tokenizer
+) -> Float[np.ndarray, "rows d"]:
+  """Activations of tokens drawn uniformly, special ones left out."""
+  source = subject.of(site.model, site.layer, site.point)
+  before = len(source.prefix)
+  drawn = faithfulness.random_ids(
+    RANDOM_WINDOWS,
+    site.context - before,
+    words.vocabulary,
+    leave_out=sorted(words.special_ids),
+  )
+  prefix = np.tile(np.asarray(source.prefix, np.int32), (RANDOM_WINDOWS, 1))
+  ids = np.concatenate([prefix, drawn], axis=1)
+  x = np.asarray(source.forward(ids, np.ones(ids.shape, bool)), np.float32)
+  return x[:, before:].reshape(-1, source.d)

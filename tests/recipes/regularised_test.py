@@ -1,0 +1,169 @@
+"""Tests of saejax.recipes.regularised: the contract, limits, known truths."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from scipy import optimize
+
+from saejax.errors import InputError
+from saejax.recipes import batch_sparse, regularised, row_sparse
+from saejax.sae import archetypal
+from saejax.training import fit, step
+from saejax.training.members import Member
+from saejax.training.recipe import Hyper
+from tests import contract, family, toy
+
+D, N = contract.D, contract.N
+DEAD = {"dead_after_tokens": 10_000}
+
+
+@functools.cache
+def points():
+  """Centroids of planted rows."""
+  x = jnp.concatenate([contract.rows(jnp.int32(i)) for i in range(16)])
+  return archetypal.kmeans(jax.random.key(0), x, 2 * N)
+
+
+CASES = {
+  "ortsae": contract.Case(
+    make=lambda: regularised.ortsae(D, N, 3, chunk=16, every=2, **DEAD),
+    floor=0.84,  # measured 0.90
+  ),
+  "ra_sae": contract.Case(
+    make=lambda: regularised.ra_sae(D, N, 3, points=points(), **DEAD),
+    floor=0.86,  # measured 0.92
+  ),
+}
+
+
+class ContractTest(parameterized.TestCase):
+  @parameterized.parameters(*zip(CASES))
+  def test_passes_the_contract(self, name):
+    contract.check(self, CASES[name])
+
+
+def run(recipe, steps=3):
+  """Losses and state after steps on planted rows."""
+  one = step.make_step(recipe)
+  hyper = Hyper(learning_rate=jnp.float32(1e-2))
+
+  @jax.jit
+  def several():
+    state = step.init_state(recipe, jax.random.key(0))
+    each = lambda state, i: one(state, hyper, contract.rows(i))
+    return jax.lax.scan(each, state, jnp.arange(steps))
+
+  state, metrics = several()
+  return metrics["loss"], state
+
+
+class OrtTest(parameterized.TestCase):
+  def test_without_a_weight_it_is_batchtopk(self):
+    got = run(regularised.ortsae(D, N, 3, gamma=0, **DEAD))
+    toy.assert_trees_equal(got, run(batch_sparse.batchtopk(D, N, 3, **DEAD)))
+
+  def test_a_larger_weight_trades_error_for_angles_and_recall(self):
+    recipe = regularised.ortsae(
+      family.D,
+      family.N,
+      family.K,
+      gamma=1.0,
+      every=1,
+      dead_after_tokens=10**9,
+      aux_weight=0.0,
+      schedule=family.schedule(),
+    )
+    gammas = (0.0, 0.25, 1.0)
+    members = [
+      Member(k=0, seed=seed, learning_rate=3e-3, coefficient=gamma)
+      for gamma in gammas
+      for seed in (0, 1)
+    ]
+    # Measured: cosine 0.55, 0.22, 0.04; recall 0.42, 0.54, 0.83; EV 0.97,
+    # 0.92, 0.88.
+    got = np.asarray(
+      [
+        [m["cosine"], -m["recall"], m["ev"]]
+        for m in family.train(recipe, members)
+      ]
+    ).reshape(3, 2, 3)
+    self.assertTrue((np.diff(got.mean(axis=1), axis=0) < 0).all(), str(got))
+    self.assertTrue((got[2] < got[0]).all(), str(got))
+
+  @parameterized.parameters(("gamma", -0.1), ("chunk", 1), ("every", 0))
+  def test_refuses(self, field, value):
+    with self.assertRaises(InputError) as caught:
+      regularised.ortsae(D, N, 3, **{field: value}, **DEAD)
+    self.assertEqual(caught.exception.field, field)
+
+
+class ArchetypalTest(parameterized.TestCase):
+  @parameterized.parameters(0.0, 0.3)
+  def test_rows_stay_near_the_hull(self, delta):
+    recipe = regularised.ra_sae(
+      D, N, 3, points=points(), delta=delta, multiplier=False, **DEAD
+    )
+    decoder = run(recipe, steps=20)[1].sae.decoder
+    A = np.asarray(decoder.A)
+    self.assertGreaterEqual(A.min(), 0)
+    np.testing.assert_allclose(A.sum(axis=1), 1, rtol=1e-5)
+    self.assertGreater(np.abs(A - np.eye(*A.shape)).max(), 0.1)
+    norms = np.linalg.norm(decoder.relaxation, axis=1)
+    self.assertLessEqual(norms.max(), delta + 1e-6)
+    np.testing.assert_array_equal(decoder.points, points())
+    np.testing.assert_array_equal(decoder.b, 0)
+    np.testing.assert_array_equal(decoder.log_multiplier, 0)
+    large = 100.0  # holds the weights to a sum of 1
+    C = np.vstack([np.asarray(points()).T, np.full((1, 2 * N), large)])
+    for row in np.asarray(decoder.rows()):
+      far = optimize.nnls(C, np.append(row, large))[1]
+      self.assertLess(far, delta + 1e-5)
+
+  def test_two_seeds_agree_more_than_those_of_topk(self):
+    centres = 3 * toy.dictionary(24, D)
+
+    def draw(i):
+      which, noise = jax.random.split(jax.random.fold_in(jax.random.key(5), i))
+      rows = centres[jax.random.randint(which, (128,), 0, 24)]
+      return rows + 0.3 * jax.random.normal(noise, rows.shape)
+
+    x = jnp.concatenate([draw(i) for i in range(100, 116)])
+    train = lambda recipe, seed: (
+      fit.fit(recipe, draw, steps=400, members=[fit.member(seed)])[0][0].W_dec
+    )
+    plain = row_sparse.topk(D, 24, 2, **DEAD)
+    # Points of their own for each seed.
+    near = [
+      regularised.ra_sae(
+        D, 24, 2, points=archetypal.kmeans(jax.random.key(s), x, 48), **DEAD
+      )
+      for s in (0, 1)
+    ]
+    ra = matched(*(train(recipe, s) for s, recipe in enumerate(near)))
+    topk = matched(*(train(plain, s) for s in (0, 1)))
+    self.assertGreater(ra, topk)
+
+  @parameterized.parameters(
+    ("k", {"k": N + 1}),
+    ("points", {"points": np.zeros((2 * N, D + 1))}),
+    ("points", {"points": np.zeros((N - 1, D))}),
+    ("delta", {"delta": -1.0}),
+  )
+  def test_refuses(self, field, settings):
+    settings = {"k": 3, "points": np.zeros((2 * N, D)), **settings}
+    with self.assertRaises(InputError) as caught:
+      regularised.ra_sae(D, N, **settings, **DEAD)
+    self.assertEqual(caught.exception.field, field)
+
+
+def matched(W, other) -> float:
+  """The mean cosine of rows of two dictionaries, matched one to one."""
+  cosines = np.asarray(toy.unit(W) @ toy.unit(other).T)
+  return cosines[optimize.linear_sum_assignment(-cosines)].mean()
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,75 @@
+"""Tests of saejax.studies.causal_claims, with a small model."""
+
+import pathlib
+
+import numpy as np
+from absl.testing import absltest
+
+from saejax.studies import arms, causal_claims, claims
+from tests import shared
+
+CONFIG = arms.StudyConfig(steps=4, batch_rows=64, seeds=2)
+ROWS = 2048
+LAYERS = 5
+
+
+class MixedTest(absltest.TestCase):
+  def test_tokens_come_once_for_each_layer_of_the_group_at_any_of_them(self):
+    # A row says its token and its layer.
+    token, layer = np.meshgrid(np.arange(600), np.arange(4), indexing="ij")
+    x = np.stack([token, layer], axis=-1).astype(np.float32)
+    rows = causal_claims.mixed(x, x[:50], (1, 2, 3), seed=0, about={})
+    np.testing.assert_array_equal(rows.train.x[:, 1] - 1, rows.train.cond)
+    counts = np.bincount(rows.train.x[:, 0].astype(int))
+    np.testing.assert_array_equal(counts, 3)
+    np.testing.assert_allclose(np.bincount(rows.train.cond), 600, atol=80)
+    held_out = rows.held_out
+    np.testing.assert_array_equal(held_out.x[:, 1] - 1, held_out.cond)
+    self.assertLen(np.unique(held_out.x, axis=0), 150)
+
+
+class CausalClaimsTest(absltest.TestCase):
+  def test_every_claim_is_measured_and_a_second_run_reads_what_is_there(self):
+    model = str(shared.path("models/babyllama-105"))
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    points, wanted, data = causal_claims.of(folder, model, CONFIG, rows=ROWS)
+
+    saes = {"layers G=1": 1, "layers G=2": 2, f"layers G={LAYERS}": LAYERS}
+    for name in ("layers topk", "layers tide", "text own", "text read"):
+      saes[name] = 1
+    for name, count in saes.items():
+      own = [p for p in points if p["arm"] == name]
+      self.assertEqual([p["seed"] for p in own], [0, 1] * count, name)
+      for p in own:
+        self.assertEqual((p["n"], p["k"]), (causal_claims.N, causal_claims.K))
+        self.assertLessEqual(p["l0"], causal_claims.K)
+      if "layers" in own[0]:
+        self.assertEqual(sum(p["layers"] for p in own), 2 * LAYERS)
+    for p in points:
+      if p["arm"].startswith("text"):
+        self.assertBetween(p["shared"], 0, 1)
+        self.assertBetween(p["fake"], 0, 1)
+      else:
+        self.assertGreaterEqual(p["worst_layer_fvu"], p["mean_layer_fvu"])
+    single = [p for p in points if p["arm"] == f"layers G={LAYERS}"]
+    for p in single:
+      self.assertAlmostEqual(p["mean_layer_fvu"], p["fvu"], places=5)
+
+    for claim in wanted:
+      found = claims.measure(claim, points)
+      self.assertEqual(found["seeds"], 2, claim)
+      self.assertTrue(np.isfinite(found["effect"]), claim)
+      self.assertIn(claim.data, " ".join(data))
+    self.assertEqual(
+      {c.recipe for c in wanted}, {"layergroup", "tide", "faithful"}
+    )
+
+    files = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    again = causal_claims.of(folder, model, CONFIG, rows=ROWS)
+    self.assertEqual(again, (points, wanted, data))
+    now = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    self.assertEqual(now, files)
+
+
+if __name__ == "__main__":
+  absltest.main()
