@@ -12,7 +12,14 @@ import dataclasses
 from saejax import config, runs
 from saejax.data.harvest import HarvestConfig
 from saejax.report import extras, study
-from saejax.studies import arms, claim_arms, claims, other_claims, site_claims
+from saejax.studies import (
+  arms,
+  causal_claims,
+  claim_arms,
+  claims,
+  other_claims,
+  site_claims,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,9 @@ class Config:
   first: SiteConfig = SiteConfig()  # a site that every claim is measured on
   second: SiteConfig = SiteConfig()  # another one
   sites: int = 1  # how many of the two to use
-  planted: arms.StudyConfig = arms.StudyConfig()  # claims on planted rows
+  planted: arms.StudyConfig = arms.StudyConfig()  # on planted rows and `causal`
+  # a small causal model, for claims on layers and own text; empty: left out
+  causal: str = ""
 
 
 def main(config: Config) -> None:
@@ -41,6 +50,9 @@ def main(config: Config) -> None:
   with runs.folder(config.run_dir, config) as folder:
     points, wanted = other_claims.of(folder, config.planted)
     data = {}
+    if config.causal:
+      found = causal_claims.of(folder, config.causal, config.planted)
+      points, wanted, data = points + found[0], wanted + found[1], found[2]
     for site in (config.first, config.second)[: config.sites]:
       rows = arms.harvested(site.harvest)
       name = arms.label(rows)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from saejax.training import fit, schedules
 
-D, N, K, ROWS, STEPS = 20, 16, 0.75, 512, 2500
+D, N, K, ROWS, STEPS, RATE = 20, 16, 0.75, 256, 1200, 5e-3
 PARENTS, CHILDREN = 4, 3
 
 

@@ -302,11 +302,15 @@ def _fired(
 
 def _equal(batches):
   """Batches (x, mask) of the first one's size."""
-  size = None
+  size = 0
   for batch in batches:
     batch = as_batch(batch)
     size = size or batch.rows
     for start in range(0, batch.rows, size):
-      part = jax.tree.map(lambda a, i=start: a[i : i + size], batch)
-      pad = lambda a: reading.pad(np.asarray(a), size)[0]
-      yield jax.tree.map(pad, part), np.arange(size) < part.rows
+      part = jax.tree.map(partial(_rows, start, size), batch)
+      yield part, np.arange(size) < batch.rows - start
+
+
+def _rows(start: int, size: int, a) -> np.ndarray:
+  """`size` rows from `start` on, zeros beyond the last."""
+  return reading.pad(np.asarray(a[start : start + size]), size)[0]

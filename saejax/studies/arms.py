@@ -332,4 +332,5 @@ def _all(store: Store) -> np.ndarray:
 
 def label(rows: Rows) -> str:
   """The model and layer of harvested rows."""
-  return f"{rows.about['model']['name']} layer {rows.about['site']['layer']}"
+  name = rows.about["model"]["name"].removeprefix("package:")
+  return f"{name.partition('/')[0]} layer {rows.about['site']['layer']}"

@@ -5,7 +5,6 @@ and returns its points, its claims and the facts about its data.
 """
 
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +17,7 @@ from jaxtyping import Float
 from saejax import models
 from saejax.data import harvest, streams, subject, text
 from saejax.data.store import Store
-from saejax.evals import faithfulness, layer_groups, reconstruction
+from saejax.evals import faithfulness, reconstruction
 from saejax.models import generate, hub, tokenizer
 from saejax.recipes import conditioned as recipes
 from saejax.recipes import row_sparse
@@ -26,7 +25,7 @@ from saejax.runs import harvest_stores
 from saejax.sae import conditioned, prep
 from saejax.sae.context import Batch
 from saejax.studies import arms
-from saejax.studies.claims import Claim, Points, both, log_of, mean_of
+from saejax.studies.claims import Claim, both, log_of, mean_of
 
 ROWS = 60_000  # of training, a layer; an eighth of them is held out
 N, K = 256, 8  # latents, and latents a row
@@ -45,6 +44,7 @@ def of(
   config: arms.StudyConfig,
   *,
   rows: int = ROWS,
+  layers: int | None = None,
   corpus: str = "python-docs",
 ) -> Group:
   """Points, claims and data of every group.
@@ -54,6 +54,7 @@ def of(
     model: a causal model, as in `harvest.model`.
     config: how arms are trained.
     rows: of training, a layer.
+    layers: of the model, from the first; all by default.
     corpus: what the model reads, and what its own text is compared with.
   """
   site = harvest.HarvestConfig(
@@ -68,7 +69,8 @@ def of(
     dir=str(folder / "stores"),
   )
   loaded = models.load(model)
-  points, claims, data = _layers(folder, site, loaded.config.layers, config)
+  count = layers or loaded.config.layers
+  points, claims, data = _layers(folder, site, count, config)
   more = _own_text(folder, site, loaded, config)
   return points + more[0], claims + more[1], data | more[2]
 
@@ -82,81 +84,76 @@ def _layers(
   count: int,
   config: arms.StudyConfig,
 ) -> Group:
-  """One SAE of all layers against more of fewer, and behind a modulation."""
+  """One SAE of all layers against one a layer, and behind a modulation."""
   train, held_out, about = aligned(site, count)
   name = f"{about['model']['name']} layers"
-  distances = layer_groups.distances([train])
-  partitions = {
-    groups: layer_groups.cluster(distances, groups)
-    for groups in sorted({1, min(2, count), count})
-  }
-  made = []
-  for groups, partition in partitions.items():
-    for i, group in enumerate(partition):
-      rows = mixed(train, held_out, group, seed=i, about=about)
-      made.append(_group_arm(f"layers G={groups}", group, rows, config))
-  everything = made[0].rows  # the only group of G=1
-  options = arms.options(config, everything)
-  plain = {
-    "topk": lambda k: row_sparse.topk(everything.d, N, k, **options),
-    "tide": lambda k: recipes.tide(
-      everything.d, N, k, timesteps=count, **options
-    ),
-  }
+  rows = lambda group: mixed(train, held_out, group, seed=0, about=about)
+  all_ = rows(range(count))
+  options = arms.options(config, all_)
+  made = [
+    _group(f"layers G={count}", rows([layer]), config, suffix=f" {layer}")
+    for layer in range(count)
+  ]
   made += [
-    arms.Arm(name=f"layers {method}", make=make, n=N, k=(K,), rows=everything)
-    for method, make in plain.items()
+    _group("layers G=1", all_, config),
+    arms.Arm(
+      name="layers topk",
+      make=lambda k: row_sparse.topk(all_.d, N, k, **options),
+      n=N,
+      k=(K,),
+      rows=all_,
+    ),
+    arms.Arm(
+      name="layers tide",
+      make=lambda k: recipes.tide(all_.d, N, k, timesteps=count, **options),
+      n=N,
+      k=(K,),
+      rows=all_,
+    ),
   ]
-  points = arms.run(folder, made, everything, config, measure=by_layer)
+  points = arms.run(folder, made, all_, config, measure=by_layer)
   claim = partial(Claim, direction="lower", data=name)
-  finer = [
-    claim(
-      recipe="layergroup",
-      paper="2410.21508",
-      claim=f"explained variance rises with groups: {more} above {fewer}",
-      method=f"layers G={more}",
-      against=f"layers G={fewer}",
-      compare=both(_log_layer_fvu),
-    )
-    for fewer, more in itertools.combinations(partitions, 2)
-  ]
   return (
     points,
     [
-      *finer,
+      claim(
+        recipe="layergroup",
+        paper="2410.21508",
+        claim="explained variance rises with the number of groups",
+        method=f"layers G={count}",
+        against="layers G=1",
+        compare=both(log_of("mean_layer_fvu")),
+      ),
       claim(
         recipe="tide",
         paper="2503.07050",
-        claim="lower error than TopK where rows come with a condition, worst "
-        "layer",
+        claim="lower error in the worst condition than TopK",
         method="layers tide",
         against="layers topk",
         compare=both(log_of("worst_layer_fvu")),
       ),
     ],
-    {name: {**about, "groups": {str(g): p for g, p in partitions.items()}}},
+    {name: about},
   )
 
 
-def _group_arm(
-  name: str,
-  group: Sequence[int],
-  rows: arms.Rows,
-  config: arms.StudyConfig,
+def _group(
+  name: str, rows: arms.Rows, config: arms.StudyConfig, *, suffix: str = ""
 ) -> arms.Arm:
-  """The SAE of one group of layers."""
+  """SAEs of the layers that the rows are of, as one group."""
   options = arms.options(config, rows)
-  del options["prep"]  # the scales are the recipe's own
+  del options["prep"]  # the recipe has its own
+  cond = conditioned.required(rows.train.cond)
   scale = conditioned.per_condition(
-    rows.train.x, rows.train.cond, len(group)
+    rows.train.x, cond, int(cond.max()) + 1
   ).scale
   return arms.Arm(
-    name=f"{name} {'-'.join(map(str, group))}",
+    name=name + suffix,
     make=lambda k: recipes.layergroup(rows.d, N, k, scale=scale, **options),
     n=N,
     k=(K,),
     rows=rows,
-    facts={"arm": name, "layers": len(group)},
+    facts={"arm": name},
   )
 
 
@@ -229,8 +226,9 @@ def mixed(
 def by_layer(trained: arms.Trained) -> list[dict[str, float]]:
   """Held-out FVU of each layer about its own mean: their mean and largest."""
   held_out, fvus = trained.rows.held_out, []
-  for c in np.unique(held_out.cond):
-    own = jax.tree.map(lambda a, c=c: a[held_out.cond == c], held_out)
+  cond = np.asarray(conditioned.required(held_out.cond))
+  for c in np.unique(cond):
+    own = jax.tree.map(lambda a, c=c: a[cond == c], held_out)
     found = reconstruction.evaluate_many(
       trained.saes,
       arms.chunks(own),
@@ -242,21 +240,6 @@ def by_layer(trained: arms.Trained) -> list[dict[str, float]]:
     {"mean_layer_fvu": float(np.mean(own)), "worst_layer_fvu": max(own)}
     for own in zip(*fvus, strict=True)
   ]
-
-
-def _log_layer_fvu(points: Points) -> dict[int, float]:
-  """log of the mean over layers of FVU, of the SAEs that share them."""
-  return {
-    seed: float(
-      np.log(
-        np.average(
-          [p["mean_layer_fvu"] for p in points if p["seed"] == seed],
-          weights=[p["layers"] for p in points if p["seed"] == seed],
-        )
-      )
-    )
-    for seed in {p["seed"] for p in points}
-  }
 
 
 # --- Its own text ------------------------------------------------------------
@@ -348,6 +331,7 @@ def samples(
       end=words.eos,
     )
     draft = path.with_suffix(".draft")
+    draft.parent.mkdir(parents=True, exist_ok=True)
     text.write_ids(draft, found.documents())
     draft.replace(path)
   return f"{text.IDS}{path}"

@@ -91,7 +91,7 @@ def absorption(folder: pathlib.Path, config: arms.StudyConfig) -> Group:
   V = synthetic.orthonormal(jax.random.key(0), 16, 20)
   draw = lambda key, rows: synthetic.tree(key, rows).astype(jnp.float32) @ V
   rows = _rows(draw, "planted tree")
-  on = np.asarray(rows.held_out.x @ np.asarray(V).T) > 0.5
+  on = np.greater(rows.held_out.x @ np.asarray(V).T, 0.5)
   d, n, options = 20, 16, arms.options(config, rows)
   made = {
     "matryoshka": lambda k: nested.matryoshka(
@@ -142,7 +142,7 @@ def parent_recall(sae, x, on: np.ndarray, parents: int = 4) -> float:
   The parent's latent is the one that best tells rows with the parent alone from
   rows without it, by balanced accuracy.
   """
-  fires = np.asarray(sae.encode(x)) != 0
+  fires = np.not_equal(sae.encode(x), 0)
   child = on[:, parents:].reshape(len(on), parents, -1).any(axis=-1)
   found = []
   for i in range(parents):

@@ -84,7 +84,6 @@ class MatchTest(parameterized.TestCase):
     a, b = dictionary(7, 3, seed=1), dictionary(7, 3, seed=2)
     c = a @ b.T
     _, exact = matching.match_rows(a, b)
-    _, mutual = matching.match_rows(a, b, "mnn")
     orders = itertools.permutations(range(7))
     best = max(c[np.arange(7), list(order)].sum() for order in orders)
     self.assertAlmostEqual(exact.sum(), best, places=5)
@@ -94,8 +93,6 @@ class MatchTest(parameterized.TestCase):
       greedy += c[i, j]
       left[i], left[:, j] = -np.inf, -np.inf
     self.assertGreaterEqual(exact.sum(), greedy - 1e-6)
-    # Mutual pairs leave some out: compared with the exact one on as many.
-    self.assertGreaterEqual(np.sort(exact)[::-1].sum(), mutual.sum() - 7)
     wide = [dictionary(300, seed=i) for i in (1, 2)]
     totals = [matching.match_rows(*wide, how)[1].sum() for how in METHODS]
     self.assertGreater(totals[0], totals[1])

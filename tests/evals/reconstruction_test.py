@@ -54,7 +54,8 @@ class Shift(flax.struct.PyTreeNode):
   n: int = flax.struct.field(pytree_node=False, default=4)
   d: int = flax.struct.field(pytree_node=False, default=12)
 
-  def forward(self, x):
+  def forward(self, batch):
+    x = batch.x
     latents = SparseLatents(
       values=jnp.stack([x[:, 0], jnp.zeros_like(x[:, 0])], axis=-1),
       indices=jnp.zeros((len(x), 2), jnp.int32),

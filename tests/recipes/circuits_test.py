@@ -45,7 +45,7 @@ class CodesTest(absltest.TestCase):
   def test_a_few_prompts_are_enough_to_find_planted_heads(self):
     x, truth = prompts()
     some = jnp.concatenate([x[:5], x[20:25]])  # ten prompts, both classes
-    saes, _, metrics = fit.fit(
+    saes, _, _ = fit.fit(
       codes(d=24, n=200),
       lambda i: some.reshape(-1, 24),
       steps=500,
@@ -56,7 +56,6 @@ class CodesTest(absltest.TestCase):
     auc = evals.roc_auc(scores, truth)
     null = evals.null_scores(evals.unique_code_scores, found[:20], found[20:])
     chance = np.mean([evals.roc_auc(scores, truth) for scores in null])
-    print("auc", auc, "chance", chance, metrics["mse"])
     self.assertGreater(auc, 0.95)
     self.assertAlmostEqual(chance, 0.5, delta=0.15)
 

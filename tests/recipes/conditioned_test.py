@@ -98,7 +98,6 @@ class TideTest(parameterized.TestCase):
     batch = timed(jnp.asarray(10**6 + 1))
     kinds = ("plain", "tide", "standardise")
     worst = {k: fvu_by_condition(trained(k), batch).max() for k in kinds}
-    print(worst)
     self.assertLess(worst["tide"], 0.8 * worst["plain"])
     self.assertLess(worst["standardise"], 0.8 * worst["plain"])
 

@@ -1,12 +1,10 @@
 """Tests of saejax.recipes.nested: the contract, limits, known truths."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
@@ -22,11 +20,6 @@ D, N = contract.D, contract.N
 DEAD = {"dead_after_tokens": 10_000}
 CASES = {
   "matryoshka": contract.Case(
-    make=lambda: nested.matryoshka(D, N, 3, prefixes=(4, 16, N), **DEAD),
-    floor=0.72,  # measured 0.79
-    tolerance=0.03,  # measured 0.014
-  ),
-  "matryoshka_sampled": contract.Case(
     make=lambda: nested.matryoshka(
       D, N, 3, prefixes=Sampled(count=4), sort_decay=0.95, **DEAD
     ),
@@ -47,6 +40,14 @@ CASES = {
     tolerance=0.18,
   ),
 }
+# For eight devices: prefixes that are slices of what is split, too.
+DEVICES = {
+  **CASES,
+  "matryoshka_fixed": contract.Case(
+    make=lambda: nested.matryoshka(D, N, 3, prefixes=(4, 9, N), **DEAD),
+    floor=0.72,
+  ),
+}
 
 
 class ContractTest(parameterized.TestCase):
@@ -55,55 +56,73 @@ class ContractTest(parameterized.TestCase):
     contract.check(self, CASES[name])
 
 
-def descent(recipe, *, engine="auto", steps=2, **changes):
-  """Losses and weights of steps of plain gradient descent, AuxK among them."""
-  recipe = dataclasses.replace(recipe, optimizer=optax.sgd, **changes)
-  one = step.make_step(recipe, engine=engine)
-  hyper = Hyper(learning_rate=jnp.float32(0.1))
+def loss_and_gradients(recipe, *, engine="auto", decoder=decoders.Free):
+  """Of one batch, at the same weights for all methods of one decoder."""
+  sae = toy.sae(
+    n=N, d=D, activation=recipe.init.keywords["activation"], decoder=decoder
+  )
+  if engine == "auto":
+    engine = "sparse" if sae.activation.fused else "dense"
+  stats = {
+    name: v for rule in recipe.rules for name, v in rule.init(sae).items()
+  }
+  since = jnp.where(jnp.arange(N) % 3 == 0, 20_000, 0)  # dead, for AuxK
+  stats["tokens_since_fired"] = since.astype(jnp.int32)
 
-  @jax.jit
-  def run():
-    state = step.init_state(recipe, jax.random.key(0))
-    each = lambda state, i: one(state, hyper, contract.rows(i))
-    return jax.lax.scan(each, state, jnp.arange(steps))
+  def total(sae):
+    record = contract.record(
+      recipe,
+      sae,
+      toy.rows(48, D, seed=3),
+      engine=engine,
+      stats=stats,
+      key=jax.random.key(0),
+      train=True,
+    )
+    terms = recipe.terms.values()
+    return sum(jnp.mean(term.fn(record)) * term.weight for term in terms)
 
-  state, metrics = run()
-  return metrics["loss"], jax.tree.leaves(state.sae)
+  value, gradients = jax.jit(jax.value_and_grad(total))(sae)
+  return value, jax.tree.leaves(gradients)
 
 
 def close(got, want, rtol=1e-5):
   toy.assert_trees_close(got, want, rtol=rtol, atol=rtol)
 
 
-# A batch: with AuxK some latents are dead from step 1 on.
-SHORT = {"dead_after_tokens": 128}
-NO_AUX = {**SHORT, "aux_weight": 0.0}
+NO_AUX = {**DEAD, "aux_weight": 0.0}
 
 
 class LimitsTest(parameterized.TestCase):
   def test_matryoshka_of_one_prefix_is_batchtopk(self):
-    want = descent(batch_sparse.batchtopk(D, N, 3, **SHORT))
+    base = batch_sparse.batchtopk(D, N, 3, **DEAD)
+    want = loss_and_gradients(base)
     for settings in (
       {"prefixes": (N,)},
+      {"prefixes": (1.0,), "reduction": "sum"},
+      {"prefixes": (4, 9, N), "weights": (0, 0, 1)},
       {"prefixes": (4, 9, N), "weights": (0, 0, 1), "reduction": "sum"},
+      {"prefixes": Sampled(count=1)},
     ):
-      got = nested.matryoshka(D, N, 3, bias_only=False, **settings, **SHORT)
-      toy.assert_trees_equal(descent(got), want)
+      got = nested.matryoshka(D, N, 3, bias_only=False, **settings, **DEAD)
+      close(loss_and_gradients(got), want, rtol=1e-6)
+      for field in ("optimizer", "gradient", "project", "rules", "finish"):
+        self.assertEqual(getattr(got, field), getattr(base, field))
 
-  def test_matryoshka_of_one_sampled_prefix_is_batchtopk(self):
-    sampled = {"prefixes": Sampled(count=1), "bias_only": False}
-    got = nested.matryoshka(D, N, 3, **sampled, **NO_AUX)
-    want = batch_sparse.batchtopk(D, N, 3, **NO_AUX)
-    toy.assert_trees_equal(descent(got), descent(want))
+  @parameterized.parameters("dense", "sparse")
+  def test_hierarchical_topk_of_one_rank_is_topk(self, engine):
+    got = nested.hierarchical_topk(D, N, 4, ranks=(4,), **DEAD)
+    base = row_sparse.topk(D, N, 4, **DEAD)
+    close(
+      loss_and_gradients(got, engine=engine),
+      loss_and_gradients(base, engine=engine),
+    )
+    for field in ("optimizer", "gradient", "project", "rules"):
+      self.assertEqual(getattr(got, field), getattr(base, field))
 
-  @parameterized.parameters(("dense", NO_AUX), ("sparse", SHORT))
-  def test_hierarchical_topk_of_one_rank_is_topk(self, engine, options):
-    got = nested.hierarchical_topk(D, N, 4, ranks=(4,), **options)
-    want = row_sparse.topk(D, N, 4, **options)
-    close(descent(got, engine=engine), descent(want, engine=engine))
-
-  def test_multi_topk_is_hierarchical_topk_of_two_ranks(self):
-    got = nested.multi_topk(D, N, 3, **NO_AUX)
+  @parameterized.parameters("dense", "sparse")
+  def test_multi_topk_is_hierarchical_topk_of_two_ranks(self, engine):
+    got = nested.multi_topk(D, N, 3, **DEAD)
     want = nested.hierarchical_topk(
       D,
       N,
@@ -111,54 +130,63 @@ class LimitsTest(parameterized.TestCase):
       ranks=(3, 12),
       weights=(1, 1 / 8),
       normalise_weights=False,
-      **NO_AUX,
+      **DEAD,
     )
-    want = descent(want)
-    close(descent(got), want)
-    close(descent(got, engine="dense"), want)
-    # And so the losses of two TopK.
-    total = 0.0
-    for k, weight in ((3, 1), (12, 1 / 8)):
-      (loss, _), _ = descent(row_sparse.topk(D, N, k, **NO_AUX))
-      total += weight * float(loss)
-    np.testing.assert_allclose(want[0][0], total, rtol=1e-5)
+    close(loss_and_gradients(got, engine=engine), loss_and_gradients(want))
+
+  def test_multi_topk_adds_the_losses_of_two_topk(self):
+    got, grads = loss_and_gradients(nested.multi_topk(D, N, 3, **NO_AUX))
+    one, four = (
+      loss_and_gradients(row_sparse.topk(D, N, k, **NO_AUX)) for k in (3, 12)
+    )
+    np.testing.assert_allclose(got, one[0] + four[0] / 8, rtol=1e-5)
+    close(grads, jax.tree.map(lambda a, b: a + b / 8, one[1], four[1]))
 
   @parameterized.parameters("dense", "sparse")
   def test_msae_is_hierarchical_topk_of_its_levels(self, engine):
-    # The sums of the weights divide both.
-    levels, weights = (2, 5, 9), (3.0, 1.0, 2.0)
-    want = nested.hierarchical_topk(
-      D, N, 9, ranks=levels, weights=weights, **NO_AUX
-    )
-    got = alike(want, levels=levels, weights=weights)
-    close(descent(got, engine=engine), descent(want))
+    # Under one reduction; the sums of the weights divide both.
+    for weights in (None, (3.0, 1.0, 2.0)):
+      want = nested.hierarchical_topk(
+        D, N, 9, ranks=(2, 5, 9), weights=weights, **NO_AUX
+      )
+      got = nested.msae(
+        D,
+        N,
+        levels=(2, 5, 9),
+        weights=weights or "uniform",
+        measure=losses.normalised_mse,
+        **DEAD,
+      )
+      close(loss_and_gradients(got, engine=engine), loss_and_gradients(want))
 
   def test_msae_of_one_level_is_topk(self):
+    got = nested.msae(D, N, levels=(4,), measure=losses.normalised_mse, **DEAD)
     want = row_sparse.topk(D, N, 4, **NO_AUX)
-    close(descent(alike(want, levels=(4,))), descent(want))
+    close(loss_and_gradients(got), loss_and_gradients(want))
 
   @parameterized.parameters(False, True)
   def test_relu_l1_without_a_penalty_is_the_last_level_of_msae(self, free):
-    want = row_sparse.relu_l1(
-      D, N, coefficient=0.0, decoder_norm=free, **NO_AUX
-    )
+    # The same reduction, pre-bias and decoder.
     decoder = decoders.Free if free else decoders.Normalised
-    got = alike(want, levels=(N,), measure=losses.mse, decoder=decoder)
-    close(descent(got), descent(want))
+    got = nested.msae(D, N, levels=(N,), measure=losses.mse, **DEAD)
+    want = row_sparse.relu_l1(D, N, coefficient=0.0, decoder_norm=free, **DEAD)
+    close(
+      loss_and_gradients(got, decoder=decoder),
+      loss_and_gradients(want, decoder=decoder),
+    )
 
-
-def alike(recipe, decoder=decoders.Free, **settings):
-  """An MSAE with the start and the constraints of another method."""
-  measure = settings.pop("measure", losses.normalised_mse)
-  msae = nested.msae(
-    D, N, measure=measure, clip_norm=None, **settings, **NO_AUX
-  )
-  return dataclasses.replace(
-    msae,
-    init=functools.partial(msae.init, row_norm=1.0, decoder=decoder),
-    gradient=recipe.gradient,
-    project=recipe.project,
-  )
+  def test_the_last_level_of_a_whole_msae_is_relu(self):
+    got = nested.msae(
+      D,
+      N,
+      levels=(2, 8, N),
+      weights=(0, 0, 1),
+      measure=losses.mse,
+      **DEAD,
+    )
+    want = nested.msae(D, N, levels=(N,), measure=losses.mse, **DEAD)
+    self.assertEqual(got.init.keywords["activation"], activations.ReLU())
+    close(loss_and_gradients(got), loss_and_gradients(want), rtol=1e-6)
 
 
 class MatryoshkaTest(parameterized.TestCase):
@@ -172,7 +200,7 @@ class MatryoshkaTest(parameterized.TestCase):
       "aux_weight": 0.0,
       "schedule": family.schedule(),
     }
-    members = [fit.member(seed) for seed in (0, 1)]
+    members = [fit.member(seed, learning_rate=family.RATE) for seed in (0, 1)]
     plain, nest = (
       family.train(recipe, members)
       for recipe in (
@@ -188,14 +216,13 @@ class MatryoshkaTest(parameterized.TestCase):
         ),
       )
     )
-    # Measured: recall 0.50/0.33 plain, 0.66/0.75 nested; EV 0.96/0.98,
-    # 0.91/0.90.
-    for a, b in zip(plain, nest, strict=True):
-      self.assertGreater(b["recall"], a["recall"] + 0.1)
-      self.assertLess(b["ev"], a["ev"])
+    # Measured: recall 0.46 and 0.71, EV 0.96 and 0.90.
+    mean = lambda runs, name: np.mean([run[name] for run in runs])
+    self.assertGreater(mean(nest, "recall"), mean(plain, "recall") + 0.1)
+    self.assertLess(mean(nest, "ev"), mean(plain, "ev"))
 
   def test_sorting_keeps_energies_in_order(self):
-    recipe = CASES["matryoshka_sampled"].make()
+    recipe = CASES["matryoshka"].make()
     one = jax.jit(step.make_step(recipe))
     state = step.init_state(recipe, jax.random.key(0))
     hyper = Hyper(learning_rate=jnp.float32(3e-3))
@@ -258,10 +285,14 @@ def trained(name):
 
 def fvu(sae, k):
   """Unexplained variance of fresh rows with the k largest latents."""
-  truth = toy.dictionary(WIDE, 32)
-  x = toy.planted(jax.random.key(1), 4096, truth)
-  x_hat = sae.replace(activation=activations.TopK(k)).reconstruct(x)
-  return float(jnp.sum((x - x_hat) ** 2) / jnp.sum((x - x.mean(0)) ** 2))
+  return float(_fvu(sae.replace(activation=activations.TopK(WIDE)), k))
+
+
+@jax.jit
+def _fvu(sae, k):
+  x = toy.planted(jax.random.key(1), 4096, toy.dictionary(WIDE, 32))
+  x_hat = sae.forward(x, k=k).x_hat
+  return jnp.sum((x - x_hat) ** 2) / jnp.sum((x - x.mean(0)) ** 2)
 
 
 class TruncationsTest(parameterized.TestCase):

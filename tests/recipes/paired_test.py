@@ -112,7 +112,6 @@ class ContrastiveTest(parameterized.TestCase):
       name: probe(z[:768, :, half], z[768:, :, half])
       for name, half in (("c", slice(32)), ("d", slice(32, None)))
     }
-    print(accuracy)
     self.assertGreater(accuracy["d"], 0.9)
     self.assertLess(accuracy["c"], 0.65)
 

@@ -70,7 +70,6 @@ class SpecialisedTest(parameterized.TestCase):
       error = np.asarray(jnp.sum((x - sae.reconstruct(x)) ** 2, axis=-1))
       mean[t], worst[t] = error.mean(), error.max()
       of_rare[t] = error[np.asarray(rare)].mean()
-    print(mean, worst, of_rare)
     self.assertLess(worst[20.0], worst[0.0])
     self.assertLess(of_rare[20.0], of_rare[0.0])
     self.assertGreater(mean[20.0], mean[0.0])

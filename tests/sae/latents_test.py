@@ -35,10 +35,11 @@ class LatentsTest(parameterized.TestCase):
     np.testing.assert_allclose(got, Z @ rounded, atol=1e-5)
 
   @parameterized.parameters("sparse", "dense")
-  def test_sum_count_and_fired(self, form):
+  def test_sums_count_and_fired(self, form):
     latents, weights = FORMS[form], jnp.arange(1.0, N + 1)
     np.testing.assert_array_equal(latents.sum(), [[3, 3], [0.5, 0]])
     np.testing.assert_array_equal(latents.sum(weights), [[7, 15], [4, 0]])
+    np.testing.assert_array_equal(latents.squares(), [[5, 9], [0.25, 0]])
     np.testing.assert_array_equal(latents.count(), [[2, 1], [1, 0]])
     np.testing.assert_array_equal(
       latents.fired(), [i in (0, 4, 7) for i in range(N)]

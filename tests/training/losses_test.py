@@ -235,6 +235,24 @@ class AuxKTest(parameterized.TestCase):
     reached = np.abs(g["decoder.W"]).max(axis=1) > 0
     np.testing.assert_array_equal(reached, (u > 0).any(axis=0))
 
+  def test_may_be_left_without_its_normaliser(self):
+    x, since = toy.rows(9, 6), jnp.asarray([99, 0, 99, 0], jnp.int32)
+    record = toy.record(
+      jnp.zeros((9, 4)),
+      x=x,
+      W=toy.rows(4, 6, seed=2),
+      a=toy.rows(9, 4, seed=3),
+      sae=toy.sae(n=4, d=6),
+      stats={"tokens_since_fired": since},
+    )
+    make = functools.partial(
+      losses.aux_k, 2, among=rules.DeadTracker(10), capacity=4, weight=1.0
+    )
+    spread = losses.variance(x)
+    np.testing.assert_allclose(
+      make(normalised=False).fn(record), spread * make().fn(record), rtol=1e-5
+    )
+
   def test_default_k_aux_is_the_power_of_two_nearest_half_d(self):
     for d, k_aux in ((768, 512), (384, 256), (128, 64), (2, 1), (1, 1)):
       self.assertEqual(losses.default_k_aux(d), k_aux)

@@ -143,7 +143,7 @@ class LossTest(absltest.TestCase):
 class PullTest(parameterized.TestCase):
   def after(self, scales, c=0.2, start=0):
     """c after batches whose errors are those."""
-    x, y = data()
+    x, _ = data()
     model, rule = sae(), probe.Pull(start, c)
     stats = rule.init(model)
     budget = model.activation.budget

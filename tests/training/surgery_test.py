@@ -1,5 +1,7 @@
 """Tests of saejax.training.surgery."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,17 +14,20 @@ from saejax.training.recipe import Hyper
 from tests import toy
 
 D, N, DECAY = 6, 12, 0.9
+HYPER = Hyper(learning_rate=jnp.float32(1e-2))
 
 
-def trained(steps=3, **options):
-  """A state with moments, an average and statistics that are not 0."""
-  recipe = row_sparse.topk(D, N, 2, dead_after_tokens=50, **options)
+@functools.cache
+def trained():
+  """A step, and a state with moments, average and statistics that are not 0."""
+  recipe = row_sparse.topk(
+    D, N, 2, dead_after_tokens=50, ema_decay=DECAY, aux_weight=0.0
+  )
   one = jax.jit(step.make_step(recipe))
-  hyper = Hyper(learning_rate=jnp.float32(1e-2))
-  state = step.init_state(recipe, jax.random.key(0))
-  for i in range(steps):
-    state, _ = one(state, hyper, toy.rows(8, D, seed=i))
-  return recipe, state
+  state = jax.jit(lambda: step.init_state(recipe, jax.random.key(0)))()
+  for i in range(3):
+    state, _ = one(state, HYPER, toy.rows(8, D, seed=i))
+  return recipe, one, state
 
 
 def theta(state, value):
@@ -36,7 +41,7 @@ def theta(state, value):
 
 class PermuteTest(parameterized.TestCase):
   def test_every_array_about_latents_moves_and_no_other(self):
-    _, state = trained(ema_decay=DECAY)
+    _, _, state = trained()
     state = theta(state, np.arange(N))
     order = np.random.default_rng(0).permutation(N)
     moved = jax.jit(surgery.permute_latents)(state, jnp.asarray(order))
@@ -60,7 +65,7 @@ class PermuteTest(parameterized.TestCase):
     self.assertEqual(int(new_adam.count), int(adam.count))
 
   def test_there_and_back_is_the_same_state(self):
-    _, state = trained(ema_decay=DECAY)
+    _, _, state = trained()
     order = jnp.asarray(np.random.default_rng(1).permutation(N))
     back = surgery.permute_latents(
       surgery.permute_latents(state, order), jnp.argsort(order)
@@ -68,18 +73,17 @@ class PermuteTest(parameterized.TestCase):
     toy.assert_trees_equal(back, state)
 
   def test_training_goes_on_as_if_nothing_had_moved(self):
-    recipe, state = trained(ema_decay=DECAY)
+    _, one, state = trained()
     order = jnp.asarray(np.random.default_rng(2).permutation(N))
-    one = jax.jit(step.make_step(recipe))
-    hyper, x = Hyper(learning_rate=jnp.float32(1e-2)), toy.rows(8, D, seed=9)
-    plain, _ = one(state, hyper, x)
-    moved, _ = one(surgery.permute_latents(state, order), hyper, x)
+    x = toy.rows(8, D, seed=9)
+    plain, _ = one(state, HYPER, x)
+    moved, _ = one(surgery.permute_latents(state, order), HYPER, x)
     toy.assert_trees_close(
       moved, surgery.permute_latents(plain, order), rtol=1e-5, atol=1e-6
     )
 
   def test_refuses_a_leaf_whose_rows_are_not_latents(self):
-    _, state = trained()
+    _, _, state = trained()
     state = state.replace(stats={"tokens_since_fired": jnp.zeros((N // 2,))})
     with self.assertRaisesRegex(ValueError, "tokens_since_fired"):
       surgery.permute_latents(state, jnp.arange(N))
@@ -87,7 +91,7 @@ class PermuteTest(parameterized.TestCase):
 
 class ReplaceTest(parameterized.TestCase):
   def test_masked_latents_start_anew_and_no_other(self):
-    recipe, state = trained(ema_decay=DECAY)
+    recipe, _, state = trained()
     mask = np.arange(N) % 3 == 0
     fresh = toy.sae(n=N, d=D, activation=state.sae.activation, seed=5)
     new = jax.jit(
@@ -113,19 +117,20 @@ class ReplaceTest(parameterized.TestCase):
     )
 
   def test_statistics_start_at_what_is_given(self):
-    _, state = trained()
+    _, _, state = trained()
     mask = jnp.arange(N) < 2
     new = surgery.replace_latents(
       state,
       mask,
       state.sae,
+      ema_decay=DECAY,
       stats={"tokens_since_fired": jnp.full((N,), 7, jnp.int32)},
     )
     want = np.where(mask, 7, state.stats["tokens_since_fired"])
     np.testing.assert_array_equal(new.stats["tokens_since_fired"], want)
 
   def test_an_empty_mask_changes_nothing(self):
-    _, state = trained(ema_decay=DECAY)
+    _, _, state = trained()
     fresh = toy.sae(n=N, d=D, activation=state.sae.activation)
     new = surgery.replace_latents(
       state, jnp.zeros((N,), bool), fresh, ema_decay=DECAY
@@ -133,7 +138,7 @@ class ReplaceTest(parameterized.TestCase):
     toy.assert_trees_equal(new, state)
 
   def test_refuses_an_average_of_unknown_decay(self):
-    _, state = trained(ema_decay=DECAY)
+    _, _, state = trained()
     with self.assertRaisesRegex(ValueError, "ema_decay"):
       surgery.replace_latents(state, jnp.ones((N,), bool), state.sae)
 
