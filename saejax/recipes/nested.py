@@ -9,6 +9,7 @@ from typing import Any, Unpack
 from saejax.errors import InputError
 from saejax.recipes import batch_sparse, common, row_sparse
 from saejax.sae import activations, initial, widened
+from saejax.sae.sae import SAE
 from saejax.training import constraints, losses, nested
 from saejax.training.recipe import Recipe, Term
 
@@ -235,7 +236,15 @@ def multi_topk(
       "nmse_wide": Term(fn=losses.normalised_mse, weight=weight),
     },
     activation=widened.Widened(k, factor),
+    finish=_narrow,
   )
+
+
+def _narrow(sae: SAE, stats, sample) -> SAE:
+  """What users hold of a widened TopK."""
+  del stats, sample
+  wide: Any = sae.activation
+  return sae.replace(activation=activations.TopK(wide.k))
 
 
 def _with_terms(base: Recipe, name: str, terms, activation=None, **parts):

@@ -74,7 +74,8 @@ def measure(trained: arms.Trained) -> list[dict[str, Any]]:
 
   Returns:
     parameters: numbers in its arrays, the prep's apart; encode_flops: of
-      encoding one row, as XLA counts the compiled program of 512 rows.
+      encoding one row, as XLA counts the program of 512 rows before it is
+    optimised (bodies of loops once).
   """
   return [cost(sae, trained.rows) for sae in trained.saes]
 
@@ -82,7 +83,7 @@ def measure(trained: arms.Trained) -> list[dict[str, Any]]:
 def cost(sae, rows: arms.Rows, count: int = 512) -> dict[str, float]:
   """See `measure`."""
   batch = jax.tree.map(lambda a: jnp.asarray(a[:count]), rows.held_out)
-  program = jax.jit(lambda s, b: s.encode(b)).lower(sae, batch).compile()
+  program = jax.jit(lambda s, b: s.encode(b)).lower(sae, batch)
   analysis: Any = program.cost_analysis()
   parts = (sae.encoder, sae.activation, sae.decoder)
   return {

@@ -73,6 +73,8 @@ class Group:
     self.members = tuple(members)
     self.mesh = mesh
     self.stacked = stacked
+    # One program for several k: members limit theirs by a traced one.
+    self._several_ks = stacked and len({member.k for member in members}) > 1
     self._make_recipe = make_recipe
     largest = max(member.k for member in members)
     programs = [largest] if stacked else [member.k for member in members]
@@ -95,8 +97,7 @@ class Group:
     swept = [m.coefficient for m in self.members]
     swept = jnp.asarray(swept) if set(swept) != {1.0} else None
     ks = [m.k for m in self.members]
-    shared = self.stacked and any(ks)
-    limits = jnp.asarray(ks, jnp.int32) if shared else None
+    limits = jnp.asarray(ks, jnp.int32) if self._several_ks else None
     hyper = Hyper(learning_rate=rates, k=limits, coefficient=swept)
     if not self.stacked:
       count = range(len(self.members))
@@ -262,7 +263,7 @@ class Group:
     ):
       recipe = self._recipes[self._program_ks[0] if self.stacked else member.k]
       sae = step.averaged(recipe, state)
-      if self.stacked and member.k:
+      if self._several_ks and member.k:
         sae = sae.replace(activation=sae.activation.with_k(member.k))
       saes.append(recipe.finish(sae, state.stats, sample))
     return saes

@@ -54,6 +54,10 @@ def prefixes(
   ]
 
   def loss(record: Record) -> Float[Array, "*b"]:
+    if order == "value" and record.forward.ctx.k is not None:
+      raise ValueError(
+        "levels belong to the recipe: members of several k cannot be stacked"
+      )
     total = last * measure(record)
     x_hat, before = jnp.zeros_like(record.forward.x_hat) + record.sae.b_dec, 0
     for length, weight in inner:

@@ -14,7 +14,8 @@ from saejax.training import constraints, fit, losses, step
 from saejax.training.members import Member
 from saejax.training.nested import Sampled
 from saejax.training.recipe import Hyper
-from tests import contract, family, toy
+from tests import contract, family, limits, toy
+from tests.limits import loss_and_gradients
 
 D, N = contract.D, contract.N
 DEAD = {"dead_after_tokens": 10_000}
@@ -56,36 +57,6 @@ class ContractTest(parameterized.TestCase):
     contract.check(self, CASES[name])
 
 
-def loss_and_gradients(recipe, *, engine="auto", decoder=decoders.Free):
-  """Of one batch, at the same weights for all methods of one decoder."""
-  sae = toy.sae(
-    n=N, d=D, activation=recipe.init.keywords["activation"], decoder=decoder
-  )
-  if engine == "auto":
-    engine = "sparse" if sae.activation.fused else "dense"
-  stats = {
-    name: v for rule in recipe.rules for name, v in rule.init(sae).items()
-  }
-  since = jnp.where(jnp.arange(N) % 3 == 0, 20_000, 0)  # dead, for AuxK
-  stats["tokens_since_fired"] = since.astype(jnp.int32)
-
-  def total(sae):
-    record = contract.record(
-      recipe,
-      sae,
-      toy.rows(48, D, seed=3),
-      engine=engine,
-      stats=stats,
-      key=jax.random.key(0),
-      train=True,
-    )
-    terms = recipe.terms.values()
-    return sum(jnp.mean(term.fn(record)) * term.weight for term in terms)
-
-  value, gradients = jax.jit(jax.value_and_grad(total))(sae)
-  return value, jax.tree.leaves(gradients)
-
-
 def close(got, want, rtol=1e-5):
   toy.assert_trees_close(got, want, rtol=rtol, atol=rtol)
 
@@ -95,8 +66,7 @@ NO_AUX = {**DEAD, "aux_weight": 0.0}
 
 class LimitsTest(parameterized.TestCase):
   def test_matryoshka_of_one_prefix_is_batchtopk(self):
-    base = batch_sparse.batchtopk(D, N, 3, **DEAD)
-    want = loss_and_gradients(base)
+    want = batch_sparse.batchtopk(D, N, 3, **DEAD)
     for settings in (
       {"prefixes": (N,)},
       {"prefixes": (1.0,), "reduction": "sum"},
@@ -105,20 +75,13 @@ class LimitsTest(parameterized.TestCase):
       {"prefixes": Sampled(count=1)},
     ):
       got = nested.matryoshka(D, N, 3, bias_only=False, **settings, **DEAD)
-      close(loss_and_gradients(got), want, rtol=1e-6)
-      for field in ("optimizer", "gradient", "project", "rules", "finish"):
-        self.assertEqual(getattr(got, field), getattr(base, field))
+      limits.assert_alike(self, got, want, rtol=1e-6)
 
   @parameterized.parameters("dense", "sparse")
   def test_hierarchical_topk_of_one_rank_is_topk(self, engine):
     got = nested.hierarchical_topk(D, N, 4, ranks=(4,), **DEAD)
-    base = row_sparse.topk(D, N, 4, **DEAD)
-    close(
-      loss_and_gradients(got, engine=engine),
-      loss_and_gradients(base, engine=engine),
-    )
-    for field in ("optimizer", "gradient", "project", "rules"):
-      self.assertEqual(getattr(got, field), getattr(base, field))
+    want = row_sparse.topk(D, N, 4, **DEAD)
+    limits.assert_alike(self, got, want, engine=engine)
 
   @parameterized.parameters("dense", "sparse")
   def test_multi_topk_is_hierarchical_topk_of_two_ranks(self, engine):

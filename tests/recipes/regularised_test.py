@@ -14,7 +14,7 @@ from saejax.sae import archetypal
 from saejax.training import fit, step
 from saejax.training.members import Member
 from saejax.training.recipe import Hyper
-from tests import contract, family, toy
+from tests import contract, family, limits, toy
 
 D, N = contract.D, contract.N
 DEAD = {"dead_after_tokens": 10_000}
@@ -45,25 +45,25 @@ class ContractTest(parameterized.TestCase):
     contract.check(self, CASES[name])
 
 
-def run(recipe, steps=3):
-  """Losses and state after steps on planted rows."""
+def train(recipe, steps):
+  """The SAE after steps on planted rows."""
   one = step.make_step(recipe)
   hyper = Hyper(learning_rate=jnp.float32(1e-2))
 
   @jax.jit
-  def several():
+  def run():
     state = step.init_state(recipe, jax.random.key(0))
-    each = lambda state, i: one(state, hyper, contract.rows(i))
-    return jax.lax.scan(each, state, jnp.arange(steps))
+    each = lambda i, state: one(state, hyper, contract.rows(i))[0]
+    return jax.lax.fori_loop(0, steps, each, state)
 
-  state, metrics = several()
-  return metrics["loss"], state
+  return run().sae
 
 
 class OrtTest(parameterized.TestCase):
   def test_without_a_weight_it_is_batchtopk(self):
-    got = run(regularised.ortsae(D, N, 3, gamma=0, **DEAD))
-    toy.assert_trees_equal(got, run(batch_sparse.batchtopk(D, N, 3, **DEAD)))
+    got = regularised.ortsae(D, N, 3, gamma=0, **DEAD)
+    want = batch_sparse.batchtopk(D, N, 3, **DEAD)
+    limits.assert_alike(self, got, want, rtol=0)
 
   def test_a_larger_weight_trades_error_for_angles_and_recall(self):
     recipe = regularised.ortsae(
@@ -104,9 +104,16 @@ class ArchetypalTest(parameterized.TestCase):
   @parameterized.parameters(0.0, 0.3)
   def test_rows_stay_near_the_hull(self, delta):
     recipe = regularised.ra_sae(
-      D, N, 3, points=points(), delta=delta, multiplier=False, **DEAD
+      D,
+      N,
+      3,
+      points=points(),
+      delta=delta,
+      multiplier=False,
+      aux_weight=0.0,
+      **DEAD,
     )
-    decoder = run(recipe, steps=20)[1].sae.decoder
+    decoder = train(recipe, steps=20).decoder
     A = np.asarray(decoder.A)
     self.assertGreaterEqual(A.min(), 0)
     np.testing.assert_allclose(A.sum(axis=1), 1, rtol=1e-5)
@@ -131,10 +138,17 @@ class ArchetypalTest(parameterized.TestCase):
       return rows + 0.3 * jax.random.normal(noise, rows.shape)
 
     x = jnp.concatenate([draw(i) for i in range(100, 116)])
-    train = lambda recipe, seed: (
-      fit.fit(recipe, draw, steps=400, members=[fit.member(seed)])[0][0].W_dec
-    )
-    plain = row_sparse.topk(D, 24, 2, **DEAD)
+    rows_of = lambda recipe, *seeds: [
+      sae.W_dec
+      for sae in fit.fit(
+        recipe,
+        draw,
+        steps=300,
+        members=[fit.member(seed) for seed in seeds],
+        stacked=True,
+      )[0]
+    ]
+    topk = matched(*rows_of(row_sparse.topk(D, 24, 2, **DEAD), 0, 1))
     # Points of their own for each seed.
     near = [
       regularised.ra_sae(
@@ -142,8 +156,8 @@ class ArchetypalTest(parameterized.TestCase):
       )
       for s in (0, 1)
     ]
-    ra = matched(*(train(recipe, s) for s, recipe in enumerate(near)))
-    topk = matched(*(train(plain, s) for s in (0, 1)))
+    ra = matched(*(rows_of(recipe, 0)[0] for recipe in near))
+    # Measured: 0.90 and 0.72.
     self.assertGreater(ra, topk)
 
   @parameterized.parameters(

@@ -81,6 +81,11 @@ class PrefixesTest(parameterized.TestCase):
     np.testing.assert_array_equal(g.decoder.W[m:], 0)
     np.testing.assert_array_equal(g.encoder.W[m:], 0)
 
+  def test_refuses_levels_for_members_of_several_k(self):
+    loss = nested.prefixes((1, K), (1, 1), order="value")
+    with self.assertRaisesRegex(ValueError, "cannot be stacked"):
+      loss(record(toy.sae(activation=TOPK), k=jnp.int32(2)))
+
   def test_measures_see_the_reconstruction_of_the_prefix(self):
     sae = toy.sae(activation=TOPK)
     r = record(sae)
