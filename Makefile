@@ -39,7 +39,8 @@ test-one-device: $(VENV)/.installed-test
 # JAX must be given its devices before it starts: a process of its own.
 test-devices: $(VENV)/.installed-test
 	JAX_PLATFORMS=cpu XLA_FLAGS="$(DEVICES) $$XLA_FLAGS" \
-	  $(PYTEST) -m devices $$(find $(TESTS) -name '*_devices_test.py')
+	  $(PYTEST) -n $(WORKERS) --dist load -m devices \
+	  $$(find $(TESTS) -name '*_devices_test.py')
 
 doctest: $(VENV)/.installed-test
 	$(PYTEST) --doctest-modules saejax

@@ -74,7 +74,7 @@ def measure(trained: arms.Trained) -> list[dict[str, Any]]:
 
   Returns:
     parameters: numbers in its arrays, the prep's apart; encode_flops: of
-      encoding one row, as XLA counts the program of 512 rows before it is
+      encoding one row, as XLA counts the program of some rows before it is
     optimised (bodies of loops once).
   """
   return [cost(sae, trained.rows) for sae in trained.saes]
@@ -88,7 +88,7 @@ def cost(sae, rows: arms.Rows, count: int = 512) -> dict[str, float]:
   parts = (sae.encoder, sae.activation, sae.decoder)
   return {
     "parameters": int(sum(a.size for a in jax.tree.leaves(parts))),
-    "encode_flops": float(analysis.get("flops", float("nan"))) / count,
+    "encode_flops": float(analysis.get("flops", float("nan"))) / batch.rows,
   }
 
 
