@@ -74,8 +74,8 @@ def measure(trained: arms.Trained) -> list[dict[str, Any]]:
 
   Returns:
     parameters: numbers in its arrays, the prep's apart; encode_flops: of
-      encoding one row, as XLA counts the program of some rows before it is
-    optimised (bodies of loops once).
+      encoding one row, as XLA counts the program before it is optimised (bodies
+      of loops once).
   """
   return [cost(sae, trained.rows) for sae in trained.saes]
 
