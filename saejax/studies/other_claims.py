@@ -143,7 +143,9 @@ def parent_recall(sae, x, on: np.ndarray, parents: int = 4) -> float:
   rows without it, by balanced accuracy.
   """
   fires = np.not_equal(sae.encode(x), 0)
-  child = on[:, parents:].reshape(len(on), parents, -1).any(axis=-1)
+  child: np.ndarray = np.any(
+    on[:, parents:].reshape(len(on), parents, -1), axis=-1
+  )
   found = []
   for i in range(parents):
     alone, off = on[:, i] & ~child[:, i], ~on[:, i]
