@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 
 from saejax.evals import ensembles as metrics
@@ -133,7 +134,7 @@ class Study:
     found = reconstruction.evaluate(
       sae, arms.chunks(self.rows.held_out), mean=self.rows.mean, frame="raw"
     )
-    encode = lambda x: ensembles.encode_stages(sae, x)
+    encode = jax.jit(lambda x: ensembles.encode_stages(sae, x))
     rows = self.rows.held_out.x[:MEET_ROWS]
     parts = [rows[i : i + 1024] for i in range(0, len(rows) - 1023, 1024)]
     latents = np.concatenate([np.asarray(encode(x) != 0) for x in parts])
