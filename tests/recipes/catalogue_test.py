@@ -1,0 +1,57 @@
+"""Every line of the catalogue makes a recipe that can be started."""
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from saejax import runs
+from saejax.errors import InputError
+from saejax.recipes import catalogue
+from saejax.training import step
+from tests import toy
+
+SETTING = catalogue.Setting(
+  d=16,
+  n=32,
+  steps=100,
+  batch_rows=64,
+  sample=np.asarray(toy.rows(128, 16)),
+  options={"dead_after_tokens": 1000},
+)
+
+
+class CatalogueTest(parameterized.TestCase):
+  @parameterized.parameters(*zip(catalogue.METHODS))
+  def test_recipe_draws_weights_of_the_sizes_asked_for(self, name):
+    recipe = catalogue.recipe(name, SETTING, 4)
+    state = jax.eval_shape(
+      lambda: (
+        step.init_state(recipe, jax.random.key(0), sample=None)
+        if "score" not in recipe.needs
+        else None
+      )
+    )
+    if state is not None:  # a probe is fitted to scores of a sample
+      self.assertEqual((state.sae.n, state.sae.d), (32, 16))
+    method = catalogue.METHODS[name]
+    self.assertIn(
+      method.sweeps, (catalogue.K, catalogue.COEFFICIENT, catalogue.NOTHING)
+    )
+    swept = any(term.swept for term in recipe.terms.values())
+    if method.sweeps == catalogue.COEFFICIENT:
+      self.assertTrue(swept, "no term would be swept")
+      self.assertGreater(len(method.coefficients), 1)
+
+  def test_a_script_takes_every_name_and_no_other(self):
+    for name in catalogue.METHODS:
+      self.assertEqual(runs.SAEConfig(recipe=name).recipe, name)
+    with self.assertRaisesRegex(
+      InputError, "recipe=topkk: must be one of topk"
+    ):
+      runs.SAEConfig(recipe="topkk")
+    with self.assertRaisesRegex(InputError, "coefficients.*no penalty"):
+      runs.SAEConfig(recipe="topk", coefficients=(1.0, 2.0))
+
+
+if __name__ == "__main__":
+  absltest.main()
