@@ -230,7 +230,9 @@ def _style(i: int) -> dict[str, Any]:
 def _scale(axis: Any, wanted: Axis, values: Sequence[float]) -> None:
   good = [v for v in values if _number(v) and (v > 0 or not wanted.log)]
   if wanted.log and good:
-    look.log_scale(axis, *look.padded(good))
+    few = sorted(set(good))  # sizes and weights that were chosen, say
+    at = few if len(few) <= 6 else None
+    look.log_scale(axis, *look.padded(good), at=at)
 
 
 def _number(value: Any) -> bool:
