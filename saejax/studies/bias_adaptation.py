@@ -22,6 +22,7 @@ from saejax.training import sparsity
 
 ROWS, HELD_OUT = 131_072, 4096
 TAU = 0.9  # cosine at which a planted direction counts as found
+GROUPS = 8  # of group bias adaptation; divides the usual numbers of latents
 
 
 def planted_rows(
@@ -111,7 +112,9 @@ def resonance_arms(
     for target in targets
   ]
   others = {
-    "GBA": lambda k: bias_adaptation.gba(d, n, every=every, **options),
+    "GBA": lambda k: bias_adaptation.gba(
+      d, n, groups=GROUPS, every=every, **options
+    ),
     "TopK": lambda k: row_sparse.topk(d, n, active, **options),
     "L1": lambda k: row_sparse.relu_l1(d, n, coefficient=0.05, **options),
     "JumpReLU": lambda k: thresholds.jumprelu(
@@ -158,7 +161,7 @@ def phase_arms(
         arms.Arm(
           name=name,
           make=lambda k, n=n, d=d, options=options: bias_adaptation.gba(
-            d, n, every=every, **options
+            d, n, groups=GROUPS, every=every, **options
           ),
           n=n,
           rows=rows,
@@ -206,7 +209,7 @@ def real_arms(
       arms.Arm(
         name=f"real GBA htf={htf:g}",
         make=lambda k, htf=htf: bias_adaptation.gba(
-          d, n, htf=htf, every=every, groups=8, **options
+          d, n, htf=htf, every=every, groups=GROUPS, **options
         ),
         n=n,
         facts={"method": "GBA", "htf": htf},
