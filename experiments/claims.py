@@ -13,6 +13,7 @@ from saejax import config, runs
 from saejax.data.harvest import HarvestConfig
 from saejax.report import extras, study
 from saejax.studies import (
+  architectures,
   arms,
   causal_claims,
   claim_arms,
@@ -54,7 +55,7 @@ def main(config: Config) -> None:
       found = causal_claims.of(folder, config.causal, config.planted)
       points, wanted, data = points + found[0], wanted + found[1], found[2]
     for site in (config.first, config.second)[: config.sites]:
-      rows = arms.harvested(site.harvest)
+      rows = architectures.with_scores(arms.harvested(site.harvest))
       name = arms.label(rows)
       data[name] = rows.about
       mine, more = site_claims.of(

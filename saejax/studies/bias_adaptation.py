@@ -21,6 +21,7 @@ from saejax.studies import arms
 from saejax.training import sparsity
 
 ROWS, HELD_OUT = 131_072, 4096
+PLANTED_KEY = 1_000_003
 TAU = 0.9  # cosine at which a planted direction counts as found
 GROUPS = 8  # of group bias adaptation; divides the usual numbers of latents
 
@@ -32,7 +33,8 @@ def planted_rows(
 
   Coefficients are uniform on (0.5, 1.5); rows are scaled to mean square norm 1.
   """
-  keys = jax.random.split(jax.random.key(seed), 3)
+  # Not the keys of initial weights: those would start at the truth.
+  keys = jax.random.split(jax.random.key(PLANTED_KEY + seed), 3)
   V = synthetic.directions(keys[0], n, d)
 
   def draw(key, rows):

@@ -28,6 +28,8 @@ from saejax.studies.claims import Claim, both, each, log_of, mean_of
 from saejax.training import fit
 
 ROWS, HELD_OUT = 65_536, 8192
+# Not the keys of initial weights: those would start at the truth.
+TRUTH, TRAIN, TEST = (1_000_003 + i for i in range(3))
 Group = tuple[list[dict[str, Any]], list[Claim]]
 RECALL = "difference in mean max cosine with planted directions"
 
@@ -44,7 +46,7 @@ def of(folder: pathlib.Path, config: arms.StudyConfig) -> Group:
 
 def dictionaries(folder: pathlib.Path, config: arms.StudyConfig) -> Group:
   """L1 against PCA on a dictionary with more directions than dimensions."""
-  V = synthetic.directions(jax.random.key(0), 64, 32)
+  V = synthetic.directions(jax.random.key(TRUTH), 64, 32)
   p = np.full(64, 3 / 64, np.float32)
 
   def draw(key, rows):
@@ -88,7 +90,7 @@ def dictionaries(folder: pathlib.Path, config: arms.StudyConfig) -> Group:
 
 def absorption(folder: pathlib.Path, config: arms.StudyConfig) -> Group:
   """Whether a parent's latent still fires where a child of it is on."""
-  V = synthetic.orthonormal(jax.random.key(0), 16, 20)
+  V = synthetic.orthonormal(jax.random.key(TRUTH), 16, 20)
   draw = lambda key, rows: synthetic.tree(key, rows).astype(jnp.float32) @ V
   rows = _rows(draw, "planted tree")
   on = np.greater(rows.held_out.x @ np.asarray(V).T, 0.5)
@@ -158,7 +160,7 @@ def parent_recall(sae, x, on: np.ndarray, parents: int = 4) -> float:
 def coupled(folder: pathlib.Path, config: arms.StudyConfig) -> Group:
   """Pairs of SAEs trained with and without mutual feature regularisation."""
   d, n, k = 32, 64, 4
-  V = synthetic.directions(jax.random.key(0), n, d)
+  V = synthetic.directions(jax.random.key(TRUTH), n, d)
 
   def draw(key, rows):
     on, size = jax.random.split(key)
@@ -232,7 +234,7 @@ def coupled(folder: pathlib.Path, config: arms.StudyConfig) -> Group:
 def rare(folder: pathlib.Path, config: arms.StudyConfig) -> Group:
   """Finetuning with a tilted risk on rows of which few are of a rare domain."""
   d, n, k = 32, 48, 3
-  keys = jax.random.split(jax.random.key(0), 2)
+  keys = jax.random.split(jax.random.key(TRUTH), 2)
   V = jnp.concatenate(
     [synthetic.directions(keys[0], 64, d), synthetic.directions(keys[1], 16, d)]
   )
@@ -251,7 +253,7 @@ def rare(folder: pathlib.Path, config: arms.StudyConfig) -> Group:
     return synthetic.coefficients(size, features(where, rows)[0]) @ V
 
   rows = _rows(draw, "planted rare domain")
-  key = jax.random.split(jax.random.key(2))[0]  # as `_rows` draws them
+  key = jax.random.split(jax.random.key(TEST))[0]  # as `_rows` draws them
   is_rare = np.asarray(features(key, HELD_OUT)[1])
   options = arms.options(config, rows)
   tuning = {k: v for k, v in options.items() if k != "prep"}  # its own
@@ -334,7 +336,7 @@ def _general(recipe, rows: arms.Rows, config: arms.StudyConfig) -> Callable:
 def ensembles(folder: pathlib.Path, config: arms.StudyConfig) -> Group:
   """Four members bagged and boosted, against one and against a wider SAE."""
   d, n, k, size = 32, 24, 2, 4
-  V = synthetic.directions(jax.random.key(0), 128, d)
+  V = synthetic.directions(jax.random.key(TRUTH), 128, d)
   p = synthetic.power_law(128, 6.0, 0.7)
 
   def draw(key, rows):
@@ -385,7 +387,10 @@ def ensembles(folder: pathlib.Path, config: arms.StudyConfig) -> Group:
 def _rows(draw: Callable, name: str) -> arms.Rows:
   """Training and held-out rows of a planted distribution."""
   made = jax.jit(
-    lambda: (draw(jax.random.key(1), ROWS), draw(jax.random.key(2), HELD_OUT))
+    lambda: (
+      draw(jax.random.key(TRAIN), ROWS),
+      draw(jax.random.key(TEST), HELD_OUT),
+    )
   )
   x, held_out = (np.asarray(a) for a in made())
   about = {"rows": name, "train_rows": ROWS, "held_out_rows": HELD_OUT}
