@@ -92,7 +92,7 @@ class FirstTokensTest(absltest.TestCase):
 class OwnDataTest(absltest.TestCase):
   def test_an_sae_explains_its_own_data_better(self):
     # faithful, check 4: disjoint planted dictionaries.
-    keys = jax.random.split(jax.random.key(0), 3)
+    keys = jax.random.split(jax.random.key(12), 3)
     own, other = synthetic.directions(keys[0], 64, 24).reshape(2, 32, 24)
     rows = lambda key, V: np.asarray(synthetic.sparse(key, 4096, V, 2.0))
     x, y = rows(keys[1], own), rows(keys[2], other)
