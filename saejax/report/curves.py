@@ -110,6 +110,9 @@ def panels(
   each = [y] * len(drawn) if isinstance(y, Axis) else list(y)
   made, grid = look.figure(height * rows, rows, columns)
   names = list(dict.fromkeys(n for curves in drawn.values() for n in curves))
+  crowded = (
+    len(names) > 12
+  )  # each panel then has styles and a legend of its own
   style = {name: _style(i) for i, name in enumerate(names)}
   flat = list(grid.ravel())
   for extra in flat[len(drawn) :]:
@@ -117,6 +120,8 @@ def panels(
   for axes, (title, curves), axis in zip(
     flat, drawn.items(), each, strict=False
   ):
+    if crowded:
+      style = {name: _style(i) for i, name in enumerate(curves)}
     for name, curve in curves.items():
       axes.errorbar(
         curve.x,
@@ -135,7 +140,10 @@ def panels(
     axes.set_ylabel(axis.label)
     _scale(axes.xaxis, x, [v for c in curves.values() for v in c.x])
     _scale(axes.yaxis, axis, [v for c in curves.values() for v in c.y])
-  look.legend(made, flat[: len(drawn)], legend)
+    if crowded:
+      axes.legend(fontsize=6.5, handlelength=1.5)
+  if not crowded:
+    look.legend(made, flat[: len(drawn)], legend)
   return made
 
 
@@ -230,8 +238,10 @@ def _style(i: int) -> dict[str, Any]:
 def _scale(axis: Any, wanted: Axis, values: Sequence[float]) -> None:
   good = [v for v in values if _number(v) and (v > 0 or not wanted.log)]
   if wanted.log and good:
-    few = sorted(set(good))  # sizes and weights that were chosen, say
-    at = few if len(few) <= 6 else None
+    # Numbers that were chosen, such as sizes; measured ones are not round.
+    few = sorted(set(good))
+    chosen = len(few) <= 6 and all(float(f"{v:.3g}") == v for v in few)
+    at = few if chosen else None
     look.log_scale(axis, *look.padded(good), at=at)
 
 
