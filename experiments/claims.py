@@ -70,7 +70,7 @@ def main(config: Config) -> None:
     found = [claims.measure(claim, points) for claim in wanted]
     study.write(
       folder,
-      (claims.sections(found), claims.figures(found)),
+      (claims.sections(found), claims.named_figures(found)),
       config=config,
       points=points,
       data=data,

@@ -123,7 +123,7 @@ METHODS: dict[str, Method] = {
       s.d, s.n, coefficient=0.05, **s.options
     ),
     sweeps=COEFFICIENT,
-    coefficients=(0.5, 1.0, 2.0, 4.0),
+    coefficients=(0.5, 1.0, 2.0, 4.0, 8.0),
   ),
   "jumprelu_l0": Method(
     family="penalised",
@@ -142,7 +142,7 @@ METHODS: dict[str, Method] = {
     paper="2404.16014",
     make=lambda s, k: thresholds.gated(s.d, s.n, coefficient=0.05, **s.options),
     sweeps=COEFFICIENT,
-    coefficients=(0.5, 1.0, 2.0, 4.0),
+    coefficients=(0.5, 1.0, 2.0, 4.0, 8.0),
   ),
   "gemma_scope": Method(
     family="penalised",
@@ -270,7 +270,7 @@ METHODS: dict[str, Method] = {
       s.d, s.n, coefficient=0.05, start_step=s.steps // 5, **s.options
     ),
     sweeps=COEFFICIENT,
-    coefficients=(0.5, 1.0, 2.0, 4.0),
+    coefficients=(0.5, 1.0, 2.0, 4.0, 8.0),
   ),
 }
 

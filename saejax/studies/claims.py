@@ -14,6 +14,7 @@ import numpy as np
 
 from saejax.evals import paired
 from saejax.report import curves, page, study
+from saejax.studies import arms
 
 MARGIN = 0.01  # of log FVU: 1 %
 Points = Sequence[Mapping[str, Any]]
@@ -108,11 +109,11 @@ def measure(claim: Claim, points: Points) -> dict[str, Any]:
   Returns:
     recipe, paper, claim, verdict, effect, interval, seeds, data, unit.
   """
-  arms = {
+  of = {
     name: [p for p in points if p["arm"] == name and p["status"] == "ok"]
     for name in (claim.method, claim.against)
   }
-  ours, theirs = claim.compare(arms[claim.method], arms[claim.against])
+  ours, theirs = claim.compare(of[claim.method], of[claim.against])
   seeds = sorted(
     s for s in ours.keys() & theirs.keys() if _good(ours[s], theirs[s])
   )
@@ -184,7 +185,8 @@ def figures(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   for unit in units:
     rows = [
       (
-        f"{c['recipe']}: {c['direction']} than {c['against']} ({c['data']})",
+        f"{c['recipe']}: {c['direction']} than "
+        f"{c['against'].removeprefix(c['data'] + ' ')} ({c['data']})",
         c["effect"],
         *c["interval"],
         c["verdict"],
@@ -197,6 +199,11 @@ def figures(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if rows:
       drawn[unit] = curves.intervals(rows, unit)
   return drawn
+
+
+def named_figures(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """The same figures by names for files."""
+  return {arms.slug(unit): made for unit, made in figures(found).items()}
 
 
 def _table(found: Sequence[Mapping[str, Any]]) -> page.Table:

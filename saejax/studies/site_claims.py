@@ -25,7 +25,7 @@ FEWER_DEAD = 0.005  # a difference in dead latents below this does not count
 def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
   """Arms and claims on a site; k of the arms are the site's unless said."""
   low, mid, high = site.k[0], site.k[1], site.k[-1]
-  at = both(log_fvu(mid * 1.25))  # an L0 inside the range of every arm
+  at = both(log_fvu((low * high) ** 0.5))  # inside the range of every arm
   wide = tuple(k for k in (low // 2, low, mid, high, 2 * high, 4 * high) if k)
   sparse = (max(2, low // 2),)
   arm, name = site.arm, lambda method: f"{site.name} {method}"
@@ -54,7 +54,6 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
     arm("hierarchical_topk", k=(high,)),
     arm("kronsae"),
     arm("ortsae"),
-    arm("ra_sae"),
     arm("vsae", label="vsae 0.5", make=partial(_vsae, 0.5)),
   ]
 
@@ -247,16 +246,6 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
       at,
       "lower",
       margin=-0.05,
-    ),
-    claim(
-      "ra_sae",
-      "2502.12892",
-      "more latents in common between seeds than TopK",
-      "ra_sae",
-      "topk",
-      both(mean_of("shared", k=mid)),
-      "higher",
-      **share,
     ),
     claim(
       "vsae",

@@ -36,7 +36,7 @@ class ScriptsTest(parameterized.TestCase):
     self.assertEqual(code, 0, err)
     run = self.folder / "runs" / "architectures"
     found = json.loads((run / "results.json").read_text())
-    self.assertLen(found["points"], 2 + 2 + 8)  # relu_l1 has 4 coefficients
+    self.assertLen(found["points"], 2 + 2 + 10)  # relu_l1 has 5 coefficients
     for p in found["points"]:
       self.assertEqual(p["status"], "ok")
       self.assertGreater(p["encode_flops"], 2 * 96 * 384 * 0.9)
