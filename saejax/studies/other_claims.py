@@ -201,7 +201,7 @@ def coupled(folder: pathlib.Path, config: arms.StudyConfig) -> Group:
     folder,
     [
       arm(name, coefficient, replicate)
-      for name, coefficient in (("alone", 0.0), ("coupled", 0.1))
+      for name, coefficient in (("alone", 0.0), ("coupled", 0.005))
       for replicate in range(config.seeds)
     ],
     rows,
