@@ -295,18 +295,17 @@ def _at_own_l0(claim, recipe: str, paper: str) -> Claim:
 
 def _truncation(claim, site: Site, low: int, high: int) -> list[Claim]:
   found = []
-  for recipe, paper, method in (
-    ("msae", "2502.20578", "msae"),
-    ("hierarchical_topk", "2505.24473", "hierarchical_topk"),
+  for recipe, paper, trained in (
+    ("msae", "2502.20578", 4 * low),  # its largest level
+    ("hierarchical_topk", "2505.24473", high),
   ):
-    trained = high if recipe == "hierarchical_topk" else 4 * low
     k = max(k for k in (2, 4, 8) if k < trained)
     found.append(
       claim(
         recipe,
         paper,
         f"lower error with {k} latents than TopK trained with {trained}",
-        method,
+        recipe,
         "topk",
         each(log_of(f"fvu_at_{k}"), log_of(f"fvu_at_{k}", k=trained)),
         "lower",

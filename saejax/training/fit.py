@@ -69,9 +69,7 @@ def fit(
   states = group.init(sample)
   kept, done = [], 0
   while done < steps:
-    stop = min(done + (log_steps if log_steps and done else 1), steps)
-    if not log_steps and done:
-      stop = steps
+    stop = min(done + (log_steps or steps), steps) if done else 1
     states, metrics = group.run_drawn(states, draw, done, stop)
     kept.append(metrics)
     done = stop

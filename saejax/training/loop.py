@@ -227,7 +227,12 @@ def train(
     terminated = stack.enter_context(_sigterm())
 
     def save(step, states):
-      rating = metric(group.saes(states, sample)) if metric else None
+      rating = None
+      if metric:
+        try:
+          rating = metric(group.saes(states, sample))
+        except InputError as error:  # such as a phase that is still to come
+          log.line(f"step {step:,}: not rated ({error})")
       state = {"members": states, "seconds": jnp.asarray(seconds)}
       checkpoints.save(step, state, batches, metric=rating)
       log.saved()
