@@ -34,10 +34,11 @@ class ToThreshold:
       InputError: no threshold was ever estimated.
     """
     theta = np.asarray(stats[rules.THRESHOLD])
-    if np.isnan(theta).any():
+    unset = int(np.isnan(theta).sum())
+    if unset:
       raise InputError(
         "threshold",
-        theta,
+        f"{unset} of {theta.size} unset",
         "must have been estimated: no batch kept a positive latent, or the "
         "phase that estimates it was not reached",
         "train on, lower the learning rate, or raise k",

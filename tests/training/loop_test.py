@@ -14,7 +14,7 @@ from absl.testing import absltest
 from saejax.data import loader
 from saejax.data import store as stores
 from saejax.errors import InputError
-from saejax.recipes import row_sparse
+from saejax.recipes import batch_sparse, row_sparse
 from saejax.training import log, loop
 from saejax.training.members import Member
 
@@ -75,10 +75,11 @@ class LoopTest(absltest.TestCase):
     return iter(loader.batches(store, batch_rows=BATCH, seed=0))
 
   def train(self, name, batches, members=MEMBERS, steps=24, **kwargs):
+    make = kwargs.pop("make", recipe)
     settings = {"batch_rows": BATCH, "checkpoint_steps": 5, "log_steps": 1}
     settings.update(kwargs.pop("config", {}))
     return loop.train(
-      recipe,
+      make,
       members,
       batches,
       config=loop.TrainConfig(**settings),
@@ -93,6 +94,21 @@ class LoopTest(absltest.TestCase):
   def assert_same(self, found, expected):
     for a, b in zip(found, expected, strict=True):
       jax.tree.map(np.testing.assert_array_equal, a.sae, b.sae)
+
+  def test_checkpoints_before_the_phase_of_thresholds_are_not_rated(self):
+    make = lambda k: batch_sparse.mc_then_fc(
+      D, 16, k, steps=24, phases=(0.5, 0.5), dead_after_tokens=10**6
+    )
+    rated = []
+    (trained,) = self.train(
+      "phases",
+      self.batches(self.store(self.x)),
+      members=MEMBERS[:1],
+      make=make,
+      metric=lambda saes: rated.append(saes) or 1.0,
+    )
+    self.assertLen(rated, 3)  # at steps 15, 20, 24; not at 5 and 10
+    self.assertTrue(np.isfinite(trained.sae.activation.theta).all())
 
   def test_killed_and_repeated_ends_with_the_same_bits(self):
     store = self.store(self.x)
