@@ -11,6 +11,7 @@ import dataclasses
 
 from saejax import config, runs
 from saejax.data.harvest import HarvestConfig
+from saejax.errors import InputError
 from saejax.report import extras, study
 from saejax.studies import (
   architectures,
@@ -44,6 +45,14 @@ class Config:
   planted: arms.StudyConfig = arms.StudyConfig()  # on planted rows and `causal`
   # a small causal model, for claims on layers and own text; empty: left out
   causal: str = ""
+
+  def __post_init__(self):
+    if self.sites not in (1, 2):
+      raise InputError("sites", self.sites, "must be 1 or 2", "use 1")
+    if self.sites == 2 and self.first.harvest == self.second.harvest:
+      raise InputError(
+        "sites", self.sites, "the two sites must differ", "set second.harvest"
+      )
 
 
 def main(config: Config) -> None:

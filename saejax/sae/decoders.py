@@ -29,8 +29,8 @@ class Decoder(Protocol):
   def replace(self, **changes: Array) -> "Decoder": ...
 
 
-class Free(Part):
-  """W_dec = W."""
+class Stored(Part):
+  """The base of decoders that make their rows of an array W."""
 
   W: Float[Array, "n d"]
   b: Float[Array, "d"]
@@ -39,11 +39,15 @@ class Free(Part):
   def n(self) -> int:
     return self.W.shape[-2]
 
+
+class Free(Stored):
+  """W_dec = W."""
+
   def rows(self) -> Float[Array, "n d"]:
     return self.W
 
 
-class Normalised(Part):
+class Normalised(Stored):
   """W_dec = W with each row divided by its norm.
 
   References:
@@ -51,31 +55,17 @@ class Normalised(Part):
     Language Models, 2023, arXiv:2309.08600.
   """
 
-  W: Float[Array, "n d"]
-  b: Float[Array, "d"]
-
-  @property
-  def n(self) -> int:
-    return self.W.shape[-2]
-
   def rows(self) -> Float[Array, "n d"]:
     norm = jnp.linalg.norm(self.W, axis=-1, keepdims=True)
     return self.W / jnp.maximum(norm, NORM_EPS)
 
 
-class ColumnNormalised(Part):
+class ColumnNormalised(Stored):
   """W_dec = W with each column divided by its norm.
 
   The weights of all latents into one coordinate of x have unit norm together;
   rows, the latents' directions, have any.
   """
-
-  W: Float[Array, "n d"]
-  b: Float[Array, "d"]
-
-  @property
-  def n(self) -> int:
-    return self.W.shape[-2]
 
   def rows(self) -> Float[Array, "n d"]:
     norm = jnp.linalg.norm(self.W, axis=-2, keepdims=True)

@@ -60,6 +60,8 @@ class ScriptsTest(parameterized.TestCase):
     ("ensembling", "--sizes=2,1", "sizes"),
     ("bias_adaptation", "--study.seeds=0", "seeds=0"),
     ("claims", "--planted.steps=0", "steps=0"),
+    ("claims", "--sites=3", "sites=3: must be 1 or 2"),
+    ("claims", "--sites=2", "sites=2: the two sites must differ"),
   )
   def test_bad_input_is_one_line(self, name, flag, says):
     code, _, err = script.run(name, flag)
