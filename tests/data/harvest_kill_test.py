@@ -30,11 +30,13 @@ class HarvestKillTest(absltest.TestCase):
         command, cwd=shared.ROOT, stdout=subprocess.PIPE
       )
       with process, process.stdout as output:
-        output.readline()  # imports are done
         if killed < KILLS:
-          # A forward batch starts every 20 ms, 26 make the training store.
-          time.sleep(moments.uniform(0.05, 0.8))
+          # 26 forward batches make the training store.
+          for _ in range(moments.randint(1, 6)):
+            output.readline()
+          time.sleep(moments.uniform(0, 3 * SECONDS_A_FORWARD))
           process.kill()
+        output.read()
       if process.returncode == 0:
         break
       killed += 1

@@ -1,6 +1,7 @@
 """A model that is a function, a corpus of text files, and harvests of them.
 
-Run as a script, it harvests until it is done or killed:
+Run as a script, it harvests until it is done or killed, and prints a line for
+each forward pass:
   python -m tests.data.tiny CORPUS DIR SECONDS_A_FORWARD
 """
 
@@ -46,15 +47,23 @@ def forward(ids: np.ndarray, mask: np.ndarray) -> jnp.ndarray:
   return jnp.asarray(x)
 
 
-def source(seconds: float = 0.0, function=forward) -> subject.Subject:
+def told(seconds: float):
+  """`forward`, slowed down, that prints a line each time."""
+
   def slow(ids, mask):
+    print("forward", flush=True)
     time.sleep(seconds)
-    return function(ids, mask)
+    return forward(ids, mask)
+
+  return slow
+
+
+def source(function=forward) -> subject.Subject:
 
   return subject.Subject(
     d=D,
     encode=encode,
-    forward=slow,
+    forward=function,
     prefix=(CLS,),
     suffix=(SEP,),
     special=frozenset({CLS, SEP}),
@@ -124,8 +133,7 @@ def everything(found: store.Store) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
   where, folder, seconds = sys.argv[1:]
-  print("ready", flush=True)
   harvest.harvest(
     config(pathlib.Path(where), pathlib.Path(folder)),
-    source=source(float(seconds)),
+    source=source(told(float(seconds))),
   )

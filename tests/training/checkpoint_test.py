@@ -306,16 +306,16 @@ class Position:
   def get_state(self): return {"at": self.at}
   def set_state(self, s): self.at = s["at"]
 
-def save_for_ever(started):
+def save_for_ever(saved):
   position = Position()
   c = checkpoint.Checkpoints(folder, fingerprint={"a": 1})
   restored = c.restore(value(0), position)
   step = restored[0] if restored else 0
-  os.write(started, b"x")
   while True:
     step += 1
     position.at = 3 * step
     c.save(step, value(step), position, metric=step % 7)
+    os.write(saved, b"x")
 
 def check(reached):
   position = Position()
@@ -348,12 +348,14 @@ def fork(work, pipe):
   return pid
 
 rng = random.Random(seed)
-torn = 0
-for _ in range(rounds):
+torn = done = 0
+while done < rounds or not torn and done < 10 * rounds:
+  done += 1
   r, w = os.pipe()
   pid = fork(save_for_ever, w)
-  os.read(r, 1)
-  time.sleep(rng.uniform(0.0, 0.6))
+  for _ in range(rng.randint(2, 4)):  # a save ends before the next one begins
+    os.read(r, 1)
+  time.sleep(rng.uniform(0.0, 0.1))
   os.kill(pid, signal.SIGKILL)
   os.waitpid(pid, 0)
   torn += any("tmp" in n or "removed" in n for n in os.listdir(folder))
@@ -438,7 +440,7 @@ class ProcessTest(absltest.TestCase):
   def test_a_kill_at_any_moment_leaves_a_whole_last_checkpoint(self):
     folder = temporary_folder(self)
     reached, torn = map(int, run(KILL, folder, 1, 5).split())
-    self.assertGreater(reached, 5)  # it saved in each round, on average
+    self.assertGreaterEqual(reached, 5)  # one in each round
     self.assertGreater(torn, 0)  # some kills met a write half-way
 
   def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(self):
