@@ -193,7 +193,7 @@ def _train_group(path, n, store, held_out, sae, train) -> list[dict[str, Any]]:
   mean = reconstruction.frame_mean(framed, store)
   try:
     trained = loop.train(
-      partial(recipe, n, store, sae, train, total_steps, sample),
+      partial(recipe, n, store, sae, train, total_steps),
       grid_members(n, sae, train),
       batches,
       config=train,
@@ -271,7 +271,6 @@ def recipe(
   sae: SAEConfig,
   train: loop.TrainConfig,
   total_steps: int,
-  sample: np.ndarray,
   k: int,
 ) -> Recipe:
   """The recipe that the flags say, for rows of a store."""
@@ -280,8 +279,6 @@ def recipe(
     d=store.d,
     n=n,
     steps=total_steps,
-    batch_rows=train.batch_rows,
-    sample=sample,
     options={
       "dead_after_tokens": train.dead_after_tokens or rules.dead_after(tokens),
       "prep": prep.from_stats(sae.prep, store.stats),

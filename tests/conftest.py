@@ -6,20 +6,35 @@ PyTorch and are left out where it is not installed.
 """
 
 import importlib.util
+import os
 import pathlib
 import tempfile
+from importlib import metadata
 
-import jax
-import pytest
-from absl import flags
+from packaging import version
+
+# Before JAX is imported; processes that tests start inherit it.
+
+# Compiling is most of what tests do, and code that runs for a second need not be
+# good: half the time. XLA_FLAGS with a level of its own are left as they are.
+LEVEL = "--xla_backend_optimization_level"
+if LEVEL not in os.environ.get("XLA_FLAGS", ""):
+  quick = [os.environ.get("XLA_FLAGS", ""), f"{LEVEL}=0"]
+  if version.Version(metadata.version("jax")) < version.Version("0.11"):
+    quick.append("--xla_cpu_use_fusion_emitters=false")  # later: no other way
+  os.environ["XLA_FLAGS"] = " ".join(quick)
+
+# Many tests compile the same programs anew: once a session is enough.
+_cache = tempfile.TemporaryDirectory(prefix="saejax-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-
-# Many tests compile the same small programs anew: once a session is enough.
-_cache = tempfile.TemporaryDirectory(prefix="saejax-compiled-")
-jax.config.update("jax_compilation_cache_dir", _cache.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 DEVICES = 8

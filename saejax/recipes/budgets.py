@@ -64,16 +64,20 @@ def adaptivek(
   min_k: int = 20,
   max_k: int = 320,
   probe_weight: float = 0.05,
+  l1_weight: float = 0.005,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """AdaptiveK SAE: k of each row from its score, as a linear probe predicts it.
 
-      loss = mean_d (x - x_hat)^2 + 0.005 mean |z|_1 / mean |x| + 1/32 AuxK
+      loss = mean_d (x - x_hat)^2 + l1_weight mean |z|_1 / mean |x| + 1/32 AuxK
 
-  averaged over rows. The probe (`row_budgets.Probe`) is a ridge fit to the
-  sample that the weights are drawn with; in the last tenth of the steps it
-  learns beside the SAE, from `training.probe.loss` alone since k is rounded. It
-  keeps an encode of its own. Where the paper's code fits on 80 % of its rows
+  averaged over rows. The squares follow the scale of the rows and the L1 term
+  does not: 0.005 suits coordinates with a mean square near 1. On rows with a
+  mean square norm of 1 it outweighs the error; 0.005 / d is the same balance
+  there. The probe (`row_budgets.Probe`) is a ridge fit to the sample that the
+  weights are drawn with; in the last tenth of the steps it learns beside the
+  SAE, from `training.probe.loss` alone since k is rounded. It keeps an encode
+  of its own. Where the paper's code fits on 80 % of its rows
   ours fits on the sample.
 
   Args:
@@ -82,6 +86,7 @@ def adaptivek(
     steps: of the whole run.
     min_k, max_k: bounds of a row's k.
     probe_weight: of the probe's loss; 0.05 in the paper's text, 0.9 in its code.
+    l1_weight: of |z|_1 relative to the rows' norm.
     **options: see `common.Options`.
 
   References:
@@ -104,7 +109,7 @@ def adaptivek(
     init=partial(probe.init, min_k=min_k, max_k=max_k),
     terms={
       "mse": Term(fn=losses.mse, weight=1 / d),
-      "l1": Term(fn=relative_l1, weight=0.005),
+      "l1": Term(fn=relative_l1, weight=l1_weight),
       "probe": Term(
         fn=probe.loss,
         weight=lambda step: jnp.where(step >= start, probe_weight, 0.0),

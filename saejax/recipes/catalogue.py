@@ -12,11 +12,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array
-
 from saejax.recipes import (
   batch_sparse,
   bias_adaptation,
@@ -29,7 +24,6 @@ from saejax.recipes import (
   stochastic,
   thresholds,
 )
-from saejax.sae import archetypal
 from saejax.training import sparsity
 from saejax.training.recipe import Recipe
 
@@ -44,16 +38,12 @@ class Setting:
     d: width of the rows.
     n: latents.
     steps: of the run.
-    batch_rows: rows a batch.
-    sample: raw rows [s, d], for methods that place points among them.
     options: that all recipes take.
   """
 
   d: int
   n: int
   steps: int
-  batch_rows: int
-  sample: np.ndarray
   options: common.Options
 
 
@@ -67,6 +57,7 @@ class Method:
     make: from a setting and k to the recipe.
     sweeps: what moves L0: "k", "coefficient", or "nothing".
     coefficients: of the swept term, that reach L0 of about 5 to 60.
+    rate: peak learning rate over that of Adam's methods.
   """
 
   family: str
@@ -74,17 +65,12 @@ class Method:
   make: Callable[[Setting, int], Recipe]
   sweeps: str = K
   coefficients: tuple[float, ...] = (1.0,)
+  rate: float = 1.0
 
 
 def _of(recipe: Callable[..., Recipe], **fixed: Any):
   """A recipe of d, n and k as a function of a setting and k."""
   return lambda s, k: recipe(s.d, s.n, k, **fixed, **s.options)
-
-
-def _points(s: Setting) -> Array:
-  return archetypal.kmeans(
-    jax.random.key(0), jnp.asarray(s.sample, jnp.float32), s.n
-  )
 
 
 def _jumprelu(penalty: Callable[[int], sparsity.Penalty], coefficient: float):
@@ -109,6 +95,7 @@ METHODS: dict[str, Method] = {
     make=lambda s, k: row_sparse.k_sparse(
       s.d, s.n, k, anneal_steps=max(1, s.steps // 2), **s.options
     ),
+    rate=200.0,  # of gradient descent on rows of this size; 600 kills latents
   ),
   "abstopk": Method(
     family="row", paper="2510.00404", make=_of(row_sparse.abstopk)
@@ -205,7 +192,10 @@ METHODS: dict[str, Method] = {
     family="nested",
     paper="2502.20578",
     make=lambda s, k: nested.msae(
-      s.d, s.n, levels=(k, 2 * k, 4 * k), **s.options
+      s.d,
+      s.n,
+      levels=tuple(sorted({max(1, k // 4), max(1, k // 2), k})),
+      **s.options,
     ),
   ),
   "hierarchical_topk": Method(
@@ -225,9 +215,7 @@ METHODS: dict[str, Method] = {
   "ra_sae": Method(
     family="factored",
     paper="2502.12892",
-    make=lambda s, k: regularised.ra_sae(
-      s.d, s.n, k, points=_points(s), **s.options
-    ),
+    make=lambda s, k: regularised.ra_sae(s.d, s.n, k, points=s.n, **s.options),
   ),
   "topafa": Method(
     family="budgets",
@@ -244,6 +232,7 @@ METHODS: dict[str, Method] = {
       steps=s.steps,
       min_k=max(1, k // 4),
       max_k=2 * k - max(1, k // 4),
+      l1_weight=0.005 / s.d,
       **s.options,
     ),
   ),
@@ -254,7 +243,7 @@ METHODS: dict[str, Method] = {
       s.d,
       s.n,
       k,
-      coefficient=0.01,
+      coefficient=1e-4,
       warmup_steps=max(1, s.steps // 10),
       posterior="learned",
       **s.options,

@@ -66,7 +66,7 @@ def ra_sae(
   n: int,
   k: int,
   *,
-  points: Float[Array, "p d"],
+  points: Float[Array, "p d"] | int,
   delta: float = 1.0,
   multiplier: bool = True,
   **options: Unpack[common.Options],
@@ -85,7 +85,8 @@ def ra_sae(
     n: latents.
     k: latents kept in a row.
     points: C, raw rows such as `archetypal.kmeans` of the data, at least n; the
-      prep is applied to them too.
+      prep is applied to them too. Or p: each member takes that many centroids
+      of the sample that weights are drawn with, by its own key.
     delta: in the units of the prepared rows. 0 keeps rows inside the hull.
     multiplier: whether m is learned, else 0.
     **options: see `common.Options`.

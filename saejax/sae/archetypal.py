@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from saejax.errors import InputError
 from saejax.sae import initial
 from saejax.sae.activations import Activation
-from saejax.sae.context import Batch
+from saejax.sae.context import Batch, as_batch
 from saejax.sae.part import Part
 from saejax.sae.prep import Identity, Prep
 from saejax.sae.sae import SAE
@@ -77,14 +77,14 @@ def project(sae: SAE) -> SAE:
 
 
 def check_points(
-  points: Float[Array, "p d"], d: int, n: int, delta: float
+  points: Float[Array, "p d"] | int, d: int, n: int, delta: float
 ) -> None:
   """Refuses points and a relaxation that no decoder can start from.
 
   Raises:
     InputError: points of another width or fewer than n; delta below 0.
   """
-  shape = tuple(points.shape)
+  shape = (points, d) if isinstance(points, int) else tuple(points.shape)
   if len(shape) != 2 or shape[1] != d:
     raise InputError(
       "points", shape, f"must be [p, d={d}]", "take rows of the activations"
@@ -105,7 +105,7 @@ def init(
   *,
   n: int,
   d: int,
-  points: Float[Array, "p d"],
+  points: Float[Array, "p d"] | int,
   activation: Activation,
   delta: float,
   multiplied: bool = True,
@@ -118,18 +118,24 @@ def init(
       A = [I 0],  Lambda = 0,  m = 0,  W_enc_i = c_i / |c_i|^2,  b = 0
 
   Args:
-    key: of nothing drawn here; every member starts alike.
+    key: of the centroids; with points given every member starts alike.
     n: latents, at most p.
     d: width of the activations.
-    points: raw rows; the prep is applied to them as to the data.
+    points: raw rows, the prep is applied to them as to the data; or p, for that
+      many centroids of the sample.
     activation: a -> z.
     delta, multiplied: see `Archetypal`.
     prep: of the activations.
-    sample: not used: the bias starts at 0.
+    sample: raw rows for the centroids. Without one they are random directions,
+      which serve for nothing but their shape.
     dtype: of matmul operands.
   """
-  del sample
-  C, _ = prep.apply(jnp.asarray(points))
+  if not isinstance(points, int):
+    C, _ = prep.apply(jnp.asarray(points))
+  elif sample is None:
+    C = jax.random.normal(key, (points, d))
+  else:
+    C = kmeans(key, prep.apply(as_batch(sample).x)[0], points)
   first = C[:n]
   square = jnp.sum(jnp.square(first), axis=-1, keepdims=True)
   encoder = initial.affine(first / jnp.maximum(square, 1e-12))

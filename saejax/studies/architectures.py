@@ -30,8 +30,6 @@ def all_arms(
     d=rows.d,
     n=n,
     steps=config.steps,
-    batch_rows=config.batch_rows,
-    sample=np.asarray(arms.sample(rows.train).x),
     options=arms.options(config, rows),
   )
   made = []
@@ -44,6 +42,7 @@ def all_arms(
         n=n,
         k=ks if method.sweeps == catalogue.K else (0,),
         coefficients=method.coefficients,
+        rate=method.rate,
         facts={"method": name, "family": method.family, "site": site},
       )
     )

@@ -103,6 +103,7 @@ class Arm:
     k: latents a row; one SAE for each with each seed.
     coefficients: of swept terms; likewise.
     seed: of the first SAE; others follow.
+    rate: peak learning rate over the study's.
     stacked: vmapped members, for coupled or tiny ones.
     rows: rows of its own instead of the study's.
     facts: to be written with each point.
@@ -114,6 +115,7 @@ class Arm:
   k: tuple[int, ...] = (0,)
   coefficients: tuple[float, ...] = (1.0,)
   seed: int = 0
+  rate: float = 1.0
   stacked: bool = False
   rows: Rows | None = None
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -247,7 +249,7 @@ def train_arm(
     Member(
       k=k,
       seed=arm.seed + seed,
-      learning_rate=config.learning_rate,
+      learning_rate=config.learning_rate * arm.rate,
       coefficient=coefficient,
     )
     for k in arm.k

@@ -42,8 +42,6 @@ class Site:
       d=self.rows.d,
       n=n,
       steps=self.config.steps,
-      batch_rows=self.config.batch_rows,
-      sample=np.asarray(arms.sample(self.rows.train).x),
       options={**arms.options(self.config, self.rows), **options},
     )
 
@@ -75,6 +73,7 @@ class Site:
       n=n or self.n,
       k=(k or self.k) if line.sweeps == catalogue.K else (0,),
       coefficients=line.coefficients,
+      rate=line.rate,
       rows=self.rows,
       facts={"site": self.name},
     )

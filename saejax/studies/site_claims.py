@@ -6,8 +6,10 @@ the others are our recipes at the same size, data and steps.
 
 from functools import partial
 
+import jax
+
 from saejax.recipes import stochastic
-from saejax.studies import arms
+from saejax.studies import architectures, arms
 from saejax.studies.claim_arms import Site, k_sparse_fixed, without_aux
 from saejax.studies.claims import (
   Claim,
@@ -29,6 +31,7 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
   wide = tuple(k for k in (low // 2, low, mid, high, 2 * high, 4 * high) if k)
   sparse = (max(2, low // 2),)
   arm, name = site.arm, lambda method: f"{site.name} {method}"
+  kron = arm("kronsae")
   made = [
     arm("topk", k=wide),
     arm("topk", label="topk 2n", n=2 * site.n),
@@ -50,10 +53,12 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
     arm("mc_then_fc"),
     arm("gba"),
     arm("matryoshka"),
-    arm("msae", k=(low,)),
+    arm("msae", k=(high,)),
     arm("hierarchical_topk", k=(high,)),
-    arm("kronsae"),
+    kron,
+    arm("topk", label="topk at equal FLOPs", n=_equal_cost(site, kron, mid)),
     arm("ortsae"),
+    arm("ra_sae"),
     arm("vsae", label="vsae 0.5", make=partial(_vsae, 0.5)),
   ]
 
@@ -176,6 +181,7 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
       "mc_then_fc",
       "topk",
     ),
+    _at_own_l0(claim, "gba", "2506.14002", against="relu_l1"),
     claim(
       "gba",
       "2506.14002",
@@ -205,7 +211,7 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
       "lower",
       **cosine,
     ),
-    *_truncation(claim, site, low, high),
+    *_truncation(claim, site, high),
     claim(
       "kronsae",
       "2505.22255",
@@ -215,6 +221,13 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
       at,
       "lower",
       margin=-0.02,
+    ),
+    lower_error(
+      "kronsae",
+      "2505.22255",
+      "lower error than TopK at equal L0 and operations to encode",
+      "kronsae",
+      "topk at equal FLOPs",
     ),
     claim(
       "kronsae",
@@ -243,6 +256,26 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
       "error at most 5 % above BatchTopK's",
       "ortsae",
       "batchtopk",
+      at,
+      "lower",
+      margin=-0.05,
+    ),
+    claim(
+      "ra_sae",
+      "2506.19708",
+      "more latents in common between seeds than TopK",
+      "ra_sae",
+      "topk",
+      both(mean_of("shared", k=mid)),
+      "higher",
+      **share,
+    ),
+    claim(
+      "ra_sae",
+      "2506.19708",
+      "error at most 5 % above TopK's at equal L0",
+      "ra_sae",
+      "topk",
       at,
       "lower",
       margin=-0.05,
@@ -280,34 +313,45 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
   return made, found
 
 
-def _at_own_l0(claim, recipe: str, paper: str) -> Claim:
-  """log FVU at the method's own L0, against TopK's curve at L0 values there."""
+def _at_own_l0(claim, recipe: str, paper: str, against="topk") -> Claim:
+  """log FVU at the method's own L0, against another's curve there."""
   return claim(
     recipe,
     paper,
-    "lower error than TopK at its own L0",
+    f"lower error than {against} at its own L0",
     recipe,
-    "topk",
+    against,
     at_own_l0,
     "lower",
   )
 
 
-def _truncation(claim, site: Site, low: int, high: int) -> list[Claim]:
+def _equal_cost(site: Site, method: arms.Arm, k: int) -> int:
+  """Latents of the TopK SAE that encodes with as many operations."""
+  ours, theirs = (
+    architectures.cost(
+      made.make(k).init(jax.random.key(0), sample=None), site.rows
+    )
+    for made in (method, site.arm("topk"))
+  )
+  return round(site.n * ours["encode_flops"] / theirs["encode_flops"])
+
+
+def _truncation(claim, site: Site, high: int) -> list[Claim]:
   found = []
-  for recipe, paper, trained in (
-    ("msae", "2502.20578", 4 * low),  # its largest level
-    ("hierarchical_topk", "2505.24473", high),
+  k = max(k for k in (2, 4, 8) if k < high)
+  for recipe, paper in (
+    ("msae", "2502.20578"),
+    ("hierarchical_topk", "2505.24473"),
   ):
-    k = max(k for k in (2, 4, 8) if k < trained)
     found.append(
       claim(
         recipe,
         paper,
-        f"lower error with {k} latents than TopK trained with {trained}",
+        f"lower error with {k} latents than TopK trained with {high}",
         recipe,
         "topk",
-        each(log_of(f"fvu_at_{k}"), log_of(f"fvu_at_{k}", k=trained)),
+        each(log_of(f"fvu_at_{k}"), log_of(f"fvu_at_{k}", k=high)),
         "lower",
       )
     )

@@ -1,21 +1,17 @@
 """Every line of the catalogue makes a recipe that can be started."""
 
 import jax
-import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax import runs
 from saejax.errors import InputError
 from saejax.recipes import catalogue
 from saejax.training import step
-from tests import toy
 
 SETTING = catalogue.Setting(
   d=16,
   n=32,
   steps=100,
-  batch_rows=64,
-  sample=np.asarray(toy.rows(128, 16)),
   options={"dead_after_tokens": 1000},
 )
 
