@@ -79,7 +79,7 @@ def main(config: Config) -> None:
     found = [claims.measure(claim, points) for claim in wanted]
     study.write(
       folder,
-      (claims.sections(found), claims.named_figures(found)),
+      claims.sections(found),
       config=config,
       points=points,
       data=data,

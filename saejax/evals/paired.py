@@ -65,13 +65,20 @@ def verdict(found: Difference, *, claim: str, margin: float) -> str:
 
 
 def log_fvu_at(l0: Sequence[float], fvu: Sequence[float], at: float) -> float:
-  """log FVU at an L0, between measured ones in log L0; NaN outside them.
+  """log FVU at an L0, on the line between measured ones in log L0.
 
-  A single point stands for itself where its L0 is within 5 % of the one asked.
+  The line goes on for 10 % beyond its ends, NaN further out. A single point
+  stands for itself where its L0 is within 5 % of the one asked.
   """
   order = np.argsort(l0)
   x = np.log(np.maximum(np.asarray(l0, float)[order], 1e-9))
   y = np.log(np.asarray(fvu, float)[order])
-  if len(x) == 1:
-    return float(y[0]) if abs(x[0] - np.log(at)) <= np.log(1.05) else np.nan
-  return float(np.interp(np.log(at), x, y, left=np.nan, right=np.nan))
+  asked = np.log(at)
+  reach = np.log(1.05 if len(x) == 1 else 1.1)
+  if not x[0] - reach <= asked <= x[-1] + reach:
+    return np.nan
+  # The segment around it, or the one at that end.
+  i = min(max(int(np.searchsorted(x, asked)), 1), len(x) - 1)
+  run = x[i] - x[i - 1]
+  slope = (y[i] - y[i - 1]) / run if run > 0 else 0.0
+  return float(y[i] + slope * (asked - x[i]))

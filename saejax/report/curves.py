@@ -4,6 +4,7 @@ Names (methods, arms) have no order, so they take the colours of Okabe and Ito,
 which differ in every kind of colour vision, and a marker and line style each.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -202,28 +203,45 @@ def heat(
 
 @look.styled
 def intervals(
-  rows: Sequence[tuple[str, float, float, float, str]], label: str
+  rows: Sequence[tuple[str, float, float, float, str]],
+  label: str,
+  *,
+  groups: Mapping[str, str] | None = None,
+  legend: str = "",
+  at: float = 0.0,
 ) -> Any:
-  """Effects with their intervals, one line each, coloured by verdict.
+  """Effects with their intervals, a line for each name, coloured by group.
 
   Args:
-    rows: (name, effect, low, high, verdict), top to bottom.
+    rows: (name, effect, low, high, group), top to bottom.
     label: of the effect.
+    groups: name -> colour, in the order of the legend; those of the rows by
+      default.
+    legend: its title.
+    at: where no effect is.
   """
-  colours = {"holds": "#009E73", "does not hold": "#D55E00"}
-  made, grid = look.figure(0.9 + 0.27 * len(rows))
-  axes, shown = grid[0][0], set()
-  for i, (_, effect, low, high, verdict) in enumerate(reversed(rows)):
-    colour = colours.get(verdict, "#5a6472")
-    axes.plot([low, high], [i, i], color=colour, lw=1.6)
-    label_ = None if verdict in shown else verdict
-    axes.plot([effect], [i], "o", color=colour, ms=5, label=label_)
-    shown.add(verdict)
-  axes.axvline(0, color=look.SOFT, lw=1)
-  axes.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
-  axes.set_ylim(-0.7, len(rows) - 0.3)
+  if groups is None:
+    present = dict.fromkeys(row[4] for row in rows)
+    groups = dict(zip(present, itertools.cycle(COLOURS), strict=False))
+  names = list(dict.fromkeys(row[0] for row in reversed(rows)))
+  of = {name: [row for row in rows if row[0] == name] for name in names}
+  made, grid = look.figure(
+    0.9 + sum(0.17 + 0.1 * len(mine) for mine in of.values())
+  )
+  axes = grid[0][0]
+  for i, mine in enumerate(of.values()):
+    for j, (_, effect, low, high, group) in enumerate(mine):
+      y = i + 0.6 * ((len(mine) - 1) / 2 - j) / len(mine)
+      axes.plot([low, high], [y, y], color=groups[group], lw=1.6)
+      axes.plot([effect], [y], "o", color=groups[group], ms=4.5)
+  for group, colour in groups.items():
+    if any(row[4] == group for row in rows):
+      axes.plot([], [], "o-", color=colour, ms=4.5, lw=1.6, label=group)
+  axes.axvline(at, color=look.SOFT, lw=1)
+  axes.set_yticks(range(len(names)), names)
+  axes.set_ylim(-0.7, len(names) - 0.3)
   axes.set_xlabel(label)
-  look.legend(made, [axes], "verdict")
+  look.legend(made, [axes], legend)
   return made
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saejax.evals import paired
 from saejax.recipes import catalogue
 from saejax.report import curves, page, study
 from saejax.studies import arms
@@ -121,10 +122,146 @@ def sections(
           "with TopK for comparison; bars are standard deviations over seeds.",
         )
       )
+  compared = against_reference(points)
+  drawn["ratios"] = _ratios(compared)
   return [
+    page.Section(
+      "All methods",
+      [
+        study.figure(
+          drawn["ratios"],
+          "Error over TopK's of every method.",
+          "FVU over TopK's at the same held-out L0, geometric mean over a "
+          "method's settings; bars are standard deviations over seeds. Left of "
+          "the line is better than TopK.",
+        ),
+        _summary(compared),
+      ],
+    ),
     page.Section("Frontiers", blocks),
-    page.Section("One table", [_table(points)]),
+    page.Section("Every setting", [_table(points)]),
   ], drawn
+
+
+def against_reference(
+  points: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+  """Every method on every site against TopK at the L0 that it has there.
+
+  Returns:
+    A record for each site and method: log_ratio, the mean over seeds of the
+    mean over settings of log FVU - log FVU of TopK with that seed, whose curve
+    is followed in log L0; log_ratio_sd over seeds; settings, how many are
+    inside TopK's range; and the means over those of dead, over_parameters,
+    over_flops and over_seconds, the last three over TopK's. None where no
+    setting is inside.
+  """
+  found = []
+  for site in dict.fromkeys(p["site"] for p in points):
+    here = [p for p in points if p["site"] == site and p["status"] == "ok"]
+    of = lambda method, here=here: [p for p in here if p["method"] == method]
+    reference = of(REFERENCE)
+    for method in dict.fromkeys(p["method"] for p in here):
+      ratios: dict[int, list[float]] = {}
+      inside = []
+      for p in of(method):
+        same = [r for r in reference if r["seed"] == p["seed"]]
+        if not same:
+          continue
+        there = paired.log_fvu_at(
+          [r["l0"] for r in same], [r["fvu"] for r in same], p["l0"]
+        )
+        if np.isfinite(there):
+          inside.append(p)
+          ratio = float(np.log(p["fvu"])) - there
+          ratios.setdefault(p["seed"], []).append(ratio)
+      over = lambda name, of=inside, base=reference: (
+        _mean([p[name] for p in of]) / _mean([p[name] for p in base])
+        if of
+        else None
+      )
+      each = [float(np.mean(r)) for r in ratios.values()]
+      found.append(
+        {
+          "site": site,
+          "method": method,
+          "log_ratio": float(np.mean(each)) if each else None,
+          "log_ratio_sd": float(np.std(each, ddof=len(each) > 1))
+          if each
+          else None,
+          "settings": len({(p["k"], p["coefficient"]) for p in inside}),
+          "dead": _mean([p["dead"] for p in inside]),
+          "over_parameters": over("parameters"),
+          "over_flops": over("encode_flops"),
+          "over_seconds": over("seconds"),
+        }
+      )
+  return found
+
+
+def _ratios(compared: Sequence[Mapping[str, Any]]) -> Any:
+  """The figure of `against_reference`, best on the first site first."""
+  rows = []
+  for c in _ordered(compared):
+    if c["log_ratio"] is not None and c["method"] != REFERENCE:
+      ends = [c["log_ratio"] + s * c["log_ratio_sd"] for s in (0, -1, 1)]
+      rows.append((c["method"], *(float(np.exp(v)) for v in ends), c["site"]))
+  return curves.intervals(
+    rows, "FVU over TopK's at the same L0", legend="site", at=1.0
+  )
+
+
+def _summary(compared: Sequence[Mapping[str, Any]]) -> page.Table:
+  """A line a method, a group of columns a site."""
+  sites = list(dict.fromkeys(c["site"] for c in compared))
+  lines: dict[str, dict[str, Any]] = {}
+  for c in _ordered(compared):
+    i = sites.index(c["site"])
+    line = lines.setdefault(
+      c["method"],
+      {
+        "method": c["method"],
+        "paper": catalogue.METHODS[c["method"]].paper,
+        "over_parameters": c["over_parameters"],
+        "over_flops": c["over_flops"],
+        "over_seconds": c["over_seconds"],
+      },
+    )
+    if c["log_ratio"] is not None:
+      line[f"ratio_{i}"] = float(np.exp(c["log_ratio"]))
+      line[f"sd_{i}"] = c["log_ratio_sd"]
+    line[f"dead_{i}"] = c["dead"]
+  columns = {"method": ("Method", ""), "paper": ("arXiv", "")}
+  for i, site in enumerate(sites):
+    columns |= {
+      f"ratio_{i}": (f"FVU over TopK's, {site}", ".3f"),
+      f"sd_{i}": ("± SD", ".3f"),
+      f"dead_{i}": ("Dead", ".3f"),
+    }
+  columns |= {
+    "over_parameters": ("Parameters", ".2f"),
+    "over_flops": ("FLOPs to encode", ".2f"),
+    "over_seconds": ("Seconds to train", ".2f"),
+  }
+  return study.table(
+    list(lines.values()),
+    columns,
+    "Every method against TopK at the L0 that it has, means over the settings "
+    "inside TopK's range of L0; SD of the ratio's logarithm over seeds. "
+    "Parameters, FLOPs and seconds are over TopK's, on the first site. A method "
+    "without numbers had no L0 in that range.",
+  )
+
+
+def _ordered(compared):
+  """By the ratio on the first site; methods without one last."""
+  first = compared[0]["site"]
+  known = {
+    c["method"]: c["log_ratio"]
+    for c in compared
+    if c["site"] == first and c["log_ratio"] is not None
+  }
+  return sorted(compared, key=lambda c: known.get(c["method"], np.inf))
 
 
 def _by_family(points, name: str):

@@ -17,6 +17,11 @@ from saejax.report import curves, page, study
 from saejax.studies import arms
 
 MARGIN = 0.01  # of log FVU: 1 %
+COLOURS = {
+  paired.HOLDS: "#009E73",
+  paired.FAILS: "#D55E00",
+  paired.UNDECIDED: "#5a6472",
+}
 Points = Sequence[Mapping[str, Any]]
 # From the points of an arm to one value a seed.
 Read = Callable[[Points], Mapping[int, float]]
@@ -148,15 +153,17 @@ def measure(claim: Claim, points: Points) -> dict[str, Any]:
   }
 
 
-def sections(found: Sequence[Mapping[str, Any]]) -> list[page.Section]:
-  """The table and the figure of the claims measured."""
+def sections(
+  found: Sequence[Mapping[str, Any]],
+) -> tuple[list[page.Section], dict[str, Any]]:
+  """The table and the figures of the claims measured, and these by name."""
   verdicts = [c["verdict"] for c in found]
   numbers = [
     (str(verdicts.count(verdict)), verdict)
     for verdict in (paired.HOLDS, paired.FAILS, paired.UNDECIDED)
   ]
   drawn = figures(found)
-  return [
+  made = [
     page.Section(
       "Verdicts",
       [
@@ -169,13 +176,14 @@ def sections(found: Sequence[Mapping[str, Any]]) -> list[page.Section]:
           "at the paper's size."
         ),
         *(
-          study.figure(made, f"Effects in {unit}.", f"Effects: {unit}.")
-          for unit, made in drawn.items()
+          study.figure(effects, f"Effects in {unit}.", f"Effects: {unit}.")
+          for unit, effects in drawn.items()
         ),
         _table(found),
       ],
     )
   ]
+  return made, {arms.slug(unit): effects for unit, effects in drawn.items()}
 
 
 def figures(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -185,8 +193,7 @@ def figures(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   for unit in units:
     rows = [
       (
-        f"{c['recipe']}: {c['direction']} than "
-        f"{c['against'].removeprefix(c['data'] + ' ')} ({c['data']})",
+        f"{c['recipe']}: {c['claim']} ({c['data']})",
         c["effect"],
         *c["interval"],
         c["verdict"],
@@ -197,13 +204,10 @@ def figures(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       and np.isfinite(c["interval"]).all()
     ]
     if rows:
-      drawn[unit] = curves.intervals(rows, unit)
+      drawn[unit] = curves.intervals(
+        rows, unit, groups=COLOURS, legend="verdict"
+      )
   return drawn
-
-
-def named_figures(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """The same figures by names for files."""
-  return {arms.slug(unit): made for unit, made in figures(found).items()}
 
 
 def _table(found: Sequence[Mapping[str, Any]]) -> page.Table:

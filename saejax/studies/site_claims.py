@@ -8,7 +8,6 @@ from functools import partial
 
 import jax
 
-from saejax.recipes import stochastic
 from saejax.studies import architectures, arms
 from saejax.studies.claim_arms import Site, k_sparse_fixed, without_aux
 from saejax.studies.claims import (
@@ -59,7 +58,7 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
     arm("topk", label="topk at equal FLOPs", n=_equal_cost(site, kron, mid)),
     arm("ortsae"),
     arm("ra_sae"),
-    arm("vsae", label="vsae 0.5", make=partial(_vsae, 0.5)),
+    arm("vsae"),
   ]
 
   def claim(recipe, paper, text, method, against, compare, direction, **more):
@@ -284,7 +283,7 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
       "vsae",
       "vSAE",
       "higher error than TopK at equal L0",
-      "vsae 0.5",
+      "vsae",
       "topk",
       at,
       "higher",
@@ -293,7 +292,7 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
       "vsae",
       "vSAE",
       "more dead latents than TopK",
-      "vsae 0.5",
+      "vsae",
       "topk",
       both(mean_of("dead", k=mid)),
       "higher",
@@ -369,15 +368,3 @@ def _truncation(claim, site: Site, high: int) -> list[Claim]:
     )
   )
   return found
-
-
-def _vsae(weight: float, s, k: int):
-  return stochastic.vsae(
-    s.d,
-    s.n,
-    k,
-    coefficient=weight,
-    warmup_steps=max(1, s.steps // 10),
-    posterior="learned",
-    **s.options,
-  )

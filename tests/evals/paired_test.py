@@ -48,8 +48,16 @@ class LogFvuTest(absltest.TestCase):
     self.assertAlmostEqual(paired.log_fvu_at(l0, fvu, 8), np.log(0.2))
     self.assertAlmostEqual(paired.log_fvu_at(l0, fvu, 16), np.log(0.1))
 
-  def test_outside_the_points_there_is_no_number(self):
-    self.assertTrue(np.isnan(paired.log_fvu_at([4, 16], [0.4, 0.1], 17)))
+  def test_the_line_goes_on_for_a_tenth_and_no_further(self):
+    l0, fvu = [4, 8, 16], [0.9, 0.4, 0.2]
+    self.assertAlmostEqual(paired.log_fvu_at(l0, fvu, 17), np.log(3.2 / 17))
+    slope = np.log(0.4 / 0.9) / np.log(2)
+    want = np.log(0.9) + slope * np.log(3.7 / 4)
+    self.assertAlmostEqual(paired.log_fvu_at(l0, fvu, 3.7), want)
+    for at in (3.6, 17.7):
+      self.assertTrue(np.isnan(paired.log_fvu_at(l0, fvu, at)))
+
+  def test_a_single_point_stands_for_itself(self):
     self.assertTrue(np.isnan(paired.log_fvu_at([8], [0.4], 9)))
     self.assertAlmostEqual(paired.log_fvu_at([8], [0.4], 8.2), np.log(0.4))
 

@@ -42,6 +42,13 @@ class CurvesTest(absltest.TestCase):
       curves.intervals(
         [("a", -0.1, -0.2, -0.05, "holds"), ("b", 0.0, -0.1, 0.1, "undecided")],
         "effect",
+        groups={"holds": "green", "undecided": "grey"},
+        legend="verdict",
+      ),
+      curves.intervals(
+        [("a", 1.1, 1.0, 1.2, "one"), ("a", 0.9, 0.8, 1.0, "two")],
+        "ratio",
+        at=1.0,
       ),
     )
     for figure in made:
