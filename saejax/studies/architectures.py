@@ -175,11 +175,7 @@ def against_reference(
           inside.append(p)
           ratio = float(np.log(p["fvu"])) - there
           ratios.setdefault(p["seed"], []).append(ratio)
-      over = lambda name, of=inside, base=reference: (
-        _mean([p[name] for p in of]) / _mean([p[name] for p in base])
-        if of
-        else None
-      )
+      over = partial(_over, inside, reference)
       each = [float(np.mean(r)) for r in ratios.values()]
       found.append(
         {
@@ -197,6 +193,12 @@ def against_reference(
         }
       )
   return found
+
+
+def _over(points, base, name: str) -> float | None:
+  """The mean of a field over that of other points."""
+  mine, theirs = (_mean([p[name] for p in of]) for of in (points, base))
+  return mine / theirs if mine is not None and theirs else None
 
 
 def _ratios(compared: Sequence[Mapping[str, Any]]) -> Any:
