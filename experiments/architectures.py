@@ -3,8 +3,9 @@
     python experiments/architectures.py \\
       --flagfile=experiments/flags/architectures.flags
 
-The run folder gets results.json, results.csv, plots and report.html: one figure
-and one table of all methods for each site. The same command goes on where a
+The run folder gets results.json (with "summary": every method against TopK at
+equal L0), results.csv, plots and report.html: one table and figure of all
+methods, then the frontiers of each site. The same command goes on where a
 stopped run was.
 """
 
@@ -82,6 +83,7 @@ def main(config: Config) -> None:
       data=data,
       title="Methods on the same activations",
       script="experiments/architectures.py",
+      summary=architectures.against_reference(points),
     )
 
 

@@ -25,6 +25,7 @@ from saejax.recipes import (
   thresholds,
 )
 from saejax.training import sparsity
+from saejax.training.bias_adaptation import targets
 from saejax.training.recipe import Recipe
 
 K, COEFFICIENT, NOTHING = "k", "coefficient", "nothing"
@@ -84,6 +85,15 @@ def _jumprelu(penalty: Callable[[int], sparsity.Penalty], coefficient: float):
     theta=0.03,
     eps=0.03,
     **s.options,
+  )
+
+
+def _gba(s: Setting, k: int) -> Recipe:
+  """Targets over a factor of 50 that let k latents fire on a row."""
+  falling = targets(8, 1.0, 1 / 50)
+  htf = min(k / (s.n * sum(falling) / len(falling)), 0.9)
+  return bias_adaptation.gba(
+    s.d, s.n, groups=8, every=5, htf=htf, ltf=htf / 50, **s.options
   )
 
 
@@ -180,10 +190,7 @@ METHODS: dict[str, Method] = {
   "gba": Method(
     family="biases",
     paper="2506.14002",
-    make=lambda s, k: bias_adaptation.gba(
-      s.d, s.n, groups=8, every=5, htf=0.1, ltf=2e-3, **s.options
-    ),
-    sweeps=NOTHING,
+    make=_gba,
   ),
   "matryoshka": Method(
     family="nested", paper="2503.17547", make=_of(nested.matryoshka)

@@ -154,8 +154,22 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
       "topk 2n",
       margin=-0.01,
     ),
-    _at_own_l0(claim, "topafa", "top-AFA"),
-    _at_own_l0(claim, "adaptivek", "2508.17320"),
+    claim(
+      "topafa",
+      "top-AFA",
+      "lower error than TopK at its own L0",
+      "topafa",
+      "topk",
+      at_own_l0,
+      "lower",
+    ),
+    lower_error(
+      "adaptivek",
+      "2508.17320",
+      "lower error than TopK at equal L0",
+      "adaptivek",
+      "topk",
+    ),
     claim(
       "feature_choice",
       "2411.02124",
@@ -180,14 +194,16 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
       "mc_then_fc",
       "topk",
     ),
-    _at_own_l0(claim, "gba", "2506.14002", against="relu_l1"),
+    lower_error(
+      "gba", "2506.14002", "lower error than L1 at equal L0", "gba", "relu_l1"
+    ),
     claim(
       "gba",
       "2506.14002",
       "more latents in common between seeds than TopK",
       "gba",
       "topk",
-      each(mean_of("shared"), mean_of("shared", k=mid)),
+      both(mean_of("shared", k=mid)),
       "higher",
       **share,
     ),
@@ -310,19 +326,6 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
     ),
   ]
   return made, found
-
-
-def _at_own_l0(claim, recipe: str, paper: str, against="topk") -> Claim:
-  """log FVU at the method's own L0, against another's curve there."""
-  return claim(
-    recipe,
-    paper,
-    f"lower error than {against} at its own L0",
-    recipe,
-    against,
-    at_own_l0,
-    "lower",
-  )
 
 
 def _equal_cost(site: Site, method: arms.Arm, k: int) -> int:
