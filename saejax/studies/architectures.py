@@ -236,7 +236,7 @@ def _summary(compared: Sequence[Mapping[str, Any]]) -> page.Table:
   columns = {"method": ("Method", ""), "paper": ("arXiv", "")}
   for i, site in enumerate(sites):
     columns |= {
-      f"ratio_{i}": (f"FVU over TopK's, {site}", ".3f"),
+      f"ratio_{i}": (site, ".3f"),
       f"sd_{i}": ("± SD", ".3f"),
       f"dead_{i}": ("Dead", ".3f"),
     }
@@ -248,10 +248,10 @@ def _summary(compared: Sequence[Mapping[str, Any]]) -> page.Table:
   return study.table(
     list(lines.values()),
     columns,
-    "Every method against TopK at the L0 that it has, means over the settings "
-    "inside TopK's range of L0; SD of the ratio's logarithm over seeds. "
-    "Parameters, FLOPs and seconds are over TopK's, on the first site. A method "
-    "without numbers had no L0 in that range.",
+    "FVU over TopK's at the L0 that a method has on each site, geometric mean "
+    "over its settings inside TopK's range of L0; SD of the ratio's logarithm "
+    "over seeds. Parameters, FLOPs and seconds are over TopK's, on the first "
+    "site. A method without numbers had no L0 in that range.",
   )
 
 
