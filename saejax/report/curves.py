@@ -6,6 +6,7 @@ which differ in every kind of colour vision, and a marker and line style each.
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -225,9 +226,13 @@ def intervals(
     groups = dict(zip(present, itertools.cycle(COLOURS), strict=False))
   names = list(dict.fromkeys(row[0] for row in reversed(rows)))
   of = {name: [row for row in rows if row[0] == name] for name in names}
-  made, grid = look.figure(
-    0.9 + sum(0.17 + 0.1 * len(mine) for mine in of.values())
-  )
+  # A line of text is 0.13 inches high, and so is a point.
+  labels = [textwrap.fill(name, 40) for name in names]
+  high = [
+    max(label.count("\n") + 2, len(of[name]) + 1)
+    for name, label in zip(names, labels, strict=True)
+  ]
+  made, grid = look.figure(0.9 + 0.13 * sum(high))
   axes = grid[0][0]
   for i, mine in enumerate(of.values()):
     for j, (_, effect, low, high, group) in enumerate(mine):
@@ -238,7 +243,7 @@ def intervals(
     if any(row[4] == group for row in rows):
       axes.plot([], [], "o-", color=colour, ms=4.5, lw=1.6, label=group)
   axes.axvline(at, color=look.SOFT, lw=1)
-  axes.set_yticks(range(len(names)), names)
+  axes.set_yticks(range(len(names)), labels, fontsize=7.5)
   axes.set_ylim(-0.7, len(names) - 0.3)
   axes.set_xlabel(label)
   look.legend(made, [axes], legend)

@@ -191,17 +191,23 @@ def figures(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   units = dict.fromkeys(c["unit"] for c in found)
   drawn = {}
   for unit in units:
-    rows = [
-      (
-        f"{c['recipe']}: {c['claim']} ({c['data']})",
-        c["effect"],
-        *c["interval"],
-        c["verdict"],
-      )
+    shown = [
+      c
       for c in found
       if c["unit"] == unit
       and c["interval"]
       and np.isfinite(c["interval"]).all()
+    ]
+    # With the data where a claim was measured on several.
+    names = [f"{c['recipe']}: {c['claim']}" for c in shown]
+    rows = [
+      (
+        f"{name} ({c['data']})" if names.count(name) > 1 else name,
+        c["effect"],
+        *c["interval"],
+        c["verdict"],
+      )
+      for name, c in zip(names, shown, strict=True)
     ]
     if rows:
       drawn[unit] = curves.intervals(

@@ -195,8 +195,14 @@ def of(site: Site) -> tuple[list[arms.Arm], list[Claim]]:
       "mc_then_fc",
       "topk",
     ),
-    lower_error(
-      "gba", "2506.14002", "lower error than L1 at equal L0", "gba", "relu_l1"
+    claim(
+      "gba",
+      "2506.14002",
+      "lower error than L1 at its own L0",
+      "gba",
+      "relu_l1",
+      at_own_l0,
+      "lower",
     ),
     claim(
       "gba",
