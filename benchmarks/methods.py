@@ -1,0 +1,172 @@
+"""Writes docs/methods.md from finished runs of architectures.py and claims.py.
+
+    python benchmarks/methods.py --architectures=runs/architectures \\
+      --claims=runs/claims
+
+What the page needs of their results.json goes to benchmarks/results/methods.json;
+a run that is not named keeps what is there.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from saejax import config
+from saejax.errors import InputError
+from saejax.recipes import catalogue
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
+PAGE = ROOT / "docs" / "methods.md"
+SETTINGS = ("steps", "batch_rows", "seeds", "learning_rate")
+MACHINE = ("cpu", "cores", "device_kind", "python", "jax")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Where the runs are."""
+
+  architectures: str = ""  # run folder; empty: what was published before
+  claims: str = ""  # likewise
+
+
+def read(folder: str, field: str, wanted: str) -> dict[str, Any]:
+  """What is published of a run."""
+  path = pathlib.Path(folder) / "results.json"
+  try:
+    found = json.loads(path.read_text())
+    records = found[wanted]
+  except (OSError, KeyError) as e:
+    raise InputError(
+      field, folder, f"has no results.json with {wanted!r}", "finish that run"
+    ) from e
+  of = found["config"].get("first", found["config"])
+  return {
+    wanted: records,
+    "k": of["k"],
+    "n": sorted({p["n"] for p in found["points"]}),
+    "study": {name: of["study"][name] for name in SETTINGS},
+    "sites": {
+      site: {"rows": about["train_rows"], "held_out": about["held_out_rows"]}
+      for site, about in found["data"].items()
+    },
+    "machine": {name: found["environment"][name] for name in MACHINE},
+  }
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+  """A cell; a dash where nothing was measured."""
+  return "–" if value is None else format(value, form)
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+  """A table of Markdown."""
+  rows = [head, ["---"] * len(head), *lines]
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def about(of: Mapping[str, Any]) -> str:
+  """How a run was done."""
+  study, sites = of["study"], of["sites"]
+  rows = "; ".join(f"{name} ({s['rows']:,} rows)" for name, s in sites.items())
+  return (
+    f"{rows}. Every SAE saw {study['steps']} batches of {study['batch_rows']} "
+    f"rows; {study['seeds']} seeds; k {', '.join(map(str, of['k']))}; peak rate "
+    f"{study['learning_rate']:g}. {of['machine']['cpu']}, "
+    f"{of['machine']['cores']} cores, jax {of['machine']['jax']}."
+  )
+
+
+def methods_table(of: Mapping[str, Any]) -> str:
+  """A line a method: FVU over TopK's on each site, and its cost."""
+  sites = list(of["sites"])
+  at = {(s["site"], s["method"]): s for s in of["summary"]}
+  lines = []
+  for method in dict.fromkeys(s["method"] for s in of["summary"]):
+    first = at[sites[0], method]
+    cells = []
+    for site in sites:
+      s = at[site, method]
+      ratio, sd = s["log_ratio"], s["log_ratio_sd"]
+      known = ratio is not None
+      cells.append(f"{math.exp(ratio):.3f} ± {sd:.3f}" if known else "–")
+      cells.append(number(s["dead"]))
+    cost = [first["over_parameters"], first["over_flops"]]
+    paper = catalogue.METHODS[method].paper
+    cells += [number(value, ".2f") for value in cost]
+    lines.append([method, paper, *cells])
+  head = ["method", "arXiv"]
+  head += [name for site in sites for name in (site, "dead")]
+  return table([*head, "parameters", "FLOPs to encode"], lines)
+
+
+def claims_table(of: Mapping[str, Any]) -> str:
+  """A line a claim."""
+  lines = []
+  for c in of["claims"]:
+    low, high = c["interval"] or (None, None)
+    lines.append(
+      [
+        f"{c['recipe']}: {c['claim']}",
+        c["paper"],
+        c["data"],
+        number(c["effect"]),
+        f"[{number(low)}, {number(high)}]",
+        c["verdict"],
+      ]
+    )
+  head = ["claim", "arXiv", "data", "effect", "95 %", "verdict"]
+  return table(head, lines)
+
+
+def text(found: Mapping[str, Any]) -> str:
+  """The page."""
+  parts = ["# Methods, measured\n"]
+  if "architectures" in found:
+    of = found["architectures"]
+    parts.append(
+      "## Every method against TopK\n\n"
+      "FVU on held-out rows over that of TopK at the same held-out L0 (geometric "
+      "mean over a method's settings inside TopK's range, ± the standard "
+      "deviation of its logarithm over seeds), and the share of latents that "
+      "never fired there; a dash where no setting was inside. Parameters and "
+      "operations are over TopK's. RA-SAE starts at centroids of the data, the "
+      "others at random. These are short runs of small SAEs: they say how the "
+      "methods start, not how they end.\n\n"
+      f"{about(of)}\n\n{methods_table(of)}\n\n"
+      "`python experiments/architectures.py "
+      "--flagfile=experiments/flags/architectures.flags` with the other sites in "
+      "`--more_sites`\n"
+    )
+  if "claims" in found:
+    of = found["claims"]
+    parts.append(
+      "## What their papers claim\n\n"
+      "Paired over seeds: a claim holds where the whole 95 % interval lies "
+      "beyond its margin on the paper's side, does not hold where it lies on "
+      "the other side of the margin, and is undecided else. Effects are "
+      "differences of log FVU at equal held-out L0 unless the claim is about "
+      "something else.\n\n"
+      f"{about(of)}\n\n{claims_table(of)}\n\n"
+      "`python experiments/claims.py --flagfile=experiments/flags/claims.flags`\n"
+    )
+  return "\n".join(parts)
+
+
+def main(config: Config) -> None:
+  found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+  if config.architectures:
+    found["architectures"] = read(
+      config.architectures, "architectures", "summary"
+    )
+  if config.claims:
+    found["claims"] = read(config.claims, "claims", "claims")
+  RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+  PAGE.write_text(text(found))
+
+
+if __name__ == "__main__":
+  config.run(main, Config)

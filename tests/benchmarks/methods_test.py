@@ -1,0 +1,38 @@
+"""docs/methods.md says what benchmarks/results/methods.json has."""
+
+import importlib.util
+import json
+import pathlib
+
+from absl.testing import absltest
+
+from saejax.errors import InputError
+
+SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "benchmarks/methods.py"
+
+
+def load():
+  """The script as a module: benchmarks/ is not a package."""
+  spec = importlib.util.spec_from_file_location("methods", SCRIPT)
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+class MethodsTest(absltest.TestCase):
+  def test_the_page_is_that_of_the_results(self):
+    methods = load()
+    found = json.loads(methods.RESULTS.read_text())
+    self.assertEqual(methods.PAGE.read_text(), methods.text(found))
+    for record in found["claims"]["claims"]:
+      self.assertIn(record["verdict"], ("holds", "does not hold", "undecided"))
+
+  def test_a_run_without_results_is_refused(self):
+    folder = self.create_tempdir().full_path
+    with self.assertRaisesRegex(InputError, "claims=.*finish that run"):
+      load().read(folder, "claims", "claims")
+
+
+if __name__ == "__main__":
+  absltest.main()
