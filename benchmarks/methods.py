@@ -49,6 +49,11 @@ def read(folder: str, field: str, wanted: str) -> dict[str, Any]:
     "k": of["k"],
     "n": sorted({p["n"] for p in found["points"]}),
     "study": {name: of["study"][name] for name in SETTINGS},
+    "planted": {
+      name: value
+      for name, value in found["config"].get("planted", {}).items()
+      if name in SETTINGS
+    },
     "sites": {
       site: {"rows": about["train_rows"], "held_out": about["held_out_rows"]}
       for site, about in found["data"].items()
@@ -150,8 +155,10 @@ def text(found: Mapping[str, Any]) -> str:
       "the other side of the margin, and is undecided else. Effects are "
       "differences of log FVU at equal held-out L0 unless the claim is about "
       "something else.\n\n"
-      f"{about(of)}\n\n{claims_table(of)}\n\n"
-      "`python experiments/claims.py --flagfile=experiments/flags/claims.flags`\n"
+      f"{about(of)} On planted rows, and for claims about layers or the model's "
+      f"own text, {of['planted']['steps']} batches.\n\n{claims_table(of)}\n\n"
+      "`python experiments/claims.py --flagfile=experiments/flags/claims.flags` "
+      "with `--causal=babyllama-105`\n"
     )
   return "\n".join(parts)
 
