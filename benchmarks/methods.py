@@ -17,6 +17,7 @@ from typing import Any
 from saejax import config
 from saejax.errors import InputError
 from saejax.recipes import catalogue
+from saejax.report import results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
@@ -47,7 +48,7 @@ def read(folder: str, field: str, wanted: str) -> dict[str, Any]:
   return {
     wanted: records,
     "k": of["k"],
-    "n": sorted({p["n"] for p in found["points"]}),
+    "n": [of["n"]] if "n" in of else sorted({p["n"] for p in found["points"]}),
     "study": {name: of["study"][name] for name in SETTINGS},
     "planted": {
       name: value
@@ -79,8 +80,9 @@ def about(of: Mapping[str, Any]) -> str:
   rows = "; ".join(f"{name} ({s['rows']:,} rows)" for name, s in sites.items())
   return (
     f"{rows}. Every SAE saw {study['steps']} batches of {study['batch_rows']} "
-    f"rows; {study['seeds']} seeds; k {', '.join(map(str, of['k']))}; peak rate "
-    f"{study['learning_rate']:g}. {of['machine']['cpu']}, "
+    f"rows; {study['seeds']} seeds; n {', '.join(map(str, of['n']))}; "
+    f"k {', '.join(map(str, of['k']))}; peak rate {study['learning_rate']:g}. "
+    f"{of['machine']['cpu']}, "
     f"{of['machine']['cores']} cores, jax {of['machine']['jax']}."
   )
 
@@ -171,8 +173,8 @@ def main(config: Config) -> None:
     )
   if config.claims:
     found["claims"] = read(config.claims, "claims", "claims")
-  RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-  PAGE.write_text(text(found))
+  results.write_file(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
+  results.write_file(PAGE, text(found).encode())
 
 
 if __name__ == "__main__":

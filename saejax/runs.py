@@ -256,6 +256,7 @@ def grid_members(
     base_n=train.learning_rate_n,
     exponent=train.learning_rate_exponent,
   )
+  rate *= catalogue.METHODS[sae.recipe].rate
   ks = sae.k if sae.sweeps == catalogue.K else (0,)
   return [
     Member(k=k, seed=seed, learning_rate=rate, coefficient=coefficient)

@@ -16,7 +16,7 @@ from packaging import version
 # Before JAX is imported; processes that tests start inherit it.
 
 # Compiling is most of what tests do, and code that runs for a second need not be
-# good: half the time. XLA_FLAGS with a level of its own are left as they are.
+# good. XLA_FLAGS with a level of its own are left as they are.
 LEVEL = "--xla_backend_optimization_level"
 if LEVEL not in os.environ.get("XLA_FLAGS", ""):
   quick = [os.environ.get("XLA_FLAGS", ""), f"{LEVEL}=0"]

@@ -58,7 +58,8 @@ class Method:
     make: from a setting and k to the recipe.
     sweeps: what moves L0: "k", "coefficient", or "nothing".
     coefficients: of the swept term, that reach L0 of about 5 to 60.
-    rate: peak learning rate over that of Adam's methods.
+    rate: peak learning rate over that of Adam's methods; scripts and studies
+      multiply theirs by it.
   """
 
   family: str
@@ -105,7 +106,7 @@ METHODS: dict[str, Method] = {
     make=lambda s, k: row_sparse.k_sparse(
       s.d, s.n, k, anneal_steps=max(1, s.steps // 2), **s.options
     ),
-    rate=200.0,  # of gradient descent on rows of this size; 600 kills latents
+    rate=200.0,  # gradient descent on rows of this size
   ),
   "abstopk": Method(
     family="row", paper="2510.00404", make=_of(row_sparse.abstopk)

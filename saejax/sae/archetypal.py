@@ -129,13 +129,24 @@ def init(
     sample: raw rows for the centroids. Without one they are random directions,
       which serve for nothing but their shape.
     dtype: of matmul operands.
+
+  Raises:
+    InputError: more centroids than the sample has rows.
   """
   if not isinstance(points, int):
     C, _ = prep.apply(jnp.asarray(points))
   elif sample is None:
     C = jax.random.normal(key, (points, d))
   else:
-    C = kmeans(key, prep.apply(as_batch(sample).x)[0], points)
+    x, _ = prep.apply(as_batch(sample).x)
+    if len(x) < points:
+      raise InputError(
+        "points",
+        points,
+        f"must be at most the {len(x)} rows of the sample",
+        "pass an array of points, or lower n",
+      )
+    C = kmeans(key, x, points)
   first = C[:n]
   square = jnp.sum(jnp.square(first), axis=-1, keepdims=True)
   encoder = initial.affine(first / jnp.maximum(square, 1e-12))

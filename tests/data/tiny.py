@@ -59,7 +59,6 @@ def told(seconds: float):
 
 
 def source(function=forward) -> subject.Subject:
-
   return subject.Subject(
     d=D,
     encode=encode,

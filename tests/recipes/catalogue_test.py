@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 from saejax import runs
 from saejax.errors import InputError
 from saejax.recipes import catalogue
-from saejax.training import step
+from saejax.training import loop, step
 
 SETTING = catalogue.Setting(
   d=16,
@@ -47,6 +47,16 @@ class CatalogueTest(parameterized.TestCase):
       runs.SAEConfig(recipe="topkk")
     with self.assertRaisesRegex(InputError, "coefficients.*no penalty"):
       runs.SAEConfig(recipe="topk", coefficients=(1.0, 2.0))
+
+  def test_scripts_multiply_their_rate_by_that_of_the_method(self):
+    rates = {
+      name: runs.grid_members(
+        64, runs.SAEConfig(recipe=name), loop.TrainConfig()
+      )[0].learning_rate
+      for name in ("topk", "k_sparse")
+    }
+    want = catalogue.METHODS["k_sparse"].rate * rates["topk"]
+    self.assertEqual(rates["k_sparse"], want)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from scipy import optimize
 from saejax.errors import InputError
 from saejax.recipes import batch_sparse, regularised, row_sparse
 from saejax.sae import archetypal
+from saejax.sae.context import as_batch
 from saejax.training import fit, step
 from saejax.training.members import Member
 from saejax.training.recipe import Hyper
@@ -146,22 +147,38 @@ class ArchetypalTest(parameterized.TestCase):
         steps=300,
         members=[fit.member(seed) for seed in seeds],
         stacked=True,
+        sample=x,
       )[0]
     ]
     topk = matched(*rows_of(row_sparse.topk(D, 24, 2, **DEAD), 0, 1))
     # Points of their own for each seed.
-    near = [
-      regularised.ra_sae(
-        D, 24, 2, points=archetypal.kmeans(jax.random.key(s), x, 48), **DEAD
-      )
-      for s in (0, 1)
-    ]
-    ra = matched(*(rows_of(recipe, 0)[0] for recipe in near))
+    ra = matched(
+      *rows_of(regularised.ra_sae(D, 24, 2, points=48, **DEAD), 0, 1)
+    )
     # Measured: 0.90 and 0.72.
     self.assertGreater(ra, topk)
 
+  def test_centroids_are_each_members_own(self):
+    recipe = regularised.ra_sae(D, N, 3, points=N, **DEAD)
+    x = contract.rows(jnp.int32(0))
+    found = [
+      recipe.init(jax.random.key(seed), sample=as_batch(x)).decoder.points
+      for seed in (0, 1)
+    ]
+    self.assertGreater(np.abs(found[0] - found[1]).max(), 0.1)
+    for seed, C in enumerate(found):
+      want = archetypal.kmeans(jax.random.key(seed), x, N)
+      np.testing.assert_array_equal(C, want)
+
+  def test_more_centroids_than_rows_are_refused(self):
+    recipe = regularised.ra_sae(D, N, 3, points=N, **DEAD)
+    few = as_batch(contract.rows(jnp.int32(0))[: N - 1])
+    with self.assertRaisesRegex(InputError, f"points={N}.*{N - 1} rows"):
+      recipe.init(jax.random.key(0), sample=few)
+
   @parameterized.parameters(
     ("k", {"k": N + 1}),
+    ("points", {"points": N - 1}),
     ("points", {"points": np.zeros((2 * N, D + 1))}),
     ("points", {"points": np.zeros((N - 1, D))}),
     ("delta", {"delta": -1.0}),
