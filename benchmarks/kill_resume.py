@@ -160,7 +160,7 @@ def _all(config: KillConfig, base: pathlib.Path) -> int:
   wanted += ["training"] * (config.kills // 2)
   done: list[str] = []
   differences: list[str] = []
-  passes = 0
+  passes = missed = 0
   while len(done) < config.kills:
     trial = Trial(config, base / f"killed-{passes}")
     passes += 1
@@ -171,8 +171,10 @@ def _all(config: KillConfig, base: pathlib.Path) -> int:
       share = spent[target] / max(1, wanted.count(target))
       if target == "training":
         share *= 2  # steps since the last checkpoint are lost each time
-      phase = _kill_once(trial, target, rng.uniform(0, share))
+      # Later runs may be faster than the undisturbed one: aim earlier then.
+      phase = _kill_once(trial, target, rng.uniform(0, share / 2**missed))
       ended = phase == "ended"
+      missed += ended
       if not ended:
         done.append(phase)
         print(f"kill {len(done)}: in {phase}", flush=True)
