@@ -21,6 +21,8 @@ DEVICES := --xla_force_host_platform_device_count=8
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export MALLOC_TOP_PAD_ ?= 268435456
+# Many images set it; then every process would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help scaling test test-one-device test-devices doctest lint format \
   types wheel compare-torch clean

@@ -51,9 +51,9 @@ class SAEConfig:
   k: tuple[int, ...] = (16,)  # latents kept in a row, where a method has a k
   coefficients: tuple[float, ...] = ()  # factors of its penalty, if it has one
   seeds: int = 1  # SAEs of each of these, from seeds 0, 1, ...
-  prep: Literal["none", "centre_scale", "row_layer_norm"] = (
-    "centre_scale"  # of x
-  )
+  prep: Literal[
+    "none", "centre_scale", "scale", "scale_sqrt_d", "row_layer_norm"
+  ] = "centre_scale"  # of x
   k_aux: int = 0  # dead latents kept in a row by AuxK; 0: about d/2
   aux_weight: float = 1 / 32  # of the AuxK term
 
@@ -294,6 +294,7 @@ def recipe(
       "k_aux": sae.k_aux or None,
       "aux_weight": sae.aux_weight,
     },
+    batch_rows=train.batch_rows,
   )
   return catalogue.recipe(sae.recipe, setting, k)
 

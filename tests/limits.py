@@ -46,12 +46,21 @@ def loss_and_gradients(recipe, *, engine="auto", decoder=decoders.Free):
 
 
 def assert_alike(test, got, want, rtol=1e-5, **settings) -> None:
-  """Two recipes have equal losses, gradients, and all that acts on those."""
+  """Two recipes have equal losses, gradients, and all that acts on those.
+
+  Weights are drawn alike too, but for the activation.
+  """
   toy.assert_trees_close(
     loss_and_gradients(got, **settings),
     loss_and_gradients(want, **settings),
     rtol=rtol,
     atol=rtol,
   )
+  test.assertIs(got.init.func, want.init.func)
+  drawn = [
+    {k: v for k, v in recipe.init.keywords.items() if k != "activation"}
+    for recipe in (got, want)
+  ]
+  test.assertEqual(*drawn)
   for field in ("optimizer", "gradient", "project", "rules", "finish"):
     test.assertEqual(getattr(got, field), getattr(want, field), field)

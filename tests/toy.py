@@ -69,7 +69,7 @@ def context(x=None, *, W=None, b_pre=None, **around) -> Context:
 
 def activate(activation, a, k=None, **around) -> Float[Array, "*b n"]:
   """Latents of plain pre-activations."""
-  return activation(Pre(a=a), context(k=k, **around))
+  return jax.jit(lambda a: activation(Pre(a=a), context(k=k, **around)))(a)
 
 
 def record(
@@ -103,6 +103,11 @@ def record(
   return Record(forward=forward, sae=sae, stats=stats or {}, engine=engine)
 
 
+# Operation by operation, each would be compiled on its own.
+encode = jax.jit(lambda sae, x: sae.encode(x))
+reconstruct = jax.jit(lambda sae, x: sae.reconstruct(x))
+
+
 def affine(d: int, seed: int = 2) -> prep.Affine:
   """A centring and scaling that is neither 0 nor 1."""
   return prep.Affine(centre=3 * rows(d, seed=seed), scale=jnp.float32(2.5))
@@ -129,7 +134,9 @@ def best_cosines(
   directions: Float[Array, "n d"], found: Float[Array, "m d"]
 ) -> np.ndarray:
   """Of each unit direction, the largest cosine with a row of `found`."""
-  return np.asarray(jnp.max(directions @ unit(found).T, axis=-1))
+  directions, found = np.asarray(directions), np.asarray(found)
+  found = found / np.linalg.norm(found, axis=-1, keepdims=True)
+  return np.max(directions @ found.T, axis=-1)
 
 
 def assert_trees_close(got, want, *, rtol: float, atol: float, skip=()) -> None:

@@ -22,6 +22,7 @@ def batchtopk(
   *,
   rate: float = 0.01,
   aux: str = "dead",
+  signed: bool = False,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """BatchTopK SAE: the k B largest pre-activations of a batch of B rows.
@@ -31,14 +32,17 @@ def batchtopk(
   summed over d, averaged over rows. Afterwards a threshold, the running mean of
   the smallest value kept, takes the place of the selection, so that rows do not
   depend on each other. The paper averages over d; the threshold follows the
-  later code of its authors. Mutual Choice is the same method, with aux "zipf".
+  later code of its authors. Their Adam has b2 0.99 and b_dec starts at 0; here
+  both are those of `row_sparse.topk`. Mutual Choice is the same method, with
+  aux "zipf".
 
   Args:
     d: width of the activations.
     n: latents.
     k: latents a row on average, which may be a fraction.
-    rate: of the running threshold.
+    rate: of the running threshold, in (0, 1].
     aux: which latents AuxK revives, "dead" or "zipf": see `feature_choice`.
+    signed: rank |a| and keep a with its sign, as `row_sparse.abstopk` does.
     **options: see `common.Options`.
 
   References:
@@ -52,9 +56,12 @@ def batchtopk(
     n,
     k,
     options,
-    activation=activations.Ranked(budgets.Constant(k), scope="batch"),
-    threshold=rules.ThresholdAverage(rate),
+    activation=activations.Ranked(
+      budgets.Constant(k), scope="batch", **_kept(signed)
+    ),
+    threshold=rules.ThresholdAverage(rate, score=_kept(signed)["score"]),
     aux=aux,
+    signed=signed,
   )
 
 
@@ -92,7 +99,7 @@ def feature_choice(
     k: latents a row on average, which may be a fraction.
     budget: "uniform" or "zipf".
     alpha, beta: of the zipf law, m_i ~ 1 / (rank_i + beta)^alpha.
-    rate: of the running thresholds.
+    rate: of the running thresholds, in (0, 1].
     aux: which latents AuxK revives, "dead" or "zipf".
     batch_rows: B, to refuse now what the first batch would be refused for:
       fewer rows than n / k, which leave latents without one.
@@ -169,7 +176,7 @@ def mc_then_fc(
 
 def _share(n, k, budget, alpha, beta, batch_rows) -> budgets.Zipf:
   """The budget by name; uniform is the law with alpha 0."""
-  common.check_k(k, n)
+  common.check_mean_k(k, n)
   if budget not in ("uniform", "zipf"):
     raise InputError("budget", budget, "must be uniform or zipf", "use one")
   if alpha < 0:
@@ -193,12 +200,17 @@ def _allotted(
   aux: str,
   law: tuple[float, float] = (1.0, 5.0),
   freeze_step: int = 0,
+  signed: bool = False,
 ) -> Recipe:
   """A method that selects over the batch: the error, AuxK, a threshold."""
-  common.check_k(k, n)
+  common.check_mean_k(k, n)
   if aux not in ("dead", "zipf"):
     raise InputError("aux", aux, "must be dead or zipf", "use one")
-  moving, among = (threshold,), {}
+  if not 0 < threshold.rate <= 1:
+    raise InputError(
+      "rate", threshold.rate, "must be in (0, 1]", "such as 0.01"
+    )
+  moving, among = (threshold,), _kept(signed)
   if freeze_step or aux == "zipf":
     moving = (allocation.Density(freeze_step=freeze_step), *moving)
   if aux == "zipf":
@@ -206,7 +218,7 @@ def _allotted(
     rare = allocation.underused(
       options["dead_after_tokens"], k, alpha=alpha, beta=beta
     )
-    moving, among = (*moving, rare), {"among": rare}
+    moving, among = (*moving, rare), {**among, "among": rare}
   return common.compose(
     name,
     d,
@@ -216,5 +228,12 @@ def _allotted(
     terms={"mse": Term(fn=losses.mse)},
     rules=moving,
     aux=among,
-    finish=finish.ToThreshold(),
+    finish=finish.ToThreshold(**_kept(signed)),
   )
+
+
+def _kept(signed: bool) -> dict[str, str]:
+  """What is ranked and what is kept, see `sae.activations`."""
+  if signed:
+    return {"score": "magnitude", "keep": "signed"}
+  return {"score": "value", "keep": "relu"}

@@ -65,6 +65,8 @@ def gba(
     Sparse Autoencoders, 2025, arXiv:2506.14002.
   """
   _check(n, groups, htf, ltf, every, form)
+  common.check_least("up", up, 0)
+  common.check_least("down", down, 0)
   targets = bias_adaptation.targets(groups, htf, ltf)
   moves = form == "jump" if train_b_pre is None else train_b_pre
   return common.compose(

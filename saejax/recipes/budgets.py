@@ -49,7 +49,7 @@ def topafa(
     init=partial(initial.tied, activation=activation),
     terms={
       "mse": Term(fn=losses.mse),
-      "afa": Term(fn=losses.norm_mismatch, weight=coefficient * d, swept=True),
+      "afa": common.penalty(losses.norm_mismatch, coefficient * d),
     },
     aux={"score": "norm", "normalised": False},
     optimizer=partial(common.adam, b2=0.99),
@@ -63,6 +63,8 @@ def adaptivek(
   steps: int,
   min_k: int = 20,
   max_k: int = 320,
+  scores: tuple[float, float] = (0.0, 10.0),
+  steepness: float = 6.0,
   probe_weight: float = 0.05,
   l1_weight: float = 0.005,
   **options: Unpack[common.Options],
@@ -84,7 +86,10 @@ def adaptivek(
     d: width of the activations.
     n: latents.
     steps: of the whole run.
-    min_k, max_k: bounds of a row's k.
+    min_k, max_k: bounds of a row's k; with the default steepness k is from
+      5 % to 95 % of the way between them.
+    scores: least and largest; what the probe predicts is clipped to them.
+    steepness: of the sigmoid from a score to k, see `row_budgets.Probe`.
     probe_weight: of the probe's loss; 0.05 in the paper's text, 0.9 in its code.
     l1_weight: of |z|_1 relative to the rows' norm.
     **options: see `common.Options`.
@@ -100,13 +105,24 @@ def adaptivek(
       f"must be in order and in [1, n={n}]",
       "lower min_k, or raise n",
     )
+  least, most = scores
+  if not least < most:
+    raise InputError("scores", scores, "must be in order", "such as (0, 10)")
+  common.check_least("steepness", steepness, 0)
   start = common.switches((0.9, 0.1), steps)[0]
   return common.compose(
     "adaptivek",
     d,
     n,
     options,
-    init=partial(probe.init, min_k=min_k, max_k=max_k),
+    init=partial(
+      probe.init,
+      min_k=min_k,
+      max_k=max_k,
+      least=least,
+      most=most,
+      steepness=steepness,
+    ),
     terms={
       "mse": Term(fn=losses.mse, weight=1 / d),
       "l1": Term(fn=relative_l1, weight=l1_weight),
@@ -119,6 +135,7 @@ def adaptivek(
     aux={},
     optimizer=probe.optimizer(common.adam, start_step=start, clip_norm=1.0),
     needs=("score",),
+    static_k=True,
   )
 
 

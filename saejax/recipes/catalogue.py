@@ -5,7 +5,9 @@ has the settings that are fixed here. Methods that need rows of another kind
 (pairs, layers, a target, heads of a model) are not in it: `recipes.paired`,
 `conditioned`, `specialised`, `circuits`, `several`.
 
-Coefficients are for rows of mean square norm 1 (prep "centre_scale").
+Coefficients are for rows of mean square norm 1 (prep "centre_scale"). The
+schedule of the learning rate and the clipping of gradients are the run's, alike
+for all methods: those of Gemma Scope and Llama Scope are their recipes' own.
 """
 
 import dataclasses
@@ -40,12 +42,14 @@ class Setting:
     n: latents.
     steps: of the run.
     options: that all recipes take.
+    batch_rows: rows a batch, for methods whose budgets depend on it.
   """
 
   d: int
   n: int
   steps: int
   options: common.Options
+  batch_rows: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,8 +97,23 @@ def _gba(s: Setting, k: int) -> Recipe:
   """Targets over a factor of 50 that let k latents fire on a row."""
   falling = targets(8, 1.0, 1 / 50)
   htf = min(k / (s.n * sum(falling) / len(falling)), 0.9)
-  return bias_adaptation.gba(
+  made = bias_adaptation.gba(
     s.d, s.n, groups=8, every=5, htf=htf, ltf=htf / 50, **s.options
+  )
+  return dataclasses.replace(made, static_k=True)
+
+
+def _msae(s: Setting, k: int) -> Recipe:
+  """Levels that end at k."""
+  levels = tuple(sorted({max(1, k // 4), max(1, k // 2), k}))
+  made = nested.msae(s.d, s.n, levels=levels, **s.options)
+  return dataclasses.replace(made, static_k=True)
+
+
+def _feature_choice(budget: str):
+  """Feature Choice, refused where batches have too few rows."""
+  return lambda s, k: batch_sparse.feature_choice(
+    s.d, s.n, k, budget=budget, batch_rows=s.batch_rows, **s.options
   )
 
 
@@ -150,7 +169,6 @@ METHODS: dict[str, Method] = {
       s.n,
       coefficient=1e-3,
       coefficient_steps=max(1, s.steps // 5),
-      warmup_steps=max(1, s.steps // 50),
       theta=0.03,
       eps=0.03,
       **s.options,
@@ -174,18 +192,16 @@ METHODS: dict[str, Method] = {
     make=_of(batch_sparse.batchtopk, aux="zipf"),
   ),
   "feature_choice": Method(
-    family="batch", paper="2411.02124", make=_of(batch_sparse.feature_choice)
+    family="batch", paper="2411.02124", make=_feature_choice("uniform")
   ),
   "feature_choice_zipf": Method(
-    family="batch",
-    paper="2411.02124",
-    make=_of(batch_sparse.feature_choice, budget="zipf"),
+    family="batch", paper="2411.02124", make=_feature_choice("zipf")
   ),
   "mc_then_fc": Method(
     family="batch",
     paper="2411.02124",
     make=lambda s, k: batch_sparse.mc_then_fc(
-      s.d, s.n, k, steps=s.steps, **s.options
+      s.d, s.n, k, steps=s.steps, batch_rows=s.batch_rows, **s.options
     ),
   ),
   "gba": Method(
@@ -199,12 +215,7 @@ METHODS: dict[str, Method] = {
   "msae": Method(
     family="nested",
     paper="2502.20578",
-    make=lambda s, k: nested.msae(
-      s.d,
-      s.n,
-      levels=tuple(sorted({max(1, k // 4), max(1, k // 2), k})),
-      **s.options,
-    ),
+    make=_msae,
   ),
   "hierarchical_topk": Method(
     family="nested", paper="2505.24473", make=_of(nested.hierarchical_topk)

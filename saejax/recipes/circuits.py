@@ -1,6 +1,6 @@
 """SAEs that are small tools: fitted in seconds to a few prompts."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,8 @@ def circuit_codes(
 
   Rows are outputs of attention heads on a few prompts, all in every batch (500
   steps of Adam at 1e-3). Encoder rows have unit norm; so has, as in the paper's
-  code, each column of the decoder, not each row. `evals.circuits` reads the
+  code, each column of the decoder, not each row: gradients see the division,
+  and what is stored is divided after each update. `evals.circuits` reads the
   codes.
 
   Args:
@@ -50,10 +51,20 @@ def circuit_codes(
     init=_unit_columns,
     terms={
       "mse": Term(fn=losses.mse, weight=1 / d),
-      "l1": Term(fn=losses.l1, weight=coefficient, swept=True),
+      "l1": common.penalty(losses.l1, coefficient),
     },
     unit_norm=False,
     optimizer=optax.adam,
+    project=_unit,
+  )
+
+
+def _unit(sae: SAE) -> SAE:
+  """The weights as they are used, stored: their size is the optimizer's."""
+  encoder: Any = sae.encoder
+  decoder: Any = sae.decoder
+  return sae.replace(
+    encoder=encoder.replace(W=sae.W_enc), decoder=decoder.replace(W=sae.W_dec)
   )
 
 

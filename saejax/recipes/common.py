@@ -11,8 +11,8 @@ from jaxtyping import Array
 
 from saejax.errors import InputError
 from saejax.sae.prep import Identity, Prep
-from saejax.training import constraints, losses, rules
-from saejax.training.recipe import Recipe, Term, constant
+from saejax.training import constraints, losses, rules, schedules
+from saejax.training.recipe import Recipe, Record, Term, constant
 
 # OpenAI's settings: an eps far below the size of SAE gradients.
 adam = partial(optax.adam, b1=0.9, b2=0.999, eps=6.25e-10)
@@ -28,9 +28,11 @@ class Options(TypedDict, total=False):
     clip_norm: largest global norm of the gradients; none by default.
     ema_decay: of the weight average; none by default.
     dtype: of matmul operands; float32 by default.
-    k_aux: dead latents kept in a row by AuxK; the power of two nearest d/2 by
-      default. These three count only for methods with AuxK.
-    aux_capacity: dead latents considered; n/16 by default.
+    k_aux: dead latents kept in a row by AuxK; by default the power of two
+      nearest d/2, or the capacity if that is smaller. These three count only
+      for methods with AuxK.
+    aux_capacity: dead latents considered; n/16 by default, k_aux if that is
+      larger and given.
     aux_weight: of the AuxK term; 1/32 by default, 0 leaves it out.
   """
 
@@ -72,14 +74,15 @@ def compose(
     unit_norm: whether decoder rows are held at unit norm.
     rules: of the method, beside the tracker of dead latents.
     **parts: other fields of `Recipe`.
+
+  Raises:
+    InputError: an option that no run could use.
   """
+  _check(options)
   tracker = _tracker(options)
   weight = options.get("aux_weight", 1 / 32)
-  k_aux = options.get("k_aux") or min(losses.default_k_aux(d), n)
-  if not 1 <= k_aux <= n:
-    raise InputError("k_aux", k_aux, f"must be in [1, n={n}]", "lower it")
+  k_aux, capacity = _aux_sizes(d, n, options)
   if aux is not None and weight:
-    capacity = options.get("aux_capacity") or max(1, n // 16)
     term = losses.aux_k(
       k_aux, capacity=capacity, weight=weight, **{"among": tracker, **aux}
     )
@@ -108,6 +111,28 @@ def compose(
   )
 
 
+def penalty(
+  fn: Callable[[Record], Array],
+  coefficient: float,
+  steps: int = 0,
+  names: tuple[str, str] = ("coefficient", "coefficient_steps"),
+) -> Term:
+  """A term whose weight rises from 0 over some steps, times a member's own.
+
+  Args:
+    fn: of the term.
+    coefficient: its weight after the rise.
+    steps: that the rise takes; 0 for none.
+    names: of the two settings, for errors.
+
+  Raises:
+    InputError: one is negative.
+  """
+  check_least(names[0], coefficient, 0)
+  check_least(names[1], steps, 0)
+  return Term(fn=fn, weight=schedules.ramp(coefficient, steps), swept=True)
+
+
 def transcoder(
   recipe: Recipe, d_target: int, target_prep: Prep = Identity()
 ) -> Recipe:
@@ -134,14 +159,56 @@ def transcoder(
   )
 
 
+def _aux_sizes(d: int, n: int, options: Options) -> tuple[int, int]:
+  """k_aux and the capacity: those given, else the defaults of `Options`."""
+  k_aux, capacity = options.get("k_aux"), options.get("aux_capacity")
+  if k_aux is not None and not 1 <= k_aux <= n:
+    raise InputError("k_aux", k_aux, f"must be in [1, n={n}]", "lower it")
+  if capacity is None:
+    capacity = max(1, n // 16, k_aux or 0)
+  if not max(1, k_aux or 0) <= capacity <= n:
+    raise InputError(
+      "aux_capacity",
+      capacity,
+      f"must be in [k_aux={k_aux or 1}, n={n}]",
+      "change one of the two, or leave it out",
+    )
+  return k_aux or min(losses.default_k_aux(d), capacity), capacity
+
+
+def _check(options: Options) -> None:
+  """Refuses settings with which no run could end well."""
+  check_least("dead_after_tokens", options["dead_after_tokens"], 1)
+  check_least("aux_weight", options.get("aux_weight", 0.0), 0)
+  clip, decay = options.get("clip_norm"), options.get("ema_decay")
+  if clip is not None and not clip > 0:
+    raise InputError("clip_norm", clip, "must be above 0", "or None")
+  if decay is not None and not 0 <= decay < 1:
+    raise InputError("ema_decay", decay, "must be in [0, 1)", "such as 0.999")
+
+
 def _tracker(options: Options) -> rules.DeadTracker:
   return rules.DeadTracker(options["dead_after_tokens"])
 
 
-def check_k(k: float, n: int) -> None:
+def check_k(k: int, n: int) -> None:
   """Refuses a k that no row can have."""
+  if not (1 <= k <= n and k == int(k)):
+    raise InputError(
+      "k", k, f"must be a whole number in [1, n={n}]", "lower k or raise n"
+    )
+
+
+def check_mean_k(k: float, n: int) -> None:
+  """Refuses a k that rows cannot have on average."""
   if not 0 < k <= n:
     raise InputError("k", k, f"must be in (0, n={n}]", "lower k or raise n")
+
+
+def check_least(field: str, value: float, least: float) -> None:
+  """Refuses what is below the least, or not a number."""
+  if not value >= least:
+    raise InputError(field, value, f"must be at least {least:g}", "raise it")
 
 
 def check_fraction(field: str, value: float) -> None:

@@ -61,6 +61,8 @@ def tide(
   common.check_k(k, n)
   if timesteps is not None and timesteps < 1:
     raise InputError("timesteps", timesteps, "must be at least 1", "raise it")
+  if not window_rows > 0:
+    raise InputError("window_rows", window_rows, "must be above 0", "raise it")
   count = timesteps or conditioned.CONTINUOUS_BINS
   conditions = ConditionVariance(count, timesteps is None, window_rows)
   draw, fixed = _modulation(modulation, rows, conditions, options)
@@ -112,8 +114,9 @@ def layergroup(
 
   A batch holds rows of all layers of the group, `Batch.cond` the number of the
   layer within it, as `data.streams` draws them. Gradients are clipped at norm
-  1. The paper's code also multiplies AuxK by min(dead / k_aux, 1), and has the
-  sign of its residual the wrong way round; neither is followed.
+  1; b_dec starts at the geometric median, in the paper's code at 0. That code
+  also multiplies AuxK by min(dead / k_aux, 1), and has the sign of its residual
+  the wrong way round; neither is followed.
 
   Args:
     d: width of the activations.

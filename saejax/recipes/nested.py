@@ -168,7 +168,8 @@ def hierarchical_topk(
     d: width of the activations.
     n: latents.
     k: latents kept in a row.
-    ranks: J: "all" of 1..k, "powers" of two up to k, or a list.
+    ranks: J: "all" of 1..k, "powers" of two below k and k, or a list that ends
+      with k: latents beyond the last rank would be kept and never trained.
     weights: of the ranks of J, 1 by default.
     normalise_weights: divide by their sum.
     **options: see `common.Options`.
@@ -183,6 +184,8 @@ def hierarchical_topk(
     raise InputError("ranks", ranks, f"must be of {list(named)}", "use one")
   chosen = tuple(named[ranks] if isinstance(ranks, str) else ranks)
   _check_levels("ranks", chosen, k)
+  if chosen[-1] != k:
+    raise InputError("ranks", chosen, f"the last must be k={k}", "add k")
   at = dict(zip(chosen, _weights(weights, len(chosen)), strict=True))
   loss = nested.ranks(
     [at.get(j, 0.0) for j in range(1, k + 1)], normalise=normalise_weights
@@ -225,8 +228,8 @@ def multi_topk(
     arXiv:2406.04093.
   """
   common.check_k(k, n)
-  if not 2 <= factor <= n // k:
-    rule = f"must be at least 2, with factor k at most n={n}"
+  if not 2 <= factor <= n // k or factor != int(factor):
+    rule = f"must be a whole number of at least 2, with factor k at most n={n}"
     raise InputError("factor", factor, rule, "lower k or raise n")
   return _with_terms(
     row_sparse.topk(d, n, k, **options),
@@ -311,8 +314,8 @@ def _doubling(first: int, n: int) -> tuple[int, ...]:
 
 
 def _powers(k: int) -> tuple[int, ...]:
-  """1, 2, 4, ... up to k."""
-  return tuple(2**i for i in range(int(k).bit_length()))
+  """1, 2, 4, ... while below k, and k."""
+  return _doubling(1, int(k))
 
 
 def _check_sampled(sampled: nested.Sampled, n: int, weights) -> None:

@@ -8,7 +8,7 @@ import optax
 from saejax.errors import InputError
 from saejax.recipes import common
 from saejax.sae import activations, initial
-from saejax.training import contrast, losses, schedules
+from saejax.training import contrast, losses
 from saejax.training.recipe import Recipe, Term
 
 
@@ -53,7 +53,7 @@ def csae(
     "common": Term(fn=contrast.common, weight=coefficient),
     "different": Term(fn=contrast.different, weight=coefficient),
   }
-  warming = schedules.ramp(sparsity, sparsity_warmup_steps)
+  names = ("sparsity", "sparsity_warmup_steps")
   return common.compose(
     "csae",
     d,
@@ -64,7 +64,9 @@ def csae(
     ),
     terms={
       "mse": Term(fn=losses.mse),
-      "l1": Term(fn=losses.l1_decoder_norm, weight=warming, swept=True),
+      "l1": common.penalty(
+        losses.l1_decoder_norm, sparsity, sparsity_warmup_steps, names
+      ),
       **(pairs if coefficient else {}),
     },
     optimizer=optax.adam,

@@ -6,7 +6,6 @@ from typing import Unpack
 
 from jaxtyping import Array, Float
 
-from saejax.errors import InputError
 from saejax.recipes import batch_sparse, common
 from saejax.sae import activations, archetypal
 from saejax.training import constraints, losses, orthogonality
@@ -48,16 +47,12 @@ def ortsae(
     Korznikov et al., OrtSAE: Orthogonal Sparse Autoencoders Uncover Atomic
     Features, 2025, arXiv:2509.22033.
   """
-  for field, value, least in (
-    ("gamma", gamma, 0),
-    ("chunk", chunk, 2),
-    ("every", every, 1),
-  ):
-    if not value >= least:
-      raise InputError(field, value, f"must be at least {least}", "raise it")
+  common.check_least("gamma", gamma, 0)
+  common.check_least("chunk", chunk, 2)
+  common.check_least("every", every, 1)
   base = batch_sparse.batchtopk(d, n, k, rate=rate, **options)
   penalty = orthogonality.nearest(chunk=chunk, every=every, signed=signed)
-  more = {"ortho": Term(fn=penalty, weight=gamma, swept=True)} if gamma else {}
+  more = {"ortho": common.penalty(penalty, gamma)} if gamma else {}
   return dataclasses.replace(base, name="ortsae", terms={**base.terms, **more})
 
 

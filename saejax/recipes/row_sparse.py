@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Unpack
 
-import jax.numpy as jnp
 import optax
 
 from saejax.errors import InputError
@@ -16,8 +15,8 @@ from saejax.sae import (
   groups,
   initial,
 )
-from saejax.training import finish, losses
-from saejax.training.recipe import Recipe, Term
+from saejax.training import constraints, finish, losses
+from saejax.training.recipe import Recipe, Term, unchanged
 
 
 def topk(d: int, n: int, k: int, **options: Unpack[common.Options]) -> Recipe:
@@ -55,7 +54,9 @@ def relu_l1(
   n: int,
   *,
   coefficient: float,
+  coefficient_steps: int = 0,
   decoder_norm: bool = False,
+  tied: bool = False,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """ReLU SAE with an L1 penalty on its latents.
@@ -64,12 +65,19 @@ def relu_l1(
 
   summed over d and over latents, averaged over rows. w_i = 1 with decoder rows
   normalised in every forward pass, or w_i = |W_dec_i| with a free decoder.
+  The error of the paper's code is a mean over d: its coefficient times d is
+  ours. By default the encoder is free, as in its second model, with a pre-bias
+  and a b_dec that starts at the geometric median; `tied` is its main model.
+  Latents that die stay dead: there is no AuxK, and no resampling.
 
   Args:
     d: width of the activations.
     n: latents.
     coefficient: of the L1 term.
+    coefficient_steps: over which it rises from 0.
     decoder_norm: weight the penalty by the norms of a free decoder.
+    tied: encode with the decoder's rows, as used: z = relu(x W_dec^T + b_enc),
+      x_hat = z W_dec, without b_dec.
     **options: see `common.Options`.
 
   References:
@@ -77,19 +85,26 @@ def relu_l1(
     Language Models, 2023, arXiv:2309.08600.
     Conerly et al., Update on how we train SAEs, Transformer Circuits, 2024.
   """
-  decoder = decoders.Free if decoder_norm else decoders.Normalised
-  penalty = losses.l1_decoder_norm if decoder_norm else losses.l1
+  fn = losses.l1_decoder_norm if decoder_norm else losses.l1
   return common.compose(
     "relu_l1",
     d,
     n,
     options,
-    init=partial(initial.tied, activation=activations.ReLU(), decoder=decoder),
+    init=partial(
+      initial.tied,
+      activation=activations.ReLU(),
+      encoder=encoders.tied if tied else initial.affine,
+      decoder=decoders.Free if decoder_norm else decoders.Normalised,
+      pre_bias=not tied,
+      centre=not tied,
+    ),
     terms={
       "mse": Term(fn=losses.mse),
-      "l1": Term(fn=penalty, weight=coefficient, swept=True),
+      "l1": common.penalty(fn, coefficient, coefficient_steps),
     },
     unit_norm=False,
+    gradient=constraints.without_decoder_bias if tied else unchanged,
   )
 
 
@@ -139,7 +154,7 @@ def k_sparse(
     init=partial(
       initial.tied,
       activation=activations.Ranked(budget, keep="signed"),
-      encoder=lambda W: encoders.Tied(b=jnp.zeros(W.shape[:1])),
+      encoder=encoders.tied,
       row_norm=0.01 * d**0.5,
       pre_bias=False,
       centre=False,
@@ -161,7 +176,9 @@ def abstopk(
   with e = x - x_hat held fixed and e_hat its reconstruction from the k_aux dead
   latents of largest |a|, signed. One latent codes both ends of an axis. The
   paper has no AuxK; a port of its code has this one, with a factor of 1 and
-  less where few are dead.
+  less where few are dead. Nor has it a pre-bias: here b_dec is subtracted and
+  starts at the geometric median. `batch_sparse.batchtopk` with `signed` shares
+  the k among the rows of a batch.
 
   Args:
     d: width of the activations.

@@ -99,6 +99,7 @@ def mfr(
     Feature-Aligned Sparse Autoencoders, 2024, arXiv:2411.01220.
   """
   common.check_k(k, n)
+  common.check_least("coefficient", coefficient, 0)
   coupling.check(n, match)
   recipe = common.compose(
     "mfr",

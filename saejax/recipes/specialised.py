@@ -47,7 +47,7 @@ def ssae(
     Interpreting Rare Concepts in Foundation Models, 2024, arXiv:2411.00743.
   """
   common.check_no_prep("ssae", options)
-  penalty = Term(fn=losses.l1_decoder_norm, weight=coefficient, swept=True)
+  penalty = common.penalty(losses.l1_decoder_norm, coefficient)
   return common.compose(
     "ssae",
     init_from.d,

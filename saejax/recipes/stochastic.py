@@ -6,8 +6,11 @@ from typing import Unpack
 from saejax.errors import InputError
 from saejax.recipes import common
 from saejax.sae import activations, decoders, gaussian, initial, masking
-from saejax.training import importance, losses, schedules, variational
+from saejax.training import importance, losses, variational
 from saejax.training.recipe import Recipe, Term, as_trained
+
+WARMUP = ("coefficient", "warmup_steps")
+PENALISED = {"kept": losses.l2, "all": losses.l2_before_selection}
 
 
 def vsae(
@@ -29,7 +32,8 @@ def vsae(
   the posteriors. With "none", which is what the paper's configurations ran,
   nothing is drawn and the method is TopK with a penalty on the square of every
   latent. There is no pre-bias and the decoder's rows, at norm 0.1 first, are
-  free. Gradients are clipped at norm 1 unless the options say otherwise.
+  free; b_dec starts at the geometric median, in the paper's code at 0.
+  Gradients are clipped at norm 1 unless the options say otherwise.
 
   Args:
     d: width of the activations.
@@ -65,11 +69,7 @@ def vsae(
     ),
     terms={
       "mse": Term(fn=losses.mse),
-      "kl": Term(
-        fn=divergence,
-        weight=schedules.ramp(coefficient, warmup_steps),
-        swept=True,
-      ),
+      "kl": common.penalty(divergence, coefficient, warmup_steps, WARMUP),
     },
     aux=kept,
     unit_norm=False,
@@ -82,25 +82,32 @@ def topk_l2(
   k: int,
   *,
   coefficient: float = 0.01,
+  over: str = "kept",
   **options: Unpack[common.Options],
 ) -> Recipe:
   """TopK with a penalty on the squares of its latents, a control for `vsae`.
 
       loss = |x - x_hat|^2 + coefficient |z|^2 + 1/32 AuxK
 
-  summed over d and over latents, averaged over rows.
+  summed over d and over latents, averaged over rows. Over "all" latents z is
+  relu(a) before the selection: `vsae` with posterior "none" and twice the
+  coefficient has that penalty too. A later version of the paper's control is
+  of that kind.
 
   Args:
     d: width of the activations.
     n: latents.
     k: latents kept in a row.
     coefficient: of the penalty.
+    over: which latents are penalised, those "kept" or "all".
     **options: see `common.Options`.
 
   References:
     Analysis of Variational Sparse Autoencoders, 2025.
   """
   common.check_k(k, n)
+  if over not in PENALISED:
+    raise InputError("over", over, "must be kept or all", "use kept")
   return common.compose(
     "topk_l2",
     d,
@@ -109,7 +116,7 @@ def topk_l2(
     init=partial(initial.tied, activation=activations.TopK(k)),
     terms={
       "mse": Term(fn=losses.mse),
-      "l2": Term(fn=losses.l2, weight=coefficient, swept=True),
+      "l2": common.penalty(PENALISED[over], coefficient),
     },
     aux={},
   )
@@ -123,6 +130,8 @@ def atm(
   warmup_steps: int = 0,
   c: float = 0.0,
   r: float = 1.0,
+  decay: float = 0.99,
+  weights: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3),
   start_step: int = 1000,
   per_row: bool = False,
   deterministic: bool = False,
@@ -143,6 +152,8 @@ def atm(
     coefficient: of the L1 term.
     warmup_steps: over which it rises from 0.
     c, r: threshold and steepness of the probability; r = 0 never masks.
+    decay: of the running importance.
+    weights: in it, of a latent's size, rate and need.
     start_step: first step that masks.
     per_row: draw a mask for each row instead of each batch.
     deterministic: leave latents out for good that end masked half of the time
@@ -153,8 +164,12 @@ def atm(
     Time-Aware Feature Selection: Adaptive Temporal Masking for Stable Sparse
     Autoencoder Training, 2025, arXiv:2510.08855.
   """
-  if r < 0:
-    raise InputError("r", r, "must be at least 0", "use 1, or 0 for no mask")
+  common.check_least("r", r, 0)
+  if not 0 <= decay < 1:
+    raise InputError("decay", decay, "must be in [0, 1)", "such as 0.99")
+  if len(weights) != 3 or min(weights) < 0 or not sum(weights) > 0:
+    rule = "must be three numbers of at least 0, not all 0"
+    raise InputError("weights", weights, rule, "such as 1/3 each")
   return common.compose(
     "atm",
     d,
@@ -167,13 +182,13 @@ def atm(
     ),
     terms={
       "mse": Term(fn=losses.mse),
-      "l1": Term(
-        fn=losses.l1,
-        weight=schedules.ramp(coefficient, warmup_steps),
-        swept=True,
-      ),
+      "l1": common.penalty(losses.l1, coefficient, warmup_steps, WARMUP),
     },
-    rules=(importance.Importance(c=c, r=r, start_step=start_step),),
+    rules=(
+      importance.Importance(
+        c=c, r=r, decay=decay, weights=tuple(weights), start_step=start_step
+      ),
+    ),
     unit_norm=False,
     finish=importance.WithoutMasked() if deterministic else as_trained,
   )

@@ -80,6 +80,8 @@ def jumprelu(
     Rajamanoharan et al., Jumping Ahead: Improving Reconstruction Fidelity with
     JumpReLU Sparse Autoencoders, 2024, arXiv:2407.14435.
   """
+  common.check_least("silent_weight", silent_weight, 0)
+  common.check_least("theta_rate", theta_rate, 0)
   least = eps / 2 if post_jump else 0.0
   _check(kernel=kernel, eps=eps, theta=theta, least=least)
   activation = jump.JumpReLU(
@@ -87,11 +89,7 @@ def jumprelu(
   )
   terms = {
     "mse": Term(fn=losses.mse),
-    "sparsity": Term(
-      fn=penalty,
-      weight=schedules.ramp(coefficient, coefficient_steps),
-      swept=True,
-    ),
+    "sparsity": common.penalty(penalty, coefficient, coefficient_steps),
   }
   if silent_weight:
     terms["silent"] = Term(fn=sparsity.below_threshold, weight=silent_weight)
@@ -130,7 +128,12 @@ def _check(*, kernel: str, eps: float, theta: float, least: float) -> None:
 
 
 def gated(
-  d: int, n: int, *, coefficient: float, **options: Unpack[common.Options]
+  d: int,
+  n: int,
+  *,
+  coefficient: float,
+  coefficient_steps: int = 0,
+  **options: Unpack[common.Options],
 ) -> Recipe:
   """Gated SAE: whether a latent is on and how strongly, by two heads.
 
@@ -141,7 +144,8 @@ def gated(
 
   summed over d and over latents, averaged over rows; the decoder of the last
   term is held fixed. The penalty does not shrink z, which it never sees.
-  Decoder rows have unit norm. Afterwards the gate becomes a threshold, exactly.
+  Decoder rows have unit norm, b_dec starts at the geometric median (at 0 in the
+  paper). Afterwards the gate becomes a threshold, exactly.
   SAELens weighs the penalty by |w_i|, with a free decoder that the last term
   trains too.
 
@@ -149,6 +153,7 @@ def gated(
     d: width of the activations.
     n: latents.
     coefficient: of the penalty.
+    coefficient_steps: over which it rises from 0; dictionary_learning's is 2000.
     **options: see `common.Options`.
 
   References:
@@ -163,7 +168,9 @@ def gated(
     init=partial(initial.tied, activation=gates.Gate(), encoder=gates.init),
     terms={
       "mse": Term(fn=losses.mse),
-      "gate_l1": Term(fn=sparsity.gate_l1, weight=coefficient, swept=True),
+      "gate_l1": common.penalty(
+        sparsity.gate_l1, coefficient, coefficient_steps
+      ),
       "gate_path": Term(fn=sparsity.gate_path),
     },
     optimizer=adam,

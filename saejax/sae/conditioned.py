@@ -25,10 +25,30 @@ MIN_STD = 1e-6  # relative to the deviation over all coordinates
 
 
 def bins(cond: Array, count: int, continuous: bool) -> Int[Array, "*b"]:
-  """Which of `count` tables each row reads; beyond the ends the last one."""
+  """Which of `count` tables each row reads; beyond the ends the last one.
+
+  Raises:
+    InputError: whole numbers where times in [0, 1] are wanted.
+  """
   if continuous:
+    check_times(cond)
     cond = jnp.floor(cond.astype(jnp.float32) * count)
   return jnp.clip(cond.astype(jnp.int32), 0, count - 1)
+
+
+def check_times(cond: Array) -> None:
+  """Refuses whole timesteps where times in [0, 1] are wanted.
+
+  Raises:
+    InputError: see above.
+  """
+  if jnp.issubdtype(cond.dtype, jnp.integer):
+    raise InputError(
+      "cond",
+      cond.dtype,
+      "must be times in [0, 1], of a float dtype",
+      "divide by the number of timesteps, or give timesteps to the recipe",
+    )
 
 
 def required(cond: Array | None) -> Array:
@@ -185,6 +205,8 @@ class Sinusoidal(Part):
 
   def embed(self, cond: Array) -> Float[Array, "*b e"]:
     """s(t)."""
+    if self.continuous:
+      check_times(cond)
     half = self.W_1.shape[-1] // 2
     rates = jnp.exp(
       -math.log(LONGEST_PERIOD) * jnp.arange(half, dtype=jnp.float32) / half

@@ -114,6 +114,11 @@ class Tied(Linear):
     return (decoder.W if self.raw else decoder.rows()), self.b
 
 
+def tied(W: Float[Array, "n d"]) -> Tied:
+  """An encoder by the decoder's rows as used, with biases 0."""
+  return Tied(b=jnp.zeros(W.shape[:1]))
+
+
 class UnitRows(Linear):
   """W with each row divided by its norm, b; gradients see the division."""
 

@@ -96,7 +96,7 @@ class RowLayerNorm(Part):
     return x * (std + STD_EPS) + mean
 
 
-KINDS = ("none", "centre_scale", "row_layer_norm")
+KINDS = ("none", "centre_scale", "scale", "scale_sqrt_d", "row_layer_norm")
 
 
 def from_stats(kind: str, stats: Mapping[str, Any]) -> Prep:
@@ -104,7 +104,9 @@ def from_stats(kind: str, stats: Mapping[str, Any]) -> Prep:
 
   Args:
     kind: "none"; "centre_scale", after which rows have mean 0 and mean square
-      norm 1; or "row_layer_norm".
+      norm 1; "scale", mean square norm 1 and no centring; "scale_sqrt_d", mean
+      square norm d (SAELens and Llama Scope bring the mean norm to sqrt(d));
+      or "row_layer_norm".
     stats: "mean" [d], and "mean_square", the mean of |x|^2 over rows.
 
   Raises:
@@ -114,12 +116,16 @@ def from_stats(kind: str, stats: Mapping[str, Any]) -> Prep:
     return Identity()
   if kind == "row_layer_norm":
     return RowLayerNorm()
-  if kind != "centre_scale":
+  if kind not in KINDS:
     raise ValueError(f"prep must be one of {', '.join(KINDS)}, got {kind!r}")
   mean = np.asarray(stats["mean"], np.float64)
+  if kind != "centre_scale":
+    mean = np.zeros_like(mean)
   spread = float(stats["mean_square"]) - float(np.sum(mean**2))
   if not spread > 0:
     raise ValueError(f"rows do not vary: mean square minus |mean|^2 = {spread}")
+  if kind == "scale_sqrt_d":
+    spread /= len(mean)
   return Affine(
     centre=jnp.asarray(mean, jnp.float32),
     scale=jnp.asarray(np.sqrt(spread), jnp.float32),

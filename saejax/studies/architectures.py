@@ -32,6 +32,7 @@ def all_arms(
     n=n,
     steps=config.steps,
     options=arms.options(config, rows),
+    batch_rows=config.batch_rows,
   )
   made = []
   for name in names:

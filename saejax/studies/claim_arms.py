@@ -43,6 +43,7 @@ class Site:
       n=n,
       steps=self.config.steps,
       options={**arms.options(self.config, self.rows), **options},
+      batch_rows=self.config.batch_rows,
     )
 
   def arm(

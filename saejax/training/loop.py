@@ -177,16 +177,20 @@ def train(
   """
   folder = pathlib.Path(folder)
   mesh = sharding.make_mesh(config.mesh)
+  several_ks = len({member.k for member in members}) > 1
+  own_programs = several_ks and make_recipe(members[0].k).static_k
   stacked = config.members == "stacked" or (
     config.members == "auto"
+    and not own_programs
     and (mesh.shape["ensemble"] > 1 or jax.default_backend() != "cpu")
   )
   if mesh.shape["ensemble"] > 1 and not stacked:
     raise InputError(
       "train.members",
       config.members,
-      "an ensemble axis of several devices needs stacked members",
-      "use --train.members=auto",
+      "an ensemble axis of several devices needs stacked members, of one k "
+      "where that is not a limit alone",
+      "use --train.members=auto, or a mesh without an ensemble axis",
     )
   group = Group(
     make_recipe,

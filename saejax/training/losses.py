@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saejax.sae.activations import KEEPS, SCORES
 from saejax.sae.latents import CompactLatents, DenseLatents, Latents
-from saejax.training.recipe import Record, Stats, Term
+from saejax.training.recipe import Record, Stats, Term, mean
 
 EPS = 1e-12
 
@@ -29,7 +29,8 @@ def normalised_mse(record: Record) -> Float[Array, "*b"]:
 
   Its mean over rows is the fraction of variance unexplained in the batch.
   """
-  return mse(record) / jnp.maximum(variance(record.forward.y), EPS)
+  spread = variance(record.forward.y, record.batch.weight)
+  return mse(record) / jnp.maximum(spread, EPS)
 
 
 def batch_norm_mse(record: Record) -> Float[Array, "*b"]:
@@ -41,8 +42,8 @@ def batch_norm_mse(record: Record) -> Float[Array, "*b"]:
     He et al., Llama Scope, 2024, arXiv:2410.20526.
   """
   y = record.forward.y
-  centre = jnp.mean(y.reshape(-1, y.shape[-1]), axis=0)
-  spread = jnp.sqrt(jnp.maximum(squares(y - centre), 1e-8))
+  off = y - mean_row(y, record.batch.weight)
+  spread = jnp.sqrt(jnp.maximum(squares(off), 1e-8))
   return mse(record) / (y.shape[-1] * spread)
 
 
@@ -67,6 +68,13 @@ def l1_decoder_norm(record: Record) -> Float[Array, "*b"]:
 def l2(record: Record) -> Float[Array, "*b"]:
   """sum_i z_i^2 of each row, over the latents that are kept."""
   return record.forward.latents.squares()
+
+
+def l2_before_selection(record: Record) -> Float[Array, "*b"]:
+  """sum_i relu(a_i)^2 of each row, over all latents: dense engine."""
+  if record.forward.pre is None:
+    raise ValueError("this penalty reads every pre-activation: dense engine")
+  return squares(jax.nn.relu(record.forward.pre.a))
 
 
 def norm_mismatch(record: Record) -> Float[Array, "*b"]:
@@ -112,7 +120,7 @@ def aux_k(
   pre-bias; e_hat has no bias of its own.
 
   Args:
-    k_aux: dead latents kept in a row.
+    k_aux: dead latents kept in a row, at most `capacity`.
     among: the rule that says which are dead.
     capacity: most candidates considered, at most n.
     weight: factor in the loss.
@@ -125,15 +133,15 @@ def aux_k(
   """
 
   def loss(record: Record) -> Float[Array, ""]:
-    forward = record.forward
+    forward, weight = record.forward, record.batch.weight
     e = jax.lax.stop_gradient(forward.y - forward.x_hat)
     rows, dead = among.candidates(record.stats, capacity)
     pick = {"dense": _among_all, "sparse": _among_rows}[record.engine]
-    latents = pick(record, rows, dead, min(k_aux, capacity), score, keep)
+    latents = pick(record, rows, dead, k_aux, score, keep)
     e_hat = latents.decode(forward.W_dec, record.sae.dtype)
-    spread = variance(e)
+    spread = variance(e, weight)
     scale = jnp.maximum(spread, EPS) if normalised else 1.0
-    term = jnp.mean(squares(e_hat - e)) / scale
+    term = mean(squares(e_hat - e), weight) / scale
     return jnp.where(jnp.any(dead) & (spread > EPS), term, 0.0)
 
   return Term(fn=loss, weight=weight, active=among.any_candidate)
@@ -177,7 +185,19 @@ def squares(x: Float[Array, "*b d"]) -> Float[Array, "*b"]:
   return jnp.sum(jnp.square(x), axis=-1)
 
 
-def variance(x: Float[Array, "*b d"]) -> Float[Array, ""]:
-  """mean over rows of |x - mean over rows x|^2."""
+def mean_row(
+  x: Float[Array, "*b d"], weight: Float[Array, "*b"] | None = None
+) -> Float[Array, "d"]:
+  """sum_b weight_b x_b / sum_b weight_b; the plain mean without weights."""
   rows = x.reshape(-1, x.shape[-1])
-  return jnp.mean(squares(rows - jnp.mean(rows, axis=0)))
+  if weight is None:
+    return jnp.mean(rows, axis=0)
+  each = weight.reshape(-1, 1)
+  return jnp.sum(each * rows, axis=0) / jnp.maximum(jnp.sum(each), EPS)
+
+
+def variance(
+  x: Float[Array, "*b d"], weight: Float[Array, "*b"] | None = None
+) -> Float[Array, ""]:
+  """mean over rows of |x - mean over rows x|^2, both by the rows' weights."""
+  return mean(squares(x - mean_row(x, weight)), weight)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding, step
@@ -58,6 +59,10 @@ class Group:
     stacked: one vmapped program for all, instead of one for each in turn.
     engine: "auto", "dense" or "sparse".
     skip_nonfinite: see `step.make_step`.
+
+  Raises:
+    InputError: a member's k is impossible, or several k are to share a program
+      that has one.
   """
 
   def __init__(
@@ -78,7 +83,17 @@ class Group:
     self._make_recipe = make_recipe
     largest = max(member.k for member in members)
     programs = [largest] if stacked else [member.k for member in members]
-    self._recipes = {k: make_recipe(k) for k in dict.fromkeys(programs)}
+    # Also of the k that are only limits, whose recipe may refuse them.
+    every = {k: make_recipe(k) for k in {member.k for member in members}}
+    if self._several_ks and every[largest].static_k:
+      raise InputError(
+        "train.members",
+        "stacked",
+        f"members of {every[largest].name} with several k "
+        f"({', '.join(map(str, sorted(every)))}) need programs of their own",
+        "use --train.members=in_turn, or one k",
+      )
+    self._recipes = {k: every[k] for k in dict.fromkeys(programs)}
     self._program_ks = programs
     self._steps = {
       k: step.make_step(

@@ -89,10 +89,8 @@ def row_normalised_mse(record: Record) -> Float[Array, "*b"]:
   Rows count alike whatever their distance from the mean.
   """
   y = record.forward.y
-  centre = jnp.mean(y.reshape(-1, y.shape[-1]), axis=0)
-  return losses.mse(record) / jnp.maximum(
-    losses.squares(y - centre), losses.EPS
-  )
+  off = y - losses.mean_row(y, record.batch.weight)
+  return losses.mse(record) / jnp.maximum(losses.squares(off), losses.EPS)
 
 
 def _with(record: Record, x_hat: Float[Array, "*b d"]) -> Record:
@@ -185,7 +183,8 @@ def ranks(weights: Sequence[float], *, normalise: bool = True) -> RowLoss:
       weight,
       record.sae.dtype,
     )
-    return errors / jnp.maximum(losses.variance(forward.y), losses.EPS)
+    spread = losses.variance(forward.y, record.batch.weight)
+    return errors / jnp.maximum(spread, losses.EPS)
 
   return loss
 

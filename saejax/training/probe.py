@@ -80,6 +80,9 @@ def init(
   sample: Array | Batch | None = None,
   min_k: int,
   max_k: int,
+  least: float = 0.0,
+  most: float = 10.0,
+  steepness: float = 6.0,
   **around: Any,
 ) -> SAE:
   """Weights of `initial.tied`, with a probe fitted to the sample's scores.
@@ -90,7 +93,7 @@ def init(
     key: of the weights.
     d: width of the activations.
     sample: rows with their scores.
-    min_k, max_k: of the probe.
+    min_k, max_k, least, most, steepness: of the probe.
     **around: of `initial.tied`.
 
   Raises:
@@ -108,7 +111,16 @@ def init(
       )
     x = sample.x.reshape(-1, d).astype(jnp.float32)
     w, b, penalty = fit(x, sample.score.reshape(-1).astype(jnp.float32))
-  budget = Probe(w=w, b=b, penalty=penalty, min_k=min_k, max_k=max_k)
+  budget = Probe(
+    w=w,
+    b=b,
+    penalty=penalty,
+    min_k=min_k,
+    max_k=max_k,
+    least=least,
+    most=most,
+    steepness=steepness,
+  )
   activation = activations.Ranked(budget)
   return initial.tied(key, d=d, sample=sample, activation=activation, **around)
 

@@ -169,6 +169,8 @@ class Recipe:
     rules: statistics and how they move.
     finish: from the trained SAE and its statistics to what users hold.
     needs: fields of the batch beside x that the method reads.
+    static_k: k sets a part that does not read `Context.k`, so that members of
+      several k cannot share a program.
   """
 
   name: str
@@ -185,6 +187,7 @@ class Recipe:
   rules: tuple[Rule, ...] = ()
   finish: Finish = as_trained
   needs: tuple[str, ...] = ()
+  static_k: bool = False
 
   def check(self, fields: tuple[str, ...], members: int) -> None:
     """Refuses a stream or a number of members that the method cannot use.

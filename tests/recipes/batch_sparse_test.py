@@ -157,6 +157,10 @@ class AllocationTest(parameterized.TestCase):
     m = jax.jit(lambda: budgets.Zipf(self.k)(Pre(a=a), toy.context()))()
     np.testing.assert_array_equal(kept["zipf"].sum(0), m)
     self.assertBetween(kept["uniform"].sum(0).min(), 9, 10)
+    largest = np.argsort(-np.asarray(a).ravel())[:total]
+    np.testing.assert_array_equal(
+      np.flatnonzero(kept["mutual"]), np.sort(largest)
+    )
     for name, mask in kept.items():
       self.assertEqual(mask.sum(), total, name)
 

@@ -84,7 +84,7 @@ def without_modulation(recipe):
 def fvu_by_condition(sae, batch):
   """sum |x - x_hat|^2 / sum |x - mean|^2 of each timestep."""
   x, cond = np.asarray(batch.x), np.asarray(batch.cond)
-  x_hat = np.asarray(sae.reconstruct(batch))
+  x_hat = np.asarray(toy.reconstruct(sae, batch))
   out = []
   for c in range(STEPS):
     own = cond == c
@@ -131,7 +131,7 @@ class TideTest(parameterized.TestCase):
     plain = row_sparse.topk(D, N, 3, dead_after_tokens=100)
     plain = plain.init(jax.random.key(0), sample=batch)
     np.testing.assert_array_equal(
-      sae.reconstruct(batch), plain.reconstruct(batch.x)
+      toy.reconstruct(sae, batch), plain.reconstruct(batch.x)
     )
 
   def test_the_network_learns_times_in_0_to_1(self):

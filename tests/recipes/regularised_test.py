@@ -66,6 +66,19 @@ class OrtTest(parameterized.TestCase):
     want = batch_sparse.batchtopk(D, N, 3, **DEAD)
     limits.assert_alike(self, got, want, rtol=0)
 
+  def test_with_a_members_coefficient_at_0_it_is_batchtopk(self):
+    recipes = (
+      regularised.ortsae(D, N, 3, every=1, **DEAD),
+      batch_sparse.batchtopk(D, N, 3, **DEAD),
+    )
+    member = Member(k=3, seed=0, learning_rate=1e-2, coefficient=0.0)
+    got, want = (
+      fit.fit(r, contract.rows, steps=3, members=[member])[1][0]
+      for r in recipes
+    )
+    self.assertIn("ortho", recipes[0].terms)
+    toy.assert_trees_close(got, want, rtol=1e-6, atol=1e-7)
+
   def test_a_larger_weight_trades_error_for_angles_and_recall(self):
     recipe = regularised.ortsae(
       family.D,

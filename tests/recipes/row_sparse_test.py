@@ -13,6 +13,7 @@ from saejax import errors
 from saejax.recipes import row_sparse
 from saejax.sae import activations, decoders, encoders
 from saejax.training import fit, losses, probe, step
+from saejax.training.members import Member
 from saejax.training.recipe import Hyper, Record
 from tests import contract, toy
 
@@ -155,23 +156,66 @@ class LimitsTest(parameterized.TestCase):
     _, x, sae = self.orthonormal(6)
     relu = sae.replace(activation=activations.ReLU())
     np.testing.assert_allclose(
-      sae.reconstruct(x), relu.reconstruct(x), atol=1e-5
+      toy.reconstruct(sae, x), toy.reconstruct(relu, x), atol=1e-5
     )
 
-  def test_a_normalised_decoder_is_the_free_one_of_its_unit_rows(self):
-    # Tied at the start: encoder and decoder both M = W / |row|.
-    W, b = 3 * toy.rows(20, 8), toy.rows(8)
-    sae = toy.sae(n=20, activation=activations.ReLU())
-    unit = sae.replace(
-      encoder=sae.encoder.replace(W=toy.unit(W)),
-      decoder=decoders.Free(W=toy.unit(W), b=b),
+  def test_tied_codes_are_those_of_an_untied_sae_with_its_unit_rows(self):
+    # And the tied gradient is that of both, through the norms of the rows.
+    recipe = row_sparse.relu_l1(
+      8, 20, coefficient=0.3, tied=True, dead_after_tokens=100
     )
-    scaled = unit.replace(decoder=decoders.Normalised(W=W, b=b))
-    x = toy.rows(9, 8)
-    np.testing.assert_array_equal(scaled.encode(x), unit.encode(x))
-    np.testing.assert_allclose(
-      scaled.reconstruct(x), unit.reconstruct(x), atol=1e-5
+    W, b, x = 3 * toy.rows(20, 8), 0.1 * toy.rows(20, seed=5), toy.rows(9, 8)
+    tied = recipe.init(jax.random.key(0), sample=x)
+    tied = tied.replace(
+      encoder=tied.encoder.replace(b=b), decoder=tied.decoder.replace(W=W)
     )
+    untied = lambda M: tied.replace(
+      encoder=encoders.Affine(W=M[0], b=b),
+      decoder=decoders.Free(W=M[1], b=jnp.zeros(8)),
+    )
+    both = (toy.unit(W), toy.unit(W))
+    np.testing.assert_array_equal(tied.decoder.b, 0)
+    self.assertFalse(tied.pre_bias)
+
+    def loss(sae):
+      record = contract.record(recipe, sae, x)
+      return sum(
+        jnp.sum(t.fn(record)) * t.weight for t in recipe.terms.values()
+      )
+
+    run = jax.jit(
+      lambda sae: (
+        toy.encode(sae, x),
+        toy.reconstruct(sae, x),
+        jax.grad(loss)(sae),
+      )
+    )
+    z, x_hat, gradient = run(tied)
+    want_z, want, free = run(untied(both))
+    np.testing.assert_allclose(z, want_z, atol=1e-6)
+    np.testing.assert_allclose(x_hat, want, atol=1e-6)
+    self.assertGreater(float(jnp.mean(z > 0)), 0.2)
+    _, pull = jax.vjp(toy.unit, W)
+    (through,) = pull(free.encoder.W + free.decoder.W)
+    np.testing.assert_allclose(gradient.decoder.W, through, atol=1e-5)
+    held = recipe.gradient(tied, gradient)
+    np.testing.assert_array_equal(held.decoder.b, 0)
+
+  def test_a_stacked_sweep_ends_as_the_runs_of_its_coefficients(self):
+    make = lambda coefficient: row_sparse.relu_l1(
+      D, N, coefficient=coefficient, dead_after_tokens=10_000
+    )
+    draw = lambda i: toy.planted(
+      jax.random.fold_in(jax.random.key(4), i), 48, TRUTH
+    )
+    run = functools.partial(fit.fit, draw=draw, steps=10)
+    swept = [
+      Member(k=0, seed=0, learning_rate=3e-3, coefficient=c) for c in (0.5, 2.0)
+    ]
+    together, _, _ = run(make(0.1), members=swept, stacked=True)
+    for sae, coefficient in zip(together, (0.05, 0.2), strict=True):
+      (alone,), _, _ = run(make(coefficient), members=[fit.member(0)])
+      toy.assert_trees_close(sae, alone, rtol=0, atol=1e-6)
 
 
 class CompositionTest(parameterized.TestCase):
@@ -198,10 +242,19 @@ class CompositionTest(parameterized.TestCase):
     factor = 3 if decoder_norm else 1
     np.testing.assert_allclose(
       recipe.terms["l1"].fn(record),
-      factor * jnp.sum(sae.encode(x), axis=-1),
+      factor * jnp.sum(toy.encode(sae, x), axis=-1),
       rtol=1e-5,
     )
     self.assertEqual(recipe.terms["l1"].weight, 0.5)
+
+  def test_the_penalty_of_relu_l1_can_rise(self):
+    make = functools.partial(row_sparse.relu_l1, 8, 20, dead_after_tokens=100)
+    weight = make(coefficient=0.5, coefficient_steps=10).terms["l1"].weight
+    got = [float(weight(jnp.int32(i))) for i in (0, 5, 10, 99)]
+    self.assertEqual(got, [0, 0.25, 0.5, 0.5])
+    for field, value in (("coefficient", -1.0), ("coefficient_steps", -1)):
+      with self.assertRaisesRegex(errors.InputError, f"^{field}="):
+        make(**{"coefficient": 0.5, field: value})
 
   def test_relu_l1_loss_falls_with_a_free_decoder(self):
     recipe = row_sparse.relu_l1(
@@ -278,7 +331,7 @@ class KSparseTest(parameterized.TestCase):
     topk = sae.replace(activation=activations.TopK(4))
     x = toy.rows(30, 8)
     self.assertGreater(float(jnp.min(x @ W.T + 9)), 0)
-    np.testing.assert_array_equal(sae.encode(x), topk.encode(x))
+    np.testing.assert_array_equal(toy.encode(sae, x), toy.encode(topk, x))
 
   def test_k_falls_in_training_and_alpha_k_are_kept_afterwards(self):
     recipe, sae = k_sparse(8, 24, 4, alpha=1.5, k_start=20)
@@ -326,10 +379,10 @@ class KSparseTest(parameterized.TestCase):
       (x, y), (x_new, y_new) = (
         pictures(jax.random.key(i), rows) for i, rows in ((1, 600), (2, 2000))
       )
-      z, targets = sae.encode(x), jax.nn.one_hot(y, 10)
+      z, targets = toy.encode(sae, x), jax.nn.one_hot(y, 10)
       one = lambda target: probe.ridge(z, target, 3.0)
       w, b = jax.vmap(one, in_axes=1)(targets)
-      said = jnp.argmax(sae.encode(x_new) @ w.T + b, axis=-1)
+      said = jnp.argmax(toy.encode(sae, x_new) @ w.T + b, axis=-1)
       return jnp.mean((said == y_new).astype(jnp.float32))
 
     self.assertGreater(accuracy(sae) - accuracy(random), 0.05)
@@ -357,8 +410,8 @@ class AbsTopKTest(parameterized.TestCase):
       decoder=sae.decoder.replace(b=jnp.zeros(8)),
     )
     x = toy.rows(30, 8)
-    np.testing.assert_array_equal(sae.encode(-x), -sae.encode(x))
-    np.testing.assert_array_equal(sae.reconstruct(-x), -sae.reconstruct(x))
+    np.testing.assert_array_equal(sae.encode(-x), -toy.encode(sae, x))
+    np.testing.assert_array_equal(sae.reconstruct(-x), -toy.reconstruct(sae, x))
 
   def test_it_is_the_projection_on_k_sparse_vectors(self):
     u = np.asarray(toy.rows(50, 6))
@@ -368,10 +421,30 @@ class AbsTopKTest(parameterized.TestCase):
       off = [i for i in range(6) if i not in support]
       self.assertTrue((got <= (u[:, off] ** 2).sum(1) + 1e-6).all())
 
-  def test_it_is_topk_where_nothing_is_negative(self):
-    u = jnp.abs(toy.rows(50, 24))
-    np.testing.assert_array_equal(
-      toy.activate(ABS, u), toy.activate(activations.TopK(3), u)
+  @parameterized.parameters("dense", "sparse")
+  def test_it_is_topk_where_nothing_is_negative(self, engine):
+    # In latents, loss and gradients.
+    recipe = row_sparse.abstopk(8, 24, 3, dead_after_tokens=10**6)
+    signed = toy.sae(activation=ABS)
+    signed = signed.replace(encoder=signed.encoder.replace(b=jnp.full(24, 9.0)))
+    x = toy.rows(50, 8)
+    pre = signed.encoder(x, toy.context(x, b_pre=signed.b_dec)).a
+    self.assertGreater(float(jnp.min(pre)), 0)
+
+    def loss(sae):
+      record = contract.record(recipe, sae, x, engine=engine)
+      mse = jnp.mean(recipe.terms["mse"].fn(record))
+      return mse, record.forward.latents.dense()
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    topk = signed.replace(activation=activations.TopK(3))
+    (got, gradient), (want, wanted) = run(signed), run(topk)
+    toy.assert_trees_close(got, want, rtol=1e-6, atol=1e-6)
+    toy.assert_trees_close(
+      gradient.replace(activation=wanted.activation),
+      wanted,
+      rtol=1e-5,
+      atol=1e-5,
     )
 
   def test_orthonormal_rows_are_never_explained_worse_than_by_topk(self):
@@ -405,7 +478,7 @@ class AbsTopKTest(parameterized.TestCase):
     u = np.sort(np.abs(sae.encoder(x, toy.context(x, b_pre=sae.b_dec)).a[0]))
     theta = jnp.asarray((u[-4] + u[-3]) / 2)
     cut = activations.Threshold(theta, "magnitude", "signed")
-    z = sae.encode(x)
+    z = toy.encode(sae, x)
     self.assertLess(float(jnp.min(z)), 0)
     np.testing.assert_allclose(
       sae.replace(activation=cut).encode(x), z, atol=1e-5
@@ -471,7 +544,7 @@ class AbsTopKTest(parameterized.TestCase):
       (sae,), _, _ = fit.fit(recipe, draw, steps=600, members=[fit.member(0)])
       W = np.asarray(toy.unit(sae.W_dec))
       paired = ((W @ W.T).min(1) < -0.8).mean()
-      left = float(jnp.sum((x - sae.reconstruct(x)) ** 2) / jnp.sum(x**2))
+      left = float(jnp.sum((x - toy.reconstruct(sae, x)) ** 2) / jnp.sum(x**2))
       ends[name] = paired, left
     self.assertGreater(ends["topk"][0], 0.6)
     self.assertLess(ends["abstopk"][0], 0.05)

@@ -119,13 +119,15 @@ class BaggingTest(absltest.TestCase):
       base(), contract.rows, steps=150, members=members, stacked=True
     )
     x = contract.rows(jnp.asarray(10**6))
-    parts = jnp.stack([sae.reconstruct(x) for sae in saes])
+    parts = jnp.stack([toy.reconstruct(sae, x) for sae in saes])
     flat = ensembles.flatten(saes)
     self.assertEqual(flat.n, 3 * N)
-    np.testing.assert_allclose(flat.reconstruct(x), parts.mean(0), atol=1e-5)
+    np.testing.assert_allclose(
+      toy.reconstruct(flat, x), parts.mean(0), atol=1e-5
+    )
     each = jnp.mean((x - parts) ** 2, axis=(1, 2))
     self.assertLessEqual(
-      float(jnp.mean((x - flat.reconstruct(x)) ** 2)), float(each.mean())
+      float(jnp.mean((x - toy.reconstruct(flat, x)) ** 2)), float(each.mean())
     )
 
 

@@ -67,7 +67,7 @@ class SpecialisedTest(parameterized.TestCase):
     for t in (0.0, 20.0):
       recipe = specialised.ssae(start, t=t, dead_after_tokens=10**6)
       sae = fit.fit(recipe, draw, steps=300, members=members)[0][0]
-      error = np.asarray(jnp.sum((x - sae.reconstruct(x)) ** 2, axis=-1))
+      error = np.asarray(jnp.sum((x - toy.reconstruct(sae, x)) ** 2, axis=-1))
       mean[t], worst[t] = error.mean(), error.max()
       of_rare[t] = error[np.asarray(rare)].mean()
     self.assertLess(worst[20.0], worst[0.0])

@@ -1,15 +1,19 @@
 """Tests of saejax.recipes.stochastic: the contract, limits, known truths."""
 
+import operator
+import tempfile
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax import errors
-from saejax.recipes import row_sparse, stochastic
-from saejax.sae import activations, encoders
-from saejax.training import fit, importance, losses
-from saejax.training.members import Member
+from saejax.recipes import common, row_sparse, stochastic
+from saejax.sae import activations, encoders, initial, masking
+from saejax.training import fit, importance, losses, sharding, variational
+from saejax.training.members import Group, Member
+from saejax.training.recipe import Term
 from tests import contract, toy
 
 D, N = contract.D, contract.N
@@ -70,6 +74,42 @@ class VSAETest(parameterized.TestCase):
       np.testing.assert_array_equal(ours.latents.dense(), want.latents.dense())
       np.testing.assert_array_equal(ours.x_hat, want.x_hat)
 
+  @parameterized.parameters(20, 10_000)  # with dead latents, and without
+  def test_without_a_divergence_it_trains_as_topk_does(self, dead):
+    options = {"clip_norm": 1.0, "dead_after_tokens": dead}
+    ours = stochastic.vsae(D, N, 3, coefficient=0, warmup_steps=1, **options)
+
+    def init(key, **settings):
+      return initial.tied(
+        jax.random.split(key)[0],  # the other half is of the posterior
+        activation=activations.TopK(3),
+        row_norm=0.1,
+        pre_bias=False,
+        **settings,
+      )
+
+    topk = common.compose(
+      "topk",
+      D,
+      N,
+      options,
+      init=init,
+      terms={"mse": Term(fn=losses.mse)},
+      aux={},
+      unit_norm=False,
+    )
+    few = lambda i: draw(i)[:16]
+    run = lambda r: fit.fit(
+      r, few, steps=10, members=[fit.member(0)], engine="dense"
+    )
+    (_, (got,), metrics), (_, (want,), _) = run(ours), run(topk)
+    self.assertEqual(bool(metrics["aux"][-1, 0] > 0), dead == 20)
+    for path in ("decoder.W", "decoder.b", "encoder.W", "encoder.b"):
+      leaf = operator.attrgetter(path)
+      np.testing.assert_allclose(
+        leaf(got.sae), leaf(want.sae), atol=1e-6, err_msg=path
+      )
+
   def test_the_divergence_shrinks_means_and_kills_latents(self):
     # No AuxK, which would revive them. At 0, 0.1, 1 and 10 the mean squares
     # were 4.9, 1.3, 0.35, 0.07 and the dead 0, 9, 47, 44 %.
@@ -129,7 +169,44 @@ class VSAETest(parameterized.TestCase):
     np.testing.assert_allclose(kl.fn(record), losses.l2(record) / 2, rtol=1e-5)
 
 
+class ControlTest(parameterized.TestCase):
+  def test_over_all_latents_it_has_the_penalty_of_vsae_without_a_posterior(
+    self,
+  ):
+    settings = {"dead_after_tokens": 100}
+    vsae = stochastic.vsae(D, N, 3, coefficient=1, warmup_steps=1, **settings)
+    sae = vsae.init(jax.random.key(0), sample=None)
+    want = variational.kl(contract.record(vsae, sae, draw(0)))
+    recipe = stochastic.topk_l2(D, N, 3, over="all", **settings)
+    plain = sae.replace(
+      encoder=encoders.Affine(W=sae.encoder.W, b=sae.encoder.b),
+      activation=activations.TopK(3),
+    )
+    record = contract.record(recipe, plain, draw(0))
+    penalty = recipe.terms["l2"].fn(record)
+    np.testing.assert_allclose(penalty / 2, want, rtol=1e-5)
+    self.assertGreater(float(jnp.min(penalty - losses.l2(record))), 0)
+
+  def test_refuses_other_latents(self):
+    with self.assertRaisesRegex(errors.InputError, "^over=dead"):
+      stochastic.topk_l2(D, N, 3, over="dead", dead_after_tokens=100)
+
+
 class ATMTest(parameterized.TestCase):
+  def test_a_checkpoint_restores_masking_exactly(self):
+    recipe = stochastic.atm(
+      D, N, coefficient=0.3, start_step=2, dead_after_tokens=100
+    )
+    mesh = sharding.make_mesh((1, 1, 1))
+    group = Group(lambda k: recipe, [fit.member(0)], mesh=mesh, stacked=False)
+    states, _ = group.run_drawn(group.init(draw(0)), draw, 0, 4)
+    self.assertTrue((states[0].stats[masking.PROBABILITY] > 0).any())
+    with tempfile.TemporaryDirectory() as folder:
+      again = contract.restored(folder, states)
+    want, _ = group.run_drawn(states, draw, 4, 6)
+    got, _ = group.run_drawn(again, draw, 4, 6)
+    toy.assert_trees_equal(got, want)
+
   def test_without_steepness_it_is_relu_l1(self):
     settings = {"coefficient": 0.3, "dead_after_tokens": 1000}
     recipes = (
@@ -154,9 +231,29 @@ class ATMTest(parameterized.TestCase):
     finish = make(deterministic=True).finish
     self.assertIsInstance(finish, importance.WithoutMasked)
 
-  def test_refuses_a_negative_steepness(self):
-    with self.assertRaisesRegex(errors.InputError, "r=-1"):
-      stochastic.atm(D, N, coefficient=0.1, r=-1, dead_after_tokens=100)
+  def test_settings_of_the_importance_reach_it(self):
+    given = {"c": 0.5, "r": 2.0, "decay": 0.9, "weights": (1.0, 0.0, 0.0)}
+    recipe = stochastic.atm(
+      D, N, coefficient=0.3, dead_after_tokens=100, **given
+    )
+    (rule,) = (r for r in recipe.rules if isinstance(r, importance.Importance))
+    for name, value in given.items():
+      self.assertEqual(getattr(rule, name), value)
+
+  @parameterized.parameters(
+    ("r", -1),
+    ("decay", 1.0),
+    ("weights", (1.0, 1.0)),
+    ("weights", (0.0, 0.0, 0.0)),
+    ("coefficient", -0.1),
+    ("coefficient", float("nan")),
+    ("warmup_steps", -1),
+  )
+  def test_refuses(self, field, value):
+    settings = {"coefficient": 0.1, field: value}
+    with self.assertRaises(errors.InputError) as caught:
+      stochastic.atm(D, N, dead_after_tokens=100, **settings)
+    self.assertEqual(caught.exception.field, field)
 
 
 if __name__ == "__main__":

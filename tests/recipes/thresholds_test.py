@@ -219,6 +219,17 @@ class GemmaScopeTest(parameterized.TestCase):
       folded.reconstruct(batch), sae.reconstruct(batch), rtol=1e-4, atol=1e-5
     )
 
+  def test_decoder_rows_have_unit_norm_after_every_step(self):
+    recipe = transcoder()
+    one = jax.jit(step.make_step(recipe))
+    start = lambda: step.init_state(recipe, jax.random.key(0), sample=None)
+    state = jax.jit(start)()
+    for i in range(10):
+      hyper = Hyper(learning_rate=jnp.float32(1e-2))
+      state, _ = one(state, hyper, pairs(jnp.int32(i)))
+      norms = np.linalg.norm(np.asarray(state.sae.W_dec, np.float64), axis=1)
+      np.testing.assert_allclose(norms, 1, atol=1e-6)
+
   def test_a_transcoder_needs_a_target(self):
     with self.assertRaisesRegex(errors.InputError, "needs target of every row"):
       transcoder().check(("x",), 1)

@@ -72,7 +72,7 @@ class ConditionedTest(parameterized.TestCase):
       read = files.load(pathlib.Path(folder, "sae"))
     toy.assert_trees_equal(read, sae)
     np.testing.assert_array_equal(
-      read.reconstruct(batch), sae.reconstruct(batch)
+      toy.reconstruct(read, batch), toy.reconstruct(sae, batch)
     )
 
   @parameterized.product(kind=["sinusoidal", "table"], continuous=[False, True])
@@ -84,7 +84,7 @@ class ConditionedTest(parameterized.TestCase):
     np.testing.assert_array_equal(part.undo(frame, memo), X)
     plain, moved = toy.sae(), toy.sae(prep_=part)
     np.testing.assert_array_equal(
-      moved.reconstruct(Batch(x=X, cond=cond)), plain.reconstruct(X)
+      moved.reconstruct(Batch(x=X, cond=cond)), toy.reconstruct(plain, X)
     )
 
   @parameterized.parameters("sinusoidal", "table")

@@ -59,7 +59,9 @@ class FilesTest(parameterized.TestCase):
     read = files.load(self.folder)
     toy.assert_trees_equal(read, sae)  # static choices too
     x = toy.rows(3, 8)
-    np.testing.assert_array_equal(read.reconstruct(x), sae.reconstruct(x))
+    np.testing.assert_array_equal(
+      toy.reconstruct(read, x), toy.reconstruct(sae, x)
+    )
 
   def test_saving_again_replaces_what_was_there(self):
     files.save(toy.sae(seed=0), self.folder)

@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.sae import activations, decoders, folding, jumprelu, prep
+from saejax.sae import (
+  activations,
+  budgets,
+  decoders,
+  encoders,
+  folding,
+  groups,
+  jumprelu,
+  prep,
+)
 from saejax.sae.context import Batch
 from tests import toy
 from tests.sae import gated_test
@@ -31,6 +40,19 @@ class FoldPrepTest(parameterized.TestCase):
         decoder=decoder,
       )
     )
+
+  @parameterized.product(
+    pre_bias=[True, False],
+    activation=[
+      activations.TopK(4, score="magnitude", keep="signed"),
+      activations.Ranked(budgets.Constant(2.5), scope="batch"),
+      groups.GroupMax(4),
+    ],
+  )
+  def test_selections_stay_as_they_are(self, pre_bias, activation):
+    sae = toy.sae(prep_=toy.affine(8), pre_bias=pre_bias, activation=activation)
+    self.check(sae)
+    self.check(sae.replace(encoder=encoders.Tied(b=sae.b_enc)))
 
   @parameterized.product(
     pre_bias=[True, False],

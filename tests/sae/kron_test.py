@@ -172,7 +172,9 @@ class SparseTest(parameterized.TestCase):
     np.testing.assert_allclose(z, z_dense, atol=1e-6)
     toy.assert_trees_close(sparse, dense, rtol=1e-4, atol=1e-5)
     self.assertTrue(model.has_sparse_engine)
-    np.testing.assert_allclose(model.encode_sparse(x).dense(), z, rtol=1e-5)
+    np.testing.assert_allclose(
+      model.encode_sparse(x).dense(), z, rtol=1e-5, atol=1e-6
+    )
 
   def test_among_are_the_values_of_those_latents(self):
     model, x = sae(), 3 * toy.rows(30, D)

@@ -38,6 +38,15 @@ class PrepTest(parameterized.TestCase):
     np.testing.assert_allclose(frame.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose((frame**2).sum(1).mean(), 1, rtol=1e-4)
 
+  @parameterized.parameters(("scale", 1.0), ("scale_sqrt_d", 4.0))
+  def test_scaling_alone_keeps_directions(self, kind, want):
+    x = np.random.default_rng(0).normal(5.0, [[1, 2, 3, 4]], (1000, 4))
+    stats = {"mean": x.mean(axis=0), "mean_square": (x**2).sum(1).mean()}
+    frame, _ = prep.from_stats(kind, stats).apply(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose((frame**2).sum(1).mean(), want, rtol=1e-4)
+    ratio = np.asarray(frame) / x
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-4)
+
   def test_other_kinds_need_no_statistics(self):
     self.assertEqual(prep.from_stats("none", {}), prep.Identity())
     self.assertEqual(prep.from_stats("row_layer_norm", {}), prep.RowLayerNorm())
