@@ -9,7 +9,9 @@ likely in the circuit.
   edge count(h, g) = |pairs (code of h, code of g) on positives - on negatives|
 
 Raw counts favour heads with many codes, whatever the class: `normalise` divides
-by the number of codes seen, and `null_scores` shows what chance gives.
+by the number of codes seen, and `null_scores` shows what chance gives: 0.5 in
+AUC for nodes, but 0.34 to 0.58 for edges on three small sets of codes drawn at
+random, since edges too go by how many codes a head has.
 
 References:
   O'Neill and Bui, Sparse Autoencoders Enable Scalable and Reliable Circuit

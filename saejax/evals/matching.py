@@ -6,6 +6,9 @@ or of both. Methods:
   exact  the one-to-one assignment with the largest sum, at most 16384 latents
   mnn    mutual nearest neighbours: a lower bound on the pairs, at any size
 
+Where one row of a pair has no partner, exact may give up a second, good pair to
+raise the sum: of 100 equal rows with one sign flipped, 98 or 99 are found.
+
 A pair is shared when its cosine is above tau; by both, when decoder and encoder
 pick the same partner and the mean of the two cosines is above tau. Means over
 all pairs hide that cosines are bimodal: look at `Match.histogram`.

@@ -31,6 +31,10 @@ def kronsae(
   rows, which the paper only starts at unit norm, are held there; its Adam has a
   weight decay that is not given.
 
+  On rows made of pairs (d 32, 32 pairs) it found them better than a TopK with as
+  many encoder weights (mean cosine 0.90 against 0.79) and explained less (errors
+  0.20 against 0.17), so the paper's fewer weights at equal error were not seen.
+
   Args:
     d: width of the activations.
     n: latents, h m q.

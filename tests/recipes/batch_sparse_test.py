@@ -59,11 +59,15 @@ def ranked(scope, budget):
 
 
 class LimitsTest(parameterized.TestCase):
-  def test_a_batch_of_one_row_is_topk(self):
-    batch = batch_sparse.batchtopk(8, 24, 3, aux_weight=0.0, **DEAD)
+  @parameterized.parameters(False, True)
+  def test_a_batch_of_one_row_is_topk(self, signed):
+    options = {"aux_weight": 0.0, **DEAD}
+    row_method = row_sparse.abstopk if signed else row_sparse.topk
+    batch = batch_sparse.batchtopk(8, 24, 3, signed=signed, **options)
     row = dataclasses.replace(
-      row_sparse.topk(8, 24, 3, aux_weight=0.0, **DEAD),
+      row_method(8, 24, 3, **options),
       terms={"mse": Term(fn=losses.mse)},
+      optimizer=batch.optimizer,
     )
     x = [toy.rows(1, 8, seed=i) for i in range(4)]
     for (one, m), (two, want) in zip(
@@ -79,6 +83,23 @@ class LimitsTest(parameterized.TestCase):
     a = jnp.tile(toy.rows(1, 30), (9, 1))
     got = toy.activate(ranked("batch", budgets.Constant(4)), a)
     np.testing.assert_array_equal(got, toy.activate(activations.TopK(4), a))
+
+  def test_signed_it_keeps_the_largest_sizes_by_a_threshold_of_both_sides(self):
+    recipe = batch_sparse.batchtopk(
+      8, 24, 3, signed=True, rate=1.0, dead_after_tokens=20
+    )
+    x = 3 * toy.rows(40, 8)
+    (first, _), (state, metrics) = stepped(recipe, [x, x])
+    self.assertGreater(metrics["aux"], 0)
+    before = first.sae  # what the last batch was selected with
+    held = recipe.finish(before, state.stats, None)
+    self.assertEqual(held.activation.score, "magnitude")
+    z = np.asarray(before.forward(x, engine="dense").latents.dense())
+    self.assertEqual(np.count_nonzero(z), 120)
+    self.assertGreater(np.sum(z < 0), 20)
+    # The threshold is the smallest size kept, which lies on it.
+    cut = np.where(np.abs(z) > np.abs(z[z != 0]).min(), z, 0)
+    np.testing.assert_allclose(toy.encode(held, x), cut, atol=1e-5)
 
   @parameterized.parameters(1, 3, 2.5)
   def test_the_mean_l0_is_k_and_rows_vary(self, k):
@@ -262,6 +283,8 @@ class RefusalsTest(parameterized.TestCase):
     ("aux", {"aux": "none"}),
     ("alpha", {"alpha": -1.0}),
     ("beta", {"beta": -1.0}),
+    ("rate", {"rate": 0.0}),
+    ("rate", {"rate": 1.5}),
     ("batch_rows", {"batch_rows": 7}),
     ("batch_rows", {"batch_rows": 0, "budget": "zipf"}),
     ("phases", {"phases": (0.8, 0.3)}),

@@ -153,6 +153,8 @@ class RefusalsTest(parameterized.TestCase):
     ("ltf", {"ltf": 0.0}),
     ("ltf", {"ltf": 0.2}),
     ("every", {"every": 0}),
+    ("up", {"up": -0.1}),
+    ("down", {"down": -0.1}),
     ("form", {"form": "step"}),
   )
   def test_says_which_setting_is_impossible(self, field, change):

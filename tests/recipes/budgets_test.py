@@ -134,6 +134,26 @@ class AdaptiveKTest(parameterized.TestCase):
         dead_after_tokens=100,
       )
 
+  def test_scores_of_another_range_move_k_as_far(self):
+    settings = {"steps": 10, "min_k": 2, "max_k": 22, "dead_after_tokens": 100}
+    probes = [
+      budgets.adaptivek(D, N, **settings, **more)
+      .init(jax.random.key(0), sample=None)
+      .activation.budget
+      for more in ({}, {"scores": (0.0, 1.0)}, {"steepness": 0.0})
+    ]
+    tens, ones, flat = (
+      np.asarray(probe.at(jnp.asarray(score)))
+      for probe, score in zip(
+        probes, ([0.0, 5.0, 9.0], [0.0, 0.5, 0.9], [0.0, 5.0, 9.0]), strict=True
+      )
+    )
+    np.testing.assert_array_equal(tens, [3, 12, 20])
+    np.testing.assert_array_equal(ones, tens)
+    np.testing.assert_array_equal(flat, 12)
+    with self.assertRaisesRegex(errors.InputError, "^scores="):
+      budgets.adaptivek(D, N, scores=(1.0, 1.0), **settings)
+
   def test_refuses_a_stream_without_scores(self):
     recipe = budgets.adaptivek(
       D, N, steps=100, min_k=2, max_k=4, dead_after_tokens=100

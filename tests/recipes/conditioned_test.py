@@ -149,6 +149,15 @@ class TideTest(parameterized.TestCase):
     self.assertLess(metrics["nmse"][-1, 0], 0.8 * metrics["nmse"][0, 0])
     self.assertGreater(float(jnp.abs(saes[0].prep.modulation.W_out).max()), 0)
 
+  @parameterized.parameters("learned", "table")
+  def test_whole_timesteps_are_not_taken_for_times(self, modulation):
+    recipe = tide(timesteps=None, modulation=modulation)
+    rows = lambda i: Batch(
+      x=contract.rows(i), cond=jnp.arange(contract.ROWS, dtype=jnp.int32)
+    )
+    with self.assertRaisesRegex(errors.InputError, r"cond=int32.*\[0, 1\]"):
+      fit.fit(recipe, rows, steps=1, members=[fit.member(0)])
+
   def test_refuses_what_cannot_be_conditioned(self):
     members = [fit.member(0)]
     with self.assertRaisesRegex(errors.InputError, "tide needs cond"):
@@ -160,6 +169,7 @@ class TideTest(parameterized.TestCase):
       ("takes rows with their conditions", {"modulation": "standardise"}),
       ("others none", sample_for("standardise")),
       ("timesteps=0", {"timesteps": 0}),
+      ("window_rows=0", {"window_rows": 0}),
     ):
       with self.assertRaisesRegex(errors.InputError, rule):
         tide(**settings)

@@ -1,11 +1,13 @@
 """The loop: exact resume, what stops it, what it leaves behind."""
 
+import dataclasses
 import io
 import json
 import os
 import pathlib
 import signal
 from functools import partial
+from unittest import mock
 
 import jax
 import numpy as np
@@ -125,6 +127,15 @@ class LoopTest(absltest.TestCase):
             self.train(f"{name}-{at}", broken, config=config)
           again = self.train(f"{name}-{at}", self.batches(store), config=config)
           self.assert_same(again, whole)
+
+  def test_on_an_accelerator_k_that_is_no_limit_alone_is_trained_in_turn(self):
+    store = self.store(self.x)
+    make = lambda k: dataclasses.replace(recipe(k), static_k=True)
+    here = self.train("here", self.batches(store), steps=3, make=make)
+    with mock.patch.object(loop.jax, "default_backend", lambda: "gpu"):
+      there = self.train("there", self.batches(store), steps=3, make=make)
+    self.assert_same(there, here)
+    self.assertEqual([t.sae.activation.k for t in there], [2, 4])
 
   def test_metrics_have_each_step_once_after_a_kill(self):
     store = self.store(self.x)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.recipes import row_sparse
+from saejax.errors import InputError
+from saejax.recipes import batch_sparse, row_sparse
 from saejax.training import members, sharding
 from tests import toy
 
@@ -107,6 +108,26 @@ class GroupTest(parameterized.TestCase):
       l0 = trained(stacked)[3]["l0"]
       self.assertTrue((l0 <= [m.k for m in MEMBERS]).all())
       self.assertGreater(l0[:, 1].min(), 2)
+
+  def test_several_k_share_no_program_that_has_one_of_its_own(self):
+    fixed = lambda k: dataclasses.replace(topk(k), static_k=True)
+    with self.assertRaisesRegex(InputError, "topk with several k .2, 5.*turn"):
+      group(fixed, stacked=True)
+    group(fixed, stacked=False)
+    group(fixed, [m for m in MEMBERS if m.k == 2], stacked=True)
+
+  @parameterized.parameters(False, True)
+  def test_every_k_is_one_that_its_recipe_takes(self, stacked):
+    make = lambda k: batch_sparse.feature_choice(
+      D, N, k, batch_rows=B, dead_after_tokens=2 * B
+    )
+    few = [members.Member(k=k, seed=0, learning_rate=1e-3) for k in (1, 5)]
+    group(make, few, stacked=stacked)  # 48 rows for 32 latents
+    less = lambda k: batch_sparse.feature_choice(
+      D, N, k, batch_rows=B // 2, dead_after_tokens=2 * B
+    )
+    with self.assertRaisesRegex(InputError, "batch_rows=24.*n=32"):
+      group(less, few, stacked=stacked)
 
   def test_members_differ_in_seed_and_rate(self):
     _, (a, _, c), _, metrics = trained(False)
