@@ -23,12 +23,13 @@ from saejax.training.recipe import Recipe, Record
 from tests import compiled, toy
 
 D, N, ROWS = 16, 32, 128
+LAST = 8  # steps whose mean is the loss in the end
 TRUTH = toy.dictionary(N, D)
 
 
 def rows(i: Array) -> Array:
   """The planted rows of a step."""
-  return toy.planted(jax.random.fold_in(jax.random.key(7), i), ROWS, TRUTH)
+  return toy.planted(toy.key(7, i), ROWS, TRUTH)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,11 @@ def check(test, case: Case) -> None:
           one.sae, two.sae, rtol=case.close, atol=case.close
         )
 
-  states, late = g.run_drawn(states, case.draw, 4, case.steps)
+  states, late = g.run_drawn(states, case.draw, 4, case.steps - LAST)
+  ends = []  # some losses differ from step to step by what they draw
+  for i in range(case.steps - LAST, case.steps):
+    states, late = g.run_drawn(states, case.draw, i, i + 1)
+    ends.append(late["loss"])
   sample = as_batch(case.draw(jnp.asarray(10**6, jnp.int32)))
   trained = g.member_states(states)
   saes = g.saes(states, sample)
@@ -125,7 +130,7 @@ def check(test, case: Case) -> None:
       if jnp.issubdtype(leaf.dtype, jnp.floating):
         test.assertTrue(np.isfinite(leaf).all())
   with test.subTest("loss falls"):
-    ratio = late["loss"] / early["loss"]
+    ratio = np.mean(ends, axis=0) / early["loss"]
     test.assertLess(ratio.max(), case.falls_to)
   with test.subTest("recovery"):
     cosines = [toy.best_cosines(case.truth, s.W_dec).mean() for s in saes]

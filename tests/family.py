@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from saejax.training import fit, schedules
+from tests import toy
 
 D, N, K, ROWS, STEPS, RATE = 20, 16, 0.75, 256, 1200, 5e-3
 PARENTS, CHILDREN = 4, 3
@@ -45,7 +46,7 @@ def draw(
 
 def rows(step: Array) -> Float[Array, "b d"]:
   """Those of a step."""
-  return draw(jax.random.fold_in(jax.random.key(3), step), ROWS)[0]
+  return draw(toy.key(3, step), ROWS)[0]
 
 
 def train(recipe, members) -> list[dict[str, float]]:

@@ -36,7 +36,9 @@ def circuit_codes(
   Args:
     d: width of the outputs.
     n: latents, the number of codes.
-    coefficient: of the L1 term; the paper takes 0.05 for docstrings.
+    coefficient: of the L1 term; the paper takes 0.05 for docstrings. It suits
+      coordinates with a mean square near 1: on rows of norm 1 the L1 term
+      outweighs the error, and heads share codes.
     **options: see `common.Options`.
 
   References:

@@ -101,7 +101,7 @@ class AdaptiveKTest(parameterized.TestCase):
     truth = toy.dictionary(n, d - 1)
 
     def draw(i):
-      a, b, c = jax.random.split(jax.random.fold_in(jax.random.key(3), i), 3)
+      a, b, c = jax.random.split(toy.key(3, i), 3)
       hard = jax.random.bernoulli(a, 0.5, (256, 1)).astype(jnp.float32)
       on = jax.random.uniform(b, (256, n)) < (2 + 14 * hard) / n
       size = jax.random.uniform(c, (256, n), minval=0.5, maxval=1.5)

@@ -28,7 +28,10 @@ class ContractTest(parameterized.TestCase):
 
 
 def prompts(*, heads=24, inside=6, d=24, seed=0):
-  """Outputs [2 * 20, heads, d]; those of some heads depend on the class."""
+  """Outputs [2 * 20, heads, d]; those of some heads depend on the class.
+
+  Their coordinates have a mean square of 1, for which the coefficient is.
+  """
   rng = np.random.default_rng(seed)
   directions = np.asarray(toy.dictionary(heads * 4, d, seed=seed))
   directions = directions.reshape(heads, 4, d)
@@ -37,7 +40,7 @@ def prompts(*, heads=24, inside=6, d=24, seed=0):
   which[:20, truth] %= 2
   which[20:, truth] = 2 + which[20:, truth] % 2
   x = directions[np.arange(heads)[None], which]
-  x = x * rng.uniform(0.8, 1.2, (40, heads, 1))
+  x = x * d**0.5 * rng.uniform(0.8, 1.2, (40, heads, 1))
   return jnp.asarray(x, jnp.float32), truth
 
 

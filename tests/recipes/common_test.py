@@ -18,7 +18,7 @@ from saejax.recipes import (
 )
 from saejax.sae.context import Batch
 from saejax.training import step
-from saejax.training.recipe import Hyper
+from saejax.training.recipe import Hyper, constant
 from tests import toy
 
 D, N, K = 8, 32, 3
@@ -85,10 +85,15 @@ class WeightsTest(parameterized.TestCase):
     small = jnp.where(jnp.arange(N) % 2, 1.0, 0.05)[:, None]
     encoder = state.sae.encoder.replace(W=state.sae.encoder.W * small)
     state = state.replace(sae=state.sae.replace(encoder=encoder))
-    recipe = dataclasses.replace(recipe, optimizer=lambda rate: optax.sgd(rate))
+    recipe = dataclasses.replace(
+      recipe,
+      optimizer=lambda rate: optax.sgd(rate),
+      clip_norm=None,
+      schedule=constant,
+    )
     state = state.replace(opt_state=recipe.optimizer(0.0).init(state.sae))
     one = jax.jit(step.make_step(recipe, engine=engine))
-    hyper = Hyper(learning_rate=jnp.float32(1e-2))
+    hyper = Hyper(learning_rate=jnp.float32(0.05))
     ends = []
     for batch in (Batch(x=x), padded):
       end, metrics = state, {}
@@ -99,7 +104,7 @@ class WeightsTest(parameterized.TestCase):
     if "aux" in recipe.terms and name != "feature_choice":
       self.assertGreater(metrics["aux"], 0)
     toy.assert_trees_close(*ends, rtol=1e-4, atol=1e-5)
-    self.assertGreater(float(jnp.abs(want.W_dec - state.sae.W_dec).max()), 1e-6)
+    self.assertGreater(float(jnp.abs(want.W_dec - state.sae.W_dec).max()), 1e-4)
     np.testing.assert_array_equal(got.W_dec.shape, want.W_dec.shape)
 
 

@@ -85,7 +85,7 @@ class KronSAETest(parameterized.TestCase):
     pairs = toy.unit((a + b).reshape(n, d) + 0.5 * own)
 
     def draw(i):
-      on, size = jax.random.split(jax.random.fold_in(jax.random.key(3), i))
+      on, size = jax.random.split(toy.key(3, i))
       on = jax.random.bernoulli(on, 2 / n, (256, n))
       size = jax.random.uniform(size, (256, n), minval=0.5, maxval=1.5)
       return jnp.where(on, size, 0) @ pairs

@@ -227,9 +227,7 @@ WIDE, LEVELS = 64, (2, 4, 8, 16)
 def trained(name):
   """One run a method at K = 16 on 64 planted directions; TopK at each level."""
   truth = toy.dictionary(WIDE, 32)
-  draw = lambda i: toy.planted(
-    jax.random.fold_in(jax.random.key(7), i), 128, truth
-  )
+  draw = lambda i: toy.planted(toy.key(7, i), 128, truth)
   run = functools.partial(fit.fit, draw=draw, steps=800)
   options = {"dead_after_tokens": 20_000}
   one = [fit.member(learning_rate=3e-3)]

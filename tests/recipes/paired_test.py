@@ -20,7 +20,7 @@ PARTS = jnp.split(contract.TRUTH, [16, 24])  # u, v, w
 
 def pairs(i):
   """Pairs (u + v, u + w) of planted directions."""
-  key = jax.random.fold_in(jax.random.key(13), i)
+  key = toy.key(13, i)
   return Batch(**synthetic.paired(key, contract.ROWS // 2, *PARTS, active=1.0))
 
 
@@ -96,7 +96,7 @@ class ContrastiveTest(parameterized.TestCase):
     parts = jnp.split(toy.dictionary(32, 32), [16, 24])
 
     def draw(i):
-      key = jax.random.fold_in(jax.random.key(19), i)
+      key = toy.key(19, i)
       return Batch(**synthetic.paired(key, 128, *parts, active=3.0))
 
     recipe = paired.csae(

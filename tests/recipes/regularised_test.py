@@ -147,7 +147,7 @@ class ArchetypalTest(parameterized.TestCase):
     centres = 3 * toy.dictionary(24, D)
 
     def draw(i):
-      which, noise = jax.random.split(jax.random.fold_in(jax.random.key(5), i))
+      which, noise = jax.random.split(toy.key(5, i))
       rows = centres[jax.random.randint(which, (128,), 0, 24)]
       return rows + 0.3 * jax.random.normal(noise, rows.shape)
 

@@ -152,7 +152,7 @@ class MutualFeaturesTest(parameterized.TestCase):
     truth = toy.dictionary(64, 32)
 
     def rows(step):
-      key = jax.random.fold_in(jax.random.key(3), step)
+      key = toy.key(3, step)
       where, how = jax.random.split(key)
       on = synthetic.grouped(where, 128, 64, groups=4, active=4)
       return synthetic.coefficients(how, on, low=0, high=1) @ truth

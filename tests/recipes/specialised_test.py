@@ -44,7 +44,7 @@ class ContractTest(parameterized.TestCase):
 
 def mixture(i, rows=256, share=0.01):
   """99 % of rows have common features, 1 % rare ones; and which are rare."""
-  keys = jax.random.split(jax.random.fold_in(jax.random.key(17), i), 4)
+  keys = jax.random.split(toy.key(17, i), 4)
   often = synthetic.bernoulli(keys[0], rows, jnp.full((N - RARE,), 2 / N))
   rare = jnp.ones((rows, RARE), bool)
   on, is_rare = synthetic.sometimes(keys[1], often, rare, share)

@@ -53,9 +53,7 @@ class ContractTest(parameterized.TestCase):
 
 
 def draw(i):
-  return toy.planted(
-    jax.random.fold_in(jax.random.key(3), i), 128, contract.TRUTH
-  )
+  return toy.planted(toy.key(3, i), 128, contract.TRUTH)
 
 
 class VSAETest(parameterized.TestCase):
@@ -185,7 +183,7 @@ class ControlTest(parameterized.TestCase):
     record = contract.record(recipe, plain, draw(0))
     penalty = recipe.terms["l2"].fn(record)
     np.testing.assert_allclose(penalty / 2, want, rtol=1e-5)
-    self.assertGreater(float(jnp.min(penalty - losses.l2(record))), 0)
+    self.assertGreater(float(jnp.mean(penalty - losses.l2(record))), 1e-3)
 
   def test_refuses_other_latents(self):
     with self.assertRaisesRegex(errors.InputError, "^over=dead"):

@@ -56,7 +56,7 @@ llama_scope = partial(
 def pairs(i):
   """Planted rows, and the same codes in another dictionary."""
   both = jnp.concatenate([contract.TRUTH, TARGETS], axis=-1)
-  key = jax.random.fold_in(jax.random.key(7), i)
+  key = toy.key(7, i)
   rows = toy.planted(key, contract.ROWS, both)
   return Batch(x=rows[:, :D], target=1 + rows[:, D:])
 

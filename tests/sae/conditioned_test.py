@@ -84,7 +84,7 @@ class ConditionedTest(parameterized.TestCase):
     np.testing.assert_array_equal(part.undo(frame, memo), X)
     plain, moved = toy.sae(), toy.sae(prep_=part)
     np.testing.assert_array_equal(
-      moved.reconstruct(Batch(x=X, cond=cond)), toy.reconstruct(plain, X)
+      toy.reconstruct(moved, Batch(x=X, cond=cond)), toy.reconstruct(plain, X)
     )
 
   @parameterized.parameters("sinusoidal", "table")
