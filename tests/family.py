@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from saejax.training import fit, schedules
 from tests import toy
 
-D, N, K, ROWS, STEPS, RATE = 20, 16, 0.75, 256, 1200, 5e-3
+D, N, K, ROWS, STEPS, RATE = 20, 16, 0.75, 256, 800, 5e-3
 PARENTS, CHILDREN = 4, 3
 
 

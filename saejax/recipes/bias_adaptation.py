@@ -45,9 +45,10 @@ def gba(
 
   The paper gives the highest frequency as 0.5 and as 0.1. Ours is 0.1: where no
   feature is as frequent as 0.5, latents of that group carry the reconstruction
-  and recovery fails. And it trains b_pre, which under "relu" defeats the rule:
-  b_pre grows until it undoes the biases at their bound of -1, and no rate comes
-  near its target; it is held at 0 there.
+  and recovery fails (64 directions, 3 on a row, n 128: 0.75 of them found with
+  0.1, 0.02 with 0.5). And it trains b_pre, which under "relu" defeats the rule:
+  b_pre grows until it undoes the biases at their bound of -1 and rates are six
+  times their target (nothing found; with b_pre at 0, all). It is held there.
 
   Args:
     d: width of the activations.
