@@ -526,8 +526,8 @@ class AbsTopKTest(parameterized.TestCase):
     np.testing.assert_allclose(toy.activate(top, jnp.asarray(u)), z, atol=2e-3)
 
   def test_signed_axes_take_one_latent_instead_of_two(self):
-    # Explained variance was 0.85 against 0.79; of TopK's latents 81 % had an
-    # opposite, of these none.
+    # Explained variance was 0.83, that of TopK 0.77, with twice the latents
+    # 0.83; of TopK's latents 81 % (72 %) had an opposite, of these none.
     d, n = 16, 32
     axes = toy.dictionary(n, d)
 
@@ -538,17 +538,22 @@ class AbsTopKTest(parameterized.TestCase):
       size *= jax.random.rademacher(c, (256, n), dtype=jnp.float32)
       return jnp.where(on, size, 0) @ axes
 
-    ends, x = {}, draw(10**6)
-    for name in ("topk", "abstopk"):
-      recipe = getattr(row_sparse, name)(d, n, 3, dead_after_tokens=20_000)
+    x = jnp.concatenate([draw(10**6 + i) for i in range(4)])
+
+    def run(method, latents):
+      recipe = method(d, latents, 3, dead_after_tokens=20_000)
       (sae,), _, _ = fit.fit(recipe, draw, steps=600, members=[fit.member(0)])
       W = np.asarray(toy.unit(sae.W_dec))
-      paired = ((W @ W.T).min(1) < -0.8).mean()
-      left = float(jnp.sum((x - toy.reconstruct(sae, x)) ** 2) / jnp.sum(x**2))
-      ends[name] = paired, left
-    self.assertGreater(ends["topk"][0], 0.6)
-    self.assertLess(ends["abstopk"][0], 0.05)
-    self.assertLess(ends["abstopk"][1], ends["topk"][1] - 0.02)
+      left = jnp.sum((x - toy.reconstruct(sae, x)) ** 2) / jnp.sum(x**2)
+      return ((W @ W.T).min(1) < -0.8).mean(), float(left)
+
+    paired, left = run(row_sparse.abstopk, n)
+    paired_topk, left_topk = run(row_sparse.topk, n)
+    paired_wide, left_wide = run(row_sparse.topk, 2 * n)
+    self.assertGreater(min(paired_topk, paired_wide), 0.6)
+    self.assertLess(paired, 0.05)
+    self.assertLess(left, left_topk - 0.02)
+    self.assertLess(left, left_wide + 0.03)
 
 
 class GroupMaxTest(absltest.TestCase):
