@@ -8,6 +8,7 @@ import graphlib
 import os
 import pathlib
 import re
+import statistics
 import sys
 
 from absl.testing import absltest, parameterized
@@ -257,6 +258,34 @@ class ImportsTest(parameterized.TestCase):
         if top not in sys.stdlib_module_names and top != "saejax":
           known = REQUIREMENTS.get(top, top)
           self.assertIn(known, names | extras, f"{path} imports {module}")
+
+
+# --- recipes -----------------------------------------------------------------
+
+
+class RecipesTest(absltest.TestCase):
+  def test_the_median_recipe_has_at_most_15_lines(self):
+    lengths = {}
+    for path in (ROOT / "saejax/recipes").glob("*.py"):
+      for made in ast.parse(path.read_text()).body:
+        if (
+          isinstance(made, ast.FunctionDef)
+          and not made.name.startswith("_")
+          and made.returns is not None
+          and ast.unparse(made.returns) == "Recipe"
+          and path.stem not in ("common", "catalogue")
+        ):
+          body = made.body[1:]  # without the docstring
+          lengths[made.name] = body[-1].end_lineno - body[0].lineno + 1
+    self.assertGreater(len(lengths), 30)
+    self.assertLessEqual(statistics.median(lengths.values()), 15, lengths)
+
+  def test_no_branch_is_on_a_methods_name(self):
+    for path in library():
+      for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Compare):
+          for side in (node.left, *node.comparators):
+            self.assertNotEndsWith(ast.unparse(side), "recipe.name", path)
 
 
 # --- the name kernels --------------------------------------------------------

@@ -65,9 +65,7 @@ def gba(
     Chen et al., Taming Polysemanticity in LLMs: Provable Feature Recovery via
     Sparse Autoencoders, 2025, arXiv:2506.14002.
   """
-  _check(n, groups, htf, ltf, every, form)
-  common.check_least("up", up, 0)
-  common.check_least("down", down, 0)
+  _check(n, groups, htf, ltf, every, up, down, form)
   targets = bias_adaptation.targets(groups, htf, ltf)
   moves = form == "jump" if train_b_pre is None else train_b_pre
   return common.compose(
@@ -121,7 +119,7 @@ def ba(
   )
 
 
-def _check(n, groups, htf, ltf, every, form) -> None:
+def _check(n, groups, htf, ltf, every, up, down, form) -> None:
   common.check_fraction("htf", htf)
   common.check_fraction("ltf", ltf)
   if ltf > htf:
@@ -130,8 +128,9 @@ def _check(n, groups, htf, ltf, every, form) -> None:
     raise InputError(
       "groups", groups, f"must divide n={n}", "change groups or n"
     )
-  if every < 1:
-    raise InputError("every", every, "must be at least 1", "such as 50")
+  common.check_least("every", every, 1)
+  common.check_least("up", up, 0)
+  common.check_least("down", down, 0)
   if form not in bias_gate.FORMS:
     raise InputError(
       "form", form, f"must be {' or '.join(bias_gate.FORMS)}", "such as jump"

@@ -179,13 +179,7 @@ def hierarchical_topk(
     Budgets to Preserve Interpretability and Accuracy, 2025, arXiv:2505.24473.
   """
   base = row_sparse.topk(d, n, k, **options)
-  named = {"all": range(1, k + 1), "powers": _powers(k)}
-  if isinstance(ranks, str) and ranks not in named:
-    raise InputError("ranks", ranks, f"must be of {list(named)}", "use one")
-  chosen = tuple(named[ranks] if isinstance(ranks, str) else ranks)
-  _check_levels("ranks", chosen, k)
-  if chosen[-1] != k:
-    raise InputError("ranks", chosen, f"the last must be k={k}", "add k")
+  chosen = _ranks(ranks, k)
   at = dict(zip(chosen, _weights(weights, len(chosen)), strict=True))
   loss = nested.ranks(
     [at.get(j, 0.0) for j in range(1, k + 1)], normalise=normalise_weights
@@ -311,6 +305,18 @@ def _doubling(first: int, n: int) -> tuple[int, ...]:
     raise InputError("levels", first, f"must be in [1, n={n}]", "lower it")
   count = (n // first).bit_length()
   return tuple(dict.fromkeys([first * 2**i for i in range(count)] + [n]))
+
+
+def _ranks(ranks: str | Sequence[int], k: int) -> tuple[int, ...]:
+  """Ranks by name or as given, of which the last is k."""
+  named = {"all": range(1, k + 1), "powers": _powers(k)}
+  if isinstance(ranks, str) and ranks not in named:
+    raise InputError("ranks", ranks, f"must be of {list(named)}", "use one")
+  chosen = tuple(named[ranks] if isinstance(ranks, str) else ranks)
+  _check_levels("ranks", chosen, k)
+  if chosen[-1] != k:
+    raise InputError("ranks", chosen, f"the last must be k={k}", "add k")
+  return chosen
 
 
 def _powers(k: int) -> tuple[int, ...]:

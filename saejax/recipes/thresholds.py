@@ -160,6 +160,7 @@ def gated(
     Rajamanoharan et al., Improving Dictionary Learning with Gated Sparse
     Autoencoders, 2024, arXiv:2404.16014.
   """
+  gate_l1 = common.penalty(sparsity.gate_l1, coefficient, coefficient_steps)
   return common.compose(
     "gated",
     d,
@@ -168,9 +169,7 @@ def gated(
     init=partial(initial.tied, activation=gates.Gate(), encoder=gates.init),
     terms={
       "mse": Term(fn=losses.mse),
-      "gate_l1": common.penalty(
-        sparsity.gate_l1, coefficient, coefficient_steps
-      ),
+      "gate_l1": gate_l1,
       "gate_path": Term(fn=sparsity.gate_path),
     },
     optimizer=adam,
