@@ -182,7 +182,7 @@ def _check(options: Options) -> None:
   check_least("aux_weight", options.get("aux_weight", 0.0), 0)
   clip, decay = options.get("clip_norm"), options.get("ema_decay")
   if clip is not None and not clip > 0:
-    raise InputError("clip_norm", clip, "must be above 0", "or None")
+    raise InputError("clip_norm", clip, "must be above 0", "None leaves them")
   if decay is not None and not 0 <= decay < 1:
     raise InputError("ema_decay", decay, "must be in [0, 1)", "such as 0.999")
 
