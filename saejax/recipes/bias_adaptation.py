@@ -83,40 +83,17 @@ def gba(
   )
 
 
-def ba(
-  d: int,
-  n: int,
-  *,
-  target: float,
-  every: int = 50,
-  up: float = 0.01,
-  down: float = 0.01,
-  form: str = "jump",
-  train_b_pre: bool | None = None,
-  **options: Unpack[common.Options],
-) -> Recipe:
+def ba(d: int, n: int, *, target: float, **settings: Any) -> Recipe:
   """Bias Adaptation: `gba` with one group, every latent held to one frequency.
 
   Args:
     d: width of the activations.
     n: latents.
     target: frequency that no latent should exceed.
-    every, up, down, form, train_b_pre, **options: see `gba`.
+    **settings: of `gba`, but its groups and their frequencies.
   """
   common.check_fraction("target", target)
-  return gba(
-    d,
-    n,
-    groups=1,
-    htf=target,
-    ltf=target,
-    every=every,
-    up=up,
-    down=down,
-    form=form,
-    train_b_pre=train_b_pre,
-    **options,
-  )
+  return gba(d, n, groups=1, htf=target, ltf=target, **settings)
 
 
 def _check(n, groups, htf, ltf, every, up, down, form) -> None:
