@@ -37,8 +37,9 @@ scaling: $(VENV)/.installed
 
 test: test-one-device test-devices doctest
 
+# In the order of the files: files of one long test would come last, alone.
 test-one-device: $(VENV)/.installed-test
-	$(PYTEST) -n $(WORKERS) --dist loadfile $(TESTS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # JAX must be given its devices before it starts: a process of its own.
 test-devices: $(VENV)/.installed-test

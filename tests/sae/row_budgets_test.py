@@ -32,8 +32,8 @@ class NormMatchTest(parameterized.TestCase):
       decoder=decoders.Free(W=W, b=b),
     )
     x = z @ W + b
-    np.testing.assert_allclose(model.encode(x), z, atol=1e-5)
-    np.testing.assert_allclose(model.reconstruct(x), x, atol=1e-5)
+    np.testing.assert_allclose(toy.encode(model, x), z, atol=1e-5)
+    np.testing.assert_allclose(toy.reconstruct(model, x), x, atol=1e-5)
     self.assertLess(int(jnp.max(jnp.sum(z > 0, axis=1))), 8)
 
   def test_a_rescaled_latent_leaves_the_choice_as_it_is(self):
@@ -46,8 +46,10 @@ class NormMatchTest(parameterized.TestCase):
       decoder=model.decoder.replace(W=model.decoder.W * scale),
     )
     x = 2 * toy.rows(40, 8)
-    np.testing.assert_array_equal(model.encode(x) > 0, other.encode(x) > 0)
-    counts = np.sum(model.encode(x) > 0, axis=1)
+    np.testing.assert_array_equal(
+      toy.encode(model, x) > 0, toy.encode(other, x) > 0
+    )
+    counts = np.sum(toy.encode(model, x) > 0, axis=1)
     self.assertGreater(len(set(counts.tolist())), 2)
 
   def test_a_row_without_positive_latents_keeps_none_and_is_finite(self):
@@ -93,7 +95,9 @@ class ProbeTest(parameterized.TestCase):
       activation=activations.Ranked(b.replace(w=jnp.zeros(8)))
     )
     x = toy.rows(30, 8)
-    np.testing.assert_allclose(model.encode(x), other.encode(x), atol=1e-5)
+    np.testing.assert_allclose(
+      toy.encode(model, x), toy.encode(other, x), atol=1e-5
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from saejax.studies import arms, causal_claims, claims
 from tests import shared
 
 CONFIG = arms.StudyConfig(steps=4, batch_rows=64, seeds=2)
-ROWS = 2048
+ROWS = 1024
 LAYERS = 2
 
 

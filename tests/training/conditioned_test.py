@@ -20,6 +20,7 @@ X = jnp.asarray(X, jnp.float32)
 COND = jnp.asarray(COND, jnp.int32)
 
 
+@jax.jit
 def record(x, cond, weight=None, stats=None, sae=None):
   sae = toy.sae() if sae is None else sae
   forward = sae.forward(Batch(x=x, cond=cond, weight=weight))
@@ -28,9 +29,12 @@ def record(x, cond, weight=None, stats=None, sae=None):
 
 def after(rule, *batches, **kwargs):
   """Statistics after some batches."""
+  update = jax.jit(
+    lambda stats, *batch: rule.update(stats, record(*batch, **kwargs))
+  )
   stats = rule.init(toy.sae())
-  for x, cond, weight in batches:
-    stats = rule.update(stats, record(x, cond, weight, **kwargs))
+  for batch in batches:
+    stats = update(stats, *batch)
   return stats
 
 

@@ -1,5 +1,7 @@
 """Tests of saejax.training.probe."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ def data(noise=0.5):
   return x, y
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def sae(min_k=1, max_k=9):
   x, y = data()
   return probe.init(
@@ -33,6 +36,7 @@ def sae(min_k=1, max_k=9):
   )
 
 
+@jax.jit
 def record(model, x, y, stats, step=None, weight=None):
   batch = Batch(x=x, score=y, weight=weight)
   forward = model.forward(batch, engine="dense", step=step)
@@ -90,10 +94,8 @@ class RidgeTest(parameterized.TestCase):
 class InitTest(absltest.TestCase):
   def test_the_probe_starts_as_the_fit_to_the_sample(self):
     budget = sae().activation.budget
-    w, b, penalty = probe.fit(*data())
-    np.testing.assert_array_equal(budget.w, w)
-    np.testing.assert_array_equal(budget.b, b)
-    np.testing.assert_array_equal(budget.penalty, penalty)
+    got = (budget.w, budget.b, budget.penalty)
+    toy.assert_trees_close(got, probe.fit(*data()), rtol=1e-4, atol=1e-6)
 
   def test_refuses_a_sample_without_scores(self):
     for sample in (toy.rows(9, D), Batch(x=toy.rows(4, D), score=toy.rows(4))):
