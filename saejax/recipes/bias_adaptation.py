@@ -65,8 +65,7 @@ def gba(
     Chen et al., Taming Polysemanticity in LLMs: Provable Feature Recovery via
     Sparse Autoencoders, 2025, arXiv:2506.14002.
   """
-  _check(n, groups, htf, ltf, every, up, down, form)
-  targets = bias_adaptation.targets(groups, htf, ltf)
+  rule = _rule(n, groups, htf, ltf, every, up, down, form)
   moves = form == "jump" if train_b_pre is None else train_b_pre
   return common.compose(
     "gba",
@@ -78,7 +77,7 @@ def gba(
     optimizer=optimizers.multiplied(
       common.adam, {"activation.b": 0.0, "decoder.b": float(moves)}
     ),
-    rules=(bias_adaptation.BiasAdaptation(targets, every, up, down),),
+    rules=(rule,),
     finish=bias_adaptation.to_threshold,
   )
 
@@ -96,7 +95,8 @@ def ba(d: int, n: int, *, target: float, **settings: Any) -> Recipe:
   return gba(d, n, groups=1, htf=target, ltf=target, **settings)
 
 
-def _check(n, groups, htf, ltf, every, up, down, form) -> None:
+def _rule(n, groups, htf, ltf, every, up, down, form):
+  """How the biases move; refuses settings with which they cannot."""
   common.check_fraction("htf", htf)
   common.check_fraction("ltf", ltf)
   if ltf > htf:
@@ -112,6 +112,8 @@ def _check(n, groups, htf, ltf, every, up, down, form) -> None:
     raise InputError(
       "form", form, f"must be {' or '.join(bias_gate.FORMS)}", "such as jump"
     )
+  targets = bias_adaptation.targets(groups, htf, ltf)
+  return bias_adaptation.BiasAdaptation(targets, every, up, down)
 
 
 def _init(key, *, prep, sample=None, d: int, **parts: Any) -> SAE:

@@ -5,12 +5,28 @@ from typing import Unpack
 
 from saejax.errors import InputError
 from saejax.recipes import common
-from saejax.sae import activations, decoders, gaussian, initial, masking
-from saejax.training import importance, losses, variational
+from saejax.sae import (
+  activations,
+  budgets,
+  decoders,
+  gaussian,
+  initial,
+  masking,
+)
+from saejax.training import finish, importance, losses, variational
 from saejax.training.recipe import Recipe, Term, as_trained
 
 WARMUP = ("coefficient", "warmup_steps")
-PENALISED = {"kept": losses.l2, "all": losses.l2_before_selection}
+# What is penalised, what selects, and what users hold. `Ranked` keeps the same
+# as `TopK` and holds every pre-activation in training.
+PENALISED = {
+  "kept": (losses.l2, activations.TopK, as_trained),
+  "all": (
+    losses.l2_before_selection,
+    lambda k: activations.Ranked(budgets.Constant(k)),
+    finish.ToTopK(),
+  ),
+}
 
 
 def vsae(
@@ -112,17 +128,19 @@ def topk_l2(
   common.check_k(k, n)
   if over not in PENALISED:
     raise InputError("over", over, "must be kept or all", "use kept")
+  fn, activation, end = PENALISED[over]
   return common.compose(
     "topk_l2",
     d,
     n,
     options,
-    init=partial(initial.tied, activation=activations.TopK(k)),
+    init=partial(initial.tied, activation=activation(k)),
     terms={
       "mse": Term(fn=losses.mse),
-      "l2": common.penalty(PENALISED[over], coefficient),
+      "l2": common.penalty(fn, coefficient),
     },
     aux={},
+    finish=end,
   )
 
 

@@ -185,6 +185,16 @@ class ControlTest(parameterized.TestCase):
     np.testing.assert_allclose(penalty / 2, want, rtol=1e-5)
     self.assertGreater(float(jnp.mean(penalty - losses.l2(record))), 1e-3)
 
+  def test_over_all_latents_it_trains_and_is_topk_without_a_weight(self):
+    run = lambda recipe: fit.fit(
+      recipe, draw, steps=5, members=[fit.member(0)]
+    )[0][0]
+    make = lambda over: stochastic.topk_l2(
+      D, N, 3, coefficient=0.0, over=over, dead_after_tokens=10_000
+    )
+    got, want = run(make("all")), run(make("kept"))
+    toy.assert_trees_close(got, want, rtol=1e-4, atol=1e-5)
+
   def test_refuses_other_latents(self):
     with self.assertRaisesRegex(errors.InputError, "^over=dead"):
       stochastic.topk_l2(D, N, 3, over="dead", dead_after_tokens=100)
