@@ -5,6 +5,7 @@ devices and run in a process of their own; *_torch_test.py compare with
 PyTorch and are left out where it is not installed.
 """
 
+import gc
 import importlib.util
 import os
 import pathlib
@@ -58,6 +59,10 @@ def reusing(make_ir_context, times: int = 10):
 
 if BEFORE_0_11:
   mlir.make_ir_context = reusing(mlir.make_ir_context)
+
+# Tracing makes objects by the million; looking for cycles among all that a process
+# has compiled is 5 % of its time.
+gc.set_threshold(200_000, 20, 100)
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 DEVICES = 8

@@ -6,6 +6,7 @@ class ContractTest(absltest.TestCase):
 """
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable
 
@@ -173,13 +174,15 @@ def nmse(sae, batch: Batch, state=None) -> float:
       "stats": state.stats,
       "step": state.step,
       "key": jax.random.key(9),
-      "train": True,
     }
-  out = jax.jit(lambda s, b: s.forward(b, engine="dense", **around))(sae, batch)
-  return float(
-    jnp.sum((out.y - out.x_hat) ** 2)
-    / jnp.sum((out.y - jnp.mean(out.y, axis=0)) ** 2)
-  )
+  return float(_nmse(sae, batch, around, train=state is not None))
+
+
+@functools.partial(jax.jit, static_argnames="train")
+def _nmse(sae, batch: Batch, around: dict, *, train: bool):
+  out = sae.forward(batch, engine="dense", train=train, **around)
+  spread = out.y - jnp.mean(out.y, axis=0)
+  return jnp.sum((out.y - out.x_hat) ** 2) / jnp.sum(spread**2)
 
 
 def restored(folder: str, states):

@@ -51,7 +51,10 @@ class ScalingTest(absltest.TestCase):
     folder = pathlib.Path(self.create_tempdir().full_path)
     run_dir = folder / "run"
     code, _, err = script.run(
-      "scaling", f"--run_dir={run_dir}", *arguments(folder)
+      "scaling",
+      f"--run_dir={run_dir}",
+      *arguments(folder),
+      "--train.members=stacked",
     )
     self.assertEqual(code, 0, err)
     self.assertRegex(err, "preflight: 6,000 rows")
