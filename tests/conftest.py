@@ -44,7 +44,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 def reusing(make_ir_context, times: int = 10):
   """MLIR contexts of a thread, each for ten programs, as JAX 0.11 has them.
 
-  Making one is half of the time of compiling a program of one operation.
+  Making one takes longer than lowering a program of one operation, and the more
+  so the more there were.
   """
   local = threading.local()
 
@@ -60,8 +61,8 @@ def reusing(make_ir_context, times: int = 10):
 if BEFORE_0_11:
   mlir.make_ir_context = reusing(mlir.make_ir_context)
 
-# Tracing makes objects by the million; looking for cycles among all that a process
-# has compiled is 5 % of its time.
+# Tracing makes objects by the million: fewer looks for cycles among all that a
+# process has compiled.
 gc.set_threshold(200_000, 20, 100)
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None

@@ -54,7 +54,7 @@ sys.exit(3 if fault == "code" else 0)
 
 
 class KillResumeTest(absltest.TestCase):
-  def start(self, fault: str, kills: int = 2) -> tuple[int, str]:
+  def start(self, fault: str, kills: int = 6) -> tuple[int, str]:
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     (folder / "run.py").write_text(RUN)
     done = subprocess.run(
@@ -74,7 +74,7 @@ class KillResumeTest(absltest.TestCase):
     return done.returncode, done.stdout + done.stderr
 
   def test_a_run_that_resumes_exactly_passes_all_kills(self):
-    code, output = self.start("none", kills=6)
+    code, output = self.start("none")
     self.assertEqual(code, 0, output)
     last = output.splitlines()[-1]
     self.assertStartsWith(last, "0 differences after 6 kills")

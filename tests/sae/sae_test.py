@@ -47,8 +47,8 @@ class EquationsTest(parameterized.TestCase):
 
     @jax.jit
     def run(sae, x):
-      z = toy.encode(sae, x)
-      return z, sae.decode(z), toy.reconstruct(sae, x)
+      z = sae.encode(x)
+      return z, sae.decode(z), sae.reconstruct(x)
 
     z, decoded, reconstructed = run(sae, x)
     np.testing.assert_allclose(z, want_z, atol=2e-5)
@@ -69,7 +69,7 @@ class EquationsTest(parameterized.TestCase):
     @jax.jit
     def run(sae, x):
       sparse = sae.encode_sparse(x)
-      return sparse, sparse.dense(), toy.encode(sae, x), sae.decode(sparse)
+      return sparse, sparse.dense(), sae.encode(x), sae.decode(sparse)
 
     sparse, dense, z, decoded = run(sae, x)
     self.assertIsInstance(sparse, SparseLatents)
@@ -121,8 +121,8 @@ class TransformsTest(parameterized.TestCase):
 
     @jax.jit
     def run(sae, x):
-      z = toy.encode(sae, x)
-      return z, sae.decode(z), toy.reconstruct(sae, x)
+      z = sae.encode(x)
+      return z, sae.decode(z), sae.reconstruct(x)
 
     flat = run(sae, x)
     for batch in ((3, 4), (2, 1, 6)):
@@ -142,8 +142,8 @@ class TransformsTest(parameterized.TestCase):
     x = toy.rows(5, 8)
     members = jax.vmap(draw)(keys)
     self.assertEqual(members.W_enc.shape, (3, 24, 8))
-    got = jax.jit(jax.vmap(lambda s: toy.reconstruct(s, x)))(members)
-    one = jax.jit(lambda s: toy.reconstruct(s, x))
+    got = jax.jit(jax.vmap(lambda s: s.reconstruct(x)))(members)
+    one = jax.jit(lambda s: s.reconstruct(x))
     for i, key in enumerate(keys):
       np.testing.assert_allclose(got[i], one(draw(key)), atol=1e-5)
 
