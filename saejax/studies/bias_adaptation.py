@@ -239,7 +239,7 @@ def sections(
         [
           page.Prose(
             f"Each planted feature is on in {frequency:.3f} of the rows. A "
-            f"direction counts as found at a cosine above {TAU}; dashed lines "
+            f"direction counts as found at a cosine above {TAU}; level lines "
             "are methods that have no target."
           ),
           study.figure(
@@ -337,7 +337,10 @@ def _resonance(planted):
   return curves.panels(
     drawn,
     curves.Axis("target frequency", log=True),
-    curves.Axis("share of planted features"),
+    [
+      curves.Axis("share of planted features"),
+      curves.Axis("cosine, mean over planted features"),
+    ],
   )
 
 
