@@ -13,8 +13,8 @@ References:
 import dataclasses
 
 from saejax import config, runs
-from saejax.data import subject
 from saejax.data.harvest import HarvestConfig
+from saejax.data.text import subject
 from saejax.errors import InputError
 from saejax.evals import scaling_law
 from saejax.report import extras, results, scaling

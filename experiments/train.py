@@ -9,7 +9,7 @@ Writes the trained SAEs, metrics and results.json to the run folder.
 import dataclasses
 
 from saejax import config, runs
-from saejax.data import store as stores
+from saejax.data.store import reader as stores
 from saejax.errors import InputError
 from saejax.report import results
 from saejax.training.loop import TrainConfig

@@ -10,8 +10,8 @@ The rest is `saejax.<module>`; README.md has the table.
 
 __version__ = "0.1.0"
 
-from saejax.data.store import Store, write_arrays
-from saejax.data.store import open as open_store
+from saejax.data.store.reader import Store, write_arrays
+from saejax.data.store.reader import open as open_store
 from saejax.errors import InputError
 from saejax.evals.examples import top_examples
 from saejax.evals.reconstruction import evaluate

@@ -26,15 +26,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from saejax import config as configs
-from saejax.data import harvest, loader, subject
-from saejax.data.store import Store
+from saejax.data import harvest, loader
+from saejax.data.store.reader import Store
+from saejax.data.text import subject
 from saejax.errors import InputError
 from saejax.evals import reading, reconstruction
 from saejax.recipes import catalogue
 from saejax.sae import files, prep
-from saejax.training import lock, log, loop, rules, schedules
+from saejax.training import lock, log, loop
 from saejax.training.log import say as say
 from saejax.training.members import Member
+from saejax.training.parts import rules, schedules
 from saejax.training.recipe import Recipe
 
 SAMPLE_ROWS = 4096  # for the initial bias

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from saejax.training import fit, schedules
+from saejax.training import fit
+from saejax.training.parts import schedules
 from tests import toy
 
 D, N, K, ROWS, STEPS, RATE = 20, 16, 0.75, 256, 800, 5e-3

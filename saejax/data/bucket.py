@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from saejax.data import windows
+from saejax.data.text import windows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

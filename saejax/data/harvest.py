@@ -24,10 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saejax.data import bucket, store, subject, text, windows, writer
+from saejax.data import bucket
 from saejax.data.spec import HarvestConfig as HarvestConfig
 from saejax.data.spec import meta as meta
 from saejax.data.spec import path as path
+from saejax.data.store import reader, writer
+from saejax.data.text import corpus as text
+from saejax.data.text import subject, windows
 from saejax.errors import InputError
 
 OUTLIER = "outlier"
@@ -40,7 +43,7 @@ def harvest(
   *,
   source: subject.Subject | None = None,
   progress: Progress | None = None,
-) -> tuple[store.Store, store.Store]:
+) -> tuple[reader.Store, reader.Store]:
   """Harvests the training and the held-out store, or opens them if complete.
 
   The same call goes on after a kill at any moment. A corpus with fewer rows
@@ -63,14 +66,14 @@ def harvest(
   source = source or subject.of(config.model, config.layer, config.point)
   corpus = text.documents(config.corpus, field=config.field)
   progress = progress or (lambda _: None)
-  found: list[store.Store] = []
+  found: list[reader.Store] = []
   for part in (text.TRAIN, text.HELD_OUT):
     run = _Run(config, source, corpus, part)
     if not (run.path / "stats.json").exists():
       # One threshold for both: the median norm is that of the training part.
       calibration = found[0].stats["calibration"] if found else None
       run.harvest(calibration, progress)
-    found.append(store.open(run.path, expect={"d": source.d}))
+    found.append(reader.open(run.path, expect={"d": source.d}))
   return found[0], found[1]
 
 

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 
 from saejax.data import shuffle
-from saejax.data import store as stores
+from saejax.data.store import reader as stores
 from saejax.errors import InputError
 
 _WINDOW_BYTES = 2**28  # most bytes of a window, of which about four live

@@ -6,7 +6,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from saejax.data import ledger, subject, text, writer
+from saejax.data.store import ledger, writer
+from saejax.data.text import corpus as text
+from saejax.data.text import subject
 from saejax.errors import InputError
 
 

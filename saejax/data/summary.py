@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from saejax.data import loader
-from saejax.data import store as stores
+from saejax.data.store import reader as stores
 
 
 def inspect(

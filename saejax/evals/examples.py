@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax import errors
-from saejax.data.store import Store
+from saejax.data.store.reader import Store
 from saejax.evals import reading
 from saejax.sae.latents import SparseLatents
 from saejax.sae.sae import SAE

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from saejax.data.store import Store
+from saejax.data.store.reader import Store
 
 
 def batches(

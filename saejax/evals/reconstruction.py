@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from saejax import errors
-from saejax.data.store import Store
+from saejax.data.store.reader import Store
 from saejax.evals import reading
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.latents import DenseLatents, SparseLatents

@@ -11,7 +11,7 @@ from typing import Unpack
 from saejax.errors import InputError
 from saejax.recipes import common
 from saejax.sae import activations, budgets, initial
-from saejax.training import allocation, finish, losses, rules
+from saejax.training.parts import density, finish, losses, rules
 from saejax.training.recipe import Recipe, Term
 
 
@@ -212,10 +212,10 @@ def _allotted(
     )
   moving, among = (threshold,), _kept(signed)
   if freeze_step or aux == "zipf":
-    moving = (allocation.Density(freeze_step=freeze_step), *moving)
+    moving = (density.Density(freeze_step=freeze_step), *moving)
   if aux == "zipf":
     alpha, beta = law
-    rare = allocation.underused(
+    rare = density.underused(
       options["dead_after_tokens"], k, alpha=alpha, beta=beta
     )
     moving, among = (*moving, rare), {**among, "among": rare}

@@ -11,7 +11,7 @@ from saejax.sae import amplitude, bias_gate, initial
 from saejax.sae.context import as_batch
 from saejax.sae.prep import Affine, Identity
 from saejax.sae.sae import SAE
-from saejax.training import bias_adaptation, losses, optimizers
+from saejax.training.parts import bias_rule, losses, optimizers
 from saejax.training.recipe import Recipe, Term
 
 
@@ -35,7 +35,7 @@ def gba(
       loss = 1/2 |x - x_hat|^2
 
   summed over d, averaged over rows, with unit rows w_i in both layers and
-  amplitudes a_i. Nothing penalises density: `training.bias_adaptation` lowers
+  amplitudes a_i. Nothing penalises density: `training.parts.bias_rule` lowers
   the b_i of latents that fire more often than their group should and raises
   those that never fire. Group targets fall geometrically from htf to ltf.
 
@@ -78,7 +78,7 @@ def gba(
       common.adam, {"activation.b": 0.0, "decoder.b": float(moves)}
     ),
     rules=(rule,),
-    finish=bias_adaptation.to_threshold,
+    finish=bias_rule.to_threshold,
   )
 
 
@@ -112,8 +112,8 @@ def _rule(n, groups, htf, ltf, every, up, down, form):
     raise InputError(
       "form", form, f"must be {' or '.join(bias_gate.FORMS)}", "such as jump"
     )
-  targets = bias_adaptation.targets(groups, htf, ltf)
-  return bias_adaptation.BiasAdaptation(targets, every, up, down)
+  targets = bias_rule.targets(groups, htf, ltf)
+  return bias_rule.BiasAdaptation(targets, every, up, down)
 
 
 def _init(key, *, prep, sample=None, d: int, **parts: Any) -> SAE:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from saejax.errors import InputError
 from saejax.recipes import common
 from saejax.sae import activations, initial, row_budgets
-from saejax.training import losses, probe
+from saejax.training.parts import losses, probe
 from saejax.training.recipe import Recipe, Term, mean
 
 
@@ -78,7 +78,7 @@ def adaptivek(
   mean square norm of 1 it outweighs the error; 0.005 / d is the same balance
   there. The probe (`row_budgets.Probe`) is a ridge fit to the sample that the
   weights are drawn with; in the last tenth of the steps it learns beside the
-  SAE, from `training.probe.loss` alone since k is rounded. It keeps an encode
+  SAE, from `training.parts.probe.loss` alone since k is rounded. It keeps an encode
   of its own. Where the paper's code fits on 80 % of its rows
   ours fits on the sample.
 

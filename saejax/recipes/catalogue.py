@@ -2,7 +2,7 @@
 
 Experiments and scripts choose from this table by name; a recipe's own function
 has the settings that are fixed here. Methods that need rows of another kind
-(pairs, layers, a target, heads of a model) are not in it: `recipes.paired`,
+(pairs, layers, a target, heads of a model) are not in it: `recipes.contrastive`,
 `conditioned`, `specialised`, `circuits`, `several`.
 
 Coefficients are for rows of mean square norm 1 (prep "centre_scale"). The
@@ -26,8 +26,8 @@ from saejax.recipes import (
   stochastic,
   thresholds,
 )
-from saejax.training import sparsity
-from saejax.training.bias_adaptation import targets
+from saejax.training.parts import sparsity
+from saejax.training.parts.bias_rule import targets
 from saejax.training.recipe import Recipe
 
 K, COEFFICIENT, NOTHING = "k", "coefficient", "nothing"

@@ -12,7 +12,7 @@ from saejax.sae import activations, decoders, encoders
 from saejax.sae.context import Batch
 from saejax.sae.prep import Prep
 from saejax.sae.sae import SAE
-from saejax.training import losses
+from saejax.training.parts import losses
 from saejax.training.recipe import Recipe, Term
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from saejax.errors import InputError
 from saejax.sae.prep import Identity, Prep
-from saejax.training import constraints, losses, rules, schedules
+from saejax.training.parts import constraints, losses, rules, schedules
 from saejax.training.recipe import Recipe, Record, Term, constant
 
 # OpenAI's settings: an eps far below the size of SAE gradients.

@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from saejax.errors import InputError
 from saejax.recipes import common, row_sparse
-from saejax.sae import activations, conditioned, initial
+from saejax.sae import activations, condition_preps, initial
 from saejax.sae.context import Batch
 from saejax.sae.prep import Identity, Prep
 from saejax.sae.sae import SAE
-from saejax.training.conditioned import ConditionVariance
+from saejax.training.parts.condition_variance import ConditionVariance
 from saejax.training.recipe import Recipe, Term
 
 
@@ -63,7 +63,7 @@ def tide(
     raise InputError("timesteps", timesteps, "must be at least 1", "raise it")
   if not window_rows > 0:
     raise InputError("window_rows", window_rows, "must be above 0", "raise it")
-  count = timesteps or conditioned.CONTINUOUS_BINS
+  count = timesteps or condition_preps.CONTINUOUS_BINS
   conditions = ConditionVariance(count, timesteps is None, window_rows)
   draw, fixed = _modulation(modulation, rows, conditions, options)
   return common.compose(
@@ -84,8 +84,8 @@ def _modulated(
   *,
   d: int,
   k: int,
-  draw: Callable[..., conditioned.Modulation],
-  fixed: conditioned.Table | None,
+  draw: Callable[..., condition_preps.Modulation],
+  fixed: condition_preps.Table | None,
   prep: Prep,
   **given,
 ) -> SAE:
@@ -95,7 +95,7 @@ def _modulated(
     key,
     d=d,
     activation=activations.TopK(k),
-    prep=conditioned.Modulated(modulation, prep, frozen=fixed is not None),
+    prep=condition_preps.Modulated(modulation, prep, frozen=fixed is not None),
     **given,
   )
 
@@ -131,7 +131,7 @@ def layergroup(
   """
   common.check_no_prep("layergroup", options)
   given: common.Options = {"clip_norm": 1.0, **options}
-  given["prep"] = conditioned.scaled(scale, d)
+  given["prep"] = condition_preps.scaled(scale, d)
   recipe = row_sparse.topk(d, n, k, **given)
   return dataclasses.replace(recipe, name="layergroup", needs=("cond",))
 
@@ -141,15 +141,17 @@ def _modulation(
   rows: Batch | None,
   of: ConditionVariance,
   options: common.Options,
-) -> tuple[Callable[..., conditioned.Modulation], conditioned.Table | None]:
+) -> tuple[
+  Callable[..., condition_preps.Modulation], condition_preps.Table | None
+]:
   """How a modulation of that kind is drawn, or the one that is fixed.
 
   Raises:
     InputError: an unknown kind, or rows with the wrong one.
   """
   draws = {
-    "learned": partial(conditioned.sinusoidal, continuous=of.continuous),
-    "table": lambda key, d: conditioned.table(
+    "learned": partial(condition_preps.sinusoidal, continuous=of.continuous),
+    "table": lambda key, d: condition_preps.table(
       d, of.count, continuous=of.continuous
     ),
   }
@@ -170,6 +172,6 @@ def _modulation(
       "give Batch(x=..., cond=...) with standardise alone",
     )
   inside, _ = options.get("prep", Identity()).apply(rows.x, rows.cond)
-  return draws["table"], conditioned.standardised(
+  return draws["table"], condition_preps.standardised(
     inside, rows.cond, of.count, continuous=of.continuous
   )

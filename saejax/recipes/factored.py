@@ -6,7 +6,7 @@ from typing import Unpack
 from saejax.errors import InputError
 from saejax.recipes import common
 from saejax.sae import activations, kron
-from saejax.training import losses
+from saejax.training.parts import losses
 from saejax.training.recipe import Recipe, Term
 
 

@@ -10,7 +10,7 @@ from saejax.errors import InputError
 from saejax.recipes import batch_sparse, common, row_sparse
 from saejax.sae import activations, initial, widened
 from saejax.sae.sae import SAE
-from saejax.training import constraints, losses, nested
+from saejax.training.parts import constraints, losses, nested_losses
 from saejax.training.recipe import Recipe, Term
 
 FRACTIONS = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -21,7 +21,7 @@ def matryoshka(
   n: int,
   k: float,
   *,
-  prefixes: Sequence[int] | Sequence[float] | nested.Sampled = FRACTIONS,
+  prefixes: Sequence[int] | Sequence[float] | nested_losses.Sampled = FRACTIONS,
   weights: Sequence[float] | None = None,
   reduction: str = "mean",
   bias_only: bool = True,
@@ -64,9 +64,9 @@ def matryoshka(
   if reduction not in ("mean", "sum"):
     raise InputError("reduction", reduction, "must be mean or sum", "use one")
   base = batch_sparse.batchtopk(d, n, k, rate=rate, **options)
-  if isinstance(prefixes, nested.Sampled):
+  if isinstance(prefixes, nested_losses.Sampled):
     _check_sampled(prefixes, n, weights)
-    loss = nested.sampled_prefixes(
+    loss = nested_losses.sampled_prefixes(
       prefixes, reduction=reduction, bias=bias_only
     )
   else:
@@ -76,7 +76,7 @@ def matryoshka(
       lengths, shares = (0, *lengths), (1.0, *shares)
     whole = sum(shares) if reduction == "mean" else 1.0
     shares = tuple(share / whole for share in shares)
-    loss = nested.prefixes(lengths, shares, order="latent")
+    loss = nested_losses.prefixes(lengths, shares, order="latent")
   sort = () if sort_decay is None else (_sort(sort_decay),)
   return _with_terms(
     base, "matryoshka", {"mse": Term(fn=loss)}, rules=(*base.rules, *sort)
@@ -89,7 +89,7 @@ def msae(
   *,
   levels: int | Sequence[int] = 64,
   weights: str | Sequence[float] = "uniform",
-  measure: nested.RowLoss = nested.row_normalised_mse,
+  measure: nested_losses.RowLoss = nested_losses.row_normalised_mse,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """MSAE: one reconstruction from each of several TopK of one encoding.
@@ -137,7 +137,7 @@ def msae(
     init=partial(initial.tied, activation=keep, row_norm=0.1),
     terms={
       "levels": Term(
-        fn=nested.prefixes(ks, shares, order="value", measure=measure)
+        fn=nested_losses.prefixes(ks, shares, order="value", measure=measure)
       )
     },
     project=constraints.folded_norms,
@@ -181,7 +181,7 @@ def hierarchical_topk(
   base = row_sparse.topk(d, n, k, **options)
   chosen = _ranks(ranks, k)
   at = dict(zip(chosen, _weights(weights, len(chosen)), strict=True))
-  loss = nested.ranks(
+  loss = nested_losses.ranks(
     [at.get(j, 0.0) for j in range(1, k + 1)], normalise=normalise_weights
   )
   return _with_terms(
@@ -229,7 +229,7 @@ def multi_topk(
     row_sparse.topk(d, n, k, **options),
     "multi_topk",
     {
-      "nmse": Term(fn=nested.at_k(k, losses.normalised_mse)),
+      "nmse": Term(fn=nested_losses.at_k(k, losses.normalised_mse)),
       "nmse_wide": Term(fn=losses.normalised_mse, weight=weight),
     },
     activation=widened.Widened(k, factor),
@@ -324,7 +324,7 @@ def _powers(k: int) -> tuple[int, ...]:
   return _doubling(1, int(k))
 
 
-def _check_sampled(sampled: nested.Sampled, n: int, weights) -> None:
+def _check_sampled(sampled: nested_losses.Sampled, n: int, weights) -> None:
   """Refuses lengths that cannot be drawn, and weights for them."""
   if weights is not None:
     raise InputError(
@@ -349,7 +349,7 @@ def _check_sampled(sampled: nested.Sampled, n: int, weights) -> None:
     )
 
 
-def _sort(decay: float) -> nested.SortByEnergy:
+def _sort(decay: float) -> nested_losses.SortByEnergy:
   if not 0 <= decay < 1:
     raise InputError("sort_decay", decay, "must be in [0, 1)", "such as 0.95")
-  return nested.SortByEnergy(decay)
+  return nested_losses.SortByEnergy(decay)

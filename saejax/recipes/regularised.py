@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from saejax.recipes import batch_sparse, common
 from saejax.sae import activations, archetypal
-from saejax.training import constraints, losses, orthogonality
+from saejax.training.parts import constraints, losses, orthogonality
 from saejax.training.recipe import Recipe, Term
 
 

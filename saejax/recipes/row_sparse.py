@@ -15,7 +15,7 @@ from saejax.sae import (
   groups,
   initial,
 )
-from saejax.training import constraints, finish, losses
+from saejax.training.parts import constraints, finish, losses
 from saejax.training.recipe import Recipe, Term, unchanged
 
 

@@ -20,7 +20,7 @@ from saejax.sae import activations, decoders, encoders, ensembles
 from saejax.sae.context import Batch
 from saejax.sae.prep import Prep
 from saejax.sae.sae import SAE
-from saejax.training import constraints, coupling, losses
+from saejax.training.parts import constraints, coupling, losses
 from saejax.training.recipe import Recipe, Term
 
 

@@ -10,9 +10,9 @@ from jaxtyping import PRNGKeyArray
 from saejax.recipes import common
 from saejax.sae.context import Batch
 from saejax.sae.sae import SAE
-from saejax.training import losses
+from saejax.training.parts import losses
+from saejax.training.parts.tilted import Tilted
 from saejax.training.recipe import Recipe, Term
-from saejax.training.tilted import Tilted
 
 
 def ssae(

@@ -13,7 +13,7 @@ from saejax.sae import (
   initial,
   masking,
 )
-from saejax.training import finish, importance, losses, variational
+from saejax.training.parts import finish, importance, kl, losses
 from saejax.training.recipe import Recipe, Term, as_trained
 
 WARMUP = ("coefficient", "warmup_steps")
@@ -74,7 +74,7 @@ def vsae(
     known = ", ".join(gaussian.POSTERIORS)
     raise InputError("posterior", posterior, f"must be one of {known}", "none")
   kept = {"score": "magnitude", "keep": "signed"}
-  divergence = variational.masked_kl if masked else variational.kl
+  divergence = kl.masked_kl if masked else kl.kl
   return common.compose(
     "vsae",
     d,
@@ -164,7 +164,7 @@ def atm(
       loss = |x - x_hat|^2 + coefficient sum_i z_i,   z = relu(a) m
 
   summed over d and over latents, averaged over rows; m_i = 0 with a probability
-  that falls with the latent's running importance, see `training.importance`.
+  that falls with the latent's running importance, see `training.parts.importance`.
   Decoder rows are normalised in every forward pass. There is no code; beyond
   the form of that probability the definitions are ours.
 

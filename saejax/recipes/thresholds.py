@@ -13,7 +13,7 @@ from saejax.sae import activations, budgets, initial
 from saejax.sae import gated as gates
 from saejax.sae import jumprelu as jump
 from saejax.sae.prep import Identity, Prep
-from saejax.training import (
+from saejax.training.parts import (
   constraints,
   finish,
   losses,

@@ -16,7 +16,7 @@ class Amplitude(Part):
   """W_dec rows a_i w_i.
 
   Attributes:
-    W: rows w_i, of unit norm under `training.constraints.unit_norm_decoder`.
+    W: rows w_i, of unit norm under `training.parts.constraints.unit_norm_decoder`.
     a: amplitudes.
     b: added to every reconstruction.
   """

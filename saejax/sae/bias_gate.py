@@ -22,7 +22,7 @@ class BiasGate(Activation):
 
   Attributes:
     b: added to the pre-activations; moved by
-      `training.bias_adaptation.BiasAdaptation`.
+      `training.parts.bias_rule.BiasAdaptation`.
     form: "jump" or "relu".
 
   References:

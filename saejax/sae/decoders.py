@@ -1,7 +1,7 @@
 """The dictionary: row i is the direction that latent i adds.
 
 `free` rows may have any norm; held at unit norm by
-`training.constraints.unit_norm_decoder` they are the usual TopK decoder.
+`training.parts.constraints.unit_norm_decoder` they are the usual TopK decoder.
 `Normalised` rows have unit norm in every forward pass, so that gradients flow
 through the normalisation and nothing needs projecting.
 """

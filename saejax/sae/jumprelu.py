@@ -120,7 +120,7 @@ class JumpReLU(Activation):
 
   theta itself is the leaf, not its logarithm, under which Adam moves small
   thresholds too slowly. It is held at >= 0 after each update
-  (`training.constraints.thresholds_above`) and never clamped here: a clamp has
+  (`training.parts.constraints.thresholds_above`) and never clamped here: a clamp has
   gradient 0 and would pin the latent.
 
   Attributes:

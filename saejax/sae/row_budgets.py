@@ -40,7 +40,7 @@ class Probe(Budget):
       k = round(min_k + (max_k - min_k) sigmoid(steepness (s - 1/2)))
 
   x is raw, not in the frame of the prep. k has no gradient: w and b learn from
-  a loss of their own, see `training.probe`. For the scope "row".
+  a loss of their own, see `training.parts.probe`. For the scope "row".
 
   Attributes:
     w, b: of the probe.

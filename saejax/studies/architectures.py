@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saejax.evals import paired
+from saejax.evals import comparison
 from saejax.recipes import catalogue
 from saejax.report import curves, page, study
 from saejax.studies import arms
@@ -169,7 +169,7 @@ def against_reference(
         same = [r for r in reference if r["seed"] == p["seed"]]
         if not same:
           continue
-        there = paired.log_fvu_at(
+        there = comparison.log_fvu_at(
           [r["l0"] for r in same], [r["fvu"] for r in same], p["l0"]
         )
         if np.isfinite(there):

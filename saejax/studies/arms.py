@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from saejax.data import harvest, streams, subject
-from saejax.data.store import Store
+from saejax.data import harvest, streams
+from saejax.data.store.reader import Store
+from saejax.data.text import subject
 from saejax.errors import InputError
 from saejax.evals import reconstruction
 from saejax.report import results
@@ -33,8 +34,9 @@ from saejax.runs import harvest_stores
 from saejax.sae import prep
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training import fit, log, rules, schedules
+from saejax.training import fit, log
 from saejax.training.members import Member
+from saejax.training.parts import rules, schedules
 from saejax.training.recipe import Recipe
 from saejax.training.step import TrainState
 

@@ -18,7 +18,7 @@ from saejax.recipes import bias_adaptation, row_sparse, thresholds
 from saejax.report import curves, page, study
 from saejax.sae import prep
 from saejax.studies import arms
-from saejax.training import sparsity
+from saejax.training.parts import sparsity
 
 ROWS, HELD_OUT = 131_072, 4096
 PLANTED_KEY = 1_000_003

@@ -15,14 +15,16 @@ import numpy as np
 from jaxtyping import Float
 
 from saejax import models
-from saejax.data import harvest, streams, subject, text
-from saejax.data.store import Store
+from saejax.data import harvest, streams
+from saejax.data.store.reader import Store
+from saejax.data.text import corpus as text
+from saejax.data.text import subject
 from saejax.evals import faithfulness, reconstruction
 from saejax.models import generate, hub, tokenizer
 from saejax.recipes import conditioned as recipes
 from saejax.recipes import row_sparse
 from saejax.runs import harvest_stores
-from saejax.sae import conditioned, prep
+from saejax.sae import condition_preps, prep
 from saejax.sae.context import Batch
 from saejax.studies import arms
 from saejax.studies.claims import Claim, both, log_of, mean_of
@@ -143,8 +145,8 @@ def _group(
   """SAEs of the layers that the rows are of, as one group."""
   options = arms.options(config, rows)
   del options["prep"]  # the recipe has its own
-  cond = conditioned.required(rows.train.cond)
-  scale = conditioned.per_condition(
+  cond = condition_preps.required(rows.train.cond)
+  scale = condition_preps.per_condition(
     rows.train.x, cond, int(cond.max()) + 1
   ).scale
   return arms.Arm(
@@ -226,7 +228,7 @@ def mixed(
 def by_layer(trained: arms.Trained) -> list[dict[str, float]]:
   """Held-out FVU of each layer about its own mean: their mean and largest."""
   held_out, fvus = trained.rows.held_out, []
-  cond = np.asarray(conditioned.required(held_out.cond))
+  cond = np.asarray(condition_preps.required(held_out.cond))
   for c in np.unique(cond):
     own = jax.tree.map(lambda a, c=c: a[cond == c], held_out)
     found = reconstruction.evaluate_many(

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from saejax.evals import paired
+from saejax.evals import comparison
 from saejax.report import curves, page, study
 from saejax.studies import arms
 
 MARGIN = 0.01  # of log FVU: 1 %
 COLOURS = {
-  paired.HOLDS: "#009E73",
-  paired.FAILS: "#D55E00",
-  paired.UNDECIDED: "#5a6472",
+  comparison.HOLDS: "#009E73",
+  comparison.FAILS: "#D55E00",
+  comparison.UNDECIDED: "#5a6472",
 }
 Points = Sequence[Mapping[str, Any]]
 # From the points of an arm to one value a seed.
@@ -80,7 +80,9 @@ def log_fvu(l0: float) -> Read:
 
   def read(points: Points) -> dict[int, float]:
     return {
-      seed: paired.log_fvu_at([p["l0"] for p in of], [p["fvu"] for p in of], l0)
+      seed: comparison.log_fvu_at(
+        [p["l0"] for p in of], [p["fvu"] for p in of], l0
+      )
       for seed, of in _by_seed(points).items()
     }
 
@@ -136,16 +138,16 @@ def measure(claim: Claim, points: Points) -> dict[str, Any]:
   if not seeds:
     return {
       **record,
-      "verdict": paired.UNDECIDED,
+      "verdict": comparison.UNDECIDED,
       "effect": None,
       "interval": None,
     }
-  found = paired.difference(
+  found = comparison.difference(
     [ours[s] for s in seeds], [theirs[s] for s in seeds]
   )
   return {
     **record,
-    "verdict": paired.verdict(
+    "verdict": comparison.verdict(
       found, claim=claim.direction, margin=claim.margin
     ),
     "effect": found.effect,
@@ -160,7 +162,7 @@ def sections(
   verdicts = [c["verdict"] for c in found]
   numbers = [
     (str(verdicts.count(verdict)), verdict)
-    for verdict in (paired.HOLDS, paired.FAILS, paired.UNDECIDED)
+    for verdict in (comparison.HOLDS, comparison.FAILS, comparison.UNDECIDED)
   ]
   drawn = figures(found)
   made = [

@@ -9,7 +9,10 @@ import numpy as np
 from absl.testing import absltest
 
 from saejax import models
-from saejax.data import harvest, loader, store, subject, text
+from saejax.data import harvest, loader
+from saejax.data.store import reader
+from saejax.data.text import corpus as text
+from saejax.data.text import subject
 from saejax.errors import InputError
 from saejax.models import hub, taps, tokenizer
 from tests import shared
@@ -85,9 +88,11 @@ class HarvestModelTest(absltest.TestCase):
     self.assertEmpty(
       set(train.columns("doc")["doc"]) & set(held_out.columns("doc")["doc"])
     )
-    store.open(train.path, expect={"layer": 3, "point": "resid_post", "d": 384})
+    reader.open(
+      train.path, expect={"layer": 3, "point": "resid_post", "d": 384}
+    )
     with self.assertRaisesRegex(InputError, "harvest.layer=4"):
-      store.open(train.path, expect={"layer": 4})
+      reader.open(train.path, expect={"layer": 4})
     self._check_text(train, words)
     self._check_text(held_out, words)
 

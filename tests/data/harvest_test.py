@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.data import harvest, ledger, store, text
+from saejax.data import harvest
+from saejax.data.store import ledger, reader
+from saejax.data.text import corpus as text
 from saejax.errors import InputError
 from tests import shared
 from tests.data import tiny
@@ -283,7 +285,8 @@ class HarvestTest(parameterized.TestCase):
     # Room for the ledger, the first shards and not for a whole one.
     code = f"""
       import pathlib, resource, sys, time
-      from saejax.data import harvest, ledger
+      from saejax.data import harvest
+      from saejax.data.store import ledger
       from saejax.errors import InputError
       from tests.data import tiny
       def first_bucket_is_written():  # in the background
@@ -322,7 +325,7 @@ class HarvestTest(parameterized.TestCase):
     self.assertLen(done.stdout.splitlines(), 1)
     (path,) = (self.folder / "full").iterdir()
     with self.assertRaisesRegex(InputError, "must be complete"):
-      store.open(path)
+      reader.open(path)
     lines = [x for x in ledger.read(path) if x["kind"] == "bucket"]
     self.assertLen(lines, 1)
     for name, recorded in lines[0]["shards"].items():

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.data import loader, store, summary
+from saejax.data import loader, summary
+from saejax.data.store import reader as store
 from saejax.errors import InputError
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.data import loader, streams
-from saejax.data import store as stores
+from saejax.data.store import reader as stores
 from saejax.errors import InputError
 from saejax.recipes import row_sparse
 from saejax.training import fit, loop

@@ -13,7 +13,9 @@ import time
 import jax.numpy as jnp
 import numpy as np
 
-from saejax.data import harvest, ledger, store, subject
+from saejax.data import harvest
+from saejax.data.store import ledger, reader
+from saejax.data.text import subject
 
 CLS, SEP, OUTLIER_ID, USER_ID = 0, 1, 2 + ord("!"), 2 + ord("?")
 D = 8
@@ -124,7 +126,7 @@ def files(folder: pathlib.Path) -> dict[str, bytes | list]:
 VOLATILE = ledger.VOLATILE
 
 
-def everything(found: store.Store) -> dict[str, np.ndarray]:
+def everything(found: reader.Store) -> dict[str, np.ndarray]:
   """All columns of a store."""
   x = np.concatenate(found.read_many(found.intervals))
   return {"x": x} | found.columns("doc", "pos", "tok")

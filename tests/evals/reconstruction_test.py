@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax import errors
-from saejax.data import store as stores
+from saejax.data.store import reader as stores
 from saejax.evals import reconstruction
 from saejax.sae import activations, initial
 from saejax.sae.latents import SparseLatents

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.data import store as stores
+from saejax.data.store import reader as stores
 from tests.experiments import script
 
 D = 16

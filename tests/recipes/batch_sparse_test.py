@@ -12,7 +12,8 @@ from saejax.errors import InputError
 from saejax.recipes import batch_sparse, row_sparse
 from saejax.sae import activations, budgets
 from saejax.sae.context import Pre
-from saejax.training import fit, losses, step
+from saejax.training import fit, step
+from saejax.training.parts import losses
 from saejax.training.recipe import Hyper, Term
 from tests import contract, toy
 

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from saejax import errors
 from saejax.data import synthetic
 from saejax.recipes import conditioned, row_sparse
-from saejax.sae import conditioned as preps
+from saejax.sae import condition_preps as preps
 from saejax.sae.context import Batch
 from saejax.sae.prep import Affine, Identity
 from saejax.training import fit

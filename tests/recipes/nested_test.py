@@ -10,9 +10,10 @@ from absl.testing import absltest, parameterized
 from saejax.errors import InputError
 from saejax.recipes import batch_sparse, nested, row_sparse
 from saejax.sae import activations, decoders, truncate
-from saejax.training import constraints, fit, losses, step
+from saejax.training import fit, step
 from saejax.training.members import Member
-from saejax.training.nested import Sampled
+from saejax.training.parts import constraints, losses
+from saejax.training.parts.nested_losses import Sampled
 from saejax.training.recipe import Hyper
 from tests import contract, family, limits, toy
 from tests.limits import loss_and_gradients

@@ -17,7 +17,8 @@ from safetensors import numpy as safetensors
 
 from saejax.recipes import batch_sparse, nested, row_sparse, thresholds
 from saejax.sae import decoders, encoders, gated
-from saejax.training import losses, recipe, rules, sparsity, step
+from saejax.training import recipe, step
+from saejax.training.parts import losses, rules, sparsity
 from saejax.training.recipe import Hyper
 
 GOLDEN = safetensors.load_file(

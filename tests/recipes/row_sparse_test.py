@@ -12,8 +12,9 @@ from absl.testing import absltest, parameterized
 from saejax import errors
 from saejax.recipes import row_sparse
 from saejax.sae import activations, decoders, encoders
-from saejax.training import fit, losses, probe, step
+from saejax.training import fit, step
 from saejax.training.members import Member
+from saejax.training.parts import losses, probe
 from saejax.training.recipe import Hyper, Record
 from tests import contract, toy
 

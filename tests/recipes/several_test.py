@@ -13,7 +13,8 @@ from saejax.data import synthetic
 from saejax.evals import recovery
 from saejax.recipes import row_sparse, several
 from saejax.sae import ensembles
-from saejax.training import coupling, fit
+from saejax.training import fit
+from saejax.training.parts import coupling
 from tests import contract, toy
 
 D, N = contract.D, contract.N

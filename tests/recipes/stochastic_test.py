@@ -11,8 +11,10 @@ from absl.testing import absltest, parameterized
 from saejax import errors
 from saejax.recipes import common, row_sparse, stochastic
 from saejax.sae import activations, encoders, initial, masking
-from saejax.training import fit, importance, losses, sharding, variational
+from saejax.training import fit, sharding
 from saejax.training.members import Group, Member
+from saejax.training.parts import importance, losses
+from saejax.training.parts import kl as variational
 from saejax.training.recipe import Term
 from tests import contract, toy
 

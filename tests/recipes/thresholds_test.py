@@ -14,7 +14,8 @@ from saejax.sae import convert, encoders, folding
 from saejax.sae.activations import Ranked, ReLU, TopK
 from saejax.sae.context import Batch, Pre
 from saejax.sae.prep import Affine
-from saejax.training import constraints, fit, losses, sparsity, step
+from saejax.training import fit, step
+from saejax.training.parts import constraints, losses, sparsity
 from saejax.training.recipe import Hyper
 from tests import contract, toy
 

@@ -14,7 +14,7 @@ import numpy as np
 from absl.testing import absltest
 
 from saejax.data import loader
-from saejax.data import store as stores
+from saejax.data.store import reader as stores
 from saejax.errors import InputError
 from saejax.recipes import batch_sparse, row_sparse
 from saejax.training import log, loop

@@ -10,7 +10,8 @@ import optax
 from absl.testing import absltest, parameterized
 
 from saejax.recipes import row_sparse
-from saejax.training import losses, rules, schedules, step
+from saejax.training import step
+from saejax.training.parts import losses, rules, schedules
 from saejax.training.recipe import Hyper, Term
 from tests import compiled, toy
 

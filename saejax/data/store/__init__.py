@@ -1,0 +1,1 @@
+"""Columns of rows on disk: writer, ledger, reader, sums."""

@@ -1,0 +1,1 @@
+"""Rows that come from text: corpora, windows, the tokens around a row."""

@@ -1,0 +1,331 @@
+"""Conversations: templates, duplicates, packing, the buffer that mixes rows.
+
+FAST gives the model one templated conversation at a time. Here that is packing
+"per_sample"; "segmented" puts several into a row of which none sees another and
+positions begin anew, which gives the same activations and wastes less; "block"
+cuts the joined conversations into blocks without regard to their ends, which is
+what FAST improves upon.
+
+Special tokens stay: they are what FAST's metric looks at. For a harvest of
+conversations write their ids with `text.write_ids` and use `as_conversations`.
+
+References:
+  Li et al., Training Superior Sparse Autoencoders for Instruct Models, 2025,
+  arXiv:2506.07691.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import importlib
+import itertools
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from saejax.data import shuffle
+from saejax.data.text import subject
+from saejax.errors import InputError
+from saejax.models import model as models
+from saejax.models import taps
+
+Turn = Mapping[str, str]  # {"role": ..., "content": ...}
+PACKINGS = ("per_sample", "segmented", "block")
+EXTRA = "transformers"  # of saejax[models]
+
+
+# --- templates ---------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """How turns become one text.
+
+  Attributes:
+    turn: of each, with {role} and {content}.
+    begin: before the first.
+  """
+
+  turn: str
+  begin: str = ""
+
+  def __call__(self, turns: Sequence[Turn]) -> str:
+    parts = [self.turn.format(**turn) for turn in turns]
+    return self.begin + "".join(parts)
+
+
+TEMPLATES = {
+  "plain": Template("{role}: {content}\n"),
+  "chatml": Template("<|im_start|>{role}\n{content}<|im_end|>\n"),
+  "llama3": Template(
+    "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>",
+    begin="<|begin_of_text|>",
+  ),
+}
+
+
+def render(folder: str | pathlib.Path, turns: Sequence[Turn]) -> str:
+  """The text of a conversation by the template in a model's folder.
+
+  Raises:
+    InputError: transformers is not installed, or the tokenizer there has no
+      chat template.
+  """
+  try:
+    tokenizers = importlib.import_module(EXTRA)
+  except ImportError as error:
+    raise InputError(
+      "chat_template",
+      folder,
+      f"needs the package {EXTRA}, which is not installed",
+      "run: pip install 'saejax[models]', or use one of TEMPLATES",
+    ) from error
+  tokenizer = tokenizers.AutoTokenizer.from_pretrained(folder)
+  if not tokenizer.chat_template:
+    raise InputError(
+      "chat_template",
+      folder,
+      "the tokenizer must have a chat template",
+      f"use one of TEMPLATES ({', '.join(TEMPLATES)})",
+    )
+  return tokenizer.apply_chat_template(list(turns), tokenize=False)
+
+
+def deduplicate(
+  conversations: Iterable[Sequence[Turn]], *, words: int = 20
+) -> list[int]:
+  """Numbers of the conversations to keep, in order.
+
+  One is dropped if any run of `words` words inside one of its turns was seen in
+  a conversation kept before; turns shorter than that say nothing. 8 bytes of a
+  hash are kept of each run.
+  """
+  seen: set[bytes] = set()
+  kept = []
+  for number, turns in enumerate(conversations):
+    own = {h for turn in turns for h in _runs(turn["content"], words)}
+    if seen.isdisjoint(own):
+      kept.append(number)
+      seen |= own
+  return kept
+
+
+def _runs(text: str, words: int) -> Iterator[bytes]:
+  found = text.split()
+  for i in range(len(found) - words + 1):
+    run = " ".join(found[i : i + words]).encode("utf-8", "surrogatepass")
+    yield hashlib.blake2b(run, digest_size=8).digest()
+
+
+# --- packing -----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+  """Rows for the model; all arrays [R, T].
+
+  Attributes:
+    ids: int32, 0 at padding.
+    mask: which are tokens.
+    doc: int64, the document of each token.
+    pos: int32, its position in the document.
+    segmented: whether documents in a row must not see each other.
+  """
+
+  ids: Int[np.ndarray, "R T"]
+  mask: Bool[np.ndarray, "R T"]
+  doc: Int[np.ndarray, "R T"]
+  pos: Int[np.ndarray, "R T"]
+  segmented: bool
+
+
+def pack(
+  documents: Sequence[Int[np.ndarray, "t"]],
+  *,
+  packing: str = "per_sample",
+  max_tokens: int,
+) -> Packed:
+  """Puts documents into rows of at most `max_tokens` tokens.
+
+  Args:
+    documents: ids, special tokens included; truncated at max_tokens, but with
+      "block", which goes on in the next row.
+    packing: "per_sample", a row each; "segmented", longest first, each into the
+      row with the least room that has enough; "block", joined in order and cut.
+    max_tokens: of a row.
+
+  Raises:
+    InputError: an unknown packing, or no tokens.
+  """
+  if packing not in PACKINGS:
+    raise InputError(
+      "packing", packing, f"must be one of {', '.join(PACKINGS)}", "change it"
+    )
+  if max_tokens < 1 or not any(map(len, documents)):
+    raise InputError(
+      "max_tokens", max_tokens, "rows need a token at least", "raise it"
+    )
+  lengths = [min(len(ids), max_tokens) for ids in documents]
+  if packing == "block":
+    pieces = _blocks([len(ids) for ids in documents], max_tokens)
+  elif packing == "per_sample":
+    pieces = [[(i, 0, n)] for i, n in enumerate(lengths) if n]
+  else:
+    pieces = _fitted(lengths, max_tokens)
+  width = max(sum(n for _, _, n in row) for row in pieces)
+  shape = (len(pieces), width)
+  ids, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
+  doc, pos = np.full(shape, -1, np.int64), np.zeros(shape, np.int32)
+  for r, row in enumerate(pieces):
+    at = 0
+    for number, start, n in row:
+      where = slice(at, at + n)
+      ids[r, where] = documents[number][start : start + n]
+      doc[r, where], pos[r, where] = number, np.arange(start, start + n)
+      at += n
+    mask[r, :at] = True
+  return Packed(ids, mask, doc, pos, packing == "segmented")
+
+
+Pieces = list[list[tuple[int, int, int]]]  # of each row (document, start, n)
+
+
+def _blocks(lengths: Sequence[int], width: int) -> Pieces:
+  rows: Pieces = [[]]
+  room = width
+  for number, length in enumerate(lengths):
+    start = 0
+    while start < length:
+      if not room:
+        rows.append([])
+        room = width
+      n = min(room, length - start)
+      rows[-1].append((number, start, n))
+      start, room = start + n, room - n
+  return rows
+
+
+def _fitted(lengths: Sequence[int], width: int) -> Pieces:
+  rows: Pieces = []
+  free: list[tuple[int, int]] = []  # (room, row), ascending
+  for number in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+    n = lengths[number]
+    if not n:
+      continue
+    i = bisect.bisect_left(free, (n, 0))
+    if i == len(free):
+      room, row = width, len(rows)
+      rows.append([])
+    else:
+      room, row = free.pop(i)
+    rows[row].append((number, 0, n))
+    bisect.insort(free, (room - n, row))
+  return rows
+
+
+def activations(
+  model: models.Model, packed: Packed, site: str, *, batch_rows: int = 16
+) -> dict[str, np.ndarray]:
+  """The rows of all tokens, padding left out, by document and position.
+
+  Args:
+    model: a causal model.
+    packed: of `pack`.
+    site: a name of `models.taps`.
+    batch_rows: rows a forward; the last batch is filled up.
+
+  Returns:
+    Columns x [rows, d], doc, pos and tok [rows], as `store.write_arrays` takes
+    them.
+  """
+  columns: dict[str, list[np.ndarray]] = {"x": []}
+  for start in range(0, len(packed.ids), batch_rows):
+    part = slice(start, start + batch_rows)
+    real = packed.mask[part]
+    ids, mask = _filled(packed.ids[part], batch_rows), _filled(real, batch_rows)
+    mask[len(real) :, 0] = True  # rows of nothing attend to one token
+    segment = None
+    if packed.segmented:
+      segment = _filled(packed.doc[part].astype(np.int32), batch_rows)
+    x = taps.read(model, ids, mask, [site], segment=segment)[site]
+    columns["x"].append(np.asarray(x)[: len(real)][real])
+  doc, pos = packed.doc[packed.mask], packed.pos[packed.mask]
+  order = np.lexsort([pos, doc])
+  found = {
+    "x": np.concatenate(columns["x"]),
+    "doc": doc,
+    "pos": pos,
+    "tok": packed.ids[packed.mask],
+  }
+  return {name: column[order] for name, column in found.items()}
+
+
+def _filled(a: np.ndarray, rows: int) -> np.ndarray:
+  return np.pad(a, ((0, rows - len(a)), (0, 0)))
+
+
+def as_conversations(source: subject.Subject) -> subject.Subject:
+  """A subject whose documents bring all special tokens, which are kept.
+
+  For a harvest of an "ids:" corpus with harvest.context and
+  harvest.document_tokens at the longest conversation: a window is then one
+  conversation, alone in its row.
+  """
+  return dataclasses.replace(source, prefix=(), suffix=(), special=frozenset())
+
+
+# --- mixing ------------------------------------------------------------------
+
+
+def mixing_buffer(
+  parts: Iterable[Mapping[str, np.ndarray]], *, capacity_rows: int, seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Fills a buffer, shuffles it, gives half away, fills it up again.
+
+  Every row is given once; at the end what is left is given whole. Has no
+  position to go back to: rows on disk are better mixed by the loader.
+
+  Args:
+    parts: columns of equal length, any number of rows each, without padding
+      (`activations` gives none).
+    capacity_rows: of the buffer, at least 2.
+    seed: of the shuffles.
+
+  Returns:
+    Columns of capacity_rows // 2 rows each time, but the last.
+  """
+  if capacity_rows < 2:
+    raise InputError(
+      "capacity_rows", capacity_rows, "must be at least 2", "raise it"
+    )
+  held: dict[str, np.ndarray] = {}
+  waiting = iter(parts)
+  rest: dict[str, np.ndarray] = {}
+  for cycle in itertools.count():
+    while _rows(held) < capacity_rows:
+      if not _rows(rest):
+        part = next(waiting, None)
+        if part is None:
+          break
+        rest = dict(part)
+      room = capacity_rows - _rows(held)
+      taken = {name: a[:room] for name, a in rest.items()}
+      rest = {name: a[room:] for name, a in rest.items()}
+      held = {
+        name: np.concatenate([held[name], a]) if held else a
+        for name, a in taken.items()
+      }
+    rows = _rows(held)
+    if not rows:
+      return
+    order = shuffle.permutation(rows, shuffle.BUFFER, seed, cycle)
+    mixed = {name: a[order] for name, a in held.items()}
+    stop = capacity_rows // 2 if rows == capacity_rows else rows
+    yield {name: a[:stop] for name, a in mixed.items()}
+    held = {name: a[stop:] for name, a in mixed.items()}
+
+
+def _rows(columns: Mapping[str, np.ndarray]) -> int:
+  return len(next(iter(columns.values()))) if columns else 0

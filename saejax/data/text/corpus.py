@@ -1,0 +1,190 @@
+"""Corpora: ordered documents, read lazily, identified by their content.
+
+A corpus is indexed in one streaming pass that keeps a digest and a place for
+each document and no text. Documents are ordered by digest: the order is
+deterministic, does not depend on file names, mixes the sources of a corpus,
+and puts exact duplicates side by side, of which the first is kept.
+
+A document belongs to the training or to the held-out part by its digest alone,
+so that it stays on its side when the corpus grows.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from saejax.data.text import sources
+from saejax.errors import InputError
+
+TRAIN = "train"
+HELD_OUT = "held_out"
+IDS = "ids:"  # before the path of a corpus of token ids
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+  """Documents in a fixed order; `len(corpus)` of them, `corpus[i]` reads one.
+
+  Attributes:
+    name: what was asked for, without the folders of a path.
+    source: where the texts lie.
+    digests: [documents, 32] uint8, SHA-256 of each text, ascending.
+    places: [documents] int64, argument of `source.read`.
+    details: what else identifies the corpus, for `describe`.
+    ids: whether documents are token ids, written as numbers.
+  """
+
+  name: str
+  source: sources.Source
+  digests: np.ndarray
+  places: np.ndarray
+  details: dict[str, Any]
+  ids: bool = False
+
+  def __len__(self) -> int:
+    return len(self.places)
+
+  def __getitem__(self, index: int) -> str:
+    document = self.source.read(int(self.places[index]))
+    if _digest(document) != self.digests[index].tobytes():
+      raise InputError(
+        "harvest.corpus",
+        self.name,
+        f"document {index} changed while the corpus was in use",
+        "leave the corpus alone during a run and start again",
+      )
+    return document
+
+  def encode(
+    self, index: int, encode: Callable[[str], np.ndarray]
+  ) -> np.ndarray:
+    """The tokens of a document: encoded, or the ids that it consists of."""
+    if not self.ids:
+      return encode(self[index])
+    return np.asarray(self[index].split(), np.int32)
+
+  @property
+  def fingerprint(self) -> str:
+    """SHA-256 over the documents' digests in order."""
+    return hashlib.sha256(self.digests.tobytes()).hexdigest()
+
+  def describe(self) -> dict[str, Any]:
+    """What identifies the corpus in a store's metadata."""
+    return {
+      "name": self.name,
+      "documents": len(self),
+      "fingerprint": self.fingerprint,
+      **self.details,
+    }
+
+  def part(self, part: str, held_out_fraction: float) -> np.ndarray:
+    """Indices of the documents of one part, "train" or "held_out"."""
+    held_out = _is_held_out(self.digests, held_out_fraction)
+    return np.flatnonzero(held_out if part == HELD_OUT else ~held_out)
+
+
+def split(document: str, held_out_fraction: float = 0.1) -> str:
+  """The part a document belongs to by its hash: "train" or "held_out"."""
+  digest = np.frombuffer(_digest(document), np.uint8)[None]
+  return HELD_OUT if _is_held_out(digest, held_out_fraction)[0] else TRAIN
+
+
+def documents(corpus: str, *, field: str = "text") -> Corpus:
+  """Opens a corpus by name.
+
+  Args:
+    corpus: "python-docs" (the standard library of the running Python, without
+      tests and installed packages, and its pydoc topics); a folder (all files
+      below it that are not hidden), a glob or a file of UTF-8 text, one
+      document a file; a .jsonl file, one document a line; a Hugging Face
+      dataset, "hf:NAME", "hf:NAME:CONFIG" or "hf:NAME:CONFIG:SPLIT"; or
+      "ids:FILE", token ids as `write_ids` writes them, which are not encoded.
+    field: the field that holds the text, for .jsonl and Hugging Face.
+
+  Raises:
+    InputError: "harvest.corpus" where nothing is found or a file is no text,
+      "harvest.field" where a document lacks the field.
+  """
+  details: dict[str, Any] = {}
+  name = pathlib.Path(corpus).name
+  if corpus == "python-docs":
+    source = sources.PythonDocs()
+    details = {"python": platform.python_version()}
+  elif corpus.startswith(IDS):
+    path = pathlib.Path(corpus.removeprefix(IDS))
+    source = sources.JsonLines(path, "ids", sources.token_ids)
+    details = {"ids": True}
+  elif corpus.startswith("hf:"):
+    source, name = sources.HuggingFace(corpus, field), corpus
+    details = {"field": field}
+  elif corpus.endswith(".jsonl") and pathlib.Path(corpus).is_file():
+    source = sources.JsonLines(pathlib.Path(corpus), field)
+    details = {"field": field}
+  else:
+    source = sources.Files(sources.paths(corpus))
+  return _index(name, source, details)
+
+
+def write_ids(
+  path: str | pathlib.Path, documents: Iterable[Sequence[int] | np.ndarray]
+) -> str:
+  """Writes documents of token ids, such as a model's own samples.
+
+  One object {"ids": [...]} a line, without the special tokens that the harvest
+  puts round each window.
+
+  Returns:
+    The name of the corpus, "ids:FILE".
+  """
+  with open(path, "w", encoding="utf-8") as file:
+    for ids in documents:
+      file.write(json.dumps({"ids": [int(i) for i in ids]}) + "\n")
+  return f"{IDS}{path}"
+
+
+def _index(
+  name: str, source: sources.Source, details: dict[str, Any]
+) -> Corpus:
+  digests, places = bytearray(), []
+  for place, document in source.texts():
+    digests += _digest(document)
+    places.append(place)
+  if not places:
+    raise InputError(
+      "harvest.corpus",
+      name,
+      "must hold at least one document",
+      "name a folder, glob, .jsonl file or data set that is not empty",
+    )
+  # One 32-byte string a row: sorts and compares as the digest does.
+  flat = np.frombuffer(bytes(digests), "V32").reshape(-1)
+  keys = np.frombuffer(bytes(digests), ">u8").reshape(-1, 4)
+  order = np.lexsort([keys[:, i] for i in (3, 2, 1, 0)])
+  flat, ordered_places = flat[order], np.asarray(places, np.int64)[order]
+  first = np.ones(len(flat), bool)
+  first[1:] = flat[1:] != flat[:-1]
+  return Corpus(
+    name=name,
+    source=source,
+    digests=flat[first].view(np.uint8).reshape(-1, 32),
+    places=ordered_places[first],
+    details=details,
+    ids=details.get("ids", False),
+  )
+
+
+def _digest(document: str) -> bytes:
+  # Lone surrogates, which JSON can hold, have no UTF-8 form of their own.
+  return hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()
+
+
+def _is_held_out(digests: np.ndarray, fraction: float) -> np.ndarray:
+  # The last eight bytes, so that order (first bytes) and part are independent.
+  tail = np.ascontiguousarray(digests[:, 24:]).view(">u8")[:, 0]
+  return tail.astype(np.float64) / 2.0**64 < fraction

@@ -1,0 +1,1 @@
+"""What recipes are composed of: losses, constraints, rules, schedules."""

@@ -1,0 +1,300 @@
+"""Losses over nested reconstructions: prefixes of a code in some order.
+
+    loss = sum_j c_j R(y, x_hat_j),  x_hat_j = b_dec + sum of the first j terms
+
+where a term is z_i w_i and the order is that of the latents (Matryoshka) or
+that of the values, largest first (MSAE, HierarchicalTopK). A few prefixes are
+decoded group by group, each added to the one before; all ranks at once go
+through `kernels.nested_decode`, whose memory does not grow with them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from saejax.kernels.nested_decode import op as nested_decode
+from saejax.kernels.topk import op as topk
+from saejax.kernels.topk import select
+from saejax.sae.latents import DenseLatents, SparseLatents
+from saejax.training import surgery
+from saejax.training.parts import losses
+from saejax.training.recipe import Record, Rule, Stats, mean
+from saejax.training.state import TrainState
+
+ENERGY = "latent_energy"
+DRAW = 1  # folded into the pass's key for the lengths of prefixes
+
+RowLoss = Callable[[Record], Float[Array, "*b"]]
+Between = Callable[[Record, int, int], Float[Array, "*b d"]]
+
+
+def prefixes(
+  lengths: Sequence[int],
+  weights: Sequence[float],
+  *,
+  order: str,
+  measure: RowLoss = losses.mse,
+) -> RowLoss:
+  """sum_j weights_j measure(x_hat of the first lengths_j terms), row by row.
+
+  Args:
+    lengths: of the prefixes, increasing; 0 is the bias alone. The last is the
+      whole code, whose reconstruction the pass already has.
+    weights: of the prefixes; those of weight 0 are not computed.
+    order: "latent", the order of the dictionary, or "value", largest first.
+    measure: a row loss; it sees the record with the prefix's x_hat.
+  """
+  between = ORDERS[order]
+  *inner, (_, last) = [
+    (length, weight)
+    for length, weight in zip(lengths, weights, strict=True)
+    if weight or length == lengths[-1]
+  ]
+
+  def loss(record: Record) -> Float[Array, "*b"]:
+    if order == "value" and record.forward.ctx.k is not None:
+      raise ValueError(
+        "levels belong to the recipe: members of several k cannot be stacked"
+      )
+    total = last * measure(record)
+    x_hat, before = jnp.zeros_like(record.forward.x_hat) + record.sae.b_dec, 0
+    for length, weight in inner:
+      if length > before:
+        x_hat += between(record, before, length)
+      total += weight * measure(_with(record, x_hat))
+      before = length
+    return total
+
+  return loss
+
+
+def at_k(k: int, measure: RowLoss) -> RowLoss:
+  """measure of the reconstruction from the k largest values of each row.
+
+  A member with a k of its own has that many.
+  """
+
+  def loss(record: Record) -> Float[Array, "*b"]:
+    x_hat = _ranks_between(record, 0, k, record.forward.ctx.k)
+    return measure(_with(record, x_hat + record.sae.b_dec))
+
+  return loss
+
+
+def row_normalised_mse(record: Record) -> Float[Array, "*b"]:
+  """|y - x_hat|^2 of each row over its own |y - mean_B y|^2.
+
+  Rows count alike whatever their distance from the mean.
+  """
+  y = record.forward.y
+  off = y - losses.mean_row(y, record.batch.weight)
+  return losses.mse(record) / jnp.maximum(losses.squares(off), losses.EPS)
+
+
+def _with(record: Record, x_hat: Float[Array, "*b d"]) -> Record:
+  """The record as if that were the reconstruction."""
+  return record.replace(forward=record.forward.replace(x_hat=x_hat))
+
+
+def _latents_between(record: Record, low: int, high: int) -> Array:
+  """What latents low to high - 1 add."""
+  latents, W = record.forward.latents, record.forward.W_dec
+  if isinstance(latents, SparseLatents):
+    inside = (latents.indices >= low) & (latents.indices < high)
+    values = jnp.where(inside, latents.values, 0)
+    return latents.replace(values=values).decode(W, record.sae.dtype)
+  part = DenseLatents(latents.z[..., low:high])
+  return part.decode(W[low:high], record.sae.dtype)
+
+
+def _ranks_between(
+  record: Record, low: int, high: int, most: Int[Array, ""] | None = None
+) -> Array:
+  """What the low + 1st to the high-th largest values of each row add.
+
+  None beyond rank `most`, where it is given.
+  """
+  latents = _ordered(record)
+  if isinstance(latents, SparseLatents):
+    values = latents.values[..., low:high]
+    if most is not None:
+      values = jnp.where(jnp.arange(low, high) < most, values, 0)
+    indices = latents.indices[..., low:high]
+    part = latents.replace(values=values, indices=indices)
+  else:
+    size = jnp.abs(latents.z)
+    end = high if most is None else jnp.minimum(high, most)
+    inside = select.largest(size, end, (-1,))
+    if low:
+      inside &= ~select.largest(size, low, (-1,))
+    part = DenseLatents(jnp.where(inside, latents.z, 0))
+  return part.decode(record.forward.W_dec, record.sae.dtype)
+
+
+ORDERS: Mapping[str, Between] = {
+  "latent": _latents_between,
+  "value": _ranks_between,
+}
+
+
+def _ordered(record: Record) -> SparseLatents | DenseLatents:
+  """The latents; refuses sparse ones that are not largest first."""
+  latents = record.forward.latents
+  if (
+    isinstance(latents, SparseLatents) and not record.sae.activation.is_ordered
+  ):
+    raise ValueError(
+      "losses over ranks need sparse latents largest first: TopK(ordered=True)"
+    )
+  return latents
+
+
+def ranks(weights: Sequence[float], *, normalise: bool = True) -> RowLoss:
+  """sum_j weights_j |y - x_hat_j|^2 / var(y), x_hat_j of the j largest values.
+
+  var(y) = mean_B |y - mean_B y|^2, as in `losses.normalised_mse`. A member whose
+  own k is smaller than the weights are long has only the ranks up to k.
+
+  Args:
+    weights: of ranks 1, 2, ...
+    normalise: divide by the sum of the weights.
+  """
+  static = tuple(weights)
+
+  def loss(record: Record) -> Float[Array, "*b"]:
+    forward = record.forward
+    latents, count = _ordered(record), len(static)
+    if not isinstance(latents, SparseLatents):
+      _, indices = topk.top_k(jax.lax.stop_gradient(jnp.abs(latents.z)), count)
+      values = jnp.take_along_axis(latents.z, indices, axis=-1)
+      latents = SparseLatents(values, indices, record.sae.n)
+    weight = jnp.asarray(static, jnp.float32)
+    if forward.ctx.k is not None:
+      weight = jnp.where(jnp.arange(count) < forward.ctx.k, weight, 0)
+    if normalise:
+      weight /= jnp.maximum(jnp.sum(weight), losses.EPS)
+    errors = nested_decode.squares(
+      latents.values[..., :count],
+      latents.indices[..., :count],
+      forward.W_dec,
+      forward.y - record.sae.b_dec,
+      weight,
+      record.sae.dtype,
+    )
+    spread = losses.variance(forward.y, record.batch.weight)
+    return errors / jnp.maximum(spread, losses.EPS)
+
+  return loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampled:
+  """Prefixes of the dictionary whose lengths are drawn anew in each step.
+
+  count - 1 distinct lengths below n, and n:
+
+      P(l) ~ (j/N)^power - ((j-1)/N)^power,  j = l - shortest + 1, N = n - shortest + 1
+
+  drawn one after the other without replacement. n is always there and is not
+  drawn; its own share, about power / N, goes to the others.
+
+  Attributes:
+    count: prefixes, n included.
+    power: below 1 favours short prefixes; 1 draws them evenly.
+    shortest: length.
+  """
+
+  count: int = 10
+  power: float = 0.5
+  shortest: int = 1
+
+  def draw(self, key: PRNGKeyArray, n: int) -> Int[Array, "count"]:
+    """The lengths, increasing, the last one n."""
+    j = jnp.arange(1.0, n - self.shortest + 1)
+    # log(j^p - (j-1)^p), without the difference of nearly equal numbers.
+    first = jnp.where(j == 1, -jnp.inf, jnp.log1p(-1 / jnp.maximum(j, 1.5)))
+    logits = self.power * jnp.log(j) + jnp.log(-jnp.expm1(self.power * first))
+    noisy = logits + jax.random.gumbel(key, logits.shape)
+    _, chosen = jax.lax.top_k(noisy, self.count - 1)
+    drawn = jnp.sort(chosen.astype(jnp.int32)) + self.shortest
+    return jnp.append(drawn, jnp.int32(n))
+
+
+def sampled_prefixes(
+  sampled: Sampled,
+  *,
+  reduction: str = "mean",
+  bias: bool = False,
+  measure: RowLoss = losses.mse,
+) -> RowLoss:
+  """`prefixes` in latent order with lengths drawn from the key of the pass.
+
+  Every prefix is decoded under its exact mask, and again in the backward pass,
+  so that only one masked code is held at a time.
+
+  Args:
+    sampled: how lengths are drawn.
+    reduction: "mean" or "sum" over prefixes.
+    bias: count the bias alone as one more prefix.
+    measure: a row loss; it sees the record with the prefix's x_hat.
+  """
+
+  def loss(record: Record) -> Float[Array, "*b"]:
+    ctx, sae = record.forward.ctx, record.sae
+    z, b = record.forward.latents.dense(), sae.b_dec
+    key = jax.random.fold_in(ctx.random_key(), DRAW)
+    inner = sampled.draw(key, sae.n)[:-1]
+    if bias:
+      inner = jnp.append(jnp.int32(0), inner)
+
+    @jax.checkpoint
+    def one(length, z, W, b):
+      part = jnp.where(jnp.arange(sae.n) < length, z, 0)
+      x_hat = DenseLatents(part).decode(W, sae.dtype) + b
+      return measure(_with(record, x_hat))
+
+    def add(total, length):
+      return total + one(length, z, record.forward.W_dec, b), None
+
+    total = jax.lax.scan(add, measure(record), inner)[0]
+    return total / (len(inner) + 1) if reduction == "mean" else total
+
+  return loss
+
+
+@dataclasses.dataclass(frozen=True)
+class SortByEnergy(Rule):
+  """Keeps latents in the order of their mean energy, largest first.
+
+      e_i <- decay e_i + (1 - decay) mean_B (z_i |w_i|)^2
+
+  after which the rows of every array about latents are permuted, so that short
+  prefixes hold what matters most. The average starts at 0, which changes no
+  order.
+
+  Attributes:
+    decay: of the average.
+  """
+
+  decay: float = 0.95
+
+  def init(self, sae) -> Stats:
+    return {ENERGY: jnp.zeros((sae.n,))}
+
+  def update(self, stats: Stats, record: Record) -> Stats:
+    forward = record.forward
+    z = forward.latents.dense() * forward.ctx.norms
+    rows = jnp.square(z).reshape(-1, z.shape[-1])
+    weight = record.batch.weight
+    if weight is not None:
+      weight = weight.reshape(-1)
+    energy = jax.vmap(lambda column: mean(column, weight), in_axes=1)(rows)
+    new = self.decay * stats[ENERGY] + (1 - self.decay) * energy
+    return {**stats, ENERGY: new}
+
+  def write(self, state: TrainState) -> TrainState:
+    order = jnp.argsort(-state.stats[ENERGY], stable=True)
+    return surgery.permute_latents(state, order)
