@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saejax import config as configs
+from saejax import terminal
 from saejax.data import harvest, loader
 from saejax.data.store.reader import Store
 from saejax.data.text import subject
@@ -33,8 +34,8 @@ from saejax.errors import InputError
 from saejax.evals import reading, reconstruction
 from saejax.recipes import catalogue
 from saejax.sae import files, prep
+from saejax.terminal import say as say
 from saejax.training import lock, log, loop
-from saejax.training.log import say as say
 from saejax.training.members import Member
 from saejax.training.parts import rules, schedules
 from saejax.training.recipe import Recipe
@@ -324,7 +325,7 @@ def harvest_stores(
   config: harvest.HarvestConfig, source: subject.Subject | None = None
 ) -> tuple[Store, Store]:
   """The training and the held-out store, with progress on standard error."""
-  screen = log.Screen(sys.stderr)
+  screen = terminal.Screen(sys.stderr)
   shown = 0.0
 
   def progress(state: Mapping[str, Any]) -> None:
@@ -340,8 +341,8 @@ def harvest_stores(
     screen.status(
       [
         f"harvest {state['phase']}: {rows:,}/{wanted:,} rows",
-        f"{log.count(rate)} rows/s",
-        "complete" if state["complete"] else f"ETA {log.duration(left)}",
+        f"{terminal.count(rate)} rows/s",
+        "complete" if state["complete"] else f"ETA {terminal.duration(left)}",
         f"dropped {sum(state['dropped'].values()):,} tokens",
       ]
     )
@@ -377,7 +378,7 @@ def preflight(
     2 * 12 * d**2 * harvest_layers + train.epochs * 2 * count * pairs
   )
   largest = count * 2 * max(sae.n) * d
-  return log.preflight(
+  return terminal.preflight(
     rows=rows,
     disk_bytes=rows * (2 * d + 16),
     parameters=count * sum(2 * n * d + n + d for n in sae.n),

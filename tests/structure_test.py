@@ -16,6 +16,7 @@ from absl.testing import absltest, parameterized
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROAD = [
   "errors",
+  "terminal",
   "fields",
   "config",
   "kernels",

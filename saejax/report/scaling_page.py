@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from saejax import terminal
 from saejax.evals import scaling_law
 from saejax.report import page, plots
-from saejax.training import log
 
 _SYMBOLS = {
   "alpha": "α",
@@ -354,7 +354,7 @@ def _run(found, command: str) -> list[page.Block]:
   blocks.append(page.facts("Settings; each is a flag.", found["config"]))
   environment = dict(found["environment"])
   if environment.get("memory_bytes"):
-    environment["memory_bytes"] = log.size(environment["memory_bytes"])
+    environment["memory_bytes"] = terminal.size(environment["memory_bytes"])
   blocks.append(page.facts("Environment.", environment))
   return blocks
 

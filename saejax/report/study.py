@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saejax import terminal
 from saejax.report import axes as look
 from saejax.report import page, results
 from saejax.report.scaling import PAGE
-from saejax.training import log
 
 
 def write(
@@ -56,7 +56,7 @@ def write(
     ],
   )
   page.write(folder / PAGE, title, [*sections, run])
-  log.say(f"report: {folder / PAGE}")
+  terminal.say(f"report: {folder / PAGE}")
 
 
 def figure(made: Any, alt: str, caption: str) -> page.Figure:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from saejax import terminal
 from saejax.data import harvest, streams
 from saejax.data.store.reader import Store
 from saejax.data.text import subject
@@ -34,7 +35,7 @@ from saejax.runs import harvest_stores
 from saejax.sae import prep
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training import fit, log
+from saejax.training import fit
 from saejax.training.members import Member
 from saejax.training.parts import rules, schedules
 from saejax.training.recipe import Recipe
@@ -212,7 +213,7 @@ def run(
     metrics of `evals.reconstruction` in the units of the model, the arm's
     facts, and what `measure` found.
   """
-  screen = log.Screen(sys.stderr)
+  screen = terminal.Screen(sys.stderr)
   began, points = time.monotonic(), []
   try:
     for i, arm in enumerate(arms):
@@ -225,7 +226,7 @@ def run(
       screen.status(
         [
           f"arm {i + 1}/{len(arms)}: {arm.name}",
-          f"ETA {log.duration(left)}",
+          f"ETA {terminal.duration(left)}",
         ]
       )
   finally:

@@ -23,23 +23,17 @@ import json
 import math
 import os
 import pathlib
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
-import tensorboardX
-from tensorboardX.proto import event_pb2, summary_pb2
-
 from saejax import errors
+from saejax.terminal import Screen, count, duration
+from saejax.training.events import EventFile
 
 METRICS = "metrics.jsonl"
 EVENTS = "events"
-
-# Protocol buffers make their classes at import; no type checker sees them.
-_proto: Any = event_pb2
-_summary: Any = summary_pb2
 
 _WINDOW_SECONDS = 60.0  # over which rates are taken
 _REDRAW_SECONDS = 0.2  # the line of a terminal
@@ -101,7 +95,7 @@ class RunLog:
       self._seconds_before = kept[-1]["timing"]["seconds"] if kept else 0.0
       path = self.folder / METRICS
       self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115
-      self._events = _Events(self.folder / EVENTS, purge_step=step + 1)
+      self._events = EventFile(self.folder / EVENTS, purge_step=step + 1)
 
   def __enter__(self) -> "RunLog":
     return self
@@ -268,81 +262,6 @@ def read(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
   return records
 
 
-def preflight(
-  *,
-  rows: int,
-  disk_bytes: int,
-  parameters: int,
-  seconds: float,
-  memory_bytes: int,
-) -> str:
-  """The line that says, before a run, what it will take.
-
-  >>> preflight(rows=300_000, disk_bytes=230_400_000, parameters=23_600_000,
-  ...           seconds=400, memory_bytes=2_500_000_000)
-  'preflight: 300,000 rows, 230 MB on disk, 23.6M parameters, about 6m40s, \
-2.50 GB of memory'
-  """
-  return (
-    f"preflight: {rows:,} rows, {size(disk_bytes)} on disk,"
-    f" {count(parameters)} parameters, about {duration(seconds)},"
-    f" {size(memory_bytes)} of memory"
-  )
-
-
-def count(n: float) -> str:
-  """A count in three digits: 950, 1.23k, 45.6M.
-
-  >>> [count(n) for n in (0, 12, 999.6, 45_600, 2_000_000)]
-  ['0', '12', '1.00k', '45.6k', '2.00M']
-  """
-  return _scaled(n, "", ["", "k", "M", "G", "T", "P"])
-
-
-def size(n: float) -> str:
-  """Bytes in powers of 1000: 512 B, 230 MB.
-
-  >>> [size(n) for n in (512, 230_400_000, 2.5e9)]
-  ['512 B', '230 MB', '2.50 GB']
-  """
-  return _scaled(n, " ", ["B", "kB", "MB", "GB", "TB", "PB"])
-
-
-def duration(seconds: float) -> str:
-  """Seconds in the two largest units: 45s, 6m40s, 3h05m, 2d04h.
-
-  >>> [duration(s) for s in (0.4, 45, 400, 11_100, 187_300)]
-  ['0s', '45s', '6m40s', '3h05m', '2d04h']
-  """
-  if not math.isfinite(seconds):
-    return "unknown"
-  whole = max(round(seconds), 0)
-  if whole < 60:
-    return f"{whole}s"
-  minutes, s = divmod(whole, 60)
-  if minutes < 60:
-    return f"{minutes}m{s:02}s"
-  hours, m = divmod(minutes, 60)
-  if hours < 24:
-    return f"{hours}h{m:02}m"
-  days, h = divmod(hours, 24)
-  return f"{days}d{h:02}h"
-
-
-def _scaled(n: float, gap: str, units: list[str]) -> str:
-  if not math.isfinite(n):
-    return "unknown"
-  at = 0
-  while abs(n) >= 999.5 and at + 1 < len(units):
-    n /= 1000
-    at += 1
-  if at == 0:
-    digits = 0
-  else:
-    digits = 2 if abs(n) < 9.995 else 1 if abs(n) < 99.95 else 0
-  return f"{n:.{digits}f}{gap}{units[at]}"
-
-
 def _strict(value: float) -> float | str:
   if math.isnan(value):
     return "NaN"
@@ -389,109 +308,3 @@ def _write_all(file: Any, data: bytes) -> None:
   """An unbuffered file may take a part only, as when the disk fills up."""
   while data:
     data = data[file.write(data) :]
-
-
-class _Events:
-  """A TensorBoard events file, written in the caller's thread.
-
-  `tensorboardX.SummaryWriter` writes in a thread of its own, where a full disk
-  is an error nobody hears of.
-  """
-
-  def __init__(self, folder: pathlib.Path, purge_step: int):
-    folder.mkdir(parents=True, exist_ok=True)
-    number = len(list(folder.iterdir()))  # a new name within one second too
-    name = f"events.out.tfevents.{int(time.time())}.{number}"
-    path = folder / f"{name}.{socket.gethostname()}.{os.getpid()}"
-    self._writer = tensorboardX.RecordWriter(str(path))
-    self._add(_proto.Event(file_version="brain.Event:2"), time.time())
-    # Tells the reader to forget what earlier files have from this step on.
-    start = _proto.SessionLog(status=_proto.SessionLog.START)
-    event = _proto.Event(session_log=start, step=purge_step)
-    self._add(event, time.time())
-    self._writer.flush()
-
-  def scalars(self, step: int, now: float, tags: Mapping[str, float]) -> None:
-    values = [
-      _summary.Summary.Value(tag=tag, simple_value=value)
-      for tag, value in tags.items()
-    ]
-    summary = _summary.Summary(value=values)
-    self._add(_proto.Event(summary=summary, step=step), now)
-    self._writer.flush()
-
-  def close(self) -> None:
-    self._writer.close()
-
-  def _add(self, event: Any, now: float) -> None:
-    event.wall_time = now
-    self._writer.write(event.SerializeToString())
-
-
-def say(text: str) -> None:
-  """A line on standard error."""
-  print(text, file=sys.stderr, flush=True)
-
-
-class Screen:
-  """A stream that is redrawn if a terminal, and given up once it breaks."""
-
-  def __init__(self, stream: TextIO):
-    self._stream: TextIO | None = stream
-    self._status: str | None = None  # what stands in the terminal's last line
-    try:
-      self.is_terminal = stream.isatty()
-    except (OSError, ValueError):
-      self.is_terminal = False
-
-  def status(self, fields: list[str]) -> None:
-    if not self.is_terminal:
-      self._write("  ".join(fields) + "\n")
-      return
-    self._status = _fit(fields, self._width() - 1)
-    self._write(f"\r{self._status}\x1b[K")
-
-  def line(self, text: str) -> None:
-    if self.is_terminal and self._status is not None:
-      self._write(f"\r\x1b[K{text}\n{_fit([self._status], self._width() - 1)}")
-    else:
-      self._write(text + "\n")
-
-  def end(self) -> None:
-    if self.is_terminal and self._status is not None:
-      self._write("\n")
-    self._status = None
-
-  def _width(self) -> int:
-    if self._stream is not None:
-      with contextlib.suppress(OSError, ValueError):
-        return os.get_terminal_size(self._stream.fileno()).columns or 80
-    return 80
-
-  def _write(self, text: str) -> None:
-    if self._stream is None:
-      return
-    try:
-      self._stream.write(text)
-      self._stream.flush()
-    except (OSError, ValueError):
-      _silence(self._stream)
-      self._stream = None
-
-
-def _fit(fields: list[str], width: int) -> str:
-  """As many fields as fit, from the first."""
-  text = fields[0]
-  for field in fields[1:]:
-    if len(text) + 2 + len(field) > width:
-      break
-    text += "  " + field
-  return text[: max(width, 0)]
-
-
-def _silence(stream: TextIO) -> None:
-  """Points a broken stream nowhere, or Python's exit would fail on it."""
-  with contextlib.suppress(OSError, ValueError):
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)

@@ -320,42 +320,5 @@ with log.RunLog(sys.argv[1], total_steps=9) as opened:
     self.assertEqual(process.wait(timeout=60), 0)
 
 
-class UnitsTest(parameterized.TestCase):
-  @parameterized.parameters(
-    (0, "0"), (999, "999"), (999.5, "1.00k"), (9_994, "9.99k"),
-    (9_996, "10.0k"), (99_960, "100k"), (23_600_000, "23.6M"),
-    (1e21, "1000000P"), (math.inf, "unknown"), (math.nan, "unknown"),
-  )  # fmt: skip
-  def test_counts_have_three_digits(self, n, expected):
-    self.assertEqual(log.count(n), expected)
-
-  @parameterized.parameters(
-    (0, "0 B"), (1_000, "1.00 kB"), (24e9, "24.0 GB"), (1.2e13, "12.0 TB")
-  )
-  def test_sizes_are_in_powers_of_thousand(self, n, expected):
-    self.assertEqual(log.size(n), expected)
-
-  @parameterized.parameters(
-    (-1, "0s"), (59.4, "59s"), (59.6, "1m00s"), (3599.6, "1h00m"),
-    (86_399, "23h59m"), (86_400, "1d00h"), (math.inf, "unknown"),
-  )  # fmt: skip
-  def test_durations_have_two_units(self, seconds, expected):
-    self.assertEqual(log.duration(seconds), expected)
-
-  def test_preflight_says_all_five_numbers(self):
-    text = log.preflight(
-      rows=300_000,
-      disk_bytes=230_400_000,
-      parameters=23_600_000,
-      seconds=400,
-      memory_bytes=2_500_000_000,
-    )
-    self.assertEqual(
-      text,
-      "preflight: 300,000 rows, 230 MB on disk, 23.6M parameters,"
-      " about 6m40s, 2.50 GB of memory",
-    )
-
-
 if __name__ == "__main__":
   absltest.main()

@@ -1,0 +1,58 @@
+"""A TensorBoard event file, written in the caller's thread.
+
+`tensorboardX.SummaryWriter` writes in a thread of its own, where a full disk
+is an error nobody hears of.
+"""
+
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import tensorboardX
+from tensorboardX.proto import event_pb2, summary_pb2
+
+# Protocol buffers make their classes at import; no type checker sees them.
+_proto: Any = event_pb2
+_summary: Any = summary_pb2
+
+
+class EventFile:
+  """Scalars by tag, on disk when a call returns.
+
+  Args:
+    folder: for event files; made where it is missing.
+    purge_step: TensorBoard forgets what earlier files have from this step on.
+  """
+
+  def __init__(self, folder: pathlib.Path, purge_step: int):
+    folder.mkdir(parents=True, exist_ok=True)
+    number = len(list(folder.iterdir()))  # a new name within one second too
+    name = f"events.out.tfevents.{int(time.time())}.{number}"
+    path = folder / f"{name}.{socket.gethostname()}.{os.getpid()}"
+    self._writer = tensorboardX.RecordWriter(str(path))
+    self._add(_proto.Event(file_version="brain.Event:2"), time.time())
+    start = _proto.SessionLog(status=_proto.SessionLog.START)
+    event = _proto.Event(session_log=start, step=purge_step)
+    self._add(event, time.time())
+    self._writer.flush()
+
+  def scalars(self, step: int, now: float, tags: Mapping[str, float]) -> None:
+    """Adds the values of a step at a time in seconds since 1970."""
+    values = [
+      _summary.Summary.Value(tag=tag, simple_value=value)
+      for tag, value in tags.items()
+    ]
+    summary = _summary.Summary(value=values)
+    self._add(_proto.Event(summary=summary, step=step), now)
+    self._writer.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._writer.close()
+
+  def _add(self, event: Any, now: float) -> None:
+    event.wall_time = now
+    self._writer.write(event.SerializeToString())
