@@ -14,10 +14,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from saejax import config
+from saejax import config, durable
 from saejax.errors import InputError
 from saejax.recipes import catalogue
-from saejax.report import results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
@@ -175,8 +174,8 @@ def main(config: Config) -> None:
     )
   if config.claims:
     found["claims"] = read(config.claims, "claims", "claims")
-  results.write_file(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
-  results.write_file(PAGE, text(found).encode())
+  durable.write_file(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
+  durable.write_file(PAGE, text(found).encode())
 
 
 if __name__ == "__main__":

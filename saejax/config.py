@@ -10,8 +10,8 @@ of those (`none` is None). Ranges belong to each config's `__post_init__`.
 
 import contextlib
 import difflib
+import locale
 import os
-import pathlib
 import re
 import sys
 import textwrap
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from saejax import fields
+from saejax import durable, fields
 from saejax.errors import InputError
 
 Config = TypeVar("Config")
@@ -82,26 +82,19 @@ def write(path: str | os.PathLike[str], config: Any) -> None:
   """Writes all flags of `config`, one a line, so that they can be replayed.
 
   Args:
-    path: the file; it appears whole or not at all.
+    path: the file, in the run folder; it appears whole or not at all.
     config: an instance of a config dataclass.
 
   Raises:
     InputError: a value would not come back equal from a flagfile: a string
       with a line break or blanks at its edges, a comma inside a tuple of
-      strings, a value of another type than the field's. Nothing is written.
+      strings, a value of another type than the field's; or the file cannot be
+      written. Nothing is written.
   """
-  path = pathlib.Path(path)
-  scratch = path.with_name(path.name + ".tmp")
-  try:
-    # No encoding: absl reads flagfiles in the encoding of the locale.
-    with open(scratch, "w") as file:
-      for leaf in fields.leaves(type(config)):
-        file.write(_line(leaf, config) + "\n")
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(scratch, path)
-  finally:
-    scratch.unlink(missing_ok=True)
+  lines = [_line(leaf, config) + "\n" for leaf in fields.leaves(type(config))]
+  # absl reads flagfiles in the encoding of the locale.
+  text = "".join(lines).encode(locale.getencoding())
+  durable.write_file(path, text, field="run_dir")
 
 
 def run(

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saejax import config as configs
-from saejax import terminal
+from saejax import durable, terminal
 from saejax.data import harvest, loader
 from saejax.data.store.reader import Store
 from saejax.data.text import subject
@@ -162,9 +162,8 @@ def train_grid(
     done = path / f"n{n}" / "points.json"
     if not done.exists():
       found = _train_group(path, n, store, held_out, sae, train)
-      draft = done.with_name(".points.json.draft")
-      draft.write_text(json.dumps(found) + "\n")
-      os.replace(draft, done)
+      text = json.dumps(found) + "\n"
+      durable.write_file(done, text.encode(), field="run_dir")
     points += json.loads(done.read_text())
   return points
 

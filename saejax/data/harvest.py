@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saejax import durable
 from saejax.data import bucket
 from saejax.data.spec import HarvestConfig as HarvestConfig
 from saejax.data.spec import meta as meta
@@ -185,8 +186,8 @@ class _Run:
       raise InputError(
         "harvest.dir",
         self.path,
-        f"must have room for {need / 2**20:,.0f} MiB, and "
-        f"{free / 2**20:,.0f} MiB are free",
+        f"must have room for {durable.size(need)}, and {durable.size(free)} "
+        "are free",
         "free space, name another folder or lower harvest.rows",
       )
 

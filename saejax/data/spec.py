@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from saejax.data.store import ledger, writer
+from saejax import durable
+from saejax.data.store import writer
 from saejax.data.text import corpus as text
 from saejax.data.text import subject
 from saejax.errors import InputError
@@ -118,4 +119,4 @@ def meta(
 
 def path(config: HarvestConfig, meta: Mapping[str, Any]) -> pathlib.Path:
   """The folder of the store with this metadata."""
-  return pathlib.Path(config.dir) / f"store-{ledger.digest(meta)[:16]}"
+  return pathlib.Path(config.dir) / f"store-{durable.digest(meta)[:16]}"

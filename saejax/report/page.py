@@ -13,7 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from saejax.report import extras, machine, results
+from saejax import durable
+from saejax.report import extras, machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +198,8 @@ def render(
 
 def write(path: pathlib.Path, *arguments: Any, **keywords: Any) -> None:
   """Renders into a file, replaced whole or not at all; see `render`."""
-  results.write_file(path, render(*arguments, **keywords).encode("utf-8"))
+  page = render(*arguments, **keywords).encode("utf-8")
+  durable.write_file(path, page, field="run_dir")
 
 
 def inline(value: str) -> Any:

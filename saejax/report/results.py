@@ -10,10 +10,8 @@ Strict JSON: what is not finite is null. Files are replaced in one step, so that
 a reader sees the earlier results or these, never a part.
 """
 
-import contextlib
 import csv
 import dataclasses
-import errno
 import io
 import json
 import math
@@ -24,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from saejax import errors
+from saejax import durable
 from saejax.evals import scaling_law
 from saejax.report import machine
 
@@ -110,22 +108,18 @@ def write(results: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
   """
   folder = pathlib.Path(folder)
   text = json.dumps(plain(results), indent=1, allow_nan=False) + "\n"
-  write_file(folder / JSON, text.encode())
-  write_file(folder / CSV, table(results["points"]).encode())
+  content = table(results["points"]).encode()
+  durable.write_file(folder / JSON, text.encode(), field="run_dir")
+  durable.write_file(folder / CSV, content, field="run_dir")
 
 
 def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
   """The content of results.json in a folder."""
-  path = pathlib.Path(folder) / JSON
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise errors.InputError(
-      "run_dir",
-      folder,
-      f"must hold a readable {JSON} ({error})",
-      "name the folder of a finished run",
-    ) from error
+  return durable.read_json(
+    pathlib.Path(folder) / JSON,
+    field="run_dir",
+    remedy="name the folder of a finished run",
+  )
 
 
 def table(points: Sequence[Mapping[str, Any]]) -> str:
@@ -142,34 +136,3 @@ def table(points: Sequence[Mapping[str, Any]]) -> str:
   writer.writeheader()
   writer.writerows(rows)
   return out.getvalue()
-
-
-def write_file(path: pathlib.Path, content: bytes) -> None:
-  """Replaces a file by one of this content, whole or not at all.
-
-  Raises:
-    InputError: no space, or not writable; an earlier file is as it was.
-  """
-  draft = path.with_name(f".{path.name}.draft")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(draft, "wb") as f:
-      f.write(content)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(draft, path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      draft.unlink(missing_ok=True)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    raise errors.InputError(
-      "run_dir",
-      path.parent,
-      f"the disk must have room for {path.name}"
-      if full
-      else f"must be a folder that {path.name} can be written to"
-      f" ({error.strerror})",
-      "free space and repeat the same command"
-      if full
-      else "name another run_dir or change its permissions",
-    ) from error

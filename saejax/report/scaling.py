@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from saejax import durable
 from saejax.evals import scaling_law
 from saejax.report import axes as look
 from saejax.report import page, plots, results, scaling_page
@@ -59,7 +60,7 @@ def write(
   curves, label = training_curves(metrics or {})
   drawn = draw(found["points"], fit, curves, label)
   for name, png in drawn.items():
-    results.write_file(folder / f"{name}.png", png)
+    durable.write_file(folder / f"{name}.png", png, field="run_dir")
   command = command or (
     "python experiments/scaling.py"
     f" --flagfile={shlex.quote(str(folder / 'run.flags'))}"

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saejax import terminal
+from saejax import durable, terminal
 from saejax.report import axes as look
 from saejax.report import page, results
 from saejax.report.scaling import PAGE
@@ -44,7 +44,7 @@ def write(
   found.update(results.plain(more))
   results.write(found, folder)
   for name, made in figures.items():
-    results.write_file(folder / f"{name}.png", look.png(made))
+    durable.write_file(folder / f"{name}.png", look.png(made), field="run_dir")
   command = f"python {script} --flagfile={shlex.quote(f'{folder}/run.flags')}"
   run = page.Section(
     "What was run",

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from saejax import terminal
+from saejax import durable, terminal
 from saejax.data import harvest, streams
 from saejax.data.store.reader import Store
 from saejax.data.text import subject
@@ -240,7 +240,7 @@ def kept(
   """The points in a file, which is written first if it is not there."""
   if not path.exists():
     text = json.dumps(results.plain(make()), allow_nan=False) + "\n"
-    results.write_file(path, text.encode())
+    durable.write_file(path, text.encode(), field="run_dir")
   return json.loads(path.read_text())
 
 

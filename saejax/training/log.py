@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
-from saejax import errors
+from saejax import durable, errors
 from saejax.terminal import Screen, count, duration
 from saejax.training.events import EventFile
 
@@ -298,9 +298,7 @@ def _cut(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
     if record["step"] <= step
   )
   if left != text:
-    new = path.with_name(path.name + ".new")
-    new.write_bytes(left)
-    os.replace(new, path)
+    durable.write_file(path, left, field="run_dir")
   return kept
 
 

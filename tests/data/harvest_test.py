@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from saejax import durable
 from saejax.data import harvest
 from saejax.data.store import ledger, reader
 from saejax.data.text import corpus as text
@@ -144,7 +145,9 @@ class HarvestTest(parameterized.TestCase):
     train, _ = self.harvest()
     self.assertEqual(train.path, harvest.path(config, meta))
     self.assertRegex(train.path.name, "^store-[0-9a-f]{16}$")
-    self.assertEqual(train.path.name, f"store-{ledger.digest(train.meta)[:16]}")
+    self.assertEqual(
+      train.path.name, f"store-{durable.digest(train.meta)[:16]}"
+    )
     for change in (
       {"context": 20},
       {"forward_batch": 6},
@@ -160,7 +163,7 @@ class HarvestTest(parameterized.TestCase):
       {"document_tokens": 100},
     ):
       other = harvest.meta(self.config(**change), source=tiny.source())
-      self.assertNotEqual(ledger.digest(other), ledger.digest(meta), change)
+      self.assertNotEqual(durable.digest(other), durable.digest(meta), change)
     moved = self.config(name="elsewhere")
     self.assertEqual(harvest.meta(moved, source=tiny.source()), meta)
 
@@ -329,7 +332,7 @@ class HarvestTest(parameterized.TestCase):
     lines = [x for x in ledger.read(path) if x["kind"] == "bucket"]
     self.assertLen(lines, 1)
     for name, recorded in lines[0]["shards"].items():
-      self.assertEqual(list(ledger.checksum(path / name)), recorded)
+      self.assertEqual(list(durable.checksum(path / name)), recorded)
     self.harvest(name="full", bucket_rows=1024, shard_rows=1024)
     self.assertEqual(
       tiny.files(self.folder / "full"), tiny.files(self.folder / "whole")

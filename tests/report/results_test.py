@@ -5,10 +5,8 @@ import dataclasses
 import io
 import json
 import pathlib
-import subprocess
 import sys
 import tempfile
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -130,39 +128,6 @@ class ResultsTest(parameterized.TestCase):
     self.assertEqual(results.read(self.folder)["points"], [])
     text = (self.folder / results.CSV).read_text()
     self.assertStartsWith(text, "n,k,seed")
-
-  def test_no_space_leaves_the_earlier_file_and_no_draft(self):
-    results.write(
-      results.collect(config={}, points=samples.points()), self.folder
-    )
-    before = (self.folder / results.JSON).read_bytes()
-    code = textwrap.dedent("""
-      import pathlib, resource, signal, sys
-      from saejax import errors
-      from saejax.report import results
-      signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-      resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-      try:
-        path = pathlib.Path(sys.argv[1]) / results.JSON
-        results.write_file(path, b"x" * 5000)
-      except errors.InputError as error:
-        print(error)
-        sys.exit(7)
-    """)
-    done = subprocess.run(
-      [sys.executable, "-c", code, str(self.folder)],
-      capture_output=True,
-      text=True,
-      cwd=pathlib.Path(saejax.__file__).parent.parent,
-    )
-    self.assertEqual(done.returncode, 7, done.stderr)
-    self.assertIn("run_dir=", done.stdout)
-    self.assertIn("the disk must have room for results.json", done.stdout)
-    self.assertEqual((self.folder / results.JSON).read_bytes(), before)
-    self.assertEqual(
-      sorted(f.name for f in self.folder.iterdir()),
-      [results.CSV, results.JSON],
-    )
 
   def test_a_folder_that_is_a_file_is_refused(self):
     file = self.folder / "file"

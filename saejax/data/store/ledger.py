@@ -1,97 +1,24 @@
-"""Small files of a store: canonical JSON, atomic writes, the ledger.
+"""The ledger of a store.
 
-The ledger has one fsynced line a finished bucket. What it does not name was
+It has one fsynced line a finished bucket. What it does not name was
 not written, whatever lies on disk; a torn last line was never there.
 """
 
 import datetime
-import errno
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
+from saejax import durable
 from saejax.errors import InputError
 
 # What differs between two harvests of the same bytes.
 VOLATILE = ("host", "time", "versions")
-
-
-def canonical(record: Mapping[str, Any]) -> str:
-  """JSON with sorted keys and no blanks: equal records, equal text."""
-  return json.dumps(
-    record, sort_keys=True, separators=(",", ":"), allow_nan=False
-  )
-
-
-def digest(record: Mapping[str, Any]) -> str:
-  """SHA-256 of the canonical JSON."""
-  return hashlib.sha256(canonical(record).encode()).hexdigest()
-
-
-def write_file(path: pathlib.Path, content: bytes) -> None:
-  """Writes a whole file or nothing, durably."""
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-  sync_folder(path.parent)
-
-
-def sync_folder(path: pathlib.Path) -> None:
-  """Makes new names in a folder durable."""
-  handle = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
-
-
-def checksum(path: pathlib.Path) -> tuple[int, str]:
-  """Size in bytes and SHA-256 of a file."""
-  with path.open("rb") as file:
-    found = hashlib.file_digest(file, "sha256").hexdigest()
-    return file.tell(), found
-
-
-@contextmanager
-def disk_errors(path: pathlib.Path) -> Iterator[None]:
-  """Turns a failing write below `path` into one InputError.
-
-  TensorStore reports the system's error as text, Python as OSError.
-  """
-  try:
-    yield
-  except OSError as error:
-    raise _disk_error(path, error.errno, str(error.strerror)) from error
-  except ValueError as error:
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    if isinstance(error, InputError) or found is None:
-      raise
-    code = int(found.group(1))
-    raise _disk_error(path, code, os.strerror(code)) from error
-
-
-def _disk_error(path: pathlib.Path, code: int | None, text: str) -> InputError:
-  if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-    remedy = "free space or raise the limit"
-  else:
-    remedy = "correct the folder or its permissions"
-  return InputError(
-    "harvest.dir",
-    path,
-    f"must take the rows, but writing failed ({text})",
-    f"{remedy}, then repeat the command: finished buckets are kept",
-  )
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -156,7 +83,7 @@ class Ledger:
       self._file.close()
       raise
     self._file.truncate(end)
-    sync_folder(path.parent)
+    durable.sync_folder(path.parent)
 
   def append(self, record: Mapping[str, Any]) -> None:
     """Adds a line, on disk when this returns; nothing stays of a failure."""
@@ -167,7 +94,7 @@ class Ledger:
     }
     end = self._file.seek(0, os.SEEK_END)
     try:
-      rest = memoryview(canonical(line).encode() + b"\n")
+      rest = memoryview(durable.canonical(line).encode() + b"\n")
       while rest:
         rest = rest[self._file.write(rest) :]
       os.fsync(self._file.fileno())

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from saejax import durable
 from saejax.data.store import arrays, ledger, writer
 from saejax.data.text import neighbours
 from saejax.errors import InputError
@@ -198,7 +199,7 @@ class Store:
     """
     for line in self.lines:
       for name, recorded in line["shards"].items():
-        if list(ledger.checksum(self.path / name)) != recorded:
+        if list(durable.checksum(self.path / name)) != recorded:
           raise _broken(self.path / name, "differs from the ledger's checksum")
 
   @contextmanager

@@ -5,6 +5,7 @@ names them. Before that line the bucket does not exist: whatever a killed
 process left beyond its ledger is deleted on the next start.
 """
 
+import contextlib
 import itertools
 import pathlib
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from saejax import durable
 from saejax.data import shuffle
 from saejax.data.store import arrays, ledger, sums
 from saejax.errors import InputError
@@ -70,7 +72,7 @@ class Writer:
     check_sizes(meta)
     self.path, self.meta = path, dict(meta)
     self._host, self._hosts = host, hosts
-    with ledger.disk_errors(path):
+    with _disk_errors(path):
       path.mkdir(parents=True, exist_ok=True)
       self._check_folder()
       self._ledger = ledger.Ledger(path / "ledger" / f"{host:05d}.jsonl")
@@ -99,7 +101,7 @@ class Writer:
 
   def _check_meta(self) -> None:
     found = self.path / "meta.json"
-    wanted = ledger.canonical(self.meta).encode()
+    wanted = durable.canonical(self.meta).encode()
     if found.exists() and found.read_bytes() != wanted:
       raise InputError(
         "harvest.dir",
@@ -124,10 +126,10 @@ class Writer:
     for name, content in files.items():
       (self.path / name).parent.mkdir(exist_ok=True)
       if not (self.path / name).exists():
-        ledger.write_file(self.path / name, content)
+        durable.write_file(self.path / name, content)
     if not (self.path / "meta.json").exists():
-      content = ledger.canonical(self.meta).encode()
-      ledger.write_file(self.path / "meta.json", content)
+      content = durable.canonical(self.meta).encode()
+      durable.write_file(self.path / "meta.json", content)
 
   @property
   def lines(self) -> list[dict[str, Any]]:
@@ -155,7 +157,7 @@ class Writer:
   def calibrate(self, calibration: Mapping[str, Any]) -> None:
     """Records what was measured before the first row."""
     record = {"kind": "calibration", "calibration": dict(calibration)}
-    with ledger.disk_errors(self.path):
+    with _disk_errors(self.path):
       self._ledger.append(record)
 
   def write(
@@ -186,7 +188,7 @@ class Writer:
       )
       columns = {name: column[order] for name, column in columns.items()}
     shard = self.meta["shard_rows"]
-    with ledger.disk_errors(self.path):
+    with _disk_errors(self.path):
       writes = [
         self._arrays[name][first + i : first + min(i + shard, rows)].write(
           columns[name][i : i + shard]
@@ -208,7 +210,7 @@ class Writer:
         write.result()
       names = arrays.shard_files(first, rows, self.meta)
       line["shards"] = {
-        name: list(ledger.checksum(self.path / name)) for name in names
+        name: list(durable.checksum(self.path / name)) for name in names
       }
       self._ledger.append(line)
     return line
@@ -237,11 +239,20 @@ class Writer:
       "dropped": counts,
       "calibration": self.calibration,
     }
-    with ledger.disk_errors(self.path):
-      content = ledger.canonical(stats).encode()
-      ledger.write_file(self.path / "stats.json", content)
+    with _disk_errors(self.path):
+      content = durable.canonical(stats).encode()
+      durable.write_file(self.path / "stats.json", content)
     self.close()
 
   def close(self) -> None:
     """Gives up the store's lock."""
     self._ledger.close()
+
+
+def _disk_errors(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+  return durable.disk_errors(
+    path,
+    field="harvest.dir",
+    what="the rows",
+    kept="finished buckets are kept",
+  )

@@ -1,0 +1,227 @@
+"""Small files that decide a result: written durably, read strictly.
+
+A file appears whole or not at all, and is on disk before a name says so. JSON
+is canonical when written, and refused in one line where it is damaged, nested
+too deep or of another type. Lines of a journal carry a checksum each, which
+may depend on the lines before.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from saejax.errors import InputError
+
+SUM = "sum"  # name of a line's own checksum
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
+
+
+# --- writing -----------------------------------------------------------------
+
+
+def write_file(
+  path: str | os.PathLike[str], content: bytes, *, field: str = "path"
+) -> None:
+  """Replaces a file by one of this content, whole or not at all, durably.
+
+  Args:
+    path: the file; its folder is made where it is missing.
+    content: the bytes.
+    field: the setting that errors name, such as "run_dir".
+
+  Raises:
+    InputError: no space, or not writable; an earlier file is as it was.
+  """
+  path = pathlib.Path(path)
+  # No name of a draft depends on the process: a killed one leaves one at most.
+  draft = path.with_name(path.name + ".tmp")
+  with disk_errors(path.parent, field=field, what=path.name):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      with open(draft, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(draft, path)
+    except OSError:
+      with contextlib.suppress(OSError):
+        draft.unlink(missing_ok=True)
+      raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+  """Makes new and removed names in a folder durable."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+@contextlib.contextmanager
+def disk_errors(
+  path: str | os.PathLike[str],
+  *,
+  field: str = "path",
+  what: str = "its files",
+  kept: str = "",
+) -> Iterator[None]:
+  """Turns an error of the disk into one InputError.
+
+  TensorStore reports the system's error as text, Python as OSError.
+
+  Args:
+    path: the folder, as the error names it.
+    field: the setting that named the folder.
+    what: what is being written.
+    kept: what stays of the work done so far; ends the remedy.
+  """
+  try:
+    yield
+  except OSError as error:
+    found = _disk_error(path, field, what, kept, error.errno, error.strerror)
+    raise found from error
+  except ValueError as error:
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if isinstance(error, InputError) or code is None:
+      raise
+    number = int(code.group(1))
+    text = os.strerror(number)
+    raise _disk_error(path, field, what, kept, number, text) from error
+
+
+def _disk_error(
+  path: str | os.PathLike[str],
+  field: str,
+  what: str,
+  kept: str,
+  code: int | None,
+  text: str | None,
+) -> InputError:
+  if code in _FULL:
+    rule = f"the disk must have room for {what}"
+    remedy = "free space or raise the limit, and repeat the same command"
+  else:
+    rule = f"must be a folder that {what} can be written to"
+    remedy = "name another folder or change its permissions"
+  kept = f"; {kept}" if kept else ""
+  return InputError(field, path, f"{rule} ({text})", remedy + kept)
+
+
+def size(count: float) -> str:
+  """Bytes for people: three digits and a unit, never rounded to nothing.
+
+  >>> size(512), size(3_800_000), size(2**40)
+  ('512 bytes', '3.80 MB', '1.10 TB')
+  """
+  at = 0
+  while count >= 999.5 and at + 1 < len(_UNITS):
+    count, at = count / 1000, at + 1
+  digits = 0 if not at or count >= 99.95 else 1 if count >= 9.995 else 2
+  return f"{count:.{digits}f} {_UNITS[at]}"
+
+
+# --- checksums ---------------------------------------------------------------
+
+
+def canonical(record: Any) -> str:
+  """JSON with sorted keys and no blanks: equal records, equal text."""
+  return json.dumps(
+    record, sort_keys=True, separators=(",", ":"), allow_nan=False
+  )
+
+
+def digest(record: Any) -> str:
+  """SHA-256 of the canonical JSON."""
+  return hashlib.sha256(canonical(record).encode()).hexdigest()
+
+
+def checksum(path: str | os.PathLike[str]) -> tuple[int, str]:
+  """Size in bytes and SHA-256 of a file."""
+  with open(path, "rb") as file:
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    return file.tell(), found
+
+
+def seal(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+  """The record with "sum": SHA-256 of itself and of the sum before it.
+
+  Args:
+    record: a line of a journal.
+    before: the sum of the line before, for lines that are chained.
+  """
+  return {**record, SUM: _sum(record, before)}
+
+
+def is_sealed(record: Mapping[str, Any], before: str = "") -> bool:
+  """Whether the record is what `seal` made of it."""
+  return record.get(SUM) == _sum(record, before)
+
+
+def _sum(record: Mapping[str, Any], before: str) -> str:
+  rest = {name: value for name, value in record.items() if name != SUM}
+  return digest([before, rest])
+
+
+# --- reading -----------------------------------------------------------------
+
+
+def read_json(
+  path: str | os.PathLike[str],
+  *,
+  kind: type = dict,
+  field: str = "path",
+  remedy: str = "restore it from a copy, or make it again",
+) -> Any:
+  """The content of a JSON file, of this type.
+
+  Args:
+    path: the file.
+    kind: dict or list.
+    field: the setting that errors name.
+    remedy: what to do about a file that is damaged.
+
+  Raises:
+    InputError: it cannot be read, is not JSON, is nested too deep, or is of
+      another type.
+  """
+  try:
+    content = pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise InputError(
+      field, path, f"cannot be read ({error.strerror})", remedy
+    ) from error
+  return parse_json(content, path, kind=kind, field=field, remedy=remedy)
+
+
+def parse_json(
+  content: bytes | str,
+  path: str | os.PathLike[str],
+  *,
+  kind: type = dict,
+  field: str = "path",
+  remedy: str = "restore it from a copy, or make it again",
+) -> Any:
+  """The value of JSON text that was read from a file; as `read_json`."""
+  try:
+    found = json.loads(content)
+  except RecursionError:
+    rule = "must be JSON, and is nested too deep"
+    raise InputError(field, path, rule, remedy) from None
+  except ValueError as error:
+    rule = f"must be JSON ({error})"
+    raise InputError(field, path, rule, remedy) from error
+  if not isinstance(found, kind):
+    names = {dict: "an object", list: "a list"}
+    rule = f"must hold {names.get(kind, kind.__name__)}, holds "
+    rule += names.get(type(found), type(found).__name__)
+    raise InputError(field, path, rule, remedy)
+  return found
