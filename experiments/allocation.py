@@ -14,11 +14,12 @@ References:
 import dataclasses
 from functools import partial
 
-from saejax import config, runs
+from saejax import config
 from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.recipes import batch_sparse, row_sparse
 from saejax.report import extras, study
+from saejax.runs import folder as run_folder
 from saejax.studies import allocation, arms
 
 
@@ -50,7 +51,7 @@ class Config:
 
 def main(config: Config) -> None:
   extras.check()
-  with runs.folder(config.run_dir, config) as folder:
+  with run_folder.opened(config.run_dir, config) as folder:
     rows = arms.harvested(config.harvest)
     options = arms.options(config.study, rows)
     choice = partial(

@@ -11,11 +11,12 @@ stopped run was.
 
 import dataclasses
 
-from saejax import config, runs
+from saejax import config
 from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.recipes import catalogue
 from saejax.report import extras, study
+from saejax.runs import folder as run_folder
 from saejax.studies import architectures, arms
 
 
@@ -55,7 +56,7 @@ def main(config: Config) -> None:
     sites.append(
       dataclasses.replace(config.harvest, model=model, layer=int(layer))
     )
-  with runs.folder(config.run_dir, config) as folder:
+  with run_folder.opened(config.run_dir, config) as folder:
     points, data = [], {}
     for site in sites:
       rows = architectures.with_scores(arms.harvested(site))

@@ -13,9 +13,10 @@ References:
 
 import dataclasses
 
-from saejax import config, runs
+from saejax import config
 from saejax.data.harvest import HarvestConfig
 from saejax.report import extras, study
+from saejax.runs import folder as run_folder
 from saejax.studies import arms, bias_adaptation
 
 
@@ -40,7 +41,7 @@ class Config:
 
 def main(config: Config) -> None:
   extras.check()
-  with runs.folder(config.run_dir, config) as folder:
+  with run_folder.opened(config.run_dir, config) as folder:
     real = arms.harvested(config.harvest)
     planted, V = bias_adaptation.planted_rows(
       config.directions, config.d, config.active

@@ -9,10 +9,11 @@ command goes on where a stopped run was.
 
 import dataclasses
 
-from saejax import config, runs
+from saejax import config
 from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.report import extras, study
+from saejax.runs import folder as run_folder
 from saejax.studies import (
   architectures,
   arms,
@@ -57,7 +58,7 @@ class Config:
 
 def main(config: Config) -> None:
   extras.check()
-  with runs.folder(config.run_dir, config) as folder:
+  with run_folder.opened(config.run_dir, config) as folder:
     points, wanted = other_claims.of(folder, config.planted)
     data = {}
     if config.causal:

@@ -12,11 +12,12 @@ References:
 
 import dataclasses
 
-from saejax import config, runs
+from saejax import config
 from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.recipes import row_sparse
 from saejax.report import extras, study
+from saejax.runs import folder as run_folder
 from saejax.studies import arms, ensembling
 
 
@@ -42,7 +43,7 @@ class Config:
 
 def main(config: Config) -> None:
   extras.check()
-  with runs.folder(config.run_dir, config) as folder:
+  with run_folder.opened(config.run_dir, config) as folder:
     rows = arms.harvested(config.harvest)
     options = arms.options(config.study, rows)
 

@@ -8,8 +8,9 @@ goes on after a kill, and returns at once where both are complete.
 
 import dataclasses
 
-from saejax import config, runs
+from saejax import config
 from saejax.data.harvest import HarvestConfig
+from saejax.runs import stores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-  train, held_out = runs.harvest_stores(config.harvest)
+  train, held_out = stores.harvested(config.harvest)
   print(train.path)
   print(held_out.path)
 

@@ -12,12 +12,16 @@ References:
 
 import dataclasses
 
-from saejax import config, runs
+from saejax import config
 from saejax.data.harvest import HarvestConfig
 from saejax.data.text import subject
 from saejax.errors import InputError
 from saejax.evals import scaling_law
 from saejax.report import extras, results, scaling
+from saejax.runs import folder as run_folder
+from saejax.runs import grid, preflight, stores
+from saejax.runs.config import SAEConfig
+from saejax.terminal import say
 from saejax.training.loop import TrainConfig
 
 
@@ -28,9 +32,7 @@ class Config:
   run_dir: str = "runs/scaling"  # folder of this run
   resamples: int = 300  # of the bootstrap behind intervals and bands
   harvest: HarvestConfig = HarvestConfig()
-  sae: runs.SAEConfig = runs.SAEConfig(
-    n=(512, 1024, 2048, 4096), k=(4, 8, 16, 32)
-  )
+  sae: SAEConfig = SAEConfig(n=(512, 1024, 2048, 4096), k=(4, 8, 16, 32))
   train: TrainConfig = TrainConfig()
 
 
@@ -38,9 +40,9 @@ def main(config: Config) -> None:
   extras.check()
   wanted = config.harvest
   source = subject.of(wanted.model, wanted.layer, wanted.point)
-  with runs.folder(config.run_dir, config) as folder:
-    runs.say(
-      runs.preflight(
+  with run_folder.opened(config.run_dir, config) as folder:
+    say(
+      preflight.line(
         wanted.rows,
         source.d,
         config.sae,
@@ -48,23 +50,30 @@ def main(config: Config) -> None:
         harvest_layers=wanted.layer + 1,
       )
     )
-    store, held_out = runs.harvest_stores(wanted, source)
-    points = runs.train_grid(folder, store, held_out, config.sae, config.train)
+    store, held_out = stores.harvested(wanted, source)
+    sweep = grid.Grid(
+      path=folder,
+      store=store,
+      held_out=held_out,
+      sae=config.sae,
+      train=config.train,
+    )
+    points = grid.train(sweep)
     fit, reason = None, None
     try:
       fit = scaling_law.fit(points, resamples=config.resamples)
     except InputError as error:
       reason = str(error)
-      runs.say(f"no scaling law: {reason}")
+      say(f"no scaling law: {reason}")
     found = results.collect(
       config=config,
       points=points,
       fit=fit,
       fit_reason=reason,
-      data=runs.describe(store, held_out),
+      data=stores.describe(store, held_out),
     )
-    scaling.write(found, fit, folder, metrics=runs.metrics(folder, config.sae))
-    runs.say(f"report: {folder / 'report.html'}")
+    scaling.write(found, fit, folder, metrics=grid.metrics(sweep))
+    say(f"report: {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

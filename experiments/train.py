@@ -8,10 +8,14 @@ Writes the trained SAEs, metrics and results.json to the run folder.
 
 import dataclasses
 
-from saejax import config, runs
-from saejax.data.store import reader as stores
+from saejax import config
+from saejax.data.store import reader
 from saejax.errors import InputError
 from saejax.report import results
+from saejax.runs import folder as run_folder
+from saejax.runs import grid, preflight, stores
+from saejax.runs.config import SAEConfig
+from saejax.terminal import say
 from saejax.training.loop import TrainConfig
 
 
@@ -33,28 +37,35 @@ class Config:
   store: str  # folder of the training store
   held_out: str  # folder of the held-out store
   harvest: Expected = Expected()
-  sae: runs.SAEConfig = runs.SAEConfig()
+  sae: SAEConfig = SAEConfig()
   train: TrainConfig = TrainConfig()
 
 
 def main(config: Config) -> None:
   store = opened("store", config.store, config.harvest)
   held_out = opened("held_out", config.held_out, config.harvest)
-  with runs.folder(config.run_dir, config) as folder:
-    runs.say(runs.preflight(store.rows, store.d, config.sae, config.train))
-    points = runs.train_grid(folder, store, held_out, config.sae, config.train)
+  with run_folder.opened(config.run_dir, config) as folder:
+    say(preflight.line(store.rows, store.d, config.sae, config.train))
+    sweep = grid.Grid(
+      path=folder,
+      store=store,
+      held_out=held_out,
+      sae=config.sae,
+      train=config.train,
+    )
+    points = grid.train(sweep)
     found = results.collect(
-      config=config, points=points, data=runs.describe(store, held_out)
+      config=config, points=points, data=stores.describe(store, held_out)
     )
     results.write(found, folder)
 
 
-def opened(flag: str, path: str, expected: Expected) -> stores.Store:
+def opened(flag: str, path: str, expected: Expected) -> reader.Store:
   """The store at a path; errors name the flag that gave it."""
   wanted = dataclasses.asdict(expected)
   wanted = {k: v for k, v in wanted.items() if v is not None}
   try:
-    return stores.open(path, expect=wanted)
+    return reader.open(path, expect=wanted)
   except InputError as error:
     if error.field == "harvest.dir":
       raise error.renamed(flag) from error

@@ -31,7 +31,7 @@ from saejax.data.text import subject
 from saejax.errors import InputError
 from saejax.evals import reconstruction
 from saejax.report import results
-from saejax.runs import harvest_stores
+from saejax.runs import stores
 from saejax.sae import prep
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
@@ -149,7 +149,7 @@ Measure = Callable[[Trained], Sequence[Mapping[str, Any]]]
 def harvested(config: harvest.HarvestConfig) -> Rows:
   """The rows of a harvest, which is made or gone on with."""
   source = subject.of(config.model, config.layer, config.point)
-  store, held_out = harvest_stores(config, source)
+  store, held_out = stores.harvested(config, source)
   about = {
     "model": store.meta.get("model"),
     "site": store.meta.get("site"),

@@ -23,7 +23,7 @@ from saejax.evals import faithfulness, reconstruction
 from saejax.models import generate, hub, tokenizer
 from saejax.recipes import conditioned as recipes
 from saejax.recipes import row_sparse
-from saejax.runs import harvest_stores
+from saejax.runs import stores as run_stores
 from saejax.sae import condition_preps, prep
 from saejax.sae.context import Batch
 from saejax.studies import arms
@@ -168,7 +168,7 @@ def aligned(
     InputError: the stores do not hold the same tokens in the same order.
   """
   pairs = [
-    harvest_stores(dataclasses.replace(site, layer=layer))
+    run_stores.harvested(dataclasses.replace(site, layer=layer))
     for layer in range(count)
   ]
   train, held_out = (_stacked(stores) for stores in zip(*pairs, strict=True))

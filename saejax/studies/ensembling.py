@@ -20,10 +20,10 @@ from saejax.evals import ensembles as metrics
 from saejax.evals import reconstruction
 from saejax.recipes import several
 from saejax.report import curves, page, study
-from saejax.runs import say
 from saejax.sae import ensembles, files
 from saejax.sae.sae import SAE
 from saejax.studies import arms
+from saejax.terminal import say
 from saejax.training import fit
 from saejax.training.members import Member
 from saejax.training.recipe import Recipe

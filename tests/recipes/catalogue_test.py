@@ -3,9 +3,10 @@
 import jax
 from absl.testing import absltest, parameterized
 
-from saejax import runs
 from saejax.errors import InputError
 from saejax.recipes import catalogue
+from saejax.runs import grid
+from saejax.runs.config import SAEConfig
 from saejax.training import loop, step
 
 SETTING = catalogue.Setting(
@@ -40,19 +41,19 @@ class CatalogueTest(parameterized.TestCase):
 
   def test_a_script_takes_every_name_and_no_other(self):
     for name in catalogue.METHODS:
-      self.assertEqual(runs.SAEConfig(recipe=name).recipe, name)
+      self.assertEqual(SAEConfig(recipe=name).recipe, name)
     with self.assertRaisesRegex(
       InputError, "recipe=topkk: must be one of topk"
     ):
-      runs.SAEConfig(recipe="topkk")
+      SAEConfig(recipe="topkk")
     with self.assertRaisesRegex(InputError, "coefficients.*no penalty"):
-      runs.SAEConfig(recipe="topk", coefficients=(1.0, 2.0))
+      SAEConfig(recipe="topk", coefficients=(1.0, 2.0))
 
   def test_scripts_multiply_their_rate_by_that_of_the_method(self):
     rates = {
-      name: runs.grid_members(
-        64, runs.SAEConfig(recipe=name), loop.TrainConfig()
-      )[0].learning_rate
+      name: grid.members(64, SAEConfig(recipe=name), loop.TrainConfig())[
+        0
+      ].learning_rate
       for name in ("topk", "k_sparse")
     }
     want = catalogue.METHODS["k_sparse"].rate * rates["topk"]

@@ -1,0 +1,65 @@
+"""Which SAEs a run trains."""
+
+import dataclasses
+from typing import Literal
+
+from saejax.errors import InputError
+from saejax.recipes import catalogue
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SAEConfig:
+  """Which SAEs to train: every n with every k, coefficient and seed."""
+
+  recipe: str = "topk"  # training method, a name of recipes.catalogue
+  n: tuple[int, ...] = (1024,)  # latents; each n is a group of its own
+  k: tuple[int, ...] = (16,)  # latents kept in a row, where a method has a k
+  coefficients: tuple[float, ...] = ()  # factors of its penalty, if it has one
+  seeds: int = 1  # SAEs of each of these, from seeds 0, 1, ...
+  prep: Literal[
+    "none", "centre_scale", "scale", "scale_sqrt_d", "row_layer_norm"
+  ] = "centre_scale"  # of x
+  k_aux: int = 0  # dead latents kept in a row by AuxK; 0: d/2, at most n/16
+  aux_weight: float = 1 / 32  # of the AuxK term
+
+  def __post_init__(self):
+    if self.recipe not in catalogue.METHODS:
+      raise InputError(
+        "recipe",
+        self.recipe,
+        f"must be one of {', '.join(catalogue.METHODS)}",
+        "such as topk",
+      )
+    for field in ("n", "k"):
+      values = getattr(self, field)
+      if not values or min(values) < 1 or len(set(values)) < len(values):
+        raise InputError(
+          field,
+          ",".join(map(str, values)),
+          "must be different numbers of at least 1",
+          "such as 512,1024",
+        )
+    if self.sweeps == catalogue.K and max(self.k) > min(self.n):
+      raise InputError(
+        "k",
+        max(self.k),
+        f"must be in [1, n={min(self.n)}]",
+        "lower k or raise the smallest n",
+      )
+    if self.coefficients and self.sweeps != catalogue.COEFFICIENT:
+      raise InputError(
+        "coefficients",
+        self.coefficients,
+        f"{self.recipe} has no penalty to sweep",
+        "leave them out",
+      )
+    for field, least in (("seeds", 1), ("k_aux", 0), ("aux_weight", 0.0)):
+      if getattr(self, field) < least:
+        raise InputError(
+          field, getattr(self, field), f"must be at least {least}", "raise it"
+        )
+
+  @property
+  def sweeps(self) -> str:
+    """What moves L0 of the method."""
+    return catalogue.METHODS[self.recipe].sweeps

@@ -1,0 +1,257 @@
+"""The grid of SAEs that a run trains, one group of equal n after the other.
+
+A group whose points.json is there is finished; the same command resumes the
+others.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from saejax import durable
+from saejax.data import loader
+from saejax.data.store.reader import Store
+from saejax.errors import InputError
+from saejax.evals import reading, reconstruction
+from saejax.recipes import catalogue
+from saejax.runs import stores
+from saejax.runs.config import SAEConfig
+from saejax.sae import files, prep
+from saejax.training import log, loop
+from saejax.training.members import Member
+from saejax.training.parts import rules, schedules
+from saejax.training.recipe import Recipe
+
+SAMPLE_ROWS = 4096  # for the initial bias
+TRANSIENT = ("seconds", "group_seconds", "density")  # not kept with an SAE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+  """A grid of SAEs and the rows they are trained and evaluated on.
+
+  Attributes:
+    path: the run folder.
+    store: rows to train on.
+    held_out: rows to evaluate on.
+    sae: which SAEs.
+    train: how they are trained.
+  """
+
+  path: pathlib.Path
+  store: Store
+  held_out: Store
+  sae: SAEConfig
+  train: loop.TrainConfig
+
+  def __post_init__(self):
+    if self.store.d != self.held_out.d:
+      raise InputError(
+        "held_out",
+        self.held_out.path,
+        f"must have rows of d={self.store.d} as the training store, has "
+        f"{self.held_out.d}",
+        "name the held-out store of the same harvest",
+      )
+
+  @property
+  def reading(self) -> dict[str, Any]:
+    """Arguments that fix the order in which the loader gives rows."""
+    return {
+      "batch_rows": self.train.batch_rows,
+      "seed": self.train.seed,
+      "epochs": self.train.epochs,
+      "window_chunks": self.train.window_chunks,
+    }
+
+  @property
+  def prep(self) -> prep.Prep:
+    """The prep that the flags select, with the store's statistics."""
+    return prep.from_stats(self.sae.prep, self.store.stats)
+
+  @property
+  def mean(self) -> np.ndarray | None:
+    """Mean of the training rows, in the frame of the prep."""
+    return reconstruction.frame_mean(self.prep, self.store)
+
+
+def train(grid: Grid) -> list[dict[str, Any]]:
+  """Trains and evaluates every SAE of the grid, a group of equal n at a time.
+
+  Returns:
+    One point per SAE: n, k, seed, learning_rate, status, tokens, seconds,
+    group_seconds, the metrics of `evals.reconstruction`, and `density`, its
+    histogram.
+  """
+  points: list[dict[str, Any]] = []
+  for n in grid.sae.n:
+    done = grid.path / f"n{n}" / "points.json"
+    if not done.exists():
+      total_steps = loader.count_batches(grid.store, **grid.reading)
+      trained = _train_group(grid, n, total_steps)
+      found = _points(grid, n, total_steps, trained)
+      _save(grid, n, trained, found)
+      text = json.dumps(found) + "\n"
+      durable.write_file(done, text.encode(), field="run_dir")
+    points += json.loads(done.read_text())
+  return points
+
+
+def _train_group(grid: Grid, n: int, total_steps: int) -> list[loop.Trained]:
+  """Trains the members with n latents."""
+  sample = np.asarray(stores.spread(grid.store, SAMPLE_ROWS), np.float32)
+  # Bad rows are the step's to report; the initial bias must not be one.
+  sample = sample[np.isfinite(sample).all(axis=-1)]
+  rated, mean = stores.spread(grid.held_out, grid.train.eval_rows), grid.mean
+  with _batches(grid) as batches:
+    try:
+      return loop.train(
+        partial(recipe, grid, n, total_steps),
+        members(n, grid.sae, grid.train),
+        batches,
+        config=grid.train,
+        folder=grid.path / f"n{n}",
+        total_steps=total_steps,
+        sample=sample,
+        fingerprint=_fingerprint(grid, n),
+        metric=lambda saes: float(
+          np.mean([r.nmse for r in _evaluate(saes, [rated], mean)])
+        ),
+        provenance=grid.store.provenance,
+      )
+    except loop.NonFiniteError as error:
+      raise SystemExit(f"error: n={n}: {error}") from error
+
+
+@contextlib.contextmanager
+def _batches(grid: Grid) -> Iterator[Any]:
+  """The batches of the training store, closed afterwards."""
+  batches = iter(loader.batches(grid.store, **grid.reading))
+  try:
+    yield batches
+  finally:
+    close = getattr(batches, "close", None)
+    if close:
+      close()
+
+
+def _points(
+  grid: Grid, n: int, total_steps: int, trained: Sequence[loop.Trained]
+) -> list[dict[str, Any]]:
+  """The settings and the held-out metrics of each member."""
+  batches = (x for _, x in reading.batches(grid.held_out))
+  found = _evaluate([t.sae for t in trained], batches, grid.mean)
+  return [
+    {
+      "n": n,
+      "k": t.member.k,
+      "coefficient": t.member.coefficient,
+      "seed": t.member.seed,
+      "learning_rate": t.member.learning_rate,
+      "status": t.status,
+      "tokens": total_steps * grid.train.batch_rows,
+      "seconds": round(t.seconds, 3),
+      "group_seconds": round(float(sum(t.seconds for t in trained)), 3),
+      **{k: _finite(v) for k, v in metrics.record().items()},
+      "density": metrics.histogram(),
+    }
+    for t, metrics in zip(trained, found, strict=True)
+  ]
+
+
+def _save(
+  grid: Grid,
+  n: int,
+  trained: Sequence[loop.Trained],
+  points: Sequence[dict[str, Any]],
+) -> None:
+  """Saves the SAEs with what is known about them."""
+  for t, point in zip(trained, points, strict=True):
+    files.save(
+      t.sae,
+      grid.path / "saes" / f"n{n}-{t.member.name}",
+      about={
+        **{k: v for k, v in point.items() if k not in TRANSIENT},
+        "model": grid.store.meta.get("model"),
+        "site": grid.store.meta.get("site"),
+        "held_out": str(grid.held_out.path),
+      },
+    )
+
+
+def members(n: int, sae: SAEConfig, train: loop.TrainConfig) -> list[Member]:
+  """The members with n latents: every k with every coefficient and seed."""
+  rate = schedules.learning_rate_for(
+    n,
+    base=train.learning_rate,
+    base_n=train.learning_rate_n,
+    exponent=train.learning_rate_exponent,
+  )
+  rate *= catalogue.METHODS[sae.recipe].rate
+  ks = sae.k if sae.sweeps == catalogue.K else (0,)
+  return [
+    Member(k=k, seed=seed, learning_rate=rate, coefficient=coefficient)
+    for k in ks
+    for coefficient in sae.coefficients or (1.0,)
+    for seed in range(sae.seeds)
+  ]
+
+
+def recipe(grid: Grid, n: int, total_steps: int, k: int) -> Recipe:
+  """The recipe that the flags select, for the rows of the store."""
+  train = grid.train
+  tokens = total_steps * train.batch_rows
+  setting = catalogue.Setting(
+    d=grid.store.d,
+    n=n,
+    steps=total_steps,
+    options={
+      "dead_after_tokens": train.dead_after_tokens or rules.dead_after(tokens),
+      "prep": grid.prep,
+      "schedule": schedules.warmup_decay(
+        total_steps,
+        warmup_steps=train.warmup_steps,
+        decay_fraction=train.decay_fraction,
+      ),
+      "clip_norm": train.clip_norm,
+      "ema_decay": train.ema_decay,
+      "dtype": train.dtype,
+      "k_aux": grid.sae.k_aux or None,
+      "aux_weight": grid.sae.aux_weight,
+    },
+    batch_rows=train.batch_rows,
+  )
+  return catalogue.recipe(grid.sae.recipe, setting, k)
+
+
+def _evaluate(saes, batches, mean) -> list[reconstruction.Reconstruction]:
+  """Metrics of SAEs that share a prep, in one pass over the rows."""
+  return reconstruction.evaluate_many(saes, batches, means=[mean] * len(saes))
+
+
+def _fingerprint(grid: Grid, n: int) -> dict[str, Any]:
+  """Settings that a resumed group must share."""
+  same = dataclasses.asdict(grid.train)
+  for cadence in ("log_steps", "mesh"):
+    del same[cadence]
+  sae = dataclasses.asdict(grid.sae)
+  del sae["n"]
+  return {"n": n, "store": grid.store.path.name, "sae": sae, "train": same}
+
+
+def _finite(value: Any) -> Any:
+  """None for numbers that JSON cannot hold."""
+  if isinstance(value, float) and not np.isfinite(value):
+    return None
+  return value
+
+
+def metrics(grid: Grid) -> dict[int, list[dict]]:
+  """The metric records of each group, by n."""
+  return {n: log.read(grid.path / f"n{n}") for n in grid.sae.n}
