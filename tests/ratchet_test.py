@@ -26,7 +26,6 @@ LONG_BODIES = {
 LONG_FILES = {
   "benchmarks/step.py": 553,
   "saejax/training/checkpoint.py": 480,
-  "saejax/training/log.py": 497,
   "tests/recipes/row_sparse_test.py": 567,
   "tests/training/checkpoint_test.py": 458,
   "tests/training/step_test.py": 442,
