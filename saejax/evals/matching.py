@@ -211,6 +211,33 @@ def found_in(
   return counts
 
 
+def shared_with_next(
+  saes: Sequence[SAE], densities: Sequence[Float[np.ndarray, "n"]], seeds: int
+) -> list[float | None]:
+  """The share of live latents of each SAE that the next seed has too.
+
+  Decoder rows are matched; latents that never fire are left out.
+
+  Args:
+    saes: of several settings, `seeds` of each in a row; the last of a setting
+      is compared with its first.
+    densities: of each, share of rows on which each latent is not 0.
+    seeds: SAEs of each setting.
+
+  Returns:
+    None for each where there is only one seed.
+  """
+  if seeds < 2:
+    return [None] * len(saes)
+  alive = [np.asarray(density) > 0 for density in densities]
+  shares: list[float | None] = []
+  for i, sae in enumerate(saes):
+    j = i - i % seeds + (i + 1) % seeds
+    pair = match(sae, saes[j], by="decoder", alive_a=alive[i], alive_b=alive[j])
+    shares.append(pair.fraction)
+  return shares
+
+
 def _kept(alive, n: int) -> Int[np.ndarray, "m"]:
   return np.arange(n) if alive is None else np.flatnonzero(np.asarray(alive))
 

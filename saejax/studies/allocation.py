@@ -1,21 +1,114 @@
-"""Who chooses which latents serve which tokens, and what that changes.
+"""Token choice, mutual choice and feature choice on the same activations.
+
+    python experiments/allocation.py \\
+      --flagfile=experiments/flags/allocation.flags
+
+The run folder gets results.json, results.csv, plots and report.html. A stopped
+run is resumed by the same command.
 
 References:
   Ayonrinde, Adaptive Sparse Allocation with Mutual Choice and Feature Choice
   Sparse Autoencoders, 2024, arXiv:2411.02124.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from saejax.report import curves, page, study
+from saejax.data.harvest import HarvestConfig
+from saejax.errors import InputError
+from saejax.recipes import batch_sparse, row_sparse
+from saejax.report import curves, extras, page, study
+from saejax.runs import folder as run_folder
 from saejax.studies import arms
+from saejax.training.recipe import Recipe
 
 QUANTILES = (5, 25, 50, 75, 95)
 RANKS = 40  # places on the curve of density against rank
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """All that the study depends on."""
+
+  run_dir: str = "runs/allocation"  # folder of this run
+  harvest: HarvestConfig = HarvestConfig()
+  study: arms.StudyConfig = arms.StudyConfig(batch_rows=1024)
+  n: int = 768  # latents
+  k: tuple[int, ...] = (4, 8, 16, 32)  # latents a row on average
+  shown_k: int = 8  # whose use of latents is drawn
+
+  def __post_init__(self):
+    if self.shown_k not in self.k:
+      raise InputError(
+        "shown_k", self.shown_k, f"must be one of k={self.k}", "add it to k"
+      )
+    if min(self.k) * self.study.batch_rows < self.n:
+      raise InputError(
+        "k",
+        min(self.k),
+        f"feature choice needs k B >= n, and {self.study.batch_rows} rows"
+        f" give {min(self.k) * self.study.batch_rows} places for {self.n}",
+        "raise k or study.batch_rows",
+      )
+
+
+def main(config: Config) -> None:
+  """Trains every arm and writes the report."""
+  extras.check()
+  with run_folder.opened(config.run_dir, config) as folder:
+    rows = arms.harvested(config.harvest)
+    points = arms.run(
+      folder,
+      [
+        arms.Arm(name=name, make=make, n=config.n, k=config.k)
+        for name, make in methods(config, rows).items()
+      ],
+      rows,
+      config.study,
+      measure=measure,
+    )
+    study.write(
+      folder,
+      sections(points, config.shown_k),
+      config=config,
+      points=points,
+      data=rows.about,
+      title="Allocation of latents to tokens",
+      script="experiments/allocation.py",
+    )
+
+
+def methods(
+  config: Config, rows: arms.Rows
+) -> dict[str, Callable[[int], Recipe]]:
+  """From k to the recipe of each allocation."""
+  options = arms.options(config.study, rows)
+  choice = partial(
+    batch_sparse.feature_choice, batch_rows=config.study.batch_rows
+  )
+  phased = partial(
+    batch_sparse.mc_then_fc,
+    batch_rows=config.study.batch_rows,
+    steps=config.study.steps,
+  )
+  recipes = {
+    "TopK": row_sparse.topk,
+    "MC (BatchTopK)": batch_sparse.batchtopk,
+    "MC, aux zipf": partial(batch_sparse.batchtopk, aux="zipf"),
+    "FC uniform": choice,
+    "FC Zipf": partial(choice, budget="zipf"),
+    "MC→FC": partial(phased, aux="dead"),
+    "MC→FC, aux zipf": phased,
+  }
+  return {
+    name: lambda k, make=make: make(rows.d, config.n, k, **options)
+    for name, make in recipes.items()
+  }
 
 
 def measure(trained: arms.Trained) -> list[dict[str, Any]]:
@@ -54,17 +147,29 @@ def _counts(sae, batch):
   return sae.forward(batch).latents.count()
 
 
+COLUMNS = {
+  "arm": ("Method", ""),
+  "k": ("k", "d"),
+  "seed": ("Seed", "d"),
+  "l0": ("L0", ".2f"),
+  "fvu": ("FVU", ".4f"),
+  "dead": ("Dead", ".3f"),
+  "seconds": ("Seconds", ".1f"),
+}
+
+
 def sections(
   points: Sequence[Mapping[str, Any]], k: int
 ) -> tuple[list[page.Section], dict[str, Any]]:
-  """What the page says, and its plots by name.
+  """The sections of the page, and its plots by name.
 
   Args:
     points: of all arms.
     k: whose use of latents is drawn.
   """
+  use, drawn = _use_of_latents(points, k)
   l0 = curves.Axis("held-out L0 (latents per token)", log=True)
-  frontier = curves.panels(
+  drawn["frontier"] = curves.panels(
     {
       "Reconstruction": curves.by_arm(points, "l0", "fvu"),
       "Dead latents": curves.by_arm(points, "l0", "dead"),
@@ -72,6 +177,27 @@ def sections(
     l0,
     [curves.Axis("FVU", log=True), curves.Axis("dead (share of latents)")],
   )
+  frontier = page.Section(
+    "Frontier",
+    [
+      page.Prose(
+        "Means over seeds with standard deviations. L0 and dead latents are "
+        "those of the inference form: thresholds in the place of selection "
+        "over the batch."
+      ),
+      study.figure(
+        drawn["frontier"],
+        "FVU and dead latents against L0 for each allocation.",
+        "FVU (left) and share of dead latents (right) at held-out L0.",
+      ),
+    ],
+  )
+  table = study.table(points, COLUMNS, "All that were trained.")
+  return [frontier, use, page.Section("Every SAE", [table])], drawn
+
+
+def _use_of_latents(points, k: int) -> tuple[page.Section, dict[str, Any]]:
+  """How tokens are spread over latents and latents over tokens, of seed 0."""
   chosen = [p for p in points if p["k"] == k and p["seed"] == 0]
   ranks = {
     p["arm"]: curves.Curve(p["density_ranks"], p["density"])
@@ -81,62 +207,27 @@ def sections(
   tokens = {
     p["arm"]: curves.Curve(QUANTILES, p["latents_per_token"]) for p in chosen
   }
-  use = curves.panels(
+  density = curves.panels(
     {"Tokens per latent": ranks},
     curves.Axis("rank of the latent", log=True),
     curves.Axis("density (share of tokens)", log=True),
   )
-  spread = curves.panels(
+  per_token = curves.panels(
     {"Latents per token": tokens},
     curves.Axis("percentile of tokens"),
     curves.Axis("latents of the token"),
   )
-  columns = {
-    "arm": ("Method", ""),
-    "k": ("k", "d"),
-    "seed": ("Seed", "d"),
-    "l0": ("L0", ".2f"),
-    "fvu": ("FVU", ".4f"),
-    "dead": ("Dead", ".3f"),
-    "seconds": ("Seconds", ".1f"),
-  }
-  page_sections = [
-    page.Section(
-      "Frontier",
-      [
-        page.Prose(
-          "Means over seeds with standard deviations. L0 and dead latents are "
-          "those of the form that users hold: thresholds in the place of "
-          "selection over the batch."
-        ),
-        study.figure(
-          frontier,
-          "FVU and dead latents against L0 for each allocation.",
-          "FVU (left) and share of dead latents (right) at held-out L0.",
-        ),
-      ],
+  blocks = [
+    study.figure(
+      density,
+      "Density of latents against their rank.",
+      f"Density against rank at k = {k}, seed 0.",
     ),
-    page.Section(
-      "Use of latents",
-      [
-        study.figure(
-          use,
-          "Density of latents against their rank.",
-          f"Density against rank at k = {k}, seed 0.",
-        ),
-        study.figure(
-          spread,
-          "Quantiles of the number of latents of a token.",
-          f"Latents per token at k = {k}, seed 0.",
-        ),
-      ],
-    ),
-    page.Section(
-      "Every SAE", [study.table(points, columns, "All that were trained.")]
+    study.figure(
+      per_token,
+      "Quantiles of the number of latents of a token.",
+      f"Latents per token at k = {k}, seed 0.",
     ),
   ]
-  return page_sections, {
-    "frontier": frontier,
-    "density_rank": use,
-    "latents_per_token": spread,
-  }
+  drawn = {"density_rank": density, "latents_per_token": per_token}
+  return page.Section("Use of latents", blocks), drawn

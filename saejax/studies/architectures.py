@@ -1,20 +1,99 @@
-"""Every method on the same activations: error against L0, dead latents, cost."""
+"""Every method on the same activations, at several L0, with seeds.
+
+    python experiments/architectures.py \\
+      --flagfile=experiments/flags/architectures.flags
+
+The run folder gets results.json (with "summary": every method against TopK at
+equal L0), results.csv, plots and report.html: one table and figure of all
+methods, then the frontiers of each site. A stopped run is resumed by the same
+command.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from saejax.evals import comparison
+from saejax.data.harvest import HarvestConfig
+from saejax.errors import InputError
+from saejax.evals import cost, frontier
 from saejax.recipes import catalogue
-from saejax.report import curves, page, study
-from saejax.studies import arms
+from saejax.report import curves, extras, page, study
+from saejax.runs import folder as run_folder
+from saejax.studies import arms, scores
 
 REFERENCE = "topk"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """All that the study depends on."""
+
+  run_dir: str = "runs/architectures"  # folder of this run
+  harvest: HarvestConfig = HarvestConfig()  # of the first site
+  more_sites: tuple[str, ...] = ()  # model:layer of others, same corpus
+  study: arms.StudyConfig = arms.StudyConfig(seeds=3)
+  methods: tuple[str, ...] = tuple(catalogue.METHODS)  # names in the catalogue
+  expansion: float = 2.0  # latents over width of the rows
+  k: tuple[int, ...] = (8, 16, 32)  # latents a row, where a method has a k
+
+  def __post_init__(self):
+    for name in self.methods:
+      if name not in catalogue.METHODS:
+        raise InputError(
+          "methods",
+          name,
+          f"must be among {', '.join(catalogue.METHODS)}",
+          "leave it out",
+        )
+    for site in self.more_sites:
+      if not site.rpartition(":")[2].isdecimal():
+        raise InputError(
+          "more_sites", site, "must be model:layer", "such as gpt2:6"
+        )
+
+
+def main(config: Config) -> None:
+  """Trains every method on every site and writes the report."""
+  extras.check()
+  sites = [config.harvest]
+  for site in config.more_sites:
+    model, _, layer = site.rpartition(":")
+    sites.append(
+      dataclasses.replace(config.harvest, model=model, layer=int(layer))
+    )
+  with run_folder.opened(config.run_dir, config) as folder:
+    points, data = [], {}
+    for site in sites:
+      rows = scores.with_scores(arms.harvested(site))
+      name = arms.label(rows)
+      data[name] = rows.about
+      points += arms.run(
+        folder,
+        all_arms(
+          rows,
+          config.study,
+          names=config.methods,
+          n=round(config.expansion * rows.d),
+          ks=config.k,
+          site=name,
+        ),
+        rows,
+        config.study,
+        measure=measure,
+      )
+    study.write(
+      folder,
+      sections(points),
+      config=config,
+      points=points,
+      data=data,
+      title="Methods on the same activations",
+      script="experiments/architectures.py",
+      summary=frontier.against(points, REFERENCE),
+    )
 
 
 def all_arms(
@@ -51,52 +130,16 @@ def all_arms(
   return made
 
 
-def with_scores(rows: arms.Rows) -> arms.Rows:
-  """The rows with a score in [0, 10] each, for methods that need one.
-
-  The score is the rank of the row's distance from the mean row: a stand-in for
-  labels of complexity, which activations of plain text do not have.
-  """
-  x = np.asarray(rows.train.x)
-  distance = lambda x: np.linalg.norm(x - np.asarray(rows.mean), axis=-1)
-  known = np.sort(distance(x))
-  score = lambda b: (
-    10 * np.searchsorted(known, distance(np.asarray(b.x))) / len(known)
-  ).astype(np.float32)
-  return dataclasses.replace(
-    rows,
-    train=rows.train.replace(score=score(rows.train)),
-    held_out=rows.held_out.replace(score=score(rows.held_out)),
-  )
-
-
 def measure(trained: arms.Trained) -> list[dict[str, Any]]:
-  """Size and cost of each SAE as users hold it.
-
-  Returns:
-    parameters: numbers in its arrays, the prep's apart; encode_flops: of
-      encoding one row, as XLA counts the program before it is optimised (bodies
-      of loops once).
-  """
-  return [cost(sae, trained.rows) for sae in trained.saes]
-
-
-def cost(sae, rows: arms.Rows, count: int = 512) -> dict[str, float]:
-  """See `measure`."""
-  batch = jax.tree.map(lambda a: jnp.asarray(a[:count]), rows.held_out)
-  program = jax.jit(lambda s, b: s.encode(b)).lower(sae, batch)
-  analysis: Any = program.cost_analysis()
-  parts = (sae.encoder, sae.activation, sae.decoder)
-  return {
-    "parameters": int(sum(a.size for a in jax.tree.leaves(parts))),
-    "encode_flops": float(analysis.get("flops", float("nan"))) / batch.rows,
-  }
+  """Size and cost of each SAE in the inference form, see `evals.cost`."""
+  rows = trained.rows.held_out
+  return [dict(cost.cost(sae, rows)) for sae in trained.saes]
 
 
 def sections(
   points: Sequence[Mapping[str, Any]],
 ) -> tuple[list[page.Section], dict[str, Any]]:
-  """What the page says, and its plots by name.
+  """The sections of the page, and its plots by name.
 
   Args:
     points: of arms whose facts name the "method", its "family" and the "site".
@@ -123,7 +166,7 @@ def sections(
           "with TopK for comparison; bars are standard deviations over seeds.",
         )
       )
-  compared = against_reference(points)
+  compared = frontier.against(points, REFERENCE)
   drawn["ratios"] = _ratios(compared)
   return [
     page.Section(
@@ -144,66 +187,8 @@ def sections(
   ], drawn
 
 
-def against_reference(
-  points: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-  """Every method on every site against TopK at the L0 that it has there.
-
-  Returns:
-    A record for each site and method: log_ratio, the mean over seeds of the
-    mean over settings of log FVU - log FVU of TopK with that seed, whose curve
-    is followed in log L0; log_ratio_sd over seeds; settings, how many are
-    inside TopK's range; and the means over those of dead, over_parameters,
-    over_flops and over_seconds, the last three over TopK's. None where no
-    setting is inside.
-  """
-  found = []
-  for site in dict.fromkeys(p["site"] for p in points):
-    here = [p for p in points if p["site"] == site and p["status"] == "ok"]
-    of = lambda method, here=here: [p for p in here if p["method"] == method]
-    reference = of(REFERENCE)
-    for method in dict.fromkeys(p["method"] for p in here):
-      ratios: dict[int, list[float]] = {}
-      inside = []
-      for p in of(method):
-        same = [r for r in reference if r["seed"] == p["seed"]]
-        if not same:
-          continue
-        there = comparison.log_fvu_at(
-          [r["l0"] for r in same], [r["fvu"] for r in same], p["l0"]
-        )
-        if np.isfinite(there):
-          inside.append(p)
-          ratio = float(np.log(p["fvu"])) - there
-          ratios.setdefault(p["seed"], []).append(ratio)
-      over = partial(_over, inside, reference)
-      each = [float(np.mean(r)) for r in ratios.values()]
-      found.append(
-        {
-          "site": site,
-          "method": method,
-          "log_ratio": float(np.mean(each)) if each else None,
-          "log_ratio_sd": float(np.std(each, ddof=len(each) > 1))
-          if each
-          else None,
-          "settings": len({(p["k"], p["coefficient"]) for p in inside}),
-          "dead": _mean([p["dead"] for p in inside]),
-          "over_parameters": over("parameters"),
-          "over_flops": over("encode_flops"),
-          "over_seconds": over("seconds"),
-        }
-      )
-  return found
-
-
-def _over(points, base, name: str) -> float | None:
-  """The mean of a field over that of other points."""
-  mine, theirs = (_mean([p[name] for p in of]) for of in (points, base))
-  return mine / theirs if mine is not None and theirs else None
-
-
 def _ratios(compared: Sequence[Mapping[str, Any]]) -> Any:
-  """The figure of `against_reference`, best on the first site first."""
+  """The figure of `evals.frontier`, best on the first site first."""
   rows = []
   for c in _ordered(compared):
     if c["log_ratio"] is not None and c["method"] != REFERENCE:
@@ -285,7 +270,7 @@ def _table(points) -> page.Table:
     groups.setdefault(key, []).append(p)
   rows = []
   for (site, method, k, coefficient), of in groups.items():
-    mean = lambda name, of=of: _mean([p.get(name) for p in of])
+    mean = lambda name, of=of: frontier.mean([p.get(name) for p in of])
     rows.append(
       {
         "site": site,
@@ -323,8 +308,3 @@ def _table(points) -> page.Table:
     },
     "Means over seeds on held-out rows, in the units of the model.",
   )
-
-
-def _mean(values) -> float | None:
-  good = [v for v in values if v is not None]
-  return float(np.mean(good)) if good else None

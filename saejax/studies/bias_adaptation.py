@@ -1,10 +1,17 @@
-"""Firing rates held by biases: recovery of planted dictionaries, real frontiers.
+"""Group Bias Adaptation on planted dictionaries and on real activations.
+
+    python experiments/bias_adaptation.py \\
+      --flagfile=experiments/flags/bias-adaptation.flags
+
+The run folder gets results.json, results.csv, plots and report.html. A stopped
+run is resumed by the same command.
 
 References:
   Chen et al., Taming Polysemanticity in LLMs: Provable Feature Recovery via
   Sparse Autoencoders, 2025, arXiv:2506.14002.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,9 +20,11 @@ import jax
 import numpy as np
 
 from saejax.data import synthetic
+from saejax.data.harvest import HarvestConfig
 from saejax.evals import matching, recovery
 from saejax.recipes import bias_adaptation, row_sparse, thresholds
-from saejax.report import curves, page, study
+from saejax.report import curves, extras, page, study
+from saejax.runs import folder as run_folder
 from saejax.sae import prep
 from saejax.studies import arms
 from saejax.training.parts import sparsity
@@ -24,6 +33,62 @@ ROWS, HELD_OUT = 131_072, 4096
 PLANTED_KEY = 1_000_003
 TAU = 0.9  # cosine at which a planted direction counts as found
 GROUPS = 8  # of group bias adaptation; divides the usual numbers of latents
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """All that the study depends on."""
+
+  run_dir: str = "runs/bias_adaptation"  # folder of this run
+  harvest: HarvestConfig = HarvestConfig()
+  study: arms.StudyConfig = arms.StudyConfig(steps=2000, seeds=3)
+  every: int = 5  # steps between adaptations
+  directions: int = 64  # planted features
+  d: int = 32  # width of planted rows
+  active: int = 3  # planted features on a row
+  n: int = 256  # latents on planted rows
+  targets: tuple[float, ...] = (0.01, 0.02, 0.047, 0.1, 0.2, 0.4)  # of BA
+  phase_n: tuple[int, ...] = (64, 128, 256)  # latents of the phase diagram
+  phase_d: tuple[int, ...] = (16, 32)  # widths
+  phase_active: tuple[int, ...] = (1, 3, 6, 10)  # features on a row
+  real_n: int = 768  # latents on real rows
+
+
+def main(config: Config) -> None:
+  """Trains every arm and writes the report."""
+  extras.check()
+  with run_folder.opened(config.run_dir, config) as folder:
+    real = arms.harvested(config.harvest)
+    planted, V = planted_rows(config.directions, config.d, config.active)
+    resonance = resonance_arms(
+      planted,
+      config.study,
+      n=config.n,
+      targets=config.targets,
+      active=config.active,
+      every=config.every,
+    )
+    phase, truths = phase_arms(config)
+    frontier = real_arms(
+      real, config.study, n=config.real_n, every=config.every
+    )
+    truths |= {arm.name: V for arm in resonance}
+    points = arms.run(
+      folder,
+      [*resonance, *phase, *frontier],
+      real,
+      config.study,
+      measure=measure(truths),
+    )
+    study.write(
+      folder,
+      sections(points, config.active / config.directions),
+      config=config,
+      points=points,
+      data=real.about,
+      title="Group bias adaptation",
+      script="experiments/bias_adaptation.py",
+    )
 
 
 def planted_rows(
@@ -64,29 +129,23 @@ def measure(
     latents that the next seed of the same setting has too.
   """
 
-  def of(trained: arms.Trained) -> list[dict[str, Any]]:
+  def measured(trained: arms.Trained) -> list[dict[str, Any]]:
+    settings = len(trained.arm.k) * len(trained.arm.coefficients)
+    shares = matching.shared_with_next(
+      trained.saes,
+      [m.density for m in trained.found],
+      len(trained.saes) // settings,
+    )
     truth, points = truths.get(trained.arm.name), []
-    count = len(trained.saes)
-    seeds = count // (len(trained.arm.k) * len(trained.arm.coefficients))
-    for i, sae in enumerate(trained.saes):
-      point: dict[str, Any] = {}
+    for sae, share in zip(trained.saes, shares, strict=True):
+      point: dict[str, Any] = {} if share is None else {"shared": share}
       if truth is not None:
-        found = recovery.recovery(truth, np.asarray(sae.W_dec), tau=TAU)
-        point = {"frr": found.frr, "recall": found.recall}
-      if seeds > 1:
-        j = i - i % seeds + (i + 1) % seeds
-        pair = matching.match(
-          sae,
-          trained.saes[j],
-          by="decoder",
-          alive_a=trained.found[i].density > 0,
-          alive_b=trained.found[j].density > 0,
-        )
-        point["shared"] = pair.fraction
+        directions = recovery.recovery(truth, np.asarray(sae.W_dec), tau=TAU)
+        point |= {"frr": directions.frr, "recall": directions.recall}
       points.append(point)
     return points
 
-  return of
+  return measured
 
 
 def resonance_arms(
@@ -143,27 +202,21 @@ def resonance_arms(
 
 
 def phase_arms(
-  config: arms.StudyConfig,
-  *,
-  widths: Sequence[int],
-  dims: Sequence[int],
-  actives: Sequence[int],
-  directions: int,
-  every: int,
+  config: Config,
 ) -> tuple[list[arms.Arm], dict[str, np.ndarray]]:
   """GBA over width n, dimension d and sparsity s, with the planted truths."""
   made, truths = [], {}
-  for d, active in itertools.product(dims, actives):
-    rows, V = planted_rows(directions, d, active)
-    options = {**arms.options(config, rows), "prep": prep.Identity()}
-    for n in widths:
+  for d, active in itertools.product(config.phase_d, config.phase_active):
+    rows, V = planted_rows(config.directions, d, active)
+    options = {**arms.options(config.study, rows), "prep": prep.Identity()}
+    for n in config.phase_n:
       name = f"phase n={n} d={d} s={active}"
       truths[name] = V
       made.append(
         arms.Arm(
           name=name,
           make=lambda k, n=n, d=d, options=options: bias_adaptation.gba(
-            d, n, groups=GROUPS, every=every, **options
+            d, n, groups=GROUPS, every=config.every, **options
           ),
           n=n,
           rows=rows,
@@ -220,101 +273,83 @@ def real_arms(
   return made
 
 
+COLUMNS = {
+  "arm": ("Arm", ""),
+  "n": ("n", "d"),
+  "k": ("k", "d"),
+  "coefficient": ("×", ".3g"),
+  "seed": ("Seed", "d"),
+  "l0": ("L0", ".2f"),
+  "fvu": ("FVU", ".4f"),
+  "dead": ("Dead", ".3f"),
+  "frr": ("Found", ".3f"),
+  "recall": ("Mean max cosine", ".3f"),
+  "shared": ("Shared", ".3f"),
+}
+
+
 def sections(
   points: Sequence[Mapping[str, Any]], frequency: float
 ) -> tuple[list[page.Section], dict[str, Any]]:
-  """What the page says, and its plots by name.
+  """The sections of the page, and its plots by name.
 
   Args:
     points: of all arms.
     frequency: of the planted features, in rows.
   """
-  blocks, drawn = [], {}
   planted = [p for p in points if "frr" in p and p["method"] != "phase"]
+  phase = [p for p in points if p["method"] == "phase"]
+  real = [{**p, "arm": p["method"]} for p in points if "frr" not in p]
+  blocks, drawn = [], {}
   if planted:
     drawn["resonance"] = _resonance(planted)
-    blocks.append(
-      page.Section(
-        "Recovery against target frequency",
-        [
-          page.Prose(
-            f"Each planted feature is on in {frequency:.3f} of the rows. A "
-            f"direction counts as found at a cosine above {TAU}; level lines "
-            "are methods that have no target."
-          ),
-          study.figure(
-            drawn["resonance"],
-            "Share of planted features found against the target frequency.",
-            "Bias adaptation over its target frequency; means over seeds.",
-          ),
-        ],
-      )
+    about = page.Prose(
+      f"Each planted feature is on in {frequency:.3f} of the rows. A direction "
+      f"counts as found at a cosine above {TAU}; level lines are methods that "
+      "have no target."
     )
-  phase = [p for p in points if p["method"] == "phase"]
+    plot = study.figure(
+      drawn["resonance"],
+      "Share of planted features found against the target frequency.",
+      "Bias adaptation over its target frequency; means over seeds.",
+    )
+    title = "Recovery against target frequency"
+    blocks.append(page.Section(title, [about, plot]))
   if phase:
     drawn["phase"] = _phase(phase)
-    blocks.append(
-      page.Section(
-        "Phase diagram of group bias adaptation",
-        [
-          study.figure(
-            drawn["phase"],
-            "Share of features found over width and sparsity.",
-            "Share of planted features found; means over seeds.",
-          )
-        ],
-      )
+    plot = study.figure(
+      drawn["phase"],
+      "Share of features found over width and sparsity.",
+      "Share of planted features found; means over seeds.",
     )
-  real = [{**p, "arm": p["method"]} for p in points if "frr" not in p]
+    title = "Phase diagram of group bias adaptation"
+    blocks.append(page.Section(title, [plot]))
   if real:
-    made = curves.panels(
-      {
-        "Reconstruction": curves.by_arm(
-          real, "l0", "fvu", by=("k", "coefficient", "htf")
-        ),
-        "Agreement of seeds": curves.by_arm(
-          real, "l0", "shared", by=("k", "coefficient", "htf")
-        ),
-      },
-      curves.Axis("held-out L0", log=True),
-      [
-        curves.Axis("FVU", log=True),
-        curves.Axis("share of latents of another seed"),
-      ],
+    drawn["frontier"] = _frontier(real)
+    plot = study.figure(
+      drawn["frontier"],
+      "FVU and share of latents found by another seed, against L0.",
+      "Held-out rows; latents are shared at a decoder cosine above "
+      f"{matching.TAU}.",
     )
-    drawn["frontier"] = made
-    blocks.append(
-      page.Section(
-        "Real activations",
-        [
-          study.figure(
-            made,
-            "FVU and share of latents found by another seed, against L0.",
-            "Held-out rows; latents are shared at a decoder cosine above "
-            f"{matching.TAU}.",
-          )
-        ],
-      )
-    )
-  columns = {
-    "arm": ("Arm", ""),
-    "n": ("n", "d"),
-    "k": ("k", "d"),
-    "coefficient": ("×", ".3g"),
-    "seed": ("Seed", "d"),
-    "l0": ("L0", ".2f"),
-    "fvu": ("FVU", ".4f"),
-    "dead": ("Dead", ".3f"),
-    "frr": ("Found", ".3f"),
-    "recall": ("Mean max cosine", ".3f"),
-    "shared": ("Shared", ".3f"),
-  }
-  blocks.append(
-    page.Section(
-      "Every SAE", [study.table(points, columns, "All that were trained.")]
-    )
+    blocks.append(page.Section("Real activations", [plot]))
+  table = study.table(points, COLUMNS, "All that were trained.")
+  return [*blocks, page.Section("Every SAE", [table])], drawn
+
+
+def _frontier(real):
+  by = ("k", "coefficient", "htf")
+  return curves.panels(
+    {
+      "Reconstruction": curves.by_arm(real, "l0", "fvu", by=by),
+      "Agreement of seeds": curves.by_arm(real, "l0", "shared", by=by),
+    },
+    curves.Axis("held-out L0", log=True),
+    [
+      curves.Axis("FVU", log=True),
+      curves.Axis("share of latents of another seed"),
+    ],
   )
-  return blocks, drawn
 
 
 def _resonance(planted):

@@ -1,4 +1,10 @@
-"""Bagging and boosting against one SAE and one wider SAE.
+"""Bagging and boosting of TopK SAEs against one SAE and one wider SAE.
+
+    python experiments/ensembling.py \\
+      --flagfile=experiments/flags/ensembling.flags
+
+The run folder gets results.json, results.csv, plots, report.html and every
+trained SAE. A stopped run is resumed by the same command.
 
 Replicates differ in every initial seed; stability compares them two by two.
 
@@ -16,14 +22,17 @@ from typing import Any
 import jax
 import numpy as np
 
+from saejax import terminal
+from saejax.data.harvest import HarvestConfig
+from saejax.errors import InputError
 from saejax.evals import ensembles as metrics
 from saejax.evals import reconstruction
-from saejax.recipes import several
-from saejax.report import curves, page, study
+from saejax.recipes import row_sparse, several
+from saejax.report import curves, extras, page, study
+from saejax.runs import folder as run_folder
 from saejax.sae import ensembles, files
 from saejax.sae.sae import SAE
 from saejax.studies import arms
-from saejax.terminal import say
 from saejax.training import fit
 from saejax.training.members import Member
 from saejax.training.recipe import Recipe
@@ -33,6 +42,56 @@ MEET_ROWS = 16_384  # held-out rows on which co-activation is counted
 
 # From n and k and the recipe's prep to the base recipe.
 Base = Callable[..., Recipe]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """All that the study depends on."""
+
+  run_dir: str = "runs/ensembling"  # folder of this run
+  harvest: HarvestConfig = HarvestConfig()
+  study: arms.StudyConfig = arms.StudyConfig(seeds=2)  # seeds: replicates
+  n: int = 384  # latents of each member
+  k: int = 8  # latents that each member keeps in a row
+  sizes: tuple[int, ...] = (1, 2, 4, 8)  # members J
+
+  def __post_init__(self):
+    if list(self.sizes) != sorted(set(self.sizes)) or min(self.sizes) < 1:
+      raise InputError(
+        "sizes", self.sizes, "must increase from at least 1", "such as 1,2,4,8"
+      )
+    if not 1 <= self.k <= self.n:
+      raise InputError("k", self.k, f"must be in [1, n={self.n}]", "lower it")
+
+
+def main(config: Config) -> None:
+  """Trains every ensemble and writes the report."""
+  extras.check()
+  with run_folder.opened(config.run_dir, config) as folder:
+    rows = arms.harvested(config.harvest)
+    options = arms.options(config.study, rows)
+    base = lambda n, k, *, prep: row_sparse.topk(
+      rows.d, n, k, **{**options, "prep": prep}
+    )
+    points = Study(
+      base=base,
+      n=config.n,
+      k=config.k,
+      sizes=config.sizes,
+      replicates=config.study.seeds,
+      rows=rows,
+      config=config.study,
+      folder=folder,
+    ).run()
+    study.write(
+      folder,
+      sections(points),
+      config=config,
+      points=points,
+      data=rows.about,
+      title="Ensembles of sparse autoencoders",
+      script="experiments/ensembling.py",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +127,7 @@ class Study:
         (WIDER, self._wider),
       ):
         for size, sae, seconds in build(replicate):
-          say(f"{kind}, {size} of n = {self.n}, replicate {replicate}")
+          terminal.say(f"{kind}, {size} of n = {self.n}, replicate {replicate}")
           points.append(self._point(kind, size, replicate, sae, seconds))
           W = ensembles.decoder_of_stages(sae)[0]
           dictionaries[kind, size, replicate] = np.asarray(W)
@@ -178,7 +237,7 @@ class Study:
 def sections(
   points: Sequence[Mapping[str, Any]],
 ) -> tuple[list[page.Section], dict[str, Any]]:
-  """What the page says, and its plots by name."""
+  """The sections of the page, and its plots by name."""
   shown = {
     "Explained variance": ("explained_variance", "1 − FVU"),
     "Connectivity": ("connectivity", "1 − share of pairs that meet"),

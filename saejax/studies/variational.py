@@ -1,58 +1,122 @@
-"""What a Gaussian posterior and its KL term do to a TopK SAE.
+"""Variational SAEs against TopK and an L2 control, over the KL weight.
+
+    python experiments/variational.py \\
+      --flagfile=experiments/flags/variational.flags
+
+The run folder gets results.json, results.csv, plots and report.html. A stopped
+run is resumed by the same command.
 
 References:
   Analysis of Variational Sparse Autoencoders, 2025.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from saejax.report import curves, page, study
+from saejax.data.harvest import HarvestConfig
+from saejax.errors import InputError
+from saejax.evals import geometry
+from saejax.recipes import row_sparse, stochastic
+from saejax.report import curves, extras, page, study
+from saejax.runs import folder as run_folder
 from saejax.studies import arms
 
 ROWS = 4096  # held-out rows that correlations are taken over
+COLUMNS = {
+  "method": ("Method", ""),
+  "weight": ("KL weight", ".3g"),
+  "seed": ("Seed", "d"),
+  "l0": ("L0", ".2f"),
+  "fvu": ("FVU", ".4f"),
+  "dead": ("Dead", ".3f"),
+  "dependence": ("Dependence", ".4f"),
+  "mean_square": ("Mean square", ".3f"),
+}
 
 
-def measure(trained: arms.Trained) -> list[dict[str, Any]]:
-  """Dependence of latents and size of the posterior mean, of each SAE.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """All that the study depends on."""
 
-  Returns:
-    dependence: mean over pairs of live latents of |correlation|, 0 where all
-      are uncorrelated; mean_square: mean over rows of sum_i a_i^2, a the
-      posterior mean (the rectified pre-activation).
-  """
-  batch = next(arms.chunks(trained.rows.held_out, ROWS))
-  return [
-    {name: float(value) for name, value in _numbers(sae, batch).items()}
-    for sae in trained.saes
+  run_dir: str = "runs/variational"  # folder of this run
+  harvest: HarvestConfig = HarvestConfig()
+  study: arms.StudyConfig = arms.StudyConfig(seeds=3)
+  n: int = 768  # latents
+  k: int = 16  # latents kept in a row
+  weights: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)  # of the KL or L2 term
+
+  def __post_init__(self):
+    if not self.weights or min(self.weights) <= 0:
+      raise InputError(
+        "weights", self.weights, "must be positive", "TopK is there without"
+      )
+
+
+def main(config: Config) -> None:
+  """Trains every arm and writes the report."""
+  extras.check()
+  with run_folder.opened(config.run_dir, config) as folder:
+    rows = arms.harvested(config.harvest)
+    points = arms.run(
+      folder,
+      all_arms(config, rows),
+      rows,
+      config.study,
+      measure=measure,
+    )
+    study.write(
+      folder,
+      sections(points),
+      config=config,
+      points=points,
+      data=rows.about,
+      title="Variational sparse autoencoders",
+      script="experiments/variational.py",
+    )
+
+
+def all_arms(config: Config, rows: arms.Rows) -> list[arms.Arm]:
+  """TopK, and each form of the posterior and the control at every weight."""
+  options = arms.options(config.study, rows)
+  vsae = partial(stochastic.vsae, warmup_steps=max(1, config.study.steps // 10))
+  methods = {
+    "posterior none": partial(vsae, posterior="none"),
+    "posterior none, masked": partial(vsae, posterior="none", masked=True),
+    "posterior fixed": partial(vsae, posterior="fixed"),
+    "posterior learned": partial(vsae, posterior="learned"),
+    "L2 control": stochastic.topk_l2,
+  }
+
+  def arm(method, weight, make):
+    return arms.Arm(
+      name=f"{method} {weight}" if weight else method,
+      make=lambda k: make(rows.d, config.n, k, **options),
+      n=config.n,
+      k=(config.k,),
+      facts={"method": method, "weight": weight},
+    )
+
+  return [arm("TopK", None, row_sparse.topk)] + [
+    arm(method, weight, partial(make, coefficient=weight))
+    for method, make in methods.items()
+    for weight in config.weights
   ]
 
 
-@jax.jit
-def _numbers(sae, batch):
-  out = sae.forward(batch, engine="dense")
-  z = out.latents.dense()
-  centred = z - jnp.mean(z, axis=0)
-  spread = jnp.sqrt(jnp.mean(centred**2, axis=0))
-  live = spread > 0
-  unit = jnp.where(live, centred / jnp.where(live, spread, 1), 0)
-  correlation = jnp.abs(unit.T @ unit) / z.shape[0]
-  pairs = live[:, None] & live[None] & ~jnp.eye(z.shape[1], dtype=bool)
-  return {
-    "dependence": jnp.sum(jnp.where(pairs, correlation, 0))
-    / jnp.maximum(jnp.sum(pairs), 1),
-    "mean_square": jnp.mean(jnp.sum(jax.nn.relu(out.pre.a) ** 2, axis=-1)),
-  }
+def measure(trained: arms.Trained) -> list[dict[str, Any]]:
+  """Dependence of latents and size of the posterior mean, of each SAE."""
+  batch = next(arms.chunks(trained.rows.held_out, ROWS))
+  return [dict(geometry.dependence(sae, batch)) for sae in trained.saes]
 
 
 def sections(
   points: Sequence[Mapping[str, Any]],
 ) -> tuple[list[page.Section], dict[str, Any]]:
-  """What the page says, and its plots by name."""
+  """The sections of the page, and its plots by name."""
   swept = [p for p in points if p["weight"] is not None]
   baseline = [p for p in points if p["weight"] is None]
   weights = sorted({p["weight"] for p in swept})
@@ -79,16 +143,6 @@ def sections(
       curves.Axis("mean sum of squares", log=True),
     ],
   )
-  columns = {
-    "method": ("Method", ""),
-    "weight": ("KL weight", ".3g"),
-    "seed": ("Seed", "d"),
-    "l0": ("L0", ".2f"),
-    "fvu": ("FVU", ".4f"),
-    "dead": ("Dead", ".3f"),
-    "dependence": ("Dependence", ".4f"),
-    "mean_square": ("Mean square", ".3f"),
-  }
   return [
     page.Section(
       "Over the weight",
@@ -107,7 +161,7 @@ def sections(
       ],
     ),
     page.Section(
-      "Every SAE", [study.table(points, columns, "All that were trained.")]
+      "Every SAE", [study.table(points, COLUMNS, "All that were trained.")]
     ),
   ], {"over_weight": made}
 

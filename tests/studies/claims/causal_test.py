@@ -1,11 +1,13 @@
-"""Tests of saejax.studies.causal_claims, with a small model."""
+"""Tests of saejax.studies.claims.causal, with a small model."""
 
 import pathlib
 
 import numpy as np
 from absl.testing import absltest
 
-from saejax.studies import arms, causal_claims, claims
+from saejax.studies import arms
+from saejax.studies.claims import causal, training
+from saejax.studies.claims import claim as claims
 from tests import shared
 
 CONFIG = arms.StudyConfig(steps=4, batch_rows=64, seeds=2)
@@ -18,7 +20,7 @@ class MixedTest(absltest.TestCase):
     # A row says its token and its layer.
     token, layer = np.meshgrid(np.arange(600), np.arange(4), indexing="ij")
     x = np.stack([token, layer], axis=-1).astype(np.float32)
-    rows = causal_claims.mixed(x, x[:50], (1, 2, 3), seed=0, about={})
+    rows = causal.mixed(x, x[:50], (1, 2, 3), seed=0, about={})
     np.testing.assert_array_equal(rows.train.x[:, 1] - 1, rows.train.cond)
     counts = np.bincount(rows.train.x[:, 0].astype(int))
     np.testing.assert_array_equal(counts, 3)
@@ -32,22 +34,22 @@ class CausalClaimsTest(absltest.TestCase):
   def test_every_claim_is_measured_and_a_second_run_reads_what_is_there(self):
     model = str(shared.path("models/babyllama-105"))
     folder = pathlib.Path(self.create_tempdir().full_path)
-    make = lambda: causal_claims.of(
+    make = lambda: causal.points(
       folder, model, CONFIG, rows=ROWS, layers=LAYERS
     )
-    points, wanted, data = make()
+    points, data = make()
 
-    alone = f"layers G={LAYERS}"
-    together = ("layers G=1", "layers topk", "layers tide")
+    alone = causal.EACH
+    together = ("one group", "topk", "tide")
     for name in (alone, *together, "text own", "text read"):
       count = LAYERS if name == alone else 1
       own = [p for p in points if p["arm"] == name]
       self.assertEqual([p["seed"] for p in own], [0, 1] * count, name)
       for p in own:
-        self.assertEqual((p["n"], p["k"]), (causal_claims.N, causal_claims.K))
-        self.assertLessEqual(p["l0"], causal_claims.K)
+        self.assertEqual((p["n"], p["k"]), (causal.N, causal.K))
+        self.assertLessEqual(p["l0"], causal.K)
     for p in points:
-      if p["arm"].startswith("text"):
+      if p["data"] == causal.OWN_TEXT_ROWS:
         self.assertBetween(p["shared"], 0, 1)
         self.assertBetween(p["fake"], 0, 1)
       else:
@@ -55,17 +57,18 @@ class CausalClaimsTest(absltest.TestCase):
       if p["arm"] == alone:
         self.assertAlmostEqual(p["mean_layer_fvu"], p["fvu"], places=5)
 
-    for claim in wanted:
-      found = claims.measure(claim, points)
-      self.assertEqual(found["seeds"], 2, claim)
-      self.assertTrue(np.isfinite(found["effect"]), claim)
-      self.assertIn(claim.data, " ".join(data))
+    for claim in training.CLAIMS:
+      if claim.group in data:
+        found = claims.measured(claim, points, claim.group)
+        self.assertEqual(found["seeds"], 2, claim)
+        self.assertTrue(np.isfinite(found["effect"]), claim)
     self.assertEqual(
-      {c.recipe for c in wanted}, {"layergroup", "tide", "faithful"}
+      {c.recipe for c in training.CLAIMS if c.group in data},
+      {"layergroup", "tide", "faithful"},
     )
 
     files = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
-    self.assertEqual(make()[::2], (points, data))
+    self.assertEqual(make(), (points, data))
     now = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
     self.assertEqual(now, files)
 

@@ -1,13 +1,12 @@
-"""Claims that need several layers of a small causal model, or its own text.
+"""Arms on several layers of a small causal model, or on text that it writes.
 
-Every group has rows of its own, harvested into stores inside the run's folder,
-and returns its points, its claims and the facts about its data.
+Every group has rows of its own, harvested into stores inside the run's folder;
+their name is the "data" of its points.
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -27,20 +26,21 @@ from saejax.runs import stores as run_stores
 from saejax.sae import condition_preps, prep
 from saejax.sae.context import Batch
 from saejax.studies import arms
-from saejax.studies.claims import Claim, both, log_of, mean_of
 
 ROWS = 60_000  # of training, a layer; an eighth of them is held out
 N, K = 256, 8  # latents, and latents a row
+EACH = "a group for each layer"
 POINT = "resid_post"
 CONTEXT = 128  # tokens a window, special tokens included
 DOCUMENT_TOKENS = 508  # four windows: many documents rather than few long ones
 OWN_TEXT = 1.5  # tokens written by the model for each row wanted
 RANDOM_WINDOWS = 64  # windows of random tokens
-Group = tuple[list[dict[str, Any]], list[Claim], dict[str, Any]]
+LAYERS, OWN_TEXT_ROWS = "layers", "own text"
+Group = tuple[list[dict[str, Any]], dict[str, Any]]
 Rows3 = Float[np.ndarray, "rows layers d"]
 
 
-def of(
+def points(
   folder: pathlib.Path,
   model: str,
   config: arms.StudyConfig,
@@ -49,7 +49,7 @@ def of(
   layers: int | None = None,
   corpus: str = "python-docs",
 ) -> Group:
-  """Points, claims and data of every group.
+  """Points of every group, and facts about its rows by name.
 
   Args:
     folder: of the run; stores are made in its folder "stores".
@@ -72,9 +72,9 @@ def of(
   )
   loaded = models.load(model)
   count = layers or loaded.config.layers
-  points, claims, data = _layers(folder, site, count, config)
-  more = _own_text(folder, site, loaded, config)
-  return points + more[0], claims + more[1], data | more[2]
+  found, data = _layers(folder, site, count, config)
+  more, own = _own_text(folder, site, loaded, config)
+  return found + more, data | own
 
 
 # --- Several layers ----------------------------------------------------------
@@ -88,59 +88,35 @@ def _layers(
 ) -> Group:
   """One SAE of all layers against one a layer, and behind a modulation."""
   train, held_out, about = aligned(site, count)
-  name = f"{about['model']['name']} layers"
   rows = lambda group: mixed(train, held_out, group, seed=0, about=about)
   all_ = rows(range(count))
   options = arms.options(config, all_)
   made = [
-    _group(f"layers G={count}", rows([layer]), config, suffix=f" {layer}")
+    _group(f"layers G={count} {layer}", EACH, rows([layer]), config)
     for layer in range(count)
   ]
+  made.append(_group("layers G=1", "one group", all_, config))
+  recipes_ = {
+    "topk": lambda k: row_sparse.topk(all_.d, N, k, **options),
+    "tide": lambda k: recipes.tide(all_.d, N, k, timesteps=count, **options),
+  }
   made += [
-    _group("layers G=1", all_, config),
     arms.Arm(
-      name="layers topk",
-      make=lambda k: row_sparse.topk(all_.d, N, k, **options),
+      name=f"layers {name}",
+      make=make,
       n=N,
       k=(K,),
       rows=all_,
-    ),
-    arms.Arm(
-      name="layers tide",
-      make=lambda k: recipes.tide(all_.d, N, k, timesteps=count, **options),
-      n=N,
-      k=(K,),
-      rows=all_,
-    ),
+      facts={"arm": name},
+    )
+    for name, make in recipes_.items()
   ]
-  points = arms.run(folder, made, all_, config, measure=by_layer)
-  claim = partial(Claim, direction="lower", data=name)
-  return (
-    points,
-    [
-      claim(
-        recipe="layergroup",
-        paper="2410.21508",
-        claim="explained variance rises with the number of groups",
-        method=f"layers G={count}",
-        against="layers G=1",
-        compare=both(log_of("mean_layer_fvu")),
-      ),
-      claim(
-        recipe="tide",
-        paper="2503.07050",
-        claim="lower error in the worst condition than TopK",
-        method="layers tide",
-        against="layers topk",
-        compare=both(log_of("worst_layer_fvu")),
-      ),
-    ],
-    {name: about},
-  )
+  found = arms.run(folder, made, all_, config, measure=by_layer)
+  return [{**p, "data": LAYERS} for p in found], {LAYERS: about}
 
 
 def _group(
-  name: str, rows: arms.Rows, config: arms.StudyConfig, *, suffix: str = ""
+  name: str, label: str, rows: arms.Rows, config: arms.StudyConfig
 ) -> arms.Arm:
   """SAEs of the layers that the rows are of, as one group."""
   options = arms.options(config, rows)
@@ -150,12 +126,12 @@ def _group(
     rows.train.x, cond, int(cond.max()) + 1
   ).scale
   return arms.Arm(
-    name=name + suffix,
+    name=name,
     make=lambda k: recipes.layergroup(rows.d, N, k, scale=scale, **options),
     n=N,
     k=(K,),
     rows=rows,
-    facts={"arm": name},
+    facts={"arm": label},
   )
 
 
@@ -281,35 +257,9 @@ def _own_text(
     )
     for kind, r in rows.items()
   ]
-  points = arms.run(folder, made, rows["own"], config, measure=measure)
-  name = arms.label(rows["own"])
-  claim = partial(
-    Claim,
-    recipe="faithful",
-    paper="2506.17673",
-    method="text own",
-    against="text read",
-    data=name,
-  )
-  return (
-    points,
-    [
-      claim(
-        claim="seeds share more latents than those trained on other text",
-        compare=both(mean_of("shared")),
-        direction="higher",
-        unit="difference in shared latents",
-      ),
-      claim(
-        claim="fewer latents that fire on random tokens",
-        compare=both(mean_of("fake")),
-        direction="lower",
-        unit=f"difference in latents on above {faithfulness.FFR_TAU:.0%} of "
-        "random tokens",
-      ),
-    ],
-    {f"{name}, text {kind}": r.about for kind, r in rows.items()},
-  )
+  found = arms.run(folder, made, rows["own"], config, measure=measure)
+  facts = {kind: r.about for kind, r in rows.items()}
+  return [{**p, "data": OWN_TEXT_ROWS} for p in found], {OWN_TEXT_ROWS: facts}
 
 
 def samples(

@@ -1,0 +1,78 @@
+"""Methods against a reference method at the L0 that each of them has."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from saejax.evals import comparison
+
+
+def against(
+  points: Sequence[Mapping[str, Any]], reference: str
+) -> list[dict[str, Any]]:
+  """Every method on every site against the reference at the L0 it has there.
+
+  Args:
+    points: records of SAEs with site, method, seed, k, coefficient, status, l0,
+      fvu, dead, parameters, encode_flops and seconds.
+    reference: name of the method that the others are compared with.
+
+  Returns:
+    A record for each site and method: log_ratio, the mean over seeds of the
+    mean over settings of log FVU - log FVU of the reference with that seed,
+    whose curve is followed in log L0; log_ratio_sd over seeds; settings, how many are
+    inside the reference's range; and the means over those of dead, over_parameters,
+    over_flops and over_seconds, the last three over the reference's. None where no
+    setting is inside.
+  """
+  records = []
+  for site in dict.fromkeys(p["site"] for p in points):
+    here = [p for p in points if p["site"] == site and p["status"] == "ok"]
+    of = lambda method, here=here: [p for p in here if p["method"] == method]
+    base = of(reference)
+    for method in dict.fromkeys(p["method"] for p in here):
+      ratios: dict[int, list[float]] = {}
+      inside = []
+      for p in of(method):
+        same = [r for r in base if r["seed"] == p["seed"]]
+        if not same:
+          continue
+        there = comparison.log_fvu_at(
+          [r["l0"] for r in same], [r["fvu"] for r in same], p["l0"]
+        )
+        if np.isfinite(there):
+          inside.append(p)
+          ratio = float(np.log(p["fvu"])) - there
+          ratios.setdefault(p["seed"], []).append(ratio)
+      over = partial(_over, inside, base)
+      each = [float(np.mean(r)) for r in ratios.values()]
+      records.append(
+        {
+          "site": site,
+          "method": method,
+          "log_ratio": float(np.mean(each)) if each else None,
+          "log_ratio_sd": float(np.std(each, ddof=len(each) > 1))
+          if each
+          else None,
+          "settings": len({(p["k"], p["coefficient"]) for p in inside}),
+          "dead": mean([p["dead"] for p in inside]),
+          "over_parameters": over("parameters"),
+          "over_flops": over("encode_flops"),
+          "over_seconds": over("seconds"),
+        }
+      )
+  return records
+
+
+def _over(points, base, name: str) -> float | None:
+  """The mean of a field over that of other points."""
+  mine, theirs = (mean([p[name] for p in of]) for of in (points, base))
+  return mine / theirs if mine is not None and theirs else None
+
+
+def mean(values) -> float | None:
+  """The mean of the values that are not None; None where there is none."""
+  good = [v for v in values if v is not None]
+  return float(np.mean(good)) if good else None

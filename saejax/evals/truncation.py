@@ -1,0 +1,45 @@
+"""How well an SAE reconstructs from fewer latents than it was trained with."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from saejax.evals import reconstruction
+from saejax.sae import activations
+from saejax.sae.sae import SAE
+
+
+def fvu_at(
+  sae: SAE,
+  batches: Callable[[], Iterable[Any]],
+  ks: Sequence[int],
+  *,
+  mean: Float[Array, "d"],
+) -> Mapping[int, float]:
+  """FVU with only the k largest latents of each row, in the units of the model.
+
+  Args:
+    sae: whose rows keep at most some k (TopK), or all positive latents (ReLU).
+    batches: gives the rows anew at each call.
+    ks: numbers of latents per row; those above the SAE's own k are left out.
+    mean: of the training rows.
+
+  Returns:
+    By k; empty for other activations, which do not rank the latents of a row.
+  """
+  activation = sae.activation
+  if isinstance(activation, activations.ReLU):
+    activation = activations.TopK(sae.n)
+  if not isinstance(activation, activations.TopK):
+    return {}
+  narrowed = [k for k in ks if k <= activation.k]
+  if not narrowed:
+    return {}
+  metrics = reconstruction.evaluate_many(
+    [sae.replace(activation=activation.with_k(k)) for k in narrowed],
+    batches(),
+    means=[mean] * len(narrowed),
+    frame="raw",
+  )
+  return {k: m.fvu for k, m in zip(narrowed, metrics, strict=True)}

@@ -1,0 +1,1 @@
+"""Claims of papers as tables, measured over paired seeds."""
