@@ -57,6 +57,12 @@ def write_file(
     sync_folder(path.parent)
 
 
+def sync_file(path: str | os.PathLike[str]) -> None:
+  """Makes the bytes of a file durable."""
+  with open(path, "rb") as file:
+    os.fsync(file.fileno())
+
+
 def sync_folder(path: str | os.PathLike[str]) -> None:
   """Makes new and removed names in a folder durable."""
   handle = os.open(path, os.O_RDONLY)
@@ -163,7 +169,10 @@ def seal(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def is_sealed(record: Mapping[str, Any], before: str = "") -> bool:
   """Whether the record is what `seal` made of it."""
-  return record.get(SUM) == _sum(record, before)
+  try:
+    return record.get(SUM) == _sum(record, before)
+  except (ValueError, RecursionError):  # NaN, which is never written
+    return False
 
 
 def _sum(record: Mapping[str, Any], before: str) -> str:
@@ -171,7 +180,36 @@ def _sum(record: Mapping[str, Any], before: str) -> str:
   return digest([before, rest])
 
 
+def write_sealed(
+  path: str | os.PathLike[str],
+  record: Mapping[str, Any],
+  *,
+  field: str = "path",
+) -> None:
+  """Writes a JSON file with the sum of its record, durably; see `seal`."""
+  text = json.dumps(seal(record), indent=2, allow_nan=False) + "\n"
+  write_file(path, text.encode(), field=field)
+
+
 # --- reading -----------------------------------------------------------------
+
+
+def read_sealed(
+  path: str | os.PathLike[str],
+  *,
+  field: str = "path",
+  remedy: str = "restore it from a copy, or make it again",
+) -> dict[str, Any]:
+  """The record that `write_sealed` wrote, without its sum.
+
+  Raises:
+    InputError: as `read_json`, or the record is not the one that was written.
+  """
+  record = read_json(path, field=field, remedy=remedy)
+  if not is_sealed(record):
+    rule = "must have the checksum of its content: it was damaged or edited"
+    raise InputError(field, path, rule, remedy)
+  return {name: value for name, value in record.items() if name != SUM}
 
 
 def read_json(

@@ -142,5 +142,20 @@ class SumsTest(absltest.TestCase):
     self.assertStartsWith(durable.checksum(path)[1], start)
 
 
+class SealedFileTest(absltest.TestCase):
+  def test_a_record_comes_back_and_a_changed_value_is_refused(self):
+    path = pathlib.Path(self.create_tempdir().full_path) / "points.json"
+    record = {"points": [{"nmse": 0.25, "status": "ok"}, {"nmse": None}]}
+    durable.write_sealed(path, record, field="run_dir")
+    self.assertEqual(durable.read_sealed(path), record)
+    text = path.read_text()
+    for old, new in (("0.25", "0.24"), ("null", "NaN"), ('"ok"', "true")):
+      path.write_text(text.replace(old, new))
+      with self.assertRaisesRegex(
+        InputError, "run_dir=.*points.json: must have"
+      ):
+        durable.read_sealed(path, field="run_dir")
+
+
 if __name__ == "__main__":
   absltest.main()

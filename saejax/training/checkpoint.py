@@ -2,44 +2,41 @@
 
 A checkpoint is a folder `<step>` (`<step>-1` where a step is saved again)
 that Orbax writes under a temporary name and renames when it is whole. It
-holds the leaves of the state by path, the iterator's position for each
-process, and the fingerprint of the run with the metric, so that nothing about
-a checkpoint lies outside it.
+holds the leaves of the state by path and the iterator's position for each
+process. Then `sums.json` is written in it, with the checksum of every file, the
+fingerprint of the run and the metric, so that nothing about a checkpoint lies
+outside it: a folder without it is incomplete.
 
 Kept are the last one and the best one. Older ones are renamed away and then
-removed after the new one stands, so that a kill at any moment leaves a last
-good checkpoint; the disk holds three for a moment. Leaves are stored flat,
-without the static fields of the tree: who restores brings the tree.
+removed after the new one is complete, so that a kill at any moment leaves a
+last good checkpoint; the disk holds three for a moment. A restore checks every
+byte: a damaged checkpoint is renamed to `<step>.damaged` and the one before it
+is restored. Leaves are stored flat, without the static fields of the tree: who
+restores brings the tree.
 
 The folder is on a local or shared file system.
 """
 
 import concurrent.futures
 import contextlib
-import errno
 import json
 import logging
-import math
 import os
 import pathlib
-import re
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
-from orbax.checkpoint import v1 as ocp
 
-from saejax import errors
+from saejax import errors, terminal
+from saejax.training import checkpoint_folder as folders
+from saejax.training import orbax_io
+from saejax.training.checkpoint_folder import Saved as Saved
+from saejax.training.fingerprint import differences
 
 PyTree = Any
 ENVIRONMENT = "environment"
-
-_NAME = re.compile(r"(\d+)(?:-(\d+))?")
-_LEFTOVER = re.compile(r".*(\.orbax-checkpoint-tmp.*|\.removed)")
-_NOTE = "saejax"  # our entry in Orbax's custom metadata
 
 
 class DataIterator(Protocol):
@@ -48,14 +45,6 @@ class DataIterator(Protocol):
   def get_state(self) -> Any: ...
 
   def set_state(self, state: Any) -> None: ...
-
-
-class Saved(NamedTuple):
-  """A complete checkpoint: its step, its metric (lower is better), its path."""
-
-  step: int
-  metric: float | None
-  path: pathlib.Path
 
 
 class Checkpoints:
@@ -76,10 +65,12 @@ class Checkpoints:
     fingerprint: JSON-able settings that must be equal on resume: recipe, its
       arguments, sizes, data. Nested mappings are compared entry by entry.
     keep_best: keep the checkpoint of the lowest metric beside the last one.
+    say: takes a line about a checkpoint that is damaged or incomplete; prints
+      it on standard error by default.
 
   Raises:
-    InputError: where the folder holds checkpoints of other settings. Nothing
-      has been changed then.
+    InputError: where the folder holds checkpoints of other settings, or only
+      damaged ones. Nothing has been changed then.
   """
 
   def __init__(
@@ -88,23 +79,34 @@ class Checkpoints:
     *,
     fingerprint: Mapping[str, Any],
     keep_best: bool = True,
+    say: Callable[[str], None] = terminal.say,
   ):
     self.folder = pathlib.Path(folder).absolute()
     self._keep_best = keep_best
+    self._say = say
     self._fingerprint = json.loads(json.dumps(dict(fingerprint)))
     self._pending: concurrent.futures.Future[None] | None = None
     self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-    self._filter = _NotOfOrbax()
+    self._filter = orbax_io.NotOfOrbax()
     logging.getLogger("absl").addFilter(self._filter)
     try:
-      self._saved = _scan(self.folder)
+      found = folders.scan(self.folder)
+      self._saved = found.complete
       if self._saved:
         self._check_fingerprint()
+      if found.damaged and not self._saved:
+        raise _damaged(self.folder, *next(iter(found.damaged.items())))
     except BaseException:
       logging.getLogger("absl").removeFilter(self._filter)
       raise
     if jax.process_index() == 0:
-      _clean(self.folder)
+      folders.clean(self.folder)
+    for path, fault in found.damaged.items():
+      self._set_aside(path, fault)
+    for path in found.incomplete:
+      self._say(f"{path} is incomplete (no {folders.SUMS}) and is removed")
+      if jax.process_index() == 0:
+        folders.remove(path)
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -122,7 +124,7 @@ class Checkpoints:
 
   def best(self) -> Saved | None:
     """The complete checkpoint of the lowest metric, the earliest of equals."""
-    return _best(self._saved)
+    return folders.best(self._saved)
 
   def save(
     self,
@@ -147,27 +149,24 @@ class Checkpoints:
       InputError: where the disk is full, for this save or the one before.
     """
     self.wait()
-    arrays = _flatten(state)
-    if metric is not None:
-      metric = float(metric)
-      metric = metric if math.isfinite(metric) else None
+    arrays = orbax_io.flatten(state)
+    metric = folders.finite(metric)
     note = {
       "step": int(step),
       "metric": metric,
       "fingerprint": self._fingerprint,
-      "leaves": _specs(arrays),
+      "leaves": orbax_io.specs(arrays),
       "iterator": iterator is not None,
     }
-    saved = Saved(int(step), metric, self._new_path(int(step)))
-    items: dict[str, Any] = {"state": arrays}
+    path = folders.new_path(self.folder, int(step))
+    saved = Saved(int(step), metric, path)
+    position = None
     if iterator is not None:
-      items["iterator"] = _Position(json.dumps(iterator.get_state()))
-    with self._one_line_errors(saved.step), _context():
+      position = json.dumps(iterator.get_state())
+    with self._one_line_errors(saved.step):
       self.folder.mkdir(parents=True, exist_ok=True)
-      response = ocp.save_checkpointables_async(
-        str(saved.path), items, custom_metadata={_NOTE: note}
-      )
-    self._pending = self._pool.submit(self._finish, response, saved)
+      response = orbax_io.begin(saved.path, arrays, position)
+    self._pending = self._pool.submit(self._finish, response, saved, note)
 
   def wait(self) -> None:
     """Waits for the save under way; raises what went wrong in it.
@@ -200,7 +199,7 @@ class Checkpoints:
       template: the tree to fill, of arrays or of `jax.ShapeDtypeStruct`; its
         leaves give shape, dtype and sharding (default: the first device).
       iterator: is set to the position that was saved.
-      step: which checkpoint; by default the last.
+      step: which checkpoint; by default the last that is whole.
 
     Returns:
       The step and the state, or None where there is no checkpoint.
@@ -210,20 +209,14 @@ class Checkpoints:
         iterator is as it was then.
     """
     self.wait()
-    if step is None and not self._saved:
+    chosen = self._choose(step)
+    if chosen is None:
       return None
-    found = [s for s in self._saved if step is None or s.step == step]
-    if not found:
-      raise errors.InputError(
-        "run_dir",
-        self.folder,
-        f"holds no checkpoint of step {step}",
-        f"choose among {sorted({s.step for s in self._saved})}",
-      )
-    chosen = found[-1]
-    note = _read_note(chosen.path)
-    abstract = {k: _abstract(x) for k, x in _flatten(template).items()}
-    _check_leaves(self.folder, note["leaves"], _specs(abstract))
+    note = folders.read_note(chosen.path)
+    abstract = {
+      k: orbax_io.abstract(x) for k, x in orbax_io.flatten(template).items()
+    }
+    _check_leaves(self.folder, note["leaves"], orbax_io.specs(abstract))
     if iterator is not None and not note["iterator"]:
       raise errors.InputError(
         "run_dir",
@@ -231,44 +224,79 @@ class Checkpoints:
         "the checkpoint must hold the position in the data, and does not",
         "name another run_dir to start anew",
       )
-    position = _Position(None)
-    items: dict[str, Any] = {"state": abstract}
-    if iterator is not None:
-      items["iterator"] = position
     try:
-      with _context():
-        arrays = ocp.load_checkpointables(str(chosen.path), items)["state"]
+      arrays, position = orbax_io.load(
+        chosen.path, abstract, position=iterator is not None
+      )
     except Exception as e:
       raise errors.InputError(
         "run_dir",
         chosen.path,
         f"the checkpoint must be readable ({type(e).__name__}: {e})",
-        "remove that folder to go on from the one before it, if there is one",
+        "remove that folder to resume from the one before it, if there is one",
       ) from e
     if iterator is not None:
-      iterator.set_state(json.loads(position.text or "null"))
-    leaves = [arrays[name] for name in _names(template)]
+      iterator.set_state(json.loads(position))
+    leaves = [arrays[name] for name in orbax_io.names(template)]
     return chosen.step, jax.tree.unflatten(jax.tree.structure(template), leaves)
 
-  def _new_path(self, step: int) -> pathlib.Path:
-    again = [s.path.name for s in self._saved if s.step == step]
-    serials = [int(_NAME.fullmatch(n)[2] or 0) for n in again]  # type: ignore[index]
-    name = f"{step}-{max(serials) + 1}" if serials else f"{step}"
-    return self.folder / name
+  def _choose(self, step: int | None) -> Saved | None:
+    """The checkpoint to restore: the newest whole one, or that of a step."""
+    while step is None and self._saved:
+      chosen = self._saved[-1]
+      fault = folders.fault(chosen.path)
+      if fault is None:
+        return chosen
+      if not self._saved[:-1]:
+        raise _damaged(self.folder, chosen.path, fault)
+      self._saved = self._saved[:-1]
+      self._set_aside(chosen.path, fault)
+    if step is None:
+      return None
+    found = [s for s in self._saved if s.step == step]
+    if not found:
+      raise errors.InputError(
+        "run_dir",
+        self.folder,
+        f"holds no checkpoint of step {step}",
+        f"choose among {sorted({s.step for s in self._saved})}",
+      )
+    if fault := folders.fault(found[-1].path):
+      raise errors.InputError(
+        "run_dir",
+        found[-1].path,
+        f"the checkpoint is damaged ({fault})",
+        "restore another step",
+      )
+    return found[-1]
 
-  def _finish(self, response: ocp.AsyncResponse[None], saved: Saved) -> None:
-    """Waits for the write, then removes what is no longer kept."""
+  def _set_aside(self, path: pathlib.Path, fault: str) -> None:
+    """Renames a damaged checkpoint, so that its step can be saved again."""
+    last = self._saved[-1].step
+    self._say(f"{path} is damaged ({fault}): resuming from step {last:,}")
+    if jax.process_index() == 0:
+      folders.set_aside(path)
+
+  def _finish(
+    self,
+    response: orbax_io.Response,
+    saved: Saved,
+    note: Mapping[str, Any],
+  ) -> None:
+    """Completes the checkpoint, then removes those that are no longer kept."""
     response.result()
+    process, count = jax.process_index(), jax.process_count()
+    folders.write_sums(saved.path, note, process=process, processes=count)
     # Later steps are of a future that was given up by restoring this past.
     known = [s for s in self._saved if s.step <= saved.step] + [saved]
     keep = {saved}
-    if self._keep_best and (best := _best(known)):
+    if self._keep_best and (best := folders.best(known)):
       keep.add(best)
     old = [s for s in self._saved if s not in keep]
     self._saved = [s for s in known if s in keep]
     if jax.process_index() == 0:
       for s in old:
-        _remove(s.path)
+        folders.remove(s.path)
 
   @contextlib.contextmanager
   def _one_line_errors(self, step: int | None) -> Iterator[None]:
@@ -276,8 +304,11 @@ class Checkpoints:
       yield
     except Exception as e:
       if jax.process_index() == 0:
-        _clean(self.folder)  # the torn write gives its space back
-      if not _disk_full(e):
+        # A torn write gives its space back.
+        folders.clean(self.folder)
+        for path in folders.scan(self.folder).incomplete:
+          folders.remove(path)
+      if not orbax_io.disk_full(e):
         raise
       what = "a checkpoint" if step is None else f"the checkpoint of {step}"
       last = self.last()
@@ -290,9 +321,9 @@ class Checkpoints:
       ) from e
 
   def _check_fingerprint(self) -> None:
-    theirs = _read_note(self._saved[-1].path)["fingerprint"]
+    theirs = folders.read_note(self._saved[-1].path)["fingerprint"]
     ours = self._fingerprint
-    differing = _differences(
+    differing = differences(
       {k: v for k, v in theirs.items() if k != ENVIRONMENT},
       {k: v for k, v in ours.items() if k != ENVIRONMENT},
     )
@@ -304,7 +335,7 @@ class Checkpoints:
         f"holds a run with {differing[0]}{more}",
         "name another run_dir, or repeat the settings of its run.flags",
       )
-    differing = _differences(
+    differing = differences(
       {ENVIRONMENT: theirs.get(ENVIRONMENT)},
       {ENVIRONMENT: ours.get(ENVIRONMENT)},
     )
@@ -316,61 +347,22 @@ class Checkpoints:
       )
 
 
-class _Position(ocp.StatefulCheckpointable):
-  """The iterator's position as text, one file a process."""
-
-  def __init__(self, text: str | None):
-    self.text = text
-
-  async def save(self, directory: Any) -> Any:
-    async def write() -> None:
-      folder = await directory.await_creation()
-      (folder / self._file()).write_text(self.text)
-
-    return write()
-
-  async def load(self, directory: Any) -> Any:
-    async def read() -> None:
-      self.text = (directory / self._file()).read_text()
-
-    return read()
-
-  def _file(self) -> str:
-    return f"process-{jax.process_index()}-of-{jax.process_count()}.json"
-
-
-def _flatten(tree: PyTree) -> dict[str, Any]:
-  """Leaves by path, such as `0.sae.W_enc`; anything but arrays becomes one."""
-  leaves = [
-    x if hasattr(x, "sharding") else jnp.asarray(x)
-    for x in jax.tree.leaves(tree)
-  ]
-  return dict(zip(_names(tree), leaves, strict=True))
-
-
-def _names(tree: PyTree) -> list[str]:
-  paths = [path for path, _ in jax.tree.flatten_with_path(tree)[0]]
-  names = [jax.tree_util.keystr(p, simple=True, separator=".") for p in paths]
-  if len(set(names)) < len(names):
-    names = [jax.tree_util.keystr(p) for p in paths]
-  return names
-
-
-def _specs(arrays: Mapping[str, Any]) -> dict[str, str]:
-  return {k: f"{x.dtype}{list(x.shape)}" for k, x in arrays.items()}
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-  sharding = leaf.sharding
-  if sharding is None:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _damaged(
+  folder: pathlib.Path, path: pathlib.Path, fault: str
+) -> errors.InputError:
+  """The refusal where no whole checkpoint is left."""
+  return errors.InputError(
+    "run_dir",
+    path,
+    f"the checkpoint is damaged ({fault}), and no other is left",
+    f"restore it from a copy, or remove {folder} to start from step 0",
+  )
 
 
 def _check_leaves(
   folder: pathlib.Path, theirs: Mapping[str, str], ours: Mapping[str, str]
 ) -> None:
-  differing = _differences(theirs, ours)
+  differing = differences(theirs, ours)
   if differing:
     raise errors.InputError(
       "run_dir",
@@ -379,102 +371,3 @@ def _check_leaves(
       f" ({len(differing)} of {len(ours)} arrays differ)",
       "name another run_dir, or repeat the settings of its run.flags",
     )
-
-
-def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
-  """Lines `a.b=1 (now 2)` for every entry in which two trees differ."""
-  if isinstance(theirs, Mapping) and ours is None:
-    ours = {}
-  if isinstance(ours, Mapping) and theirs is None:
-    theirs = {}
-  both_lists = isinstance(theirs, list) and isinstance(ours, list)
-  if both_lists and len(theirs) == len(ours):
-    theirs, ours = dict(enumerate(theirs)), dict(enumerate(ours))
-  if not (isinstance(theirs, Mapping) and isinstance(ours, Mapping)):
-    # Text, for NaN differs from itself and 1 from 1.0 nowhere else.
-    same = json.dumps(theirs) == json.dumps(ours)
-    return [] if same else [f"{name}={_shown(theirs)} (now {_shown(ours)})"]
-  lines = []
-  for key in [*theirs, *(k for k in ours if k not in theirs)]:
-    inner = f"{name}.{key}" if name else str(key)
-    lines += _differences(theirs.get(key), ours.get(key), inner)
-  return lines
-
-
-def _shown(value: Any) -> str:
-  text = "absent" if value is None else str(value)
-  return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _best(saved: list[Saved]) -> Saved | None:
-  rated = [s for s in saved if s.metric is not None]
-  return min(rated, key=lambda s: s.metric) if rated else None  # type: ignore[arg-type,return-value]
-
-
-def _scan(folder: pathlib.Path) -> list[Saved]:
-  """Complete checkpoints in order; other folders are none of ours."""
-  found = []
-  if folder.is_dir():
-    for path in folder.iterdir():
-      match = _NAME.fullmatch(path.name)
-      if match and (note := _read_note(path)):
-        order = (int(match[1]), int(match[2] or 0))
-        found.append((order, Saved(note["step"], note["metric"], path)))
-  return [saved for _, saved in sorted(found, key=lambda f: f[0])]
-
-
-def _read_note(path: pathlib.Path) -> dict[str, Any]:
-  """What `save` noted in a checkpoint, empty where it is not a whole one."""
-  try:
-    if not ocp.is_orbax_checkpoint(str(path)):
-      return {}
-    metadata = ocp.checkpointables_metadata(str(path))
-  except (OSError, ValueError, KeyError):
-    return {}
-  noted: Any = metadata.custom_metadata
-  return noted.get(_NOTE, {}) if isinstance(noted, dict) else {}
-
-
-def _clean(folder: pathlib.Path) -> None:
-  """Removes what killed saves and removals left behind."""
-  if folder.is_dir():
-    for path in folder.iterdir():
-      if _LEFTOVER.fullmatch(path.name):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove(path: pathlib.Path) -> None:
-  """Renames first, so that no half-removed checkpoint looks whole."""
-  trash = path.with_name(path.name + ".removed")
-  with contextlib.suppress(OSError):
-    path.rename(trash)
-    shutil.rmtree(trash, ignore_errors=True)
-
-
-def _context() -> ocp.Context:
-  context = ocp.Context()
-  # Weights do not compress, and who restores always says where to.
-  context.array.saving.use_compression = False
-  context.array.saving.enable_write_sharding_file = False
-  return context
-
-
-def _disk_full(e: BaseException | None) -> bool:
-  """Whether no space, a quota or a file size limit stopped a write."""
-  numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-  while e is not None:
-    if isinstance(e, OSError) and e.errno in numbers:
-      return True
-    # TensorStore gives the number of the system's error in its text.
-    code = re.search(r"os_error_code='(\d+)'", str(e))
-    if code and int(code[1]) in numbers:
-      return True
-    e = e.__cause__ or e.__context__
-  return False
-
-
-class _NotOfOrbax(logging.Filter):
-  """Keeps Orbax from logging what is no news, or what we raise ourselves."""
-
-  def filter(self, record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -252,13 +253,89 @@ class CheckpointTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.InputError, "position in the data"):
       self.open().restore({"x": jnp.float32(1)}, batches())
 
-  def test_a_damaged_checkpoint_is_refused_by_name(self):
+  def saved_twice(self) -> dict[str, bytes]:
+    """Checkpoints 3 and 7; the files of 7 by name."""
+    iterator = batches()
+    with checkpoint.Checkpoints(self.folder, fingerprint=PRINT) as opened:
+      opened.save(3, {"x": jnp.arange(100.0)}, iterator, metric=0.1)
+      next(iterator)
+      opened.save(7, {"x": jnp.arange(100.0) + 1}, iterator, metric=0.2)
+    seven = self.folder / "7"
+    paths = [p for p in seven.rglob("*") if p.is_file()]
+    return {str(p.relative_to(seven)): p.read_bytes() for p in sorted(paths)}
+
+  def restored(self) -> tuple[int, float, list[str]]:
+    """Step, first number, and the lines that were said."""
+    said: list[str] = []
+    with self.open(say=said.append) as opened:
+      step, state = opened.restore({"x": jnp.zeros(100)}, batches())
+    return step, float(state["x"][0]), said
+
+  def test_a_damaged_file_falls_back_to_the_checkpoint_before(self):
+    rng = np.random.default_rng(0)
+    whole = self.saved_twice()
+    self.assertIn("sums.json", whole)
+    self.assertTrue(any("process-0-of-1" in name for name in whole))
+    self.assertEqual(self.restored(), (7, 1.0, []))
+    for name, content in whole.items():
+      for damage in ("flip", "append", "lost"):
+        with self.subTest(name, damage=damage):
+          for old in self.folder.glob("7*"):
+            shutil.rmtree(old)
+          for other, was in whole.items():
+            path = self.folder / "7" / other
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(was)
+          path = self.folder / "7" / name
+          changed = bytearray(content)
+          if damage == "flip" and content:
+            changed[rng.integers(len(content))] ^= 1 << rng.integers(8)
+          else:
+            changed += b"}"
+          path.write_bytes(changed)
+          if damage == "lost":
+            path.unlink()
+          step, first, said = self.restored()
+          self.assertEqual((step, first), (3, 0.0))
+          self.assertLen(said, 1)
+          if damage == "lost" and name == "sums.json":
+            self.assertIn("7 is incomplete (no sums.json)", said[0])
+          else:
+            self.assertIn(f"7 is damaged ({name} ", said[0])
+            self.assertEndsWith(said[0], "resuming from step 3")
+
+  def test_the_step_of_a_damaged_checkpoint_can_be_saved_again(self):
+    self.saved_twice()
+    (self.folder / "7" / "_CHECKPOINT_METADATA").write_text("{}")
+    with self.open(say=str) as opened:
+      self.assertEqual(opened.restore({"x": jnp.zeros(100)})[0], 3)
+      opened.save(7, {"x": jnp.zeros(100) + 5}, batches(), metric=0.05)
+    self.assertEqual(self.restored(), (7, 5.0, []))
+    self.assertEqual([p.name for p in self.folder.iterdir()], ["7"])
+
+  def test_where_every_checkpoint_is_damaged_nothing_starts_from_0(self):
+    self.saved_twice()
+    for step in ("3", "7"):
+      (self.folder / step / "sums.json").write_text("{}")
+    before = sorted(self.folder.rglob("*"))
+    with self.assertRaisesRegex(errors.InputError, "no other is left") as found:
+      self.open()
+    self.assertIn(str(self.folder), str(found.exception))
+    self.assertIn("to start from step 0", str(found.exception))
+    self.assertEqual(sorted(self.folder.rglob("*")), before)
+
+  def test_the_last_whole_checkpoint_when_damaged_refuses_by_name(self):
     self.save(1, {"x": jnp.arange(10_000.0)})
-    data = [p for p in self.folder.rglob("d/*") if p.is_file()]
-    for path in data:
+    for path in (p for p in self.folder.rglob("d/*") if p.is_file()):
       path.write_bytes(b"\0" * path.stat().st_size)
-    with self.assertRaisesRegex(errors.InputError, "must be readable"):
-      self.open().restore({"x": jnp.zeros(10_000)})
+    for _ in range(2):  # not by starting from 0 at the second attempt either
+      with self.assertRaisesRegex(errors.InputError, "/1: .*is damaged"):
+        self.open().restore({"x": jnp.zeros(10_000)})
+
+  def test_a_checkpoint_under_the_name_of_another_step_is_damaged(self):
+    self.saved_twice()
+    (self.folder / "7").rename(self.folder / "9")
+    self.assertEqual(self.restored()[:2], (3, 0.0))
 
   def test_foreign_and_half_written_folders_are_not_checkpoints(self):
     self.save(1, {"x": jnp.float32(1)})
@@ -308,7 +385,7 @@ class Position:
 
 def save_for_ever(saved):
   position = Position()
-  c = checkpoint.Checkpoints(folder, fingerprint={"a": 1})
+  c = checkpoint.Checkpoints(folder, fingerprint={"a": 1}, say=str)
   restored = c.restore(value(0), position)
   step = restored[0] if restored else 0
   while True:
@@ -319,7 +396,7 @@ def save_for_ever(saved):
 
 def check(reached):
   position = Position()
-  c = checkpoint.Checkpoints(folder, fingerprint={"a": 1})
+  c = checkpoint.Checkpoints(folder, fingerprint={"a": 1}, say=str)
   restored = c.restore(value(0), position)
   if restored is None:
     return
