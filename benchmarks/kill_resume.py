@@ -37,6 +37,7 @@ from saejax import config as flags
 from saejax import errors
 
 VOLATILE = {"time", "times", "timing", "host", "versions", "seconds"}
+VOLATILE |= {"sum", "after"}  # of what is compared and of times
 VOLATILE |= {"group_seconds", "environment", "run_dir", "dir"}
 IGNORED = {".lock"}
 WATCH_SECONDS = 0.05

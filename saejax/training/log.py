@@ -2,15 +2,16 @@
 
 `metrics.jsonl` has one record a line, in strict JSON:
 
-  {"kind": "train", "step": 100, "tokens": 204800,
+  {"kind": "train", "step": 100, "total_steps": 1000, "tokens": 204800,
    "timing": {"time": 1.7e9, "seconds": 12.5, "tokens_per_second": 81920.0,
               "wait_share": 0.01},
-   "members": {"n512-k8": {"loss": 0.21, "l0": 8.0, "dead": 0.0}}}
+   "members": {"n512-k8": {"loss": 0.21, "l0": 8.0, "dead": 0.0}},
+   "after": "...", "sum": "..."}  # see `metrics_file`
 
 `time` is in seconds since 1970, `seconds` is the run's own time summed over
 its resumes, `wait_share` the share of recent time spent waiting for data.
 What JSON cannot say is the text "NaN", "Infinity" or "-Infinity"; `read` turns
-it back. All but `timing` is the same however often the run was interrupted.
+it back. All but `timing` and the checksums is the same however often the run was interrupted.
 
 The same scalars go to TensorBoard event files in `events/`, tagged
 `member/name` and, but for training, `member/kind/name`.
@@ -19,20 +20,20 @@ The same scalars go to TensorBoard event files in `events/`, tagged
 import collections
 import contextlib
 import errno
-import json
 import math
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
-from saejax import durable, errors
+from saejax import errors, terminal
 from saejax.terminal import Screen, count, duration
+from saejax.training import metrics_file
 from saejax.training.events import EventFile
+from saejax.training.metrics_file import METRICS
 
-METRICS = "metrics.jsonl"
 EVENTS = "events"
 
 _WINDOW_SECONDS = 60.0  # over which rates are taken
@@ -91,9 +92,13 @@ class RunLog:
     self._first: tuple[float, int] | None = None  # (time, step) of this process
     with self._disk():
       self.folder.mkdir(parents=True, exist_ok=True)
-      kept = _cut(self.folder / METRICS, step)
-      self._seconds_before = kept[-1]["timing"]["seconds"] if kept else 0.0
       path = self.folder / METRICS
+      kept = metrics_file.cut(path, step)
+      if kept.faults:
+        self.line(metrics_file.said(path, kept.faults))
+      last = kept.records[-1] if kept.records else {"timing": {"seconds": 0.0}}
+      self._seconds_before = last["timing"]["seconds"]
+      self._after = kept.last
       self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115
       self._events = EventFile(self.folder / EVENTS, purge_step=step + 1)
 
@@ -141,6 +146,7 @@ class RunLog:
     line = {
       "kind": kind,
       "step": int(step),
+      "total_steps": self.total_steps,
       "tokens": int(tokens),
       "timing": {
         "time": round(now, 3),
@@ -160,8 +166,8 @@ class RunLog:
       for name, v in scalars.items()
     }
     with self._disk():
-      text = json.dumps(line, allow_nan=False) + "\n"
-      _write_all(self._metrics, text.encode())
+      text, self._after = metrics_file.line(line, self._after)
+      _write_all(self._metrics, text)
       self._events.scalars(int(step), now, tags)
     if kind == "train":
       for name in ("loss", "l0", "dead"):
@@ -251,9 +257,34 @@ class RunLog:
       ) from e
 
 
-def read(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """The records of a run in order, with non-finite values as floats."""
-  records = _parse(pathlib.Path(folder) / METRICS)[0]
+def read(
+  folder: str | os.PathLike[str],
+  *,
+  say: Callable[[str], None] = terminal.say,
+) -> list[dict[str, Any]]:
+  """The records of a run in order, with non-finite values as floats.
+
+  Args:
+    folder: of the run.
+    say: takes a line that names what is damaged or missing; prints it on
+      standard error by default.
+
+  Raises:
+    InputError: the file is there and cannot be read.
+  """
+  path = pathlib.Path(folder) / METRICS
+  try:
+    parsed = metrics_file.parse(path)
+  except OSError as error:
+    raise errors.InputError(
+      "run_dir",
+      path,
+      f"must be readable ({error.strerror})",
+      "change its permissions",
+    ) from error
+  if parsed.faults:
+    say(metrics_file.said(path, parsed.faults))
+  records = parsed.records
   for record in records:
     for scalars in record["members"].values():
       for name, value in scalars.items():
@@ -268,38 +299,6 @@ def _strict(value: float) -> float | str:
   if math.isinf(value):
     return "Infinity" if value > 0 else "-Infinity"
   return value
-
-
-def _parse(path: pathlib.Path) -> tuple[list[dict[str, Any]], bytes]:
-  """The whole records of a file, and its text as it is."""
-  if not path.exists():
-    return [], b""
-  text = path.read_bytes()
-  records = []
-  for line in text.splitlines(keepends=True):
-    if not line.endswith(b"\n"):
-      break  # torn by a kill
-    try:
-      records.append(json.loads(line))
-    except ValueError:
-      break
-  return records, text
-
-
-def _cut(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
-  """Leaves the records up to `step`, by an atomic replacement."""
-  records, text = _parse(path)
-  kept = [record for record in records if record["step"] <= step]
-  # Lines are taken as they stand: a rewritten float might differ.
-  lines = text.splitlines(keepends=True)
-  left = b"".join(
-    line
-    for line, record in zip(lines, records, strict=False)
-    if record["step"] <= step
-  )
-  if left != text:
-    durable.write_file(path, left, field="run_dir")
-  return kept
 
 
 def _write_all(file: Any, data: bytes) -> None:

@@ -19,7 +19,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from saejax import errors
-from saejax.training import log
+from saejax.training import log, metrics_file
 
 
 def events(folder: pathlib.Path) -> list[event_pb2.Event]:
@@ -139,9 +139,10 @@ class FilesTest(parameterized.TestCase):
   def test_the_runs_own_time_adds_up_over_resumes(self):
     self.write([1])
     path = self.folder / log.METRICS
-    line = json.loads(path.read_text())
-    line["timing"]["seconds"] = 1000.0
-    path.write_text(json.dumps(line) + "\n")
+    (record,) = metrics_file.parse(path).records
+    record["timing"]["seconds"] = 1000.0
+    del record["sum"]
+    path.write_bytes(metrics_file.line(record, "")[0])
     self.write([2], step=1)
     seconds = [r["timing"]["seconds"] for r in log.read(self.folder)]
     self.assertBetween(seconds[1], 1000.0, 1060.0)
