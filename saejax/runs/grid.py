@@ -97,9 +97,10 @@ def train(grid: Grid) -> list[dict[str, Any]]:
       trained = _train_group(grid, n, total_steps)
       found = _points(grid, n, total_steps, trained)
       _save(grid, n, trained, found)
-      text = json.dumps(found) + "\n"
-      durable.write_file(done, text.encode(), field="run_dir")
-    points += json.loads(done.read_text())
+      durable.write_sealed(done, {"points": found}, field="run_dir")
+    points += durable.read_sealed(
+      done, field="run_dir", remedy="remove it and repeat the same command"
+    )["points"]
   return points
 
 

@@ -1,15 +1,17 @@
 """A trained SAE in a folder: `sae.safetensors` and `sae.json`.
 
 The JSON names each part and its static choices; the arrays are named by their
-path in the pytree. Writing is atomic: the folder appears whole or not at all.
+path in the pytree. Writing is atomic and durable: the folder appears whole or
+not at all. The JSON carries checksums of the arrays and of itself, and reading
+checks them: a changed byte that matters is an error that names its file.
 """
 
 import contextlib
 import dataclasses
 import importlib
-import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,13 +22,16 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
+from saejax import durable
 from saejax.errors import InputError
 from saejax.sae import part
 from saejax.sae.sae import SAE
 
 ARRAYS = "sae.safetensors"
 STRUCTURE = "sae.json"
-VERSION = 1
+VERSION = 2
+
+_REMEDY = "restore it from a copy, or save the SAE again"
 
 
 def save(
@@ -41,29 +46,54 @@ def save(
     sae: with concrete arrays.
     folder: created with its parents.
     about: JSON-able facts kept beside the structure: model, site, metrics.
+
+  Raises:
+    InputError: no space, or not writable; an SAE that is there is as it was.
   """
   folder = pathlib.Path(folder)
   arrays = {
     jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(sae)
   }
-  structure = {
-    "version": VERSION,
-    "sae": _describe(sae),
-    "about": dict(about or {}),
-  }
-  folder.parent.mkdir(parents=True, exist_ok=True)
   draft = folder.with_name(f".{folder.name}.draft")
-  shutil.rmtree(draft, ignore_errors=True)
-  draft.mkdir()
-  safetensors.save_file(arrays, draft / ARRAYS)
-  (draft / STRUCTURE).write_text(json.dumps(structure, indent=2) + "\n")
-  before = folder.with_name(f".{folder.name}.before")
-  shutil.rmtree(before, ignore_errors=True)
-  if folder.exists():
-    folder.rename(before)
-  draft.rename(folder)
-  shutil.rmtree(before, ignore_errors=True)
+  with _writable(folder):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+      draft.mkdir()
+      safetensors.save_file(arrays, draft / ARRAYS)
+      durable.sync_file(draft / ARRAYS)
+      structure = {
+        "version": VERSION,
+        "sae": _describe(sae),
+        "about": dict(about or {}),
+        "files": {ARRAYS: list(durable.checksum(draft / ARRAYS))},
+      }
+      durable.write_sealed(draft / STRUCTURE, structure, field="sae")
+    except BaseException:
+      shutil.rmtree(draft, ignore_errors=True)
+      raise
+    before = folder.with_name(f".{folder.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    if folder.exists():
+      folder.rename(before)
+    draft.rename(folder)
+    durable.sync_folder(folder.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writable(folder: pathlib.Path) -> Iterator[None]:
+  """Turns errors of the disk into one InputError."""
+  with durable.disk_errors(folder.parent, field="sae", what=folder.name):
+    try:
+      yield
+    except SafetensorError as error:  # it has the system's error as text
+      code = re.search(r"os error (\d+)", str(error))
+      if code is None:
+        raise
+      number = int(code[1])
+      raise OSError(number, os.strerror(number)) from error
 
 
 def load(
@@ -82,8 +112,13 @@ def load(
       unknown part.
   """
   with _readable(folder) as folder:
-    arrays = safetensors.load_file(folder / ARRAYS)
-    return _build(_structure(folder)["sae"], arrays, "", parts or {})
+    structure = _structure(folder)
+    path = folder / ARRAYS
+    if list(durable.checksum(path)) != structure["files"][ARRAYS]:
+      rule = f"must have the size and checksum that {STRUCTURE} gives"
+      raise InputError("sae", path, rule, _REMEDY)
+    arrays = safetensors.load_file(path)
+    return _build(structure["sae"], arrays, "", parts or {})
 
 
 def about(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -97,15 +132,17 @@ def about(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _structure(folder: pathlib.Path) -> dict[str, Any]:
-  structure = json.loads((folder / STRUCTURE).read_text())
-  if structure["version"] > VERSION:
+  path = folder / STRUCTURE
+  structure = durable.read_json(path, field="sae", remedy=_REMEDY)
+  version = structure.get("version")
+  if version != VERSION:
     raise InputError(
       "sae",
-      folder,
-      f"is of version {structure['version']}, this saejax reads {VERSION}",
-      "install a later saejax",
+      path,
+      f"is of version {version}, this saejax reads {VERSION}",
+      "install the saejax that wrote it, or save the SAE again",
     )
-  return structure
+  return durable.read_sealed(path, field="sae", remedy=_REMEDY)
 
 
 @contextlib.contextmanager
@@ -127,7 +164,7 @@ def _readable(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       "sae",
       folder,
       f"must hold a whole {STRUCTURE} and {ARRAYS} ({error})",
-      "give the folder of a saved SAE",
+      f"give the folder of a saved SAE, or {_REMEDY}",
     ) from error
 
 

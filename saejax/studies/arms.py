@@ -11,7 +11,6 @@ starts again from the same seeds and ends the same.
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 import sys
@@ -239,9 +238,11 @@ def kept(
 ) -> list[dict[str, Any]]:
   """The points in a file, which is written first if it is not there."""
   if not path.exists():
-    text = json.dumps(results.plain(make()), allow_nan=False) + "\n"
-    durable.write_file(path, text.encode(), field="run_dir")
-  return json.loads(path.read_text())
+    points = results.plain(make())
+    durable.write_sealed(path, {"points": points}, field="run_dir")
+  return durable.read_sealed(
+    path, field="run_dir", remedy="remove it and repeat the same command"
+  )["points"]
 
 
 def train_arm(

@@ -1,8 +1,11 @@
 """Tests of saejax.sae.files."""
 
-import json
 import pathlib
+import shutil
+import subprocess
+import sys
 import tempfile
+import textwrap
 
 import flax.struct
 import jax
@@ -10,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax import errors
+from saejax import durable, errors
 from saejax.sae import activations, decoders, files, part, prep
 from tests import toy
 
@@ -84,13 +87,13 @@ class FilesTest(parameterized.TestCase):
     files.save(toy.sae(), self.folder)
     path = self.folder / files.STRUCTURE
     for name in ("os.system", "saejax.sae.nowhere.X", "saejax.sae.prep.Nobody"):
-      structure = json.loads(path.read_text())
+      structure = durable.read_sealed(path)
       structure["sae"]["parts"]["activation"]["part"] = name
-      path.write_text(json.dumps(structure))
+      durable.write_sealed(path, structure)
       self.assertRefused("must be a part of this version of saejax")
 
   def test_a_folder_without_an_sae_is_refused(self):
-    self.assertRefused("must hold a whole sae.json")
+    self.assertRefused("sae.json: cannot be read .*; restore it")
 
   @parameterized.product(
     name=[files.ARRAYS, files.STRUCTURE],
@@ -107,14 +110,82 @@ class FilesTest(parameterized.TestCase):
       path.write_bytes(whole[: len(whole) // 2])
     elif damage == "other":
       path.write_bytes(b'{"other": [1, 2, 3]}')
-    self.assertRefused("must hold a whole sae.json and sae.safetensors")
+    self.assertRefused(rf"^sae=.*{name}")
+
+  def test_every_flipped_byte_that_changes_something_is_refused(self):
+    sae = toy.sae()
+    about = {"nmse": 0.25, "site": {"layer": 3}}
+    rng = np.random.default_rng(0)
+    for name in (files.ARRAYS, files.STRUCTURE):
+      files.save(sae, self.folder, about=about)
+      path = self.folder / name
+      whole = path.read_bytes()
+      refused = 0
+      for at in rng.integers(len(whole), size=60):
+        changed = bytearray(whole)
+        changed[at] ^= 1 << rng.integers(8)
+        path.write_bytes(changed)
+        try:
+          read = files.load(self.folder)
+        except errors.InputError as error:
+          self.assertIn(name, str(error))
+          refused += 1
+          continue
+        # Blanks of the JSON.
+        toy.assert_trees_equal(read, sae)
+        self.assertEqual(files.about(self.folder), about)
+      self.assertGreater(refused, 30)
+
+  def test_arrays_of_another_sae_are_refused(self):
+    other = self.folder.with_name("other")
+    files.save(toy.sae(seed=0), self.folder)
+    files.save(toy.sae(seed=1), other)
+    shutil.copy(other / files.ARRAYS, self.folder / files.ARRAYS)
+    self.assertRefused(f"{files.ARRAYS}: must have the size and checksum")
+
+  def test_a_moved_folder_is_read_as_it_was(self):
+    files.save(toy.sae(), self.folder, about={"nmse": 0.5})
+    moved = self.folder.rename(self.folder.with_name("moved"))
+    toy.assert_trees_equal(files.load(moved), toy.sae())
+    self.assertEqual(files.about(moved), {"nmse": 0.5})
+
+  def test_no_space_is_one_line_and_leaves_the_sae_that_was_there(self):
+    code = textwrap.dedent("""
+      import resource, signal, sys
+      from saejax import durable, errors
+      from saejax.sae import files
+      from tests import toy
+      files.save(toy.sae(), sys.argv[1], about={"first": True})
+      signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+      for limit in (1000, 3000):  # in the arrays, in the structure
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+        try:
+          files.save(toy.sae(), sys.argv[1], about={"x": "y" * 4000})
+        except errors.InputError as error:
+          print(error)
+    """)
+    done = subprocess.run(
+      [sys.executable, "-c", code, str(self.folder)],
+      capture_output=True,
+      text=True,
+      cwd=pathlib.Path(errors.__file__).parent.parent,
+    )
+    self.assertEqual((done.returncode, done.stderr), (0, ""))
+    lines = done.stdout.splitlines()
+    self.assertLen(lines, 2, done.stdout)
+    for line in lines:
+      self.assertRegex(
+        line, "^sae=.*the disk must have room for .*; free space"
+      )
+    self.assertEqual(files.about(self.folder), {"first": True})
+    self.assertLen(list(self.folder.parent.iterdir()), 1)
 
   def change(self, edit):
     files.save(toy.sae(), self.folder)
     path = self.folder / files.STRUCTURE
-    structure = json.loads(path.read_text())
+    structure = durable.read_sealed(path)
     edit(structure)
-    path.write_text(json.dumps(structure))
+    durable.write_sealed(path, structure)
 
   @parameterized.parameters(
     lambda s: s["sae"].pop("parts"),
