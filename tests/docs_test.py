@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from typing import Any
 
 from absl.testing import absltest
 
@@ -10,13 +11,24 @@ import saejax
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
 
 
+def own_method() -> list[str]:
+  """The page's code: the method, and its use."""
+  text = (DOCS / "own-method.md").read_text()
+  return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def defined() -> dict[str, Any]:
+  """The names that the page's method defines."""
+  space: dict[str, Any] = {"__name__": "soft"}
+  exec(own_method()[0], space)
+  return space
+
+
 class OwnMethodTest(absltest.TestCase):
   def test_the_method_of_under_40_lines_trains_and_loads(self):
-    text = (DOCS / "own-method.md").read_text()
-    method, use = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    method, use = own_method()
     self.assertLess(len([line for line in method.splitlines() if line]), 40)
-    space = {"__name__": "soft"}
-    exec(method, space)
+    space = defined()
     exec(use.replace("print(", "("), space)
     loss = space["metrics"]["loss"]
     self.assertLess(loss[-1].max(), 0.3 * loss[0].min())

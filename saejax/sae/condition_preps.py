@@ -188,11 +188,11 @@ class Sinusoidal(Part):
     continuous: whether conditions are times in [0, 1].
   """
 
-  W_1: Float[Array, "h e"]
-  b_1: Float[Array, "h"]
-  W_2: Float[Array, "h h"]
-  b_2: Float[Array, "h"]
-  W_out: Float[Array, "2d h"]
+  W_1: Float[Array, "e e"]
+  b_1: Float[Array, "e"]
+  W_2: Float[Array, "e e"]
+  b_2: Float[Array, "e"]
+  W_out: Float[Array, "2d e"]
   b_out: Float[Array, "2d"]
   continuous: bool = flax.struct.field(pytree_node=False, default=False)
 

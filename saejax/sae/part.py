@@ -1,19 +1,47 @@
-"""The base of the parts that an SAE is made of."""
+"""The base of the parts that an SAE is made of, and the axes of their arrays.
 
+The axes of a part's array are its annotation: `W: Float[Array, "n d"]` has one
+row per latent. The first axis decides how the array is treated:
+
+    n       one row per latent: sharded over the mesh axis `latent`, and moved
+            where latents are permuted, replaced or cut off
+    h       one row per head, which makes many latents (KronSAE): sharded, but
+            its latents cannot be moved one by one
+    others  replicated, and left alone when latents move
+
+`saejax.sae.axes.axes` gives them for every array of an SAE.
+"""
+
+import contextlib
+import dataclasses
+import functools
 import inspect
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import flax.struct
+import jax
+import jaxtyping
+import numpy as np
 
 CLASS = "part"  # name of the static field that holds the class's name
 
+Axes = tuple[str, ...]
+
 
 class Part(flax.struct.PyTreeNode):
-  """A frozen pytree whose structure names its class.
+  """A frozen pytree whose arrays have named axes.
 
-  JAX (0.10 and 0.11) takes dataclass nodes of two classes with equal fields for
-  one tree structure. Their hashes differ, but where those collide in a cache,
-  one class silently gets the program compiled for the other. A static field
-  with the class's name keeps the structures apart.
+  Defining a class with an array field that names no axes, such as
+  `theta: jax.Array`, raises a TypeError.
+
+  The structure of a part names its class. JAX (0.10 and 0.11) takes dataclass
+  nodes of two classes with equal fields for one tree structure. Their hashes
+  differ, but where those collide in a cache, one class silently gets the
+  program compiled for the other. A static field with the class's name keeps
+  the structures apart.
   """
 
   def __init_subclass__(cls, **kwargs):
@@ -24,3 +52,92 @@ class Part(flax.struct.PyTreeNode):
     )
     setattr(cls, CLASS, field)
     super().__init_subclass__(**kwargs)
+    for field in _array_fields(cls):
+      # A class defined further down the file is checked when it is used.
+      with contextlib.suppress(NameError):
+        _declared(cls, field.name)
+
+
+def axes_of(cls: type, name: str, rank: int) -> Axes | None:
+  """The axes that a class declares for an array of that rank in a field.
+
+  Returns:
+    Names of axes; None where none of the field's annotations has that rank.
+
+  Raises:
+    TypeError: the field declares no array, or one without named axes.
+  """
+  try:
+    declared = _declared(cls, name)
+  except NameError as error:
+    raise TypeError(
+      f"the annotation of {cls.__qualname__}.{name} cannot be evaluated: "
+      f"{error}"
+    ) from error
+  if not declared:
+    raise TypeError(
+      f"{cls.__qualname__}.{name} holds an array and declares none; annotate "
+      'it with its axes, such as Float[Array, "n d"]'
+    )
+  for axes in declared:
+    free = any(axis.startswith("*") for axis in axes)
+    if len(axes) == rank or (free and len(axes) <= rank + 1):
+      return axes
+  return None
+
+
+def _array_fields(cls: type) -> Iterator[dataclasses.Field]:
+  """The fields that are nodes of the pytree."""
+  for field in dataclasses.fields(cls):
+    if field.metadata.get("pytree_node", True):
+      yield field
+
+
+@functools.cache
+def _declared(cls: type, name: str) -> tuple[Axes, ...]:
+  """The axes of each kind of array that the field may hold.
+
+  Raises:
+    TypeError: an array without named axes, or two that have equal ranks.
+    NameError: the annotation names what is not defined (yet).
+  """
+  owner = next(c for c in cls.__mro__ if name in inspect.get_annotations(c))
+  annotation = inspect.get_annotations(owner)[name]
+  where = f"{cls.__qualname__}.{name}"
+  found = tuple(dict.fromkeys(_axes_in(annotation, owner, where)))
+  if len({len(axes) for axes in found}) < len(found):
+    raise TypeError(
+      f"{where} may hold arrays of one rank and different axes, {annotation}; "
+      "give each a field of its own"
+    )
+  return found
+
+
+def _axes_in(annotation: Any, owner: type, where: str) -> Iterator[Axes]:
+  """The axes of all arrays in an annotation, through unions and containers."""
+  if isinstance(annotation, typing.ForwardRef):
+    annotation = annotation.__forward_arg__
+  if isinstance(annotation, str):
+    module = sys.modules.get(owner.__module__)
+    annotation = eval(annotation, dict(vars(module) if module else {}))
+  # The value of an alias made by a `type` statement.
+  annotation = getattr(annotation, "__value__", annotation)
+  if typing.get_origin(annotation) in (Callable, typing.Callable):
+    return
+  if not isinstance(annotation, type):
+    for part in typing.get_args(annotation):
+      yield from _axes_in(part, owner, where)
+  elif issubclass(annotation, jaxtyping.AbstractArray):
+    axes = tuple(annotation.dim_str.split())
+    if "..." in axes or "_" in axes:
+      raise TypeError(_unnamed(where, annotation))
+    yield axes
+  elif issubclass(annotation, jax.Array | np.ndarray):
+    raise TypeError(_unnamed(where, annotation))
+
+
+def _unnamed(where: str, annotation: Any) -> str:
+  return (
+    f"{where} is an array without named axes, {annotation}; annotate it with "
+    'them, such as Float[Array, "n d"], with n first for one row per latent'
+  )

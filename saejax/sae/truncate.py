@@ -3,7 +3,7 @@
 import jax
 
 from saejax.errors import InputError
-from saejax.sae import decoders, encoders
+from saejax.sae import axes, decoders, encoders
 from saejax.sae.sae import SAE
 
 
@@ -27,7 +27,11 @@ def truncate(sae: SAE, m: int) -> SAE:
   return sae.replace(
     encoder=encoders.Affine(W=sae.W_enc[:m], b=sae.b_enc[:m]),
     activation=jax.tree.map(
-      lambda leaf: leaf[:m] if leaf.shape[:1] == (n,) else leaf, activation
+      lambda leaf, names: (
+        leaf[:m] if names and names[0] == axes.LATENT else leaf
+      ),
+      activation,
+      axes.axes(activation),
     ),
     decoder=decoders.Free(W=sae.W_dec[:m], b=sae.b_dec),
   )

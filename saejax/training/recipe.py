@@ -4,7 +4,7 @@ A recipe names its parts; the train step knows none of them by name.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.struct
@@ -86,6 +86,14 @@ class Rule:
     """Statistics before the first batch."""
     return {}
 
+  def axes(self) -> Mapping[str, str]:
+    """The axes of each statistic, written as in annotations: "n", "c d", "".
+
+    Statistics with `n` first have one row per latent: they are sharded, and
+    move with their latents.
+    """
+    return {}
+
   def update(self, stats: Stats, record: Record) -> Stats:
     """Statistics with one more batch; no gradient flows through them."""
     return stats
@@ -97,6 +105,29 @@ class Rule:
   def metrics(self, stats: Stats) -> Mapping[str, Array]:
     """Scalars to log."""
     return {}
+
+
+def statistics(
+  rules: Sequence[Rule], sae: SAE
+) -> tuple[Stats, tuple[tuple[str, str], ...]]:
+  """The statistics of all rules before the first batch, and their axes.
+
+  Raises:
+    TypeError: a rule names no axes of one of its statistics, or too many.
+  """
+  stats: dict[str, Array] = {}
+  axes: dict[str, str] = {}
+  for rule in rules:
+    started, named = rule.init(sae), rule.axes()
+    for name, value in started.items():
+      if name not in named or len(named[name].split()) != value.ndim:
+        raise TypeError(
+          f"{type(rule).__name__}.axes() must name the {value.ndim} axes of "
+          f"{name}, got {named.get(name)!r}"
+        )
+    stats.update(started)
+    axes.update({name: named[name] for name in started})
+  return stats, tuple(sorted(axes.items()))
 
 
 class Init(Protocol):

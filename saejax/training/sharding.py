@@ -1,53 +1,20 @@
-"""Where arrays lie on a mesh: the one table from fields to axes.
+"""Where arrays lie on a mesh.
 
 Mesh axes: `ensemble` (members of a run), `data` (rows of a batch), `latent`
 (latents of an SAE). Row i of every array about latents is latent i, so that
-sharding `latent` is slicing rows.
+sharding `latent` is slicing rows. Which arrays these are is said by the axes
+that their fields and rules name (`saejax.sae.part`, `training.state.axes`).
 """
-
-from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from saejax.errors import InputError
+from saejax.sae.axes import HEAD, LATENT, STAGE, Axes
+from saejax.training import state as states
 
 AXES = ("ensemble", "data", "latent")
-
-# Field paths end with one of these; what no line names is replicated. The
-# optimizer's moments end with the paths of the weights they belong to.
-RULES: tuple[tuple[str, P], ...] = (
-  ("encoder.W", P("latent", None)),
-  ("encoder.b", P("latent")),
-  ("encoder.b_gate", P("latent")),
-  ("encoder.b_mag", P("latent")),
-  ("encoder.r_mag", P("latent")),
-  ("activation.theta", P("latent")),
-  ("decoder.W", P("latent", None)),
-  ("encoder.P", P("latent", None, None)),
-  ("encoder.Q", P("latent", None, None)),
-  ("encoder.b_P", P("latent", None)),
-  ("encoder.b_Q", P("latent", None)),
-  ("encoder.W_var", P("latent", None)),
-  ("encoder.b_var", P("latent")),
-  ("decoder.a", P("latent")),
-  ("activation.b", P("latent")),
-  ("decoder.A", P("latent", None)),
-  ("decoder.relaxation", P("latent", None)),
-  ("tokens_since_fired", P("latent")),
-  ("latent_energy", P("latent")),
-  ("tokens_underused", P("latent")),
-  ("threshold", P("latent")),
-  ("density", P("latent")),
-  ("rank", P("latent")),
-  ("gates_open", P("latent")),
-  ("largest_gate", P("latent")),
-  ("mask_probability", P("latent")),
-  ("importance_size", P("latent")),
-  ("importance_rate", P("latent")),
-  ("importance_need", P("latent")),
-)
 
 
 def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
@@ -99,25 +66,27 @@ def check(mesh: Mesh, *, n: int, batch_rows: int, members: int) -> None:
       )
 
 
-def state_shardings(mesh: Mesh, state: Any, *, stacked: bool) -> Any:
-  """The sharding of every leaf of a state, by the table above.
+def state_shardings(
+  mesh: Mesh, state: states.TrainState, *, stacked: bool
+) -> states.TrainState:
+  """The sharding of every leaf of a state, derived from its axes.
 
   Args:
     mesh: where it lies.
-    state: pytree of arrays or shapes.
+    state: arrays or shapes.
     stacked: whether every leaf has a leading axis of members.
 
   Raises:
     InputError: devices do not divide a leaf, which is named.
   """
 
-  def sharding(path, leaf):
-    name = _name(path)
-    spec = _spec(name, len(leaf.shape) - stacked)
+  def sharding(path, leaf, names):
+    spec = _spec(names)
     if stacked:
       spec = P("ensemble", *spec)
     for size, axis in zip(leaf.shape, spec, strict=False):
       if axis and size % mesh.shape[axis]:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
         raise InputError(
           "train.mesh",
           tuple(mesh.shape.values()),
@@ -127,22 +96,16 @@ def state_shardings(mesh: Mesh, state: Any, *, stacked: bool) -> Any:
         )
     return NamedSharding(mesh, spec)
 
-  return jax.tree_util.tree_map_with_path(sharding, state)
+  return jax.tree_util.tree_map_with_path(
+    sharding, state, states.axes(state, stacked=stacked)
+  )
 
 
-def per_latent(path, leaf: Any) -> bool:
-  """Whether the table says that rows of a member's leaf are latents."""
-  return _spec(_name(path), len(leaf.shape))[:1] == ("latent",)
-
-
-def _name(path) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _spec(name: str, axes: int) -> P:
-  """The table's line for a leaf with that many axes beside members."""
-  spec = next((s for end, s in RULES if name.endswith(end)), P())
-  return P() if len(spec) > axes else spec  # one number for all latents
+def _spec(names: Axes | None) -> P:
+  """Arrays about latents are split along their first axis, others are not."""
+  if not names or names[0] not in (LATENT, HEAD, STAGE):
+    return P()
+  return P("latent", *(None,) * (len(names) - 1))
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,11 +1,14 @@
-"""What a resumed run needs of one member."""
+"""What a resumed run needs of one member, and the axes of all its arrays."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
+import jax
+import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
+from saejax.sae import axes as sae_axes
 from saejax.sae.sae import SAE
 
 Stats = Mapping[str, Array]
@@ -26,6 +29,8 @@ class TrainState(flax.struct.PyTreeNode):
     failed_step: that step, -1 while alive.
     halted: True once a batch held non-finite rows under the policy "stop";
       nothing changes from there on.
+    stats_axes: names of the axes of each statistic, as its rule gives them,
+      such as ("density", "n").
   """
 
   step: Int[Array, ""]
@@ -37,3 +42,53 @@ class TrainState(flax.struct.PyTreeNode):
   alive: Bool[Array, ""]
   failed_step: Int[Array, ""]
   halted: Bool[Array, ""]
+  stats_axes: tuple[tuple[str, str], ...] = flax.struct.field(
+    pytree_node=False, default=()
+  )
+
+
+def axes(state: TrainState, *, stacked: bool = False) -> TrainState:
+  """The names of the axes of each array, see `saejax.sae.axes.axes`.
+
+  Arrays of the optimizer have the axes of the weight they belong to. Those that
+  are not shaped like it, as Adafactor's, have None: it is not known which rows
+  belong to which latent.
+
+  Args:
+    state: arrays or shapes.
+    stacked: whether every array has a leading axis of members.
+
+  Raises:
+    TypeError: a statistic whose rule names no axes, or a part that holds an
+      array its class does not declare.
+  """
+  at = jax.tree_util.tree_leaves_with_path
+  shapes = {path: np.shape(leaf) for path, leaf in at(state.sae)}
+
+  def like_weights(node: Any) -> Any:
+    names = sae_axes.axes(node, stacked=stacked)
+    if not isinstance(node, SAE):
+      return names
+    leaves, structure = jax.tree_util.tree_flatten_with_path(node)
+    return structure.unflatten(
+      own if own == () or np.shape(leaf) == shapes.get(path) else None
+      for (path, leaf), own in zip(
+        leaves, structure.flatten_up_to(names), strict=True
+      )
+    )
+
+  per_weight = lambda tree: jax.tree.map(
+    like_weights, tree, is_leaf=lambda node: isinstance(node, SAE)
+  )
+  declared = dict(state.stats_axes)
+  unnamed = sorted(set(state.stats) - set(declared))
+  if unnamed:
+    raise TypeError(f"no rule names the axes of {', '.join(unnamed)}")
+  numbers = ("step", "key", "alive", "failed_step", "halted")
+  return state.replace(
+    **dict.fromkeys(numbers, ()),
+    sae=sae_axes.axes(state.sae, stacked=stacked),
+    opt_state=per_weight(state.opt_state),
+    ema=per_weight(state.ema),
+    stats={name: tuple(declared[name].split()) for name in state.stats},
+  )

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training.recipe import Hyper, Recipe, Record, mean
+from saejax.training.recipe import Hyper, Recipe, Record, mean, statistics
 from saejax.training.state import TrainState as TrainState
 
 Metrics = Mapping[str, Array]
@@ -33,9 +33,7 @@ def init_state(
   weights_key, key = jax.random.split(key)
   sample = None if sample is None else as_batch(sample)
   sae = recipe.project(recipe.init(weights_key, sample=sample))
-  stats: dict[str, Array] = {}
-  for rule in recipe.rules:
-    stats.update(rule.init(sae))
+  stats, stats_axes = statistics(recipe.rules, sae)
   return TrainState(
     step=jnp.asarray(0, jnp.int32),
     sae=sae,
@@ -46,6 +44,7 @@ def init_state(
     alive=jnp.asarray(True),
     failed_step=jnp.asarray(-1, jnp.int32),
     halted=jnp.asarray(False),
+    stats_axes=stats_axes,
   )
 
 

@@ -2,18 +2,19 @@
 
 A latent is a row of the weights, of the optimizer's moments, of the weight
 average and of the statistics. Rules change them together or not at all; which
-leaves have latents first is said by the table of `sharding`.
+arrays have one row per latent follows from their axes (`training.state.axes`).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from saejax.errors import InputError
+from saejax.sae.axes import HEAD, LATENT
 from saejax.sae.sae import SAE
-from saejax.training import sharding
+from saejax.training import state as states
 from saejax.training.state import TrainState
 
 
@@ -21,16 +22,11 @@ def permute_latents(state: TrainState, order: Int[Array, "n"]) -> TrainState:
   """Row i becomes what row order[i] was, everywhere.
 
   Raises:
-    ValueError: a leaf that the table calls per latent has no row a latent.
+    ValueError: an array that should have one row per latent has not, or it has
+      one row per head.
+    InputError: the optimizer's arrays are not shaped like the weights.
   """
-  take = lambda leaf: leaf[order]
-  n = state.sae.n
-  return state.replace(
-    sae=_map(take, state.sae, n),
-    opt_state=_map(take, state.opt_state, n),
-    ema=_map(take, state.ema, n),
-    stats=_map(take, state.stats, n),
-  )
+  return _map(lambda leaf: leaf[order], state)
 
 
 def replace_latents(
@@ -54,41 +50,51 @@ def replace_latents(
   Raises:
     ValueError: a weight average without its decay; as `permute_latents`.
   """
-  n, given = state.sae.n, dict(stats or {})
-  where = lambda new, old: jnp.where(
+  given = dict(stats or {})
+  where = lambda old, new: jnp.where(
     mask.reshape(-1, *(1,) * (old.ndim - 1)), new, old
   )
-  zero = lambda leaf: where(jnp.zeros_like(leaf), leaf)
+  zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
   ema = state.ema
   if jax.tree.leaves(ema):
     if ema_decay is None:
       raise ValueError("the state keeps a weight average: give its ema_decay")
     # The average is stored before its bias towards 0 is divided out.
     scale = 1 - ema_decay ** ema.count.astype(jnp.float32)
-    rows = jax.tree.map(lambda a: a * scale, new)
-    ema = ema._replace(ema=_map(where, rows, n, ema.ema))
-  started = {
-    name: jnp.zeros_like(leaf) if name not in given else given[name]
-    for name, leaf in state.stats.items()
-  }
-  return state.replace(
-    sae=_map(where, new, n, state.sae),
-    opt_state=_map(zero, state.opt_state, n),
+    ema = ema._replace(ema=jax.tree.map(lambda a: a * scale, new))
+  started = state.replace(
+    sae=new,
+    opt_state=zeros(state.opt_state),
     ema=ema,
-    stats=_map(where, started, n, dict(state.stats)),
+    stats={**zeros(dict(state.stats)), **given},
   )
+  return _map(where, state, started)
 
 
-def _map(f: Callable[..., Array], tree: Any, n: int, old: Any = None) -> Any:
-  """f of every leaf with latents first; the others as they are, or were."""
+def _map(
+  f: Callable[..., Array], state: TrainState, *others: TrainState
+) -> TrainState:
+  """f of every array with one row per latent; the others as they are."""
+  n = state.sae.n
 
-  def leaf(path, value, *before):
-    if not sharding.per_latent(path, value):
-      return before[0] if before else value
+  def leaf(path, value, names, *values):
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    if names is None:
+      raise InputError(
+        "optimizer",
+        name,
+        "must be shaped like its weight where a recipe moves latents, got "
+        f"shape {value.shape}",
+        "use an optimizer such as optax.adam",
+      )
+    if names[:1] == (HEAD,):
+      raise ValueError(f"{name} has rows of heads: no latent moves alone")
+    if names[:1] != (LATENT,):
+      return value
     if value.shape[:1] != (n,):
-      name = jax.tree_util.keystr(path, simple=True, separator=".")
       raise ValueError(f"{name} is not a row a latent: {value.shape}, n={n}")
-    return f(value, *before)
+    return f(value, *values)
 
-  rest = () if old is None else (old,)
-  return jax.tree_util.tree_map_with_path(leaf, tree, *rest)
+  return jax.tree_util.tree_map_with_path(
+    leaf, state, states.axes(state), *others
+  )

@@ -8,6 +8,7 @@ from saejax.recipes import catalogue
 from saejax.runs import grid
 from saejax.runs.config import SAEConfig
 from saejax.training import loop, step
+from saejax.training import state as states
 
 SETTING = catalogue.Setting(
   d=16,
@@ -30,6 +31,7 @@ class CatalogueTest(parameterized.TestCase):
     )
     if state is not None:  # a probe is fitted to scores of a sample
       self.assertEqual((state.sae.n, state.sae.d), (32, 16))
+      self.check_axes(state)
     method = catalogue.METHODS[name]
     self.assertIn(
       method.sweeps, (catalogue.K, catalogue.COEFFICIENT, catalogue.NOTHING)
@@ -38,6 +40,19 @@ class CatalogueTest(parameterized.TestCase):
     if method.sweeps == catalogue.COEFFICIENT:
       self.assertTrue(swept, "no term would be swept")
       self.assertGreater(len(method.coefficients), 1)
+
+  def check_axes(self, state):
+    """No other size is 32, so that shapes say which arrays are about latents."""
+    names = jax.tree.structure(state).flatten_up_to(states.axes(state))
+    latents = 0
+    for (path, leaf), own in zip(
+      jax.tree_util.tree_leaves_with_path(state), names, strict=True
+    ):
+      self.assertLen(own, leaf.ndim, path)
+      if own[:1] != ("p",):  # an archetypal decoder's points, as many here
+        self.assertEqual(own[:1] == ("n",), leaf.shape[:1] == (32,), path)
+      latents += own[:1] == ("n",)
+    self.assertGreater(latents, 3)
 
   def test_a_script_takes_every_name_and_no_other(self):
     for name in catalogue.METHODS:

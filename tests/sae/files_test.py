@@ -8,10 +8,10 @@ import tempfile
 import textwrap
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from jaxtyping import Array, Float
 
 from saejax import durable, errors
 from saejax.sae import activations, decoders, files, part, prep
@@ -28,7 +28,7 @@ SAES = {
 class Threshold(part.Part):
   """A part of somebody else: learned arrays, static choices."""
 
-  theta: jax.Array
+  theta: Float[Array, "n"]
   strict: bool = flax.struct.field(pytree_node=False)
 
   @property

@@ -2,9 +2,12 @@
 
 import itertools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
-from absl.testing import absltest
+import numpy as np
+from absl.testing import absltest, parameterized
+from jaxtyping import Array, Float, Int
 
 from saejax.sae import activations, decoders, latents, part, prep
 
@@ -15,8 +18,8 @@ I = jnp.ones((4, 2), jnp.int32)
 class Sixth(part.Part):
   """A part of somebody else, with the fields of ours."""
 
-  W: jax.Array
-  b: jax.Array
+  W: Float[Array, "n d"]
+  b: Float[Array, "d"]
 
 
 PARTS = (
@@ -52,6 +55,60 @@ class PartTest(absltest.TestCase):
 
   def test_shows_its_own_fields_alone(self):
     self.assertNotIn("part", repr(activations.TopK(2)))
+
+
+class AxesTest(parameterized.TestCase):
+  @parameterized.parameters(
+    jax.Array,
+    np.ndarray,
+    jax.Array | None,
+    tuple[jax.Array, ...],
+    dict[str, jax.Array],
+    "jax.Array",
+    "Float[Array, 'n'] | jax.Array",
+    Float[Array, "..."],
+  )
+  def test_refuses_a_class_with_an_array_without_named_axes(self, annotation):
+    with self.assertRaisesRegex(TypeError, "Nameless.s is an array without"):
+      _define("Nameless", annotation)
+
+  def test_refuses_two_kinds_of_array_that_a_rank_does_not_tell_apart(self):
+    with self.assertRaisesRegex(TypeError, "Unclear.s .* of one rank"):
+      _define("Unclear", Float[Array, "n"] | Float[Array, "d"])
+
+  @parameterized.parameters(
+    (Float[Array, "n d"], 2, ("n", "d")),
+    (Float[Array, ""], 0, ()),
+    (Float[Array, "n"] | Float[Array, ""], 1, ("n",)),
+    (Float[Array, "n"] | Float[Array, ""], 0, ()),
+    ("Float[Array, 'n'] | None", 1, ("n",)),
+    (tuple[Float[Array, "d n"], ...], 2, ("d", "n")),
+    (Float[Array, "n d"] | Int[Array, "n d"], 2, ("n", "d")),
+    (Float[Array, "*b n"], 3, ("*b", "n")),
+    (Float[Array, "n"], 2, None),
+  )
+  def test_reads_the_axes_of_an_array_of_each_rank(self, field, rank, want):
+    self.assertEqual(part.axes_of(_define("Good", field), "s", rank), want)
+
+  def test_a_class_defined_later_is_read_when_it_is_used(self):
+    made = _define("Early", "Later | None")
+    with self.assertRaisesRegex(TypeError, "Early.s cannot be evaluated"):
+      part.axes_of(made, "s", 1)
+
+  def test_static_fields_and_parts_inside_need_no_axes(self):
+    for annotation in (part.Part, tuple[part.Part, ...], part.Part | None):
+      _define("Outer", annotation)
+
+    class Chooses(part.Part):
+      table: tuple[jax.Array, ...] = flax.struct.field(pytree_node=False)
+
+    self.assertTrue(issubclass(Chooses, part.Part))
+
+
+def _define(name, annotation):
+  """A part with one field."""
+  space = {"__annotations__": {"s": annotation}, "__module__": __name__}
+  return type(part.Part)(name, (part.Part,), space)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Training on eight devices gives what one gives, whatever the mesh."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.recipes import row_sparse
+from saejax.sae import files
 from saejax.training import members, sharding
-from tests import toy
+from saejax.training.parts import nested_losses
+from tests import docs_test, toy
 
 D, N, B, STEPS = 8, 64, 32, 6
 STACKED = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
@@ -113,6 +116,53 @@ class MeshTest(parameterized.TestCase):
     self.assertEqual(held, (4, N // 2, D))
     held = g.put({"x": batches()[0]}).x.addressable_shards[0].data.shape
     self.assertEqual(held, (B // 2, D))
+
+
+class OwnPartTest(parameterized.TestCase):
+  """The part of docs/own-method.md: `s: Float[Array, "n"]`, not of saejax."""
+
+  def trained(self, shape):
+    """Two steps that move no weight and sort latents; s_i starts at W_i0."""
+    space = docs_test.defined()
+
+    def init(key, *, sample):
+      sae = recipe.init(key, sample=sample)
+      s = sae.W_enc[:, 0]
+      return sae.replace(activation=sae.activation.replace(s=jnp.array(s)))
+
+    recipe = space["soft_log"](D, N, coefficient=0.05, dead_after_tokens=2 * B)
+    sorts = (*recipe.rules, nested_losses.SortByEnergy())
+    g = members.Group(
+      lambda k: dataclasses.replace(recipe, init=init, rules=sorts),
+      [members.Member(k=0, seed=0, learning_rate=0.0)],
+      mesh=sharding.make_mesh(shape),
+      stacked=False,
+    )
+    states = start = jax.block_until_ready(g.init(toy.rows(20, D)))
+    start = jax.device_get(start[0])
+    for x in batches()[:2]:
+      states, _, _ = g.run(states, [g.put({"x": x})])
+      states = jax.block_until_ready(states)
+    return start, states[0], space["SoftThreshold"]
+
+  def test_is_sharded_permuted_and_saved_with_its_latents(self):
+    start, state, part = self.trained((1, 1, 8))
+    moments = state.opt_state[0].mu.activation.s
+    for s in (state.sae.activation.s, moments):
+      self.assertEqual(s.addressable_shards[0].data.shape, (N // 8,))
+    sae, mu = jax.device_get((state.sae, state.opt_state[0].mu))
+    self.assertFalse((sae.W_enc == start.sae.W_enc).all(), "nothing was sorted")
+    np.testing.assert_array_equal(sae.activation.s, sae.W_enc[:, 0])
+    _, one, _ = self.trained((1, 1, 1))
+    one = jax.device_get(one)
+    np.testing.assert_array_equal(sae.W_enc, one.sae.W_enc)
+    np.testing.assert_allclose(
+      mu.activation.s, one.opt_state[0].mu.activation.s, rtol=1e-4, atol=1e-7
+    )
+    folder = self.create_tempdir().full_path + "/sae"
+    files.save(state.sae, folder)
+    loaded = files.load(folder, parts={"soft.SoftThreshold": part})
+    toy.assert_trees_equal(jax.tree.leaves(loaded), jax.tree.leaves(sae))
 
 
 class TiesTest(parameterized.TestCase):

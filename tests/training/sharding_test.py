@@ -36,7 +36,7 @@ class MeshTest(parameterized.TestCase):
       sharding.check(mesh, n=n, batch_rows=rows, members=members)
 
 
-class TableTest(parameterized.TestCase):
+class StateTest(parameterized.TestCase):
   @parameterized.parameters(False, True)
   def test_every_array_about_latents_is_split_by_latent(self, stacked):
     recipe = row_sparse.topk(

@@ -12,11 +12,24 @@ from absl.testing import absltest, parameterized
 from saejax.recipes import row_sparse
 from saejax.training import step
 from saejax.training.parts import losses, rules, schedules
-from saejax.training.recipe import Hyper, Term
+from saejax.training.recipe import Hyper, Rule, Term
 from tests import compiled, toy
 
 RATE = 3e-3
 HYPER = Hyper(learning_rate=jnp.asarray(RATE))
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts(Rule):
+  """A rule of somebody else, with one statistic per latent."""
+
+  named: tuple[tuple[str, str], ...]
+
+  def init(self, sae):
+    return {"counts": jnp.zeros((sae.n,))}
+
+  def axes(self):
+    return dict(self.named)
 
 
 def topk(d=8, n=40, k=4, **kwargs):
@@ -298,6 +311,18 @@ class StateTest(parameterized.TestCase):
       [0, True, -1],
     )
     np.testing.assert_array_equal(state.stats[rules.SINCE_FIRED], 0)
+
+  @parameterized.parameters(
+    ((),),
+    ((("counts", ""),),),
+    ((("counts", "n d"),),),
+  )
+  def test_refuses_a_rule_that_does_not_name_the_axes_of_a_statistic(
+    self, named
+  ):
+    recipe = dataclasses.replace(plain(), rules=(Counts(named),))
+    with self.assertRaisesRegex(TypeError, "Counts.*the 1 axes of counts"):
+      jax.eval_shape(lambda: step.init_state(recipe, jax.random.key(0)))
 
   def test_the_key_kept_is_not_the_one_that_drew_the_weights(self):
     key = jax.random.key(0)

@@ -1,14 +1,17 @@
 """Tests of saejax.training.surgery."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import absltest, parameterized
 
-from saejax.recipes import row_sparse
-from saejax.sae import activations
+from saejax.errors import InputError
+from saejax.recipes import factored, row_sparse
+from saejax.sae import activations, ensembles
 from saejax.training import step, surgery
 from saejax.training.recipe import Hyper
 from tests import toy
@@ -33,9 +36,10 @@ def trained():
 def theta(state, value):
   """With a threshold for each latent, and one for all in the statistics."""
   activation = activations.Threshold(theta=jnp.asarray(value, jnp.float32))
-  stats = {**state.stats, "threshold": jnp.float32(0.5)}
   return state.replace(
-    sae=state.sae.replace(activation=activation), stats=stats
+    sae=state.sae.replace(activation=activation),
+    stats={**state.stats, "threshold": jnp.float32(0.5)},
+    stats_axes=(*state.stats_axes, ("threshold", "")),
   )
 
 
@@ -87,6 +91,42 @@ class PermuteTest(parameterized.TestCase):
     state = state.replace(stats={"tokens_since_fired": jnp.zeros((N // 2,))})
     with self.assertRaisesRegex(ValueError, "tokens_since_fired"):
       surgery.permute_latents(state, jnp.arange(N))
+
+  def test_refuses_a_statistic_whose_axes_no_rule_names(self):
+    _, _, state = trained()
+    state = state.replace(stats={**state.stats, "count": jnp.zeros((N,))})
+    with self.assertRaisesRegex(TypeError, "no rule names the axes of count"):
+      surgery.permute_latents(state, jnp.arange(N))
+
+  def test_leaves_the_stages_of_a_boosted_one_alone(self):
+    _, _, state = trained()
+    prep = ensembles.Residual((toy.sae(n=N, d=D),))
+    state = theta(state, np.arange(N))
+    state = state.replace(
+      sae=state.sae.replace(prep=prep), opt_state=(), ema=()
+    )
+    moved = surgery.permute_latents(state, jnp.arange(N)[::-1])
+    toy.assert_trees_equal(moved.sae.prep, prep)
+    np.testing.assert_array_equal(
+      moved.sae.activation.theta, np.arange(N)[::-1]
+    )
+
+  def test_refuses_heads(self):
+    recipe = factored.kronsae(D, N, 2, m=1, q=1, dead_after_tokens=10)
+    state = step.init_state(recipe, jax.random.key(0))
+    with self.assertRaisesRegex(ValueError, "encoder.P has rows of heads"):
+      surgery.permute_latents(state, jnp.arange(N))
+
+  def test_refuses_an_optimizer_not_shaped_like_its_weights(self):
+    recipe = dataclasses.replace(
+      row_sparse.topk(D, N, 2, dead_after_tokens=50),
+      optimizer=lambda rate: optax.adafactor(
+        rate, min_dim_size_to_factor=1, multiply_by_parameter_scale=False
+      ),
+    )
+    state = jax.eval_shape(lambda: step.init_state(recipe, jax.random.key(0)))
+    with self.assertRaisesRegex(InputError, "optimizer=.*like its weight"):
+      jax.eval_shape(surgery.permute_latents, state, jnp.arange(N))
 
 
 class ReplaceTest(parameterized.TestCase):

@@ -70,6 +70,9 @@ class BiasAdaptation(Rule):
       LARGEST: jnp.zeros((sae.n,), jnp.float32),
     }
 
+  def axes(self) -> Mapping[str, str]:
+    return {ROWS: "", OPEN: "n", LARGEST: "n"}
+
   def update(self, stats: Stats, record: Record) -> Stats:
     """Counts open gates and keeps the largest y; weight 0 does not count."""
     activation: Any = record.sae.activation

@@ -6,6 +6,7 @@ would count for more: each row is divided by the variance of its condition.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,9 @@ class ConditionVariance(Rule):
       MEAN: jnp.zeros((self.count, sae.d)),
       VARIANCE: jnp.zeros((self.count,)),
     }
+
+  def axes(self) -> Mapping[str, str]:
+    return {ROWS: "c", MEAN: "c d", VARIANCE: "c"}
 
   def update(self, stats: Stats, record: Record) -> Stats:
     x, which = self._rows(record)

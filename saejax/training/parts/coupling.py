@@ -6,7 +6,7 @@ a scalar that is added once to the sum of the members' own losses.
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +163,9 @@ class RestartMember(Rule):
       NEEDS_RESTART: jnp.zeros((), bool),
       RESTARTS: jnp.zeros((), jnp.int32),
     }
+
+  def axes(self) -> Mapping[str, str]:
+    return {NEEDS_RESTART: "", RESTARTS: ""}
 
   def update(self, stats: Stats, record: Record) -> Stats:
     uneven = imbalance(_rates(record), self.target) > self.limit

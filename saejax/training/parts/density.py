@@ -46,6 +46,9 @@ class Density(Rule):
       budgets.RANK: jnp.arange(sae.n, dtype=jnp.int32),
     }
 
+  def axes(self) -> Mapping[str, str]:
+    return {DENSITY: "n", budgets.RANK: "n"}
+
   def update(self, stats: Stats, record: Record) -> Stats:
     """One more batch; rows of weight 0 do not count."""
     z = record.forward.latents.dense()

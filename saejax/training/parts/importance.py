@@ -47,6 +47,9 @@ class Importance(Rule):
       name: jnp.zeros((sae.n,), jnp.float32) for name in (*PARTS, PROBABILITY)
     }
 
+  def axes(self) -> Mapping[str, str]:
+    return dict.fromkeys((*PARTS, PROBABILITY), "n")
+
   def update(self, stats: Stats, record: Record) -> Stats:
     averages = {
       name: self.decay * stats[name] + (1 - self.decay) * new

@@ -284,6 +284,9 @@ class SortByEnergy(Rule):
   def init(self, sae) -> Stats:
     return {ENERGY: jnp.zeros((sae.n,))}
 
+  def axes(self) -> Mapping[str, str]:
+    return {ENERGY: "n"}
+
   def update(self, stats: Stats, record: Record) -> Stats:
     forward = record.forward
     z = forward.latents.dense() * forward.ctx.norms

@@ -181,6 +181,9 @@ class Pull(Rule):
       LOSSES: jnp.full((3,), jnp.inf, jnp.float32),
     }
 
+  def axes(self) -> Mapping[str, str]:
+    return {START_W: "d", START_B: "", PULL: "", LOSSES: "last"}
+
   def update(self, stats: Stats, record: Record) -> Stats:
     step = record.forward.ctx.step
     if step is None:

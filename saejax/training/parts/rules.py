@@ -48,6 +48,9 @@ class DeadTracker(Rule):
   def init(self, sae: SAE) -> Stats:
     return {self.statistic: jnp.zeros((sae.n,), jnp.int32)}
 
+  def axes(self) -> Mapping[str, str]:
+    return {self.statistic: "n"}
+
   def update(self, stats: Stats, record: Record) -> Stats:
     """Adds the batch's rows to every latent that did not fire on them."""
     since = add_tokens(stats[self.statistic], counted_rows(record))
@@ -132,6 +135,9 @@ class ThresholdAverage(Rule):
   def init(self, sae: SAE) -> Stats:
     shape = () if self.budget is None else (sae.n,)
     return {THRESHOLD: jnp.full(shape, jnp.nan, jnp.float32)}
+
+  def axes(self) -> Mapping[str, str]:
+    return {THRESHOLD: "" if self.budget is None else "n"}
 
   def update(self, stats: Stats, record: Record) -> Stats:
     ctx, pre = record.forward.ctx, record.forward.pre

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from jaxtyping import Array, Float
 
 from saejax.errors import InputError
 from saejax.sae import activations, budgets
@@ -202,7 +203,7 @@ class UnderusedTest(parameterized.TestCase):
 class Counts(budgets.Budget):
   """Rows of each latent, given."""
 
-  m: jax.Array
+  m: Float[Array, "n"]
 
   def __call__(self, pre, ctx):
     return self.m
