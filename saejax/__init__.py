@@ -5,20 +5,46 @@
     x_hat = sae.decode(z)              # in the units of x
     rows = saejax.open_store(path)     # activations with their provenance
 
-The rest is `saejax.<module>`; README.md has the table.
+Every subpackage is reached as `saejax.<name>`; README.md has the table. All is
+imported when it is first used. `saejax.kernels` is a folder without a file of
+its own: the sources lie in kernels/, beside this package.
 """
+
+from typing import TYPE_CHECKING
+
+from saejax import lazy as _lazy
 
 __version__ = "0.1.0"
 
-from saejax.data.store.reader import Store, write_arrays
-from saejax.data.store.reader import open as open_store
-from saejax.errors import InputError
-from saejax.evals.examples import top_examples
-from saejax.evals.reconstruction import evaluate
-from saejax.sae.files import about, load, save
-from saejax.sae.initial import tied
-from saejax.sae.latents import DenseLatents, SparseLatents
-from saejax.sae.sae import SAE
+_NAMES = {
+  "SAE": "saejax.sae.sae",
+  "DenseLatents": "saejax.sae.latents",
+  "SparseLatents": "saejax.sae.latents",
+  "InputError": "saejax.errors",
+  "Store": "saejax.data.store.reader",
+  "about": "saejax.sae.files",
+  "evaluate": "saejax.evals.reconstruction",
+  "load": "saejax.sae.files",
+  "open_store": "saejax.data.store.reader:open",
+  "save": "saejax.sae.files",
+  "tied": "saejax.sae.initial",
+  "top_examples": "saejax.evals.examples",
+  "write_arrays": "saejax.data.store.reader",
+}
+_MODULES = (
+  "config",
+  "data",
+  "errors",
+  "evals",
+  "kernels",
+  "models",
+  "recipes",
+  "report",
+  "runs",
+  "sae",
+  "studies",
+  "training",
+)
 
 __all__ = [
   "SAE",
@@ -27,11 +53,51 @@ __all__ = [
   "SparseLatents",
   "Store",
   "about",
+  "config",
+  "data",
+  "errors",
+  "evals",
   "evaluate",
+  "kernels",
   "load",
+  "models",
   "open_store",
+  "recipes",
+  "report",
+  "runs",
+  "sae",
   "save",
+  "studies",
   "tied",
   "top_examples",
+  "training",
   "write_arrays",
 ]
+__getattr__, __dir__ = _lazy.attach(__name__, _MODULES, _NAMES)
+
+if TYPE_CHECKING:
+  from saejax import config as config
+  from saejax import data as data
+  from saejax import errors as errors
+  from saejax import evals as evals
+  from saejax import kernels as kernels
+  from saejax import models as models
+  from saejax import recipes as recipes
+  from saejax import report as report
+  from saejax import runs as runs
+  from saejax import sae as sae
+  from saejax import studies as studies
+  from saejax import training as training
+  from saejax.data.store.reader import Store as Store
+  from saejax.data.store.reader import open as open_store
+  from saejax.data.store.reader import write_arrays as write_arrays
+  from saejax.errors import InputError as InputError
+  from saejax.evals.examples import top_examples as top_examples
+  from saejax.evals.reconstruction import evaluate as evaluate
+  from saejax.sae.files import about as about
+  from saejax.sae.files import load as load
+  from saejax.sae.files import save as save
+  from saejax.sae.initial import tied as tied
+  from saejax.sae.latents import DenseLatents as DenseLatents
+  from saejax.sae.latents import SparseLatents as SparseLatents
+  from saejax.sae.sae import SAE as SAE

@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROAD = [
+  "lazy",
   "errors",
   "terminal",
   "durable",

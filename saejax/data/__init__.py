@@ -1,1 +1,5 @@
 """Corpora, harvested activations on disk, and batches of them."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

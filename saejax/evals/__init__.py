@@ -1,1 +1,5 @@
 """What trained SAEs are worth, each file one question."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

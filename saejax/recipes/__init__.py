@@ -1,1 +1,5 @@
 """Training methods as compositions of parts, one short function a paper."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

@@ -1,1 +1,5 @@
 """Numbers into tables, plots and one self-contained page; only here."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

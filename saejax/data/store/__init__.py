@@ -1,1 +1,5 @@
 """Columns of rows on disk: writer, ledger, reader, sums."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

@@ -1,1 +1,5 @@
 """Rows that come from text: corpora, windows, the tokens around a row."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

@@ -1,1 +1,5 @@
 """Claims of papers as tables, measured over paired seeds."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

@@ -1,1 +1,5 @@
 """What recipes are composed of: losses, constraints, rules, schedules."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})
