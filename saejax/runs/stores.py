@@ -45,20 +45,6 @@ def harvested(
     screen.end()
 
 
-def spread(store: Store, rows: int, blocks: int = 16) -> np.ndarray:
-  """About `rows` rows of a store, in blocks spread evenly over it."""
-  if store.rows <= rows:
-    return np.concatenate([store.read(a, b) for a, b in store.intervals])
-  chunks = store.chunks
-  picks = sorted({round(i) for i in np.linspace(0, len(chunks) - 1, blocks)})
-  each = -(-rows // len(picks))
-  parts = []
-  for i in picks:
-    first, last = chunks[i]
-    parts.append((first, min(first + each, last)))
-  return np.concatenate(store.read_many(parts))[:rows]
-
-
 def describe(store: Store, held_out: Store) -> dict[str, Any]:
   """Facts about the rows of a run, for its results."""
   return {

@@ -16,21 +16,23 @@ import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saejax.data.batches import Batches
 from saejax.errors import InputError
-from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding
 from saejax.training.checkpoint import Checkpoints
 from saejax.training.log import RunLog
 from saejax.training.members import Group, Member
 from saejax.training.recipe import Recipe
+from saejax.training.rows import Stream
 
+SAMPLE_ROWS = 4096  # for the initial weights
 AHEAD = 2  # dispatches under way before the host waits for the oldest
 
 
@@ -100,19 +102,6 @@ class TrainConfig:
       )
 
 
-class Batches(Protocol):
-  """An iterator of {"x": [B, d], "row": [B]} with an exact position.
-
-  Batches may have further fields of `Batch`; `fields` then names them all.
-  """
-
-  def __next__(self) -> dict[str, np.ndarray]: ...
-
-  def get_state(self) -> Any: ...
-
-  def set_state(self, state: Any) -> None: ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
   """One member after training.
@@ -142,7 +131,6 @@ def train(
   config: TrainConfig,
   folder: str | os.PathLike[str],
   total_steps: int,
-  sample: np.ndarray | Batch | None = None,
   fingerprint: dict[str, Any],
   metric: Callable[[Sequence[SAE]], float] | None = None,
   provenance: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
@@ -153,12 +141,12 @@ def train(
   Args:
     make_recipe: from k to the recipe.
     members: SAEs of equal shape.
-    batches: the stream, at its start; its position is saved and restored.
+    batches: the stream, at its start; its position is saved and restored. Its
+      sample serves the initial weights and `Recipe.finish`.
     config: how.
     folder: for checkpoints, metrics and event files; a run that is there is
       gone on with.
     total_steps: batches to consume.
-    sample: raw rows for the initial weights and for `Recipe.finish`.
     fingerprint: JSON-able settings that must be equal on resume.
     metric: rates a checkpoint from all members' SAEs; lower is better.
     provenance: where rows come from, for the report on non-finite ones.
@@ -200,13 +188,12 @@ def train(
     engine=config.engine,
     skip_nonfinite=config.nonfinite == "skip",
   )
-  group.check(getattr(batches, "fields", ("x",)))
+  group.check(batches.fields)
   sharding.check(
     mesh, n=group.n, batch_rows=config.batch_rows, members=len(members)
   )
-  if sample is not None:
-    sample = jax.tree.map(jnp.asarray, as_batch(sample))
-  states = group.init(sample)
+  rows = Stream(batches)
+  states = group.init(rows.sample(SAMPLE_ROWS))
   seconds = np.zeros(len(members), np.float32)
   fingerprint = {
     **fingerprint,
@@ -234,7 +221,7 @@ def train(
       rating = None
       if metric:
         try:
-          rating = metric(group.saes(states, sample))
+          rating = metric(group.saes(states, rows))
         except InputError as error:  # such as a phase that is still to come
           log.line(f"step {step:,}: not rated ({error})")
       state = {"members": states, "seconds": jnp.asarray(seconds)}
@@ -275,7 +262,7 @@ def train(
         status="ok" if at < 0 else f"frozen at step {at}",
       )
       for member, sae, spent, at in zip(
-        members, group.saes(states, sample), seconds, failed, strict=True
+        members, group.saes(states, rows), seconds, failed, strict=True
       )
     ]
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from absl.testing import absltest
 
-from saejax.data import loader
+from saejax.data.batches import StoreBatches
 from saejax.data.store import reader as stores
 from saejax.errors import InputError
 from saejax.recipes import batch_sparse, row_sparse
@@ -52,6 +52,13 @@ class Interrupted:
   def set_state(self, state):
     self._batches.set_state(state)
 
+  @property
+  def fields(self):
+    return self._batches.fields
+
+  def sample(self, rows):
+    return self._batches.sample(rows)
+
 
 def kill():
   raise Killed
@@ -74,7 +81,7 @@ class LoopTest(absltest.TestCase):
     )
 
   def batches(self, store):
-    return iter(loader.batches(store, batch_rows=BATCH, seed=0))
+    return StoreBatches(store, batch_rows=BATCH, seed=0)
 
   def train(self, name, batches, members=MEMBERS, steps=24, **kwargs):
     make = kwargs.pop("make", recipe)
@@ -87,7 +94,6 @@ class LoopTest(absltest.TestCase):
       config=loop.TrainConfig(**settings),
       folder=self.folder / name,
       total_steps=steps,
-      sample=self.x[:100],
       fingerprint=kwargs.pop("fingerprint", {"recipe": "topk"}),
       stream=io.StringIO(),
       **kwargs,
