@@ -20,10 +20,14 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from saejax import durable, fields
+from saejax import durable, fields, presets
 from saejax.errors import InputError
 
 Config = TypeVar("Config")
+
+# All of them show the flags of the script; absl's own would list those of every
+# library that is imported.
+HELP = {"-h", "-?", "-help", "--help", "--helpshort", "--helpfull"}
 
 
 def define(
@@ -115,7 +119,9 @@ def run(
   define(config_cls)
 
   def parse_flags(args: Sequence[str]) -> list[str]:
-    if {"--help", "-help", "-h", "-?", "--helpshort"} & set(args[1:]):
+    with _one_line():
+      args = presets.expanded(args)
+    if HELP & set(args[1:]):
       print(usage(config_cls, sys.modules[main.__module__].__doc__, args[0]))
       sys.exit(0)
     with _one_line():
@@ -192,7 +198,7 @@ def _absl_error(error: Exception) -> InputError:
   """absl's own message, taken apart into name, value and rule."""
   text = " ".join(str(error).split())
   if found := re.fullmatch(r"flag --([^=]+)=(.*?): (.*)", text):
-    return InputError("--" + found[1], found[2], found[3], "see --helpfull")
+    return InputError("--" + found[1], found[2], found[3], "see --help")
   if found := re.fullmatch(r"Missing value for flag -*(.*)", text):
     return InputError("--" + found[1], "", "needs a value", "write it after =")
   if found := re.fullmatch(r"--?([^=]+)=(.*) (does not take .*)", text):
@@ -218,7 +224,7 @@ def usage(config_cls: type, doc: str | None, program: str) -> str:
   lines = [
     (doc or "").strip(),
     "",
-    f"{program} [--flagfile=FILE] [--NAME=VALUE]",
+    f"{program} [--preset=NAME] [--flagfile=FILE] [--NAME=VALUE]",
   ]
   for leaf in fields.leaves(config_cls):
     value = "VALUE"
@@ -229,7 +235,9 @@ def usage(config_cls: type, doc: str | None, program: str) -> str:
       leaf.comment, 72, initial_indent=" " * 6, subsequent_indent=" " * 6
     )
   lines += ["", "A flagfile has one flag a line; of equal flags the last wins."]
-  lines += ["--helpfull lists the flags of absl too."]
+  lines += [
+    f"A preset is one that comes with saejax: {', '.join(presets.names())}."
+  ]
   return "\n".join(lines).strip()
 
 

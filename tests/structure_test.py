@@ -20,6 +20,7 @@ ROAD = [
   "terminal",
   "durable",
   "fields",
+  "presets",
   "config",
   "kernels",
   "models",
