@@ -18,6 +18,7 @@ ROAD = [
   "lazy",
   "errors",
   "terminal",
+  "interrupt",
   "durable",
   "fields",
   "presets",

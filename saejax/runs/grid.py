@@ -5,7 +5,6 @@ others.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from functools import partial

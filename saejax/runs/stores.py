@@ -5,8 +5,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from saejax import terminal
 from saejax.data import harvest
 from saejax.data.store.reader import Store

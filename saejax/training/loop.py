@@ -14,14 +14,15 @@ import math
 import os
 import pathlib
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
+from saejax import durable, interrupt
 from saejax.data.batches import Batches
 from saejax.errors import InputError
 from saejax.sae.sae import SAE
@@ -161,7 +162,8 @@ def train(
     NonFiniteError: rows, or every member's loss, were not finite under the
       policy "stop". The last good checkpoint is kept and `nonfinite.json` in
       the folder names the step and the rows.
-    SystemExit: SIGTERM came; a complete checkpoint was saved.
+    Stopped: a signal asked to stop; a complete checkpoint was saved. Only
+      scripts handle signals: see `saejax.interrupt`.
   """
   folder = pathlib.Path(folder)
   mesh = sharding.make_mesh(config.mesh)
@@ -215,7 +217,7 @@ def train(
     )
     if step:
       log.line(f"{folder.name}: going on from step {step:,}")
-    terminated = stack.enter_context(_sigterm())
+    stack.enter_context(interrupt.deferred())
 
     def save(step, states):
       rating = None
@@ -246,12 +248,13 @@ def train(
       if step % config.checkpoint_steps == 0 or step == total_steps:
         watch.check_all()
         save(step, states)
-      if terminated.is_set():
+      if number := _stop_signal(step):
         watch.check_all()
         save(step, states)
         checkpoints.wait()
-        log.line(f"{folder.name}: stopped by SIGTERM, saved at step {step:,}")
-        raise SystemExit(128 + signal.SIGTERM)
+        name = signal.Signals(number).name
+        log.line(f"{folder.name}: stopped by {name}, saved at step {step:,}")
+        raise interrupt.Stopped(number)
     log.progress(step, step * config.batch_rows, force=True)
     failed = [int(s.failed_step) for s in group.member_states(states)]
     return [
@@ -342,23 +345,22 @@ class _Watch:
         k: np.asarray(v).tolist() for k, v in found.items()
       }
     path = self._folder / "nonfinite.json"
-    path.write_text(json.dumps(report) + "\n")
+    where = f"rows and where they come from are in {path}"
+    try:
+      durable.write_file(path, json.dumps(report).encode() + b"\n")
+    except InputError as error:  # it must not hide the diagnosis
+      where = f"rows could not be written to {path} ({error.rule})"
     raise NonFiniteError(
-      f"step {step}: {why}; rows and where they come from are in {path}; the "
+      f"step {step}: {why}; {where}; the "
       "last good checkpoint is kept (--train.nonfinite=skip goes on without "
       "such batches)"
     )
 
 
-@contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-  """An event that is set when SIGTERM comes, in the main thread."""
-  event = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
-    yield event
-    return
-  before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-  try:
-    yield event
-  finally:
-    signal.signal(signal.SIGTERM, before)
+def _stop_signal(step: int) -> int | None:
+  """The signal after which to save and stop, the same on all processes."""
+  if jax.process_count() == 1:
+    return interrupt.requested()
+  # jax.distributed takes SIGTERM, and agrees on a step.
+  reached = multihost_utils.reached_preemption_sync_point(step)
+  return signal.SIGTERM if reached else None
