@@ -6,11 +6,6 @@
 Writes the trained SAEs, metrics and results.json to the run folder.
 """
 
-from saejax import interrupt
-
-if __name__ == "__main__":  # before jax is imported
-  interrupt.install()
-
 import dataclasses
 
 from saejax import config
@@ -72,8 +67,13 @@ def opened(flag: str, path: str, expected: Expected) -> reader.Store:
   try:
     return reader.open(path, expect=wanted)
   except InputError as error:
-    if error.field == "harvest.dir":
+    if error.field == "path":
       raise error.renamed(flag) from error
+    if error.field == "expect":
+      name, _, value = error.value.partition("=")
+      raise InputError(
+        f"harvest.{name}", value, error.rule, error.remedy
+      ) from error
     raise
 
 

@@ -29,7 +29,7 @@ _NAMES = {
   "save": "saejax.sae.files",
   "tied": "saejax.sae.initial",
   "top_examples": "saejax.evals.examples",
-  "write_arrays": "saejax.data.store.reader",
+  "write_store": "saejax.data.store.create",
 }
 _MODULES = (
   "config",
@@ -71,7 +71,7 @@ __all__ = [
   "tied",
   "top_examples",
   "training",
-  "write_arrays",
+  "write_store",
 ]
 __getattr__, __dir__ = _lazy.attach(__name__, _MODULES, _NAMES)
 
@@ -88,9 +88,9 @@ if TYPE_CHECKING:
   from saejax import sae as sae
   from saejax import studies as studies
   from saejax import training as training
+  from saejax.data.store.create import write_store as write_store
   from saejax.data.store.reader import Store as Store
   from saejax.data.store.reader import open as open_store
-  from saejax.data.store.reader import write_arrays as write_arrays
   from saejax.errors import InputError as InputError
   from saejax.evals.examples import top_examples as top_examples
   from saejax.evals.reconstruction import evaluate as evaluate

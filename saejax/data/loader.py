@@ -5,11 +5,16 @@ windows, reads a window at once and permutes its rows by (seed, epoch, window).
 Windows are cut into batches; what is left of one window goes into the next
 batch, across epochs too, and what is left at the very end is dropped. No row
 comes twice in an epoch. Order and state depend on neither threads nor buffers.
+
+A batch has the columns of the store that training reads, by name. Where rows
+come in groups (pairs, sites, neighbours), groups can be read as a whole: they
+are shuffled, and a field is [batch, rows of a group, ...].
 """
 
 import dataclasses
 import functools
 import sys
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -23,7 +28,7 @@ _WINDOW_BYTES = 2**28  # most bytes of a window, of which about four live
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-  """Random access to windows of shuffled rows: {"x": [r, d], "row": [r]}.
+  """Random access to windows of shuffled rows: {column: [r, ...], "row": [r]}.
 
   Attributes:
     store: the store.
@@ -33,12 +38,16 @@ class Windows:
       take more than 256 MiB.
     process_index: this process, which takes one window of each round.
     process_count: processes that share the store.
+    columns: columns of the store that are read.
+    grouped: whether groups are read as a whole.
   """
 
   store: stores.Store
   seed: int
   epochs: int | None
   window_chunks: int
+  columns: tuple[str, ...] = ("x",)
+  grouped: bool = False
   process_index: int = 0
   process_count: int = 1
 
@@ -47,6 +56,7 @@ class Windows:
     return (
       f"Windows(rows={self.store.rows}, seed={self.seed}, "
       f"epochs={self.epochs}, window_chunks={self.window_chunks}, "
+      f"columns={self.columns}, grouped={self.grouped}, "
       f"process={self.process_index}/{self.process_count})"
     )
 
@@ -58,9 +68,8 @@ class Windows:
   @functools.cached_property
   def an_epoch(self) -> int:
     """Windows an epoch, over all processes."""
-    meta = self.store.meta
-    row = self.store.d * (4 if meta["dtype"] == "float32" else 2)
-    most = _WINDOW_BYTES // (meta["chunk_rows"] * row)
+    row = sum(self.store.columns[name].row_bytes for name in self.columns)
+    most = _WINDOW_BYTES // (self.store.meta["chunk_rows"] * row)
     most = max(1, min(self.window_chunks, most))
     found = -(-len(self.chunks) // most)
     # Whole rounds of one window a process, none of them empty.
@@ -86,26 +95,43 @@ class Windows:
     edges = np.arange(self.an_epoch + 1) * len(self.chunks) // self.an_epoch
     return self.chunks[order[edges[window] : edges[window + 1]]], epoch, window
 
-  def rows(self, index: int) -> int:
-    """Rows of a window."""
+  @property
+  def group_rows(self) -> int:
+    """Rows that are shuffled as one."""
+    return self.store.group_rows if self.grouped else 1
+
+  def items(self, index: int) -> int:
+    """Rows of a window, or groups where these are read as a whole."""
     chunks = self.parts(index)[0]
-    return int((chunks[:, 1] - chunks[:, 0]).sum())
+    return int((chunks[:, 1] - chunks[:, 0]).sum()) // self.group_rows
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     chunks, epoch, window = self.parts(index)
-    found = self.store.read_many([(int(a), int(b)) for a, b in chunks])
     row = np.concatenate([np.arange(a, b) for a, b in chunks])
-    order = shuffle.permutation(
-      len(row), shuffle.ROWS, self.seed, epoch, window
+    group = self.group_rows
+    order = shuffle.grouped(
+      len(row), group, shuffle.ROWS, self.seed, epoch, window
     )
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    x = np.empty((len(row), self.store.d), found[0].dtype)
+    intervals = [(int(a), int(b)) for a, b in chunks]
+    found = {n: self._column(n, intervals, place) for n in self.columns}
+    found["row"] = row[order]
+    if not self.grouped:
+      return found
+    return {k: v.reshape(-1, group, *v.shape[1:]) for k, v in found.items()}
+
+  def _column(
+    self, name: str, intervals: list[tuple[int, int]], place: np.ndarray
+  ) -> np.ndarray:
+    column = self.store.columns[name]
+    out = np.empty((len(place), *column.shape), np.dtype(column.dtype))
     done = 0
-    for part in found:  # each row is copied once, to where it belongs
-      x[place[done : done + len(part)]] = part
+    # Each row is copied once, to where it belongs.
+    for part in self.store.read_each(intervals, name):
+      out[place[done : done + len(part)]] = part
       done += len(part)
-    return {"x": x, "row": row[order]}
+    return out
 
 
 def batches(
@@ -115,22 +141,28 @@ def batches(
   seed: int,
   epochs: int | None = 1,
   window_chunks: int = 64,
+  columns: Sequence[str] | None = None,
+  grouped: bool = False,
   process_index: int = 0,
   process_count: int = 1,
   read_threads: int = 1,
   ahead_windows: int = 1,
 ) -> grain.IterDataset:
-  """Batches {"x": [batch_rows, d] as stored, "row": [batch_rows] int64}.
+  """Batches {column: [batch_rows, ...] as stored, "row": [batch_rows] int64}.
 
   Iterators have exact `get_state` and `set_state` and can be checkpointed with
   Orbax. Memory is about (ahead_windows + 3) windows.
 
   Args:
     store: the store.
-    batch_rows: rows a batch, of this process.
+    batch_rows: rows a batch, of this process; groups where these are read.
     seed: of the order; every epoch has another one.
     epochs: passes over the store; None for no end.
     window_chunks: most chunks of the store mixed at once.
+    columns: columns to read; by default all that the store declares for
+      training, such as x, target and cond.
+    grouped: reads groups as a whole: fields are [batch_rows, G, ...] and "row"
+      [batch_rows, G], with G the rows of a group.
     process_index: this process.
     process_count: processes; together they read each row once an epoch, and
       all give the same number of batches.
@@ -138,23 +170,26 @@ def batches(
     ahead_windows: windows read ahead; changes nothing but time and memory.
 
   Raises:
-    InputError: "train.batch_rows" where the store has fewer rows than a batch.
+    InputError: "batch_rows" where the store has fewer rows than a batch, an
+      argument out of range, or no such column.
   """
   source = _source(
-    store, seed, epochs, window_chunks, process_index, process_count
+    store, seed, epochs, window_chunks, process_index, process_count, grouped
   )
+  names = fields(store, columns)
+  source = dataclasses.replace(source, columns=names)
   if batch_rows < 1:
-    raise InputError(
-      "train.batch_rows", batch_rows, "must be at least 1", "raise it"
-    )
+    raise InputError("batch_rows", batch_rows, "must be at least 1", "raise it")
   limit = _count(source, batch_rows)
-  if limit == 0 or store.rows < batch_rows * process_count:
+  items = store.rows // source.group_rows
+  if limit == 0 or items < batch_rows * process_count:
+    what = "groups" if grouped else "rows"
     raise InputError(
-      "train.batch_rows",
+      "batch_rows",
       batch_rows,
-      f"must be at most the rows of the store ({store.rows}), in each of "
+      f"must be at most the {what} of the store ({items}), in each of "
       f"{process_count} process(es)",
-      "lower it, or harvest more rows (harvest.rows)",
+      "lower it, or write a store of more rows",
     )
   options = grain.ReadOptions(
     num_threads=read_threads, prefetch_buffer_size=ahead_windows
@@ -175,11 +210,37 @@ def count_batches(
   seed: int,
   epochs: int = 1,
   window_chunks: int = 64,
+  columns: Sequence[str] | None = None,
+  grouped: bool = False,
   process_count: int = 1,
 ) -> int:
   """Batches that `batches` gives with these arguments, in every process."""
-  source = _source(store, seed, epochs, window_chunks, 0, process_count)
+  source = _source(
+    store, seed, epochs, window_chunks, 0, process_count, grouped
+  )
+  source = dataclasses.replace(source, columns=fields(store, columns))
   return _count(source, batch_rows) or 0
+
+
+def fields(
+  store: stores.Store, columns: Sequence[str] | None = None
+) -> tuple[str, ...]:
+  """Names of the columns that `batches` gives with this argument.
+
+  Raises:
+    InputError: the store has no such column, or x is not among them.
+  """
+  names = store.trained if columns is None else tuple(columns)
+  missing = [name for name in names if name not in store.columns]
+  if missing or "x" not in names:
+    raise InputError(
+      "columns",
+      ", ".join(names),
+      f"must hold x and be columns of the store {store.path}: "
+      f"{', '.join(store.columns)}",
+      f"write a store with {', '.join(missing) or 'x'}",
+    )
+  return tuple(dict.fromkeys(names))
 
 
 def _source(
@@ -189,6 +250,7 @@ def _source(
   window_chunks: int,
   process_index: int,
   process_count: int,
+  grouped: bool,
 ) -> Windows:
   for name, value, least in (
     ("seed", seed, 0),
@@ -196,22 +258,33 @@ def _source(
     ("window_chunks", window_chunks, 1),
   ):
     if value < least:
-      raise InputError(
-        f"train.{name}", value, f"must be at least {least}", "raise it"
-      )
+      raise InputError(name, value, f"must be at least {least}", "raise it")
   if not 0 <= process_index < process_count:
     raise ValueError(
       f"process_index must be in [0, {process_count}), got {process_index}"
     )
   if len(store.chunks) < process_count:
     raise InputError(
-      "harvest.chunk_rows",
+      "chunk_rows",
       store.meta["chunk_rows"],
       f"the store has {len(store.chunks)} chunks for {process_count} processes",
       "harvest with a smaller chunk_rows, or train in fewer processes",
     )
+  if grouped and store.group_rows == 1:
+    raise InputError(
+      "grouped",
+      grouped,
+      f"the store {store.path} has single rows",
+      "write it with group=COLUMN",
+    )
   return Windows(
-    store, seed, epochs, window_chunks, process_index, process_count
+    store,
+    seed,
+    epochs,
+    window_chunks,
+    grouped=grouped,
+    process_index=process_index,
+    process_count=process_count,
   )
 
 
@@ -220,11 +293,12 @@ def _count(source: Windows, batch_rows: int) -> int | None:
   if source.process_count == 1:
     if source.epochs is None:
       return None
-    return source.store.rows * source.epochs // batch_rows
+    items = source.store.rows // source.group_rows
+    return items * source.epochs // batch_rows
   if source.epochs is None:
     return None
   counts = []
   for process in range(source.process_count):
     own = dataclasses.replace(source, process_index=process)
-    counts.append(sum(own.rows(i) for i in range(len(own))) // batch_rows)
+    counts.append(sum(own.items(i) for i in range(len(own))) // batch_rows)
   return min(counts)

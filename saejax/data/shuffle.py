@@ -9,7 +9,6 @@ ROWS = 3
 ARRAYS = 4
 LAYERS = 5
 BUFFER = 6
-RESERVOIR = 7
 
 
 def permutation(size: int, *key: int) -> np.ndarray:
@@ -20,3 +19,17 @@ def permutation(size: int, *key: int) -> np.ndarray:
   """
   bits = np.random.Philox(np.random.SeedSequence(key))
   return np.argsort(bits.random_raw(size), kind="stable")
+
+
+def grouped(size: int, group: int, *key: int) -> np.ndarray:
+  """A permutation of groups of consecutive numbers; their inside stays.
+
+  Args:
+    size: of the range, a multiple of group.
+    group: numbers a group; 1 for `permutation`.
+    *key: names the permutation.
+  """
+  order = permutation(size // group, *key)
+  if group == 1:
+    return order
+  return (order[:, None] * group + np.arange(group)).reshape(-1)

@@ -7,10 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from saejax import durable
-from saejax.data.store import writer
+from saejax.data.store import manifest, writer
+from saejax.data.store.columns import Column
 from saejax.data.text import corpus as text
 from saejax.data.text import subject
 from saejax.errors import InputError
+
+PROVENANCE = {
+  "doc": Column(dtype="int64", about="number of the document"),
+  "pos": Column(dtype="int32", about="position of the token in the document"),
+  "tok": Column(dtype="int32", about="id of the token"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,13 +66,30 @@ class HarvestConfig:
     _check(self, "held_out_fraction", 0 < fraction < 1, "must lie in (0, 1)")
     dtypes = ("bfloat16", "float32")
     _check(self, "dtype", self.dtype in dtypes, "must be bfloat16 or float32")
-    writer.check_sizes(dataclasses.asdict(self))
+    try:
+      writer.check_sizes(dataclasses.asdict(self))
+    except InputError as error:
+      raise error.renamed(f"harvest.{error.field}") from error
 
 
 def _check(config: HarvestConfig, name: str, holds: bool, rule: str) -> None:
   if not holds:
     value = getattr(config, name)
     raise InputError(f"harvest.{name}", value, rule, "give another value")
+
+
+def columns(
+  config: HarvestConfig, source: subject.Subject
+) -> dict[str, Column]:
+  """The columns of a harvest of text."""
+  x = Column(
+    dtype=config.dtype,
+    shape=(source.d,),
+    axes=("d",),
+    about="activations at the site",
+    train=True,
+  )
+  return {"x": x, **PROVENANCE}
 
 
 def meta(
@@ -92,18 +116,20 @@ def meta(
     "document_tokens",
     "context",
     "forward_batch",
+    "outlier_multiple",
+    "calibration_rows",
     "bucket_rows",
     "shard_rows",
     "chunk_rows",
-    "outlier_multiple",
-    "calibration_rows",
-    "dtype",
   )
   return {name: getattr(config, name) for name in copied} | {
-    "format": writer.FORMAT,
-    "part": part,
+    "format": manifest.FORMAT,
+    "columns": {
+      name: column.to_json() for name, column in columns(config, source).items()
+    },
+    "group": None,
+    "split": part,
     "corpus": corpus.describe(),
-    "d": source.d,
     "prefix": list(source.prefix),
     "suffix": list(source.suffix),
     "special": sorted(source.special),

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saejax import errors
 from saejax.data.store.reader import Store
+from saejax.data.text import neighbours
 from saejax.evals import reading
 from saejax.sae.latents import SparseLatents
 from saejax.sae.sae import SAE
@@ -84,8 +85,8 @@ def top_examples(
       row=int(row),
       doc=int(doc),
       pos=int(pos),
-      token=store.text(int(row), 0, 0),
-      context=store.text(int(row), before, after, mark),
+      token=neighbours.text(store, int(row), 0, 0),
+      context=neighbours.text(store, int(row), before, after, mark),
     )
     for value, row, doc, pos in zip(
       values, rows, where["doc"], where["pos"], strict=True

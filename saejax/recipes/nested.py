@@ -237,9 +237,9 @@ def multi_topk(
   )
 
 
-def _narrow(sae: SAE, stats, rows) -> SAE:
+def _narrow(sae: SAE, stats, sample) -> SAE:
   """What users hold of a widened TopK."""
-  del stats, rows
+  del stats, sample
   wide: Any = sae.activation
   return sae.replace(activation=activations.TopK(wide.k))
 

@@ -24,7 +24,7 @@ from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding, step
-from saejax.training.recipe import Hyper, Recipe, RowSource
+from saejax.training.recipe import Hyper, Recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,9 +268,10 @@ class Group:
   def saes(
     self,
     states: tuple[step.TrainState, ...],
-    rows: RowSource | None = None,
+    sample: Float[Array, "s d"] | Batch | None = None,
   ) -> list[SAE]:
-    """The inference form of each member: averaged, finished, its own k."""
+    """What users hold of each member: averaged, finished, with its own k."""
+    sample = None if sample is None else as_batch(sample)
     saes = []
     for member, state in zip(
       self.members, self.member_states(states), strict=True
@@ -279,7 +280,7 @@ class Group:
       sae = step.averaged(recipe, state)
       if self._several_ks and member.k:
         sae = sae.replace(activation=sae.activation.with_k(member.k))
-      saes.append(recipe.finish(sae, state.stats, rows))
+      saes.append(recipe.finish(sae, state.stats, sample))
     return saes
 
 

@@ -12,7 +12,7 @@ from saejax import models
 from saejax.data import harvest, loader
 from saejax.data.store import reader
 from saejax.data.text import corpus as text
-from saejax.data.text import subject
+from saejax.data.text import neighbours, subject
 from saejax.errors import InputError
 from saejax.models import hub, taps, tokenizer
 from tests import shared
@@ -81,17 +81,17 @@ class HarvestModelTest(absltest.TestCase):
         found, config, (words.cls,), (words.sep,)
       )
       self.assertFalse(
-        np.isin(found.columns("tok")["tok"], [words.cls, words.sep]).any()
+        np.isin(found.whole("tok")["tok"], [words.cls, words.sep]).any()
       )
       found.verify()
     # The parts share no document.
     self.assertEmpty(
-      set(train.columns("doc")["doc"]) & set(held_out.columns("doc")["doc"])
+      set(train.whole("doc")["doc"]) & set(held_out.whole("doc")["doc"])
     )
     reader.open(
       train.path, expect={"layer": 3, "point": "resid_post", "d": 384}
     )
-    with self.assertRaisesRegex(InputError, "harvest.layer=4"):
+    with self.assertRaisesRegex(InputError, "expect=layer=4"):
       reader.open(train.path, expect={"layer": 4})
     self._check_text(train, words)
     self._check_text(held_out, words)
@@ -107,11 +107,11 @@ class HarvestModelTest(absltest.TestCase):
     for row in random.Random(0).sample(range(found.rows), 20):
       doc, pos = int(rows["doc"][row]), int(rows["pos"][row])
       near = [at[doc, p] for p in range(pos - 8, pos + 5) if (doc, p) in at]
-      self.assertEqual(found.text(row), words.decode(near))
-      marked = found.text(row, mark=("⟦", "⟧"))
+      self.assertEqual(neighbours.text(found, row), words.decode(near))
+      marked = neighbours.text(found, row, mark=("⟦", "⟧"))
       self.assertEqual(
         marked.replace("⟦", "").replace("⟧", "").replace(" ", ""),
-        found.text(row).replace(" ", ""),
+        neighbours.text(found, row).replace(" ", ""),
       )
       own = words.decode([at[doc, pos]]).replace("##", "").strip()
       self.assertIn(own, marked.partition("⟦")[2].partition("⟧")[0])
@@ -153,7 +153,7 @@ class HarvestModelTest(absltest.TestCase):
     prefix = () if words.bos is None else (words.bos,)
     for found in (train, held_out):
       self.assert_rows_are_those_of_a_forward(found, config, prefix, ())
-      self.assertNotIn(words.bos, found.columns("tok")["tok"])
+      self.assertNotIn(words.bos, found.whole("tok")["tok"])
 
   def test_an_unknown_layer_lists_those_there_are(self):
     with self.assertRaisesRegex(

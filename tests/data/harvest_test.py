@@ -84,7 +84,7 @@ class HarvestTest(parameterized.TestCase):
     self.assertEqual(dropped["outlier"], (ids == tiny.OUTLIER_ID).sum())
     self.assertEqual(dropped["drop_ids"], (ids == tiny.USER_ID).sum())
     self.assertEqual(dropped["special"], 2 * windows + (ids == tiny.CLS).sum())
-    self.assertEqual(held_out.stats["tokens"], len(ids))
+    self.assertEqual(held_out.stats["read"], len(ids))
     self.assertEqual(
       held_out.rows + dropped["outlier"] + dropped["drop_ids"],
       len(ids) - (ids == tiny.CLS).sum(),
@@ -229,6 +229,8 @@ class HarvestTest(parameterized.TestCase):
     (path / "doc" / "c").mkdir(exist_ok=True)
     (path / "doc" / "c" / "7.__lock").write_bytes(b"lock")
     (path / "stats.json.tmp").write_bytes(b"{")
+    if not (path / "manifest.json").exists():
+      (path / "tokenizer.tmp").write_bytes(b"half")
 
   def test_at_most_one_bucket_is_computed_again(self):
     rows = 0
@@ -244,7 +246,9 @@ class HarvestTest(parameterized.TestCase):
       self.harvest(source=tiny.source(function=counts))
     (path,) = (self.folder / "stores").iterdir()
     written = sum(
-      line["rows"] for line in ledger.read(path) if line["kind"] == "bucket"
+      line["rows"]
+      for line in ledger.unfinished(path)
+      if line["kind"] == "bucket"
     )
     # A bucket in the making, one being written, batches under way.
     self.assertGreaterEqual(written, 1700 - 120 - 2 * 512 - 3 * 90)
@@ -280,7 +284,7 @@ class HarvestTest(parameterized.TestCase):
       self.harvest()
 
   def test_a_corpus_whose_tokens_are_all_dropped(self):
-    with self.assertRaisesRegex(InputError, "every token"):
+    with self.assertRaisesRegex(InputError, "every one is dropped"):
       self.harvest(drop_ids=tuple(range(258)))
 
   def test_a_full_disk_keeps_the_finished_buckets(self):
@@ -294,7 +298,7 @@ class HarvestTest(parameterized.TestCase):
       from tests.data import tiny
       def first_bucket_is_written():  # in the background
         folder = pathlib.Path({str(self.folder / "full")!r})
-        lines = [x for path in folder.iterdir() for x in ledger.read(path)]
+        lines = [x for path in folder.iterdir() for x in ledger.unfinished(path)]
         return any(x["kind"] == "bucket" for x in lines)
       config = tiny.config(
         pathlib.Path({str(self.corpus)!r}),
@@ -324,12 +328,12 @@ class HarvestTest(parameterized.TestCase):
       text=True,
     )
     self.assertEqual(done.returncode, 2, done.stderr)
-    self.assertRegex(done.stdout, "^harvest.dir=.*File too large.*repeat")
+    self.assertRegex(done.stdout, "^path=.*File too large.*repeat")
     self.assertLen(done.stdout.splitlines(), 1)
     (path,) = (self.folder / "full").iterdir()
     with self.assertRaisesRegex(InputError, "must be complete"):
       reader.open(path)
-    lines = [x for x in ledger.read(path) if x["kind"] == "bucket"]
+    lines = [x for x in ledger.unfinished(path) if x["kind"] == "bucket"]
     self.assertLen(lines, 1)
     for name, recorded in lines[0]["shards"].items():
       self.assertEqual(list(durable.checksum(path / name)), recorded)
@@ -339,7 +343,7 @@ class HarvestTest(parameterized.TestCase):
     )
 
   def test_more_rows_than_the_disk_holds_are_refused_at_once(self):
-    with self.assertRaisesRegex(InputError, "harvest.dir=.*room for"):
+    with self.assertRaisesRegex(InputError, "path=.*room for"):
       self.harvest(rows=10**13)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.data import loader, summary
-from saejax.data.store import reader as store
+from saejax.data.store import create
 from saejax.errors import InputError
 
 
@@ -24,7 +24,8 @@ class LoaderTest(parameterized.TestCase):
     sizes = {"bucket_rows": 1024, "shard_rows": 256, "chunk_rows": 64}
     x = np.repeat(np.arange(n, dtype=np.float32)[:, None], d, axis=-1)
     path = pathlib.Path(self.create_tempdir().full_path) / name
-    return store.write_arrays(path, x, doc, **(sizes | changes))
+    columns = {"x": x} if doc is None else {"x": x, "doc": doc}
+    return create.write_store(path, columns, **(sizes | changes))
 
   def assert_same(self, got, want):
     self.assertEqual(len(got), len(want))
@@ -175,7 +176,7 @@ class LoaderTest(parameterized.TestCase):
     x = np.ones((200, 2), jnp.bfloat16)
     x[17, 1] = np.nan
     path = pathlib.Path(self.create_tempdir().full_path) / "s"
-    found = store.write_arrays(path, x, seed=None)
+    found = create.write_store(path, x, shuffle_seed=None)
     bad = []
     for batch in loader.batches(found, batch_rows=50, seed=0):
       self.assertEqual(batch["x"].dtype, jnp.bfloat16)
@@ -186,7 +187,7 @@ class LoaderTest(parameterized.TestCase):
   def test_rows_of_a_batch_come_from_everywhere(self):
     # 200 documents of 100 rows, unshuffled on disk.
     doc = np.arange(20_000) // 100
-    found = self.store(20_000, doc=doc, seed=None, name="ordered")
+    found = self.store(20_000, doc=doc, shuffle_seed=None, name="ordered")
     shuffled = self.store(20_000, doc=doc, name="shuffled")
 
     def mixing(found, **arguments):
@@ -218,7 +219,7 @@ class LoaderTest(parameterized.TestCase):
         epochs=None,
         process_count=processes,
       )
-    self.assertEqual(got.exception.field, "train.batch_rows")
+    self.assertEqual(got.exception.field, "batch_rows")
 
   @parameterized.parameters("batch_rows", "window_chunks", "epochs")
   def test_settings_below_one(self, name):
@@ -226,7 +227,7 @@ class LoaderTest(parameterized.TestCase):
     arguments = {"batch_rows": 10, "seed": 0} | {name: 0}
     with self.assertRaises(InputError) as got:
       loader.batches(found, **arguments)
-    self.assertEqual(got.exception.field, f"train.{name}")
+    self.assertEqual(got.exception.field, name)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.data import loader, streams
-from saejax.data.store import reader as stores
+from saejax.data.store import create
 from saejax.errors import InputError
 from saejax.recipes import row_sparse
 from saejax.training import fit, loop
@@ -203,7 +203,8 @@ class StackedTest(absltest.TestCase):
   def store(self, name, x, **changes):
     path = pathlib.Path(self.create_tempdir().full_path) / name
     sizes = {"bucket_rows": 256, "shard_rows": 128, "chunk_rows": 32}
-    return stores.write_arrays(path, x, **(sizes | changes))
+    columns = {"x": x, "tok": changes.pop("tok", np.arange(len(x)))}
+    return create.write_store(path, columns, **(sizes | changes))
 
   def test_stores_of_one_harvest_give_the_layers_of_each_row(self):
     x = np.arange(300, dtype=np.float32)[:, None]
@@ -260,7 +261,6 @@ class TrainingTest(absltest.TestCase):
       fields = stream.fields
       get_state = staticmethod(stream.get_state)
       set_state = staticmethod(stream.set_state)
-      sample = staticmethod(stream.sample)
 
       def __next__(self):
         if len(taken) == 8:

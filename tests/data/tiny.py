@@ -5,7 +5,6 @@ each forward pass:
   python -m tests.data.tiny CORPUS DIR SECONDS_A_FORWARD
 """
 
-import json
 import pathlib
 import sys
 import time
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saejax.data import harvest
-from saejax.data.store import ledger, reader
+from saejax.data.store import reader, writer
 from saejax.data.text import subject
 
 CLS, SEP, OUTLIER_ID, USER_ID = 0, 1, 2 + ord("!"), 2 + ord("?")
@@ -108,28 +107,19 @@ def config(corpus: pathlib.Path, folder: pathlib.Path, **changes):
   return harvest.HarvestConfig(**(values | changes))
 
 
-def files(folder: pathlib.Path) -> dict[str, bytes | list]:
-  """All files below a folder; ledgers without times, hosts and versions."""
-  found = {}
-  for path in sorted(folder.rglob("*")):
-    if path.is_file():
-      name = str(path.relative_to(folder))
-      found[name] = path.read_bytes()
-      if path.suffix == ".jsonl":
-        found[name] = [
-          {k: v for k, v in json.loads(line).items() if k not in VOLATILE}
-          for line in found[name].splitlines()
-        ]
-  return found
-
-
-VOLATILE = ledger.VOLATILE
+def files(folder: pathlib.Path) -> dict[str, bytes]:
+  """All files below a folder, but for times, hosts and versions."""
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in sorted(folder.rglob("*"))
+    if path.is_file() and path.name != writer.MADE
+  }
 
 
 def everything(found: reader.Store) -> dict[str, np.ndarray]:
   """All columns of a store."""
   x = np.concatenate(found.read_many(found.intervals))
-  return {"x": x} | found.columns("doc", "pos", "tok")
+  return {"x": x} | found.whole("doc", "pos", "tok")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Tests of saejax.evals.examples."""
 
 import tempfile
+from unittest import mock
 
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax import errors
-from saejax.data.store import reader as stores
+from saejax.data.store import create
+from saejax.data.text import neighbours
 from saejax.evals import examples
 from saejax.sae import activations, initial
 
@@ -18,21 +20,25 @@ class TopExamplesTest(parameterized.TestCase):
     folder = self.enter_context(tempfile.TemporaryDirectory())
     rng = np.random.default_rng(0)
     x = rng.standard_normal((500, 8)).astype(np.float32)
-    self.store = stores.write_arrays(
+    self.store = create.write_store(
       f"{folder}/s",
-      x,
-      doc=np.repeat(np.arange(10), 50),
-      pos=np.tile(np.arange(50), 10),
-      tok=np.arange(500),
+      {
+        "x": x,
+        "doc": np.repeat(np.arange(10), 50),
+        "pos": np.tile(np.arange(50), 10),
+        "tok": np.arange(500),
+      },
       bucket_rows=128,
       shard_rows=64,
       chunk_rows=32,
     )
+
     # Words for tokens: what a tokenizer would give.
-    self.store.text = lambda row, before=8, after=4, mark=("", ""): (
-      f"{before} {mark[0]}{self.store.provenance([row])['tok'][0]}"
-      f"{mark[1]} {after}"
-    )
+    def text(store, row, before=8, after=4, mark=("", "")):
+      token = store.take([row], "tok")["tok"][0]
+      return f"{before} {mark[0]}{token}{mark[1]} {after}"
+
+    self.enter_context(mock.patch.object(neighbours, "text", text))
 
   def sae(self, activation):
     return initial.tied(jax.random.key(0), n=16, d=8, activation=activation)

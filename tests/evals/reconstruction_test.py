@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax import errors
-from saejax.data.store import reader as stores
+from saejax.data.store import create
 from saejax.evals import reconstruction
 from saejax.sae import activations, initial
 from saejax.sae.latents import SparseLatents
@@ -244,7 +244,7 @@ class FrameMeanTest(parameterized.TestCase):
   def test_linear_preps_map_the_mean_and_layer_norm_averages_rows(self):
     x = rows(700)
     folder = self.enter_context(tempfile.TemporaryDirectory())
-    store = stores.write_arrays(
+    store = create.write_store(
       f"{folder}/s", x, bucket_rows=256, shard_rows=128, chunk_rows=64
     )
     affine = Affine(centre=jnp.full((12,), 0.4), scale=jnp.asarray(3.0))

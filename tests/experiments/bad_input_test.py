@@ -9,7 +9,7 @@ import sys
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.data.store import reader as stores
+from saejax.data.store import create
 from tests.experiments import script
 
 D = 16
@@ -25,11 +25,10 @@ def make_store(folder, rows=1_000, d=D, nan=False, seed=0):
   x = np.random.default_rng(seed).normal(size=(rows, d)).astype(np.float32)
   if nan:
     x[rows // 2, 0] = np.nan
-  return stores.write_arrays(
+  return create.write_store(
     folder,
-    x,
-    doc=np.arange(rows) // 50,
-    meta={
+    {"x": x, "doc": np.arange(rows) // 50},
+    about={
       "model": {"name": "tiny"},
       "site": {"layer": 2, "point": "resid_post"},
     },
@@ -119,11 +118,11 @@ class BadInputTest(parameterized.TestCase):
     data = bytearray(shard.read_bytes())
     data[100] ^= 1
     shard.write_bytes(data)
-    self.assert_refused(self.train(), "harvest.dir", "corrupt")
+    self.assert_refused(self.train(), "path", "corrupt")
 
   def test_half_written_store(self):
-    (self.store / "stats.json").unlink()
-    self.assert_refused(self.train(), "--store", "did not finish")
+    (self.store / "manifest.json").unlink()
+    self.assert_refused(self.train(), "--store", "must be complete")
 
   def test_no_store(self):
     found = self.train(store=self.folder / "nowhere")

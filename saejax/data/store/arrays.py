@@ -1,22 +1,23 @@
-"""The zarr3 arrays of a store: rows and the provenance of each row.
+"""The zarr3 arrays of a store, one a column.
 
-`x` [capacity, d] has shards of `shard_rows` rows, the unit of writing, made of
-chunks of `chunk_rows` rows, the unit of reading; `doc`, `pos`, `tok`
-[capacity] have one chunk a shard. Every chunk carries a crc32c. What was not
+A column is [capacity, ...] with shards of `shard_rows` rows, the unit of
+writing, made of chunks of `chunk_rows` rows, the unit of reading. Every chunk
+carries a crc32c, and the ledger a checksum of its own that is bound to column
+and rows, so that sound chunks in the wrong place are found. What was not
 written reads as an error and never as zeros.
 """
 
 import os
 import pathlib
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorstore as ts
 
+from saejax.data.store.columns import Column
 from saejax.errors import InputError
-
-PROVENANCE = {"doc": "int64", "pos": "int32", "tok": "int32"}
-NAMES = ("x", *PROVENANCE)
 
 _BYTES = [
   {"name": "bytes", "configuration": {"endian": "little"}},
@@ -25,44 +26,39 @@ _BYTES = [
 _PROCESS = os.getpid()
 
 
-def create(path: pathlib.Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+def create(
+  path: pathlib.Path, meta: Mapping[str, Any], columns: Mapping[str, Column]
+) -> dict[str, Any]:
   """Opens the arrays of a store for writing, making those that are not there.
 
   Args:
     path: folder of the store.
-    meta: its metadata; d, dtype, capacity, chunk_rows and shard_rows are used.
+    meta: its metadata; capacity, chunk_rows and shard_rows are used.
+    columns: its columns.
+
+  Raises:
+    InputError: an array there is damaged or of another layout.
   """
   check_process(path)
-  shard = meta["shard_rows"]
-  metadata = {
-    name: _metadata([meta["capacity"]], dtype, [shard], _BYTES)
-    for name, dtype in PROVENANCE.items()
-  }
-  sharding = {
-    "name": "sharding_indexed",
-    "configuration": {
-      "chunk_shape": [meta["chunk_rows"], meta["d"]],
-      "codecs": _BYTES,
-      "index_codecs": _BYTES,
-      "index_location": "end",
-    },
-  }
-  metadata["x"] = _metadata(
-    [meta["capacity"], meta["d"]], meta["dtype"], [shard, meta["d"]], [sharding]
-  )
-  return {
-    name: ts.open(
-      _spec(path / name)
-      | {
-        "metadata": metadata[name],
-        # Rows of zeros are rows: a chunk that is left out is a missing one.
-        "store_data_equal_to_fill_value": True,
-      },
-      create=True,
-      open=True,
-    ).result()
-    for name in NAMES
-  }
+  found = {}
+  for name, column in columns.items():
+    spec = _spec(path / name) | {
+      "metadata": _metadata(meta, column),
+      # Rows of zeros are rows: a chunk that is left out is a missing one.
+      "store_data_equal_to_fill_value": True,
+    }
+    try:
+      found[name] = ts.open(spec, create=True, open=True).result()
+    except ValueError as error:
+      if "os_error_code" in str(error):
+        raise  # of the disk
+      raise InputError(
+        "path",
+        path / name / "zarr.json",
+        f"must describe the array of the store ({error})",
+        "delete the folder and write it again",
+      ) from error
+  return found
 
 
 def open_(path: pathlib.Path, name: str) -> Any:
@@ -73,21 +69,36 @@ def open_(path: pathlib.Path, name: str) -> Any:
   ).result()
 
 
-def shard_files(first: int, rows: int, meta: Mapping[str, Any]) -> list[str]:
-  """Names, relative to the store, of the shards that hold rows."""
-  shard = meta["shard_rows"]
-  found = []
-  for i in range(first // shard, -(-(first + rows) // shard)):
-    found.append(f"x/c/{i}/0")
-    found += [f"{name}/c/{i}" for name in PROVENANCE]
-  return found
+def shard_files(
+  name: str, column: Column, first: int, rows: int, shard_rows: int
+) -> list[str]:
+  """Names, relative to the store, of the shards that hold rows of a column."""
+  rest = "/0" * len(column.shape)
+  shards = range(first // shard_rows, -(-(first + rows) // shard_rows))
+  return [f"{name}/c/{i}{rest}" for i in shards]
+
+
+def checksums(
+  name: str, first: int, values: np.ndarray, chunk_rows: int
+) -> list[int]:
+  """Checksum of each chunk of decoded rows that begin at row `first`."""
+  return [
+    _checksum(name, first + i, values[i : i + chunk_rows])
+    for i in range(0, len(values), chunk_rows)
+  ]
+
+
+def _checksum(name: str, first: int, values: np.ndarray) -> int:
+  start = zlib.crc32(f"{name} {first} {len(values)}".encode())
+  flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+  return zlib.crc32(flat, start)
 
 
 def check_process(path: pathlib.Path) -> None:
   """Refuses a forked child, in which TensorStore would abort or hang."""
   if os.getpid() != _PROCESS:
     raise InputError(
-      "harvest.dir",
+      "path",
       path,
       "a store cannot be used in a forked child process",
       "use threads, or start processes by spawn",
@@ -99,14 +110,22 @@ def _spec(path: pathlib.Path) -> dict[str, Any]:
   return {"driver": "zarr3", "kvstore": kvstore}
 
 
-def _metadata(
-  shape: list[int], dtype: str, chunk: list[int], codecs: list[Any]
-) -> dict[str, Any]:
-  grid = {"name": "regular", "configuration": {"chunk_shape": chunk}}
+def _metadata(meta: Mapping[str, Any], column: Column) -> dict[str, Any]:
+  shard, shape = meta["shard_rows"], list(column.shape)
+  sharding = {
+    "name": "sharding_indexed",
+    "configuration": {
+      "chunk_shape": [meta["chunk_rows"], *shape],
+      "codecs": _BYTES,
+      "index_codecs": _BYTES,
+      "index_location": "end",
+    },
+  }
+  grid = {"name": "regular", "configuration": {"chunk_shape": [shard, *shape]}}
   return {
-    "shape": shape,
-    "data_type": dtype,
+    "shape": [meta["capacity"], *shape],
+    "data_type": column.dtype,
     "chunk_grid": grid,
-    "codecs": codecs,
-    "fill_value": 0,
+    "codecs": [sharding],
+    "fill_value": False if column.dtype == "bool" else 0,
   }

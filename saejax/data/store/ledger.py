@@ -1,58 +1,119 @@
-"""The ledger of a store.
+"""The ledger of a store: one fsynced line a finished bucket.
 
-It has one fsynced line a finished bucket. What it does not name was
-not written, whatever lies on disk; a torn last line was never there.
+What it does not name was not written, whatever lies on disk. Each line has a
+checksum of itself and of the line before. While the store is unfinished, a
+torn last line was never there; afterwards it is a damage as any other.
 """
 
-import datetime
 import fcntl
-import importlib.metadata
-import json
 import os
 import pathlib
-import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from saejax import durable
+from saejax.data.store import arrays, manifest
+from saejax.data.store.columns import Column
 from saejax.errors import InputError
 
-# What differs between two harvests of the same bytes.
-VOLATILE = ("host", "time", "versions")
+FOLDER = "ledger"
+_REMEDY = "delete the store's folder and write it again"
 
 
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of all ledgers of a store, by first row."""
+def read(path: pathlib.Path, names: Iterable[str]) -> list[dict[str, Any]]:
+  """The lines of ledgers of a complete store, by first row.
+
+  Args:
+    path: folder of the store.
+    names: of its ledgers, relative to it.
+
+  Raises:
+    InputError: a line is damaged or missing; names the file.
+  """
   lines: list[dict[str, Any]] = []
-  for file in sorted((path / "ledger").glob("*.jsonl")):
-    lines += _parse(file, file.read_bytes())[0]
+  for name in names:
+    content = (path / name).read_bytes()
+    found, end = parse(path / name, content)
+    if end < len(content):
+      raise manifest.broken(path / name, f"byte {end} is torn off")
+    lines += found
   return sorted(lines, key=lambda line: line.get("first", -1))
 
 
-def _parse(
+def unfinished(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of all ledgers in a folder, torn last lines left out."""
+  lines: list[dict[str, Any]] = []
+  for file in sorted((path / FOLDER).glob("*.jsonl")):
+    lines += parse(file, file.read_bytes())[0]
+  return sorted(lines, key=lambda line: line.get("first", -1))
+
+
+def parse(
   path: pathlib.Path, content: bytes
 ) -> tuple[list[dict[str, Any]], int]:
-  """The whole lines, and how many bytes they take."""
-  lines, end = [], 0
+  """The whole lines, and how many bytes they take; a torn last one is left out.
+
+  Raises:
+    InputError: a line is damaged, or one before it is missing.
+  """
+  lines: list[dict[str, Any]] = []
+  end, before = 0, ""
   for raw in content.splitlines(keepends=True):
-    torn = not raw.endswith(b"\n")
-    try:
-      line = json.loads(raw)
-      torn = torn or not isinstance(line, dict)
-    except ValueError:
-      torn = True
-    if torn:
-      if end + len(raw) < len(content):
-        raise InputError(
-          "harvest.dir",
-          path,
-          f"the ledger must be JSON lines (byte {end} is not)",
-          "delete the store and harvest again",
-        )
+    if not raw.endswith(b"\n") and end + len(raw) == len(content):
       break
+    line = durable.parse_json(
+      raw, f"{path} (byte {end})", field="path", remedy=_REMEDY
+    )
+    if not durable.is_sealed(line, before):
+      raise InputError(
+        "path",
+        path,
+        f"the line at byte {end} differs from its checksum, or one before it "
+        "is missing",
+        _REMEDY,
+      )
     lines.append(line)
-    end += len(raw)
+    before, end = line[durable.SUM], end + len(raw)
   return lines, end
+
+
+def check(
+  path: pathlib.Path,
+  lines: Iterable[Mapping[str, Any]],
+  meta: Mapping[str, Any],
+  columns: Mapping[str, Column],
+) -> None:
+  """Raises InputError where lines about buckets cannot be of this store."""
+  seen = set()
+  for line in lines:
+    bucket, first, rows = (line[n] for n in ("bucket", "first", "rows"))
+    size = meta["bucket_rows"]
+    number = -(-rows // meta["chunk_rows"])
+    holds = (
+      all(isinstance(n, int) for n in (bucket, first, rows))
+      and bucket not in seen
+      and first == bucket * size
+      and first >= 0
+      and 1 <= rows <= size
+      and first + rows <= meta["capacity"]
+      # Before anything of this length is made.
+      and set(line["chunks"]) == set(columns)
+      and all(len(found) == number for found in line["chunks"].values())
+    )
+    if holds:
+      shards = {
+        file
+        for name, column in columns.items()
+        for file in arrays.shard_files(
+          name, column, first, rows, meta["shard_rows"]
+        )
+      }
+      holds = set(line["shards"]) == shards
+    if not holds:
+      raise manifest.broken(
+        path / FOLDER, f"bucket {bucket} of {rows} rows cannot be of this store"
+      )
+    seen.add(bucket)
 
 
 class Ledger:
@@ -71,27 +132,24 @@ class Ledger:
     except OSError as error:
       self._file.close()
       raise InputError(
-        "harvest.dir",
+        "path",
         path.parent.parent,
         "is being written by another process",
         "wait for it or stop it",
       ) from error
     self._file.seek(0)
     try:
-      self.lines, end = _parse(path, self._file.read())
+      self.lines, end = parse(path, self._file.read())
     except InputError:
       self._file.close()
       raise
     self._file.truncate(end)
     durable.sync_folder(path.parent)
 
-  def append(self, record: Mapping[str, Any]) -> None:
+  def append(self, record: Mapping[str, Any]) -> dict[str, Any]:
     """Adds a line, on disk when this returns; nothing stays of a failure."""
-    line = dict(record) | {
-      "time": datetime.datetime.now(datetime.UTC).isoformat(),
-      "host": platform.node(),
-      "versions": _versions(),
-    }
+    before = self.lines[-1][durable.SUM] if self.lines else ""
+    line = durable.seal(record, before)
     end = self._file.seek(0, os.SEEK_END)
     try:
       rest = memoryview(durable.canonical(line).encode() + b"\n")
@@ -102,14 +160,8 @@ class Ledger:
       os.ftruncate(self._file.fileno(), end)
       raise
     self.lines.append(line)
+    return line
 
   def close(self) -> None:
     """Gives up the lock."""
     self._file.close()
-
-
-def _versions() -> dict[str, str]:
-  names = ("jax", "jaxlib", "numpy", "tensorstore", "tokenizers")
-  return {"python": platform.python_version()} | {
-    name: importlib.metadata.version(name) for name in names
-  }

@@ -1,18 +1,19 @@
-"""A store of activations on disk, read-only.
+"""A store of rows on disk, read-only.
 
     store-<16 hex of the SHA-256 of meta.json>/
-      meta.json       what shapes the bytes, canonical JSON
-      x/ doc/ pos/ tok/   zarr3 arrays, see `arrays`
+      meta.json       what shapes the bytes, canonical JSON; declares columns
+      x/ ...          a zarr3 array a column, see `arrays`
       ledger/*.jsonl  one line a bucket: rows, shards, checksums, sums
-      stats.json      moments of the rows; its presence says "complete"
-      tokenizer/      of the model, where there is one
+      stats.json      moments of the columns
+      manifest.json   sizes and checksums of all these, written last
+      made.jsonl      when and with what it was written; decides nothing
 
-The rows that exist are the ledger's intervals, never the arrays' shape.
+The rows that exist are the ledger's intervals, never the arrays' shape. Every
+chunk that is read is compared with the ledger's checksum.
 """
 
 import functools
-import hashlib
-import json
+import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,39 +23,57 @@ import numpy as np
 import tensorstore as ts
 
 from saejax import durable
-from saejax.data.store import arrays, ledger, writer
-from saejax.data.text import neighbours
+from saejax.data.store import arrays, ledger, manifest
+from saejax.data.store.columns import Column, from_json
 from saejax.errors import InputError
-from saejax.models import tokenizer
+
+_TAKE_CHUNKS = 64  # chunks in memory at once while single rows are gathered
 
 
 class Store:
-  """Rows x [rows, d] with document, position and token of each row.
+  """Rows x [rows, d] with the columns that go with each row.
 
-  Made by `store.open`. Safe to use from several threads, and picklable; not
-  usable in a forked child.
+  Made by `open`. Safe to use from several threads, and picklable; not usable
+  in a forked child.
 
   Attributes:
     path: folder.
     meta: metadata, as written.
-    stats: of stats.json; "mean" and "variance" are [d] float64 arrays,
-      "mean_square" is the mean over rows of |x|^2.
+    content: SHA-256 of the manifest, the identity of what is in the store.
+    columns: declarations by name.
+    moments: of each float column, as `sums.stats`; "mean" and "variance" are
+      float64 arrays of the column's shape.
+    stats: counts of rows and, of x, the moments; where x has more axes than d,
+      "mean" and "variance" [d] and "mean_square" are over those axes too.
     lines: the ledger's lines, one a bucket, by first row.
   """
 
   def __init__(self, path: pathlib.Path):
+    record, self.content = manifest.read(path)
     self.path = path
-    self.meta: dict[str, Any] = json.loads((path / "meta.json").read_bytes())
-    self.stats: dict[str, Any] = json.loads((path / "stats.json").read_bytes())
-    for name in ("mean", "variance"):
-      self.stats[name] = np.asarray(self.stats[name], np.float64)
-    self.lines = [x for x in ledger.read(path) if x["kind"] == "bucket"]
+    self.meta: dict[str, Any] = _json(path / manifest.META)
+    self.columns: dict[str, Column] = from_json(self.meta["columns"])
+    stats = _json(path / manifest.STATS)
+    self.moments: dict[str, dict[str, Any]] = {}
+    for name, found in stats.pop("columns").items():
+      arrays_ = {n: np.asarray(found[n], np.float64) for n in _PER_NUMBER}
+      self.moments[name] = found | arrays_
+    self.stats: dict[str, Any] = stats | _pooled(self.moments["x"])
+    names = [n for n in record["files"] if n.startswith(ledger.FOLDER + "/")]
+    lines = ledger.read(path, names)
+    self.lines = [line for line in lines if line["kind"] == "bucket"]
+    ledger.check(path, self.lines, self.meta, self.columns)
+    if self.rows != self.stats["rows"]:
+      raise manifest.broken(
+        path / ledger.FOLDER,
+        f"must name {self.stats['rows']} rows, names {self.rows}",
+      )
 
   def __repr__(self) -> str:
     return f"Store({str(self.path)!r}, rows={self.rows}, d={self.d})"
 
   def __getstate__(self) -> dict[str, Any]:
-    kept = ("path", "meta", "stats", "lines")
+    kept = ("path", "meta", "content", "columns", "moments", "stats", "lines")
     return {name: self.__dict__[name] for name in kept}
 
   @property
@@ -64,8 +83,19 @@ class Store:
 
   @property
   def d(self) -> int:
-    """Width of a row."""
-    return self.meta["d"]
+    """Width of a row's activations."""
+    return (self.columns["x"].shape or (1,))[-1]
+
+  @property
+  def group_rows(self) -> int:
+    """Consecutive rows that are one group; 1 where rows are single."""
+    return (self.meta.get("group") or {"rows": 1})["rows"]
+
+  @property
+  def trained(self) -> tuple[str, ...]:
+    """Names of the columns that training is given by default, x first."""
+    names = [n for n, c in self.columns.items() if c.train and n != "x"]
+    return ("x", *names)
 
   @property
   def intervals(self) -> list[tuple[int, int]]:
@@ -82,56 +112,118 @@ class Store:
       for i in range(start, stop, size)
     ]
 
-  @functools.cached_property
-  def _x(self) -> Any:
-    return self._open("x")
+  # --- reading ---------------------------------------------------------------
 
-  @functools.cached_property
-  def _provenance(self) -> dict[str, Any]:
-    return {name: self._open(name) for name in arrays.PROVENANCE}
-
-  def _open(self, name: str) -> Any:
-    with self._read_errors():
-      return arrays.open_(self.path, name)
-
-  def read(self, start: int, stop: int) -> np.ndarray:
-    """Rows [stop - start, d] in the stored dtype.
+  def read(self, start: int, stop: int, column: str = "x") -> np.ndarray:
+    """Rows [stop - start, ...] of a column in the stored dtype.
 
     Raises:
-      InputError: the rows do not exist, or a shard is missing or corrupt.
+      InputError: a shard is missing, corrupt or not where it belongs.
+      IndexError: the rows do not exist.
     """
-    return self.read_many([(start, stop)])[0]
+    return self.read_many([(start, stop)], column)[0]
 
-  def read_many(self, intervals: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    """The rows of several intervals, requested together."""
+  def read_many(
+    self, intervals: Sequence[tuple[int, int]], column: str = "x"
+  ) -> list[np.ndarray]:
+    """The rows of several intervals of a column, requested together."""
+    return list(self.read_each(intervals, column))
+
+  def read_each(
+    self, intervals: Sequence[tuple[int, int]], column: str = "x"
+  ) -> Iterator[np.ndarray]:
+    """As `read_many`, one by one: each is checked when it is asked for.
+
+    What is used at once is still in the processor's cache, which pays for the
+    checksum.
+    """
     arrays.check_process(self.path)
-    for start, stop in intervals:
-      self._check_rows(np.asarray([start, stop - 1]))
-    with self._read_errors():
-      with ts.Batch() as batch:
-        reads = [
-          self._x[start:stop].read(batch=batch) for start, stop in intervals
-        ]
-      return [read.result() for read in reads]
+    whole = [self._whole_chunks(*interval) for interval in intervals]
+    array = self._array(column)
+    with self._read_errors(column), ts.Batch() as batch:
+      reads = [array[start:stop].read(batch=batch) for start, stop in whole]
+    reads.reverse()
+    for (first, _), (start, stop) in zip(whole, intervals, strict=True):
+      with self._read_errors(column):
+        values = reads.pop().result()
+      self._check_chunks(column, first, values)
+      yield values[start - first : stop - first]
 
-  def provenance(self, rows: Sequence[int] | np.ndarray) -> dict[str, Any]:
-    """Document, token position in it, and token id: {doc, pos, tok}, [rows].
+  def take(
+    self, rows: Sequence[int] | np.ndarray, *names: str
+  ) -> dict[str, np.ndarray]:
+    """The values of some rows, in the order asked for: {name: [rows, ...]}.
 
     Args:
       rows: row numbers, as batches carry them.
+      *names: columns; all by default.
     """
-    arrays.check_process(self.path)
-    index = np.asarray(rows, np.int64)
+    index = np.asarray(rows, np.int64).reshape(-1)
     self._check_rows(index)
-    with self._read_errors():
-      reads = {
-        name: array[ts.d[0][index]].read()
-        for name, array in self._provenance.items()
-      }
-      return {name: read.result() for name, read in reads.items()}
+    chunk = index // self.meta["chunk_rows"]
+    order = np.argsort(chunk, kind="stable")
+    found = {}
+    for name in names or self.columns:
+      column = self._column(name)
+      out = np.empty((len(index), *column.shape), np.dtype(column.dtype))
+      for part in _parts(order, chunk):
+        starts = np.unique(chunk[part]) * self.meta["chunk_rows"]
+        whole = [self._whole_chunks(int(a), int(a) + 1) for a in starts]
+        values = self.read_many(whole, name)
+        place = np.searchsorted(starts, index[part], side="right") - 1
+        for i, of_chunk in enumerate(values):
+          here = part[place == i]
+          out[here] = of_chunk[index[here] - whole[i][0]]
+      found[name] = out
+    return found
+
+  def provenance(
+    self, rows: Sequence[int] | np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Where rows come from: the columns that are not trained on, [rows, ...]."""
+    names = [n for n in self.columns if n not in self.trained]
+    return self.take(rows, *names) if names else {}
+
+  def whole(self, *names: str) -> dict[str, np.ndarray]:
+    """Whole columns over the rows that exist, in row order."""
+    return {
+      name: np.concatenate(self.read_many(self.intervals, name))
+      for name in names
+    }
+
+  def _column(self, name: str) -> Column:
+    if name not in self.columns:
+      raise InputError(
+        "columns",
+        name,
+        f"the store {self.path} has {', '.join(self.columns)}",
+        "name one of these, or write the store with this column",
+      )
+    return self.columns[name]
+
+  def _array(self, name: str) -> Any:
+    self._column(name)
+    if name not in self._arrays:
+      with self._read_errors(name):
+        self._arrays[name] = arrays.open_(self.path, name)
+    return self._arrays[name]
+
+  @functools.cached_property
+  def _arrays(self) -> dict[str, Any]:
+    return {}
+
+  def _whole_chunks(self, start: int, stop: int) -> tuple[int, int]:
+    """The interval of the chunks that hold an interval of rows."""
+    self._check_rows(np.asarray([start, stop - 1]))
+    first, last = self._bounds
+    i, j = np.searchsorted(first, [start, stop - 1], side="right") - 1
+    if not np.array_equal(last[i:j], first[i + 1 : j + 1]):
+      raise IndexError(f"rows must lie in {self.intervals}, got a hole")
+    size = self.meta["chunk_rows"]
+    return start - start % size, min(-(-stop // size) * size, int(last[j]))
 
   def _check_rows(self, rows: np.ndarray) -> None:
-    # Inside the arrays' shape, what lies between buckets reads as zeros.
+    # Inside the arrays' shape, what lies between buckets is not there.
     start, stop = self._bounds
     bucket = np.searchsorted(start, rows, side="right") - 1
     if not np.all((bucket >= 0) & (rows < stop[bucket])):
@@ -141,80 +233,98 @@ class Store:
   def _bounds(self) -> np.ndarray:
     return np.asarray(self.intervals, np.int64).reshape(-1, 2).T
 
-  def columns(self, *names: str) -> dict[str, np.ndarray]:
-    """Whole provenance arrays over the rows that exist, in row order."""
-    arrays.check_process(self.path)
-    with self._read_errors():
-      return {
-        name: np.concatenate(
-          [
-            self._provenance[name][a:b].read().result()
-            for a, b in self.intervals
-          ]
-        )
-        for name in names
+  @functools.cached_property
+  def _checksums(self) -> dict[str, dict[int, int]]:
+    """Checksum of each chunk by its first row, of each column."""
+    size = self.meta["chunk_rows"]
+    return {
+      name: {
+        line["first"] + i * size: found
+        for line in self.lines
+        for i, found in enumerate(line["chunks"][name])
       }
+      for name in self.columns
+    }
 
-  def text(
-    self,
-    row: int,
-    before: int = 8,
-    after: int = 4,
-    mark: tuple[str, str] = ("", ""),
-  ) -> str:
-    """The text around a row: its token and the neighbours that were stored.
-
-    Args:
-      row: row number.
-      before: tokens before it, of the same document.
-      after: tokens after it.
-      mark: put before and after the row's own token.
-    """
-    if self.meta["shuffled"]:
-      near = neighbours.search(self._index, row, before, after)
-    else:
-      near = neighbours.around(self, row, before, after)
-    return neighbours.decode(self._tokenizer, near, mark)
-
-  @functools.cached_property
-  def _index(self) -> neighbours.Index:
-    return neighbours.index(self)
-
-  @functools.cached_property
-  def _tokenizer(self) -> Any:
-    path = self.path / "tokenizer"
-    if not path.is_dir():
-      raise InputError(
-        "harvest.dir",
-        self.path,
-        "holds no tokenizer, so its rows have no text",
-        "harvest from a model with a tokenizer",
-      )
-    return tokenizer.load(path)
+  def _check_chunks(self, name: str, first: int, values: np.ndarray) -> None:
+    size = self.meta["chunk_rows"]
+    found = arrays.checksums(name, first, values, size)
+    for i, checksum in enumerate(found):
+      start = first + i * size
+      if self._checksums[name][start] != checksum:
+        file = arrays.shard_files(
+          name, self.columns[name], start, 1, self.meta["shard_rows"]
+        )[0]
+        raise manifest.broken(
+          self.path / file,
+          f"rows from {start} on are not those that were written there",
+        )
 
   def verify(self) -> None:
-    """Compares every shard with size and checksum of the ledger.
+    """Reads every file and every chunk and compares them with their checksums.
 
-    Finds what chunk checksums cannot: two shards that were swapped.
+    Raises:
+      InputError: something is damaged; names the file.
     """
-    for line in self.lines:
-      for name, recorded in line["shards"].items():
-        if list(durable.checksum(self.path / name)) != recorded:
-          raise _broken(self.path / name, "differs from the ledger's checksum")
+    record, content = manifest.read(self.path)
+    if content != self.content:
+      raise manifest.broken(
+        self.path / manifest.NAME, "was replaced since the store was opened"
+      )
+    manifest.verify(self.path, record)
+    for name in self.columns:
+      for start, stop in self.chunks:
+        self.read(start, stop, name)
 
   @contextmanager
-  def _read_errors(self) -> Iterator[None]:
+  def _read_errors(self, column: str) -> Iterator[None]:
     try:
       yield
     except ValueError as error:
       text = str(error)
-      if "DATA_LOSS" in text:
-        rule = "a shard is corrupt"
-      elif "NOT_FOUND" in text:
+      if "NOT_FOUND" in text:
         rule = "a shard or row is missing"
-      else:
+      elif isinstance(error, InputError):
         raise
-      raise _broken(self.path, f"{rule} ({text})") from error
+      else:
+        rule = "a shard is corrupt or cannot be read"
+      raise manifest.broken(
+        self.path / column, f"{rule} ({' '.join(text.split())})"
+      ) from error
+
+
+_PER_NUMBER = ("mean", "variance")
+
+
+def _pooled(moments: Mapping[str, Any]) -> dict[str, Any]:
+  """Moments of x over all axes but d, as preps want them."""
+  mean, variance = moments["mean"], moments["variance"]
+  if mean.ndim < 2:
+    return dict(moments)
+  d = mean.shape[-1]
+  means, variances = mean.reshape(-1, d), variance.reshape(-1, d)
+  pooled = means.mean(0)
+  square = (variances + means * means).mean(0)
+  return dict(moments) | {
+    "mean": pooled,
+    "variance": np.maximum(square - pooled * pooled, 0.0),
+    "mean_square": moments["mean_square"] / len(means),
+  }
+
+
+def _parts(order: np.ndarray, chunk: np.ndarray) -> Iterator[np.ndarray]:
+  """Places of rows, in parts that lie in few chunks each."""
+  if not len(order):
+    return
+  rank = np.unique(chunk[order], return_inverse=True)[1].reshape(-1)
+  edges = np.flatnonzero(np.diff(rank // _TAKE_CHUNKS)) + 1
+  bounds = [0, *edges.tolist(), len(order)]
+  for start, stop in itertools.pairwise(bounds):
+    yield order[start:stop]
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+  return durable.read_json(path, remedy=manifest.REMEDY)
 
 
 def open(  # pylint: disable=redefined-builtin
@@ -222,141 +332,72 @@ def open(  # pylint: disable=redefined-builtin
 ) -> Store:
   """Opens a complete store.
 
+  Sizes of all files and the contents of the small ones are compared with the
+  manifest; rows are compared as they are read.
+
   Args:
     path: folder of the store.
-    expect: what the store must be of; any of model, layer, point, d.
+    expect: what the store must be of: model, layer, point, d, split, or any
+      entry of its metadata.
 
   Raises:
-    InputError: no store, not complete, a shard missing or of another size, or
-      of another model, layer, point or d than expected.
+    InputError: no store, not complete, damaged, or not of what is expected.
   """
   path = pathlib.Path(path)
   arrays.check_process(path)
-  if not (path / "meta.json").is_file():
-    raise InputError(
-      "harvest.dir",
-      path,
-      "must be a store (meta.json is not there)",
-      "harvest first, or name the folder store-...",
-    )
-  if not (path / "stats.json").is_file():
-    raise InputError(
-      "harvest.dir",
-      path,
-      "must be complete, and the harvest that wrote it did not finish",
-      "repeat the harvest with the same flags: it goes on where it stopped",
-    )
   try:
+    if not (path / manifest.META).is_file():
+      raise InputError(
+        "path",
+        path,
+        f"must be a store ({manifest.META} is not there)",
+        "harvest first, or name the folder store-...",
+      )
+    if not (path / manifest.NAME).is_file():
+      raise InputError(
+        "path",
+        path,
+        f"must be complete, and {manifest.NAME}, which is written last, is not "
+        "there",
+        "repeat the command that wrote it: it goes on where it stopped",
+      )
     store = Store(path)
-  except (KeyError, TypeError, json.JSONDecodeError) as error:
-    raise _broken(
-      path, f"meta.json or stats.json is damaged ({error})"
+  except OSError as error:
+    raise manifest.broken(
+      pathlib.Path(error.filename or path), f"cannot be read ({error.strerror})"
     ) from error
-  if store.meta.get("format") != writer.FORMAT:
-    raise _broken(path, f"format must be {writer.FORMAT}")
+  except InputError:
+    raise
+  except (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+  ) as error:
+    raise manifest.broken(
+      path,
+      f"meta.json, stats.json, ledger or manifest is not of a store "
+      f"({type(error).__name__}: {error})",
+    ) from error
   for field, wanted in (expect or {}).items():
-    found = _described(store.meta, field)
+    found = described(store, field)
     if found != wanted:
       raise InputError(
-        f"harvest.{field}",
-        wanted,
+        "expect",
+        f"{field}={wanted}",
         f"the store {path.name} is of {found}",
-        "name another store, or harvest one with these flags",
+        "name another store, or harvest one with these settings",
       )
-  for line in store.lines:
-    for name, (size, _) in line["shards"].items():
-      file = path / name
-      if not file.is_file():
-        raise _broken(file, "the shard is missing")
-      if file.stat().st_size != size:
-        raise _broken(file, f"the shard must have {size} bytes")
   return store
 
 
-def _described(meta: Mapping[str, Any], field: str) -> Any:
+def described(store: Store, field: str) -> Any:
+  """What a store is of: model, layer, point, d, or an entry of its metadata."""
+  if field == "d":
+    return store.d
   if field == "model":
-    return meta.get("model", {}).get("name")
+    return (store.meta.get("model") or {}).get("name")
   if field in ("layer", "point"):
-    return meta.get("site", {}).get(field)
-  return meta.get(field)
-
-
-def _broken(path: pathlib.Path, rule: str) -> InputError:
-  return InputError(
-    "harvest.dir",
-    path,
-    rule,
-    "delete the store's folder and harvest again, or restore it from a copy",
-  )
-
-
-def write_arrays(
-  path: str | pathlib.Path,
-  x: np.ndarray,
-  doc: np.ndarray | None = None,
-  pos: np.ndarray | None = None,
-  tok: np.ndarray | None = None,
-  *,
-  meta: Mapping[str, Any] | None = None,
-  bucket_rows: int = 131_072,
-  shard_rows: int = 32_768,
-  chunk_rows: int = 4_096,
-  seed: int | None = 0,
-) -> Store:
-  """Writes a store from arrays: activations of one's own.
-
-  Args:
-    path: folder of the store.
-    x: [rows, d] float32, float16 or bfloat16; stored as given.
-    doc: [rows] document of each row; all 0 by default.
-    pos: [rows] position in the document; the row number by default.
-    tok: [rows] token; all 0 by default.
-    meta: further metadata, such as {"model": {"name": ...}}.
-    bucket_rows: rows shuffled together; a multiple of shard_rows.
-    shard_rows: rows a file; a multiple of chunk_rows.
-    chunk_rows: rows read at once.
-    seed: of the shuffle; None keeps the order.
-  """
-  if x.ndim != 2 or not len(x):
-    raise ValueError(f"x must be [rows, d] with rows > 0, got {x.shape}")
-  columns = {
-    "x": x,
-    "doc": np.zeros(len(x)) if doc is None else doc,
-    "pos": np.arange(len(x)) if pos is None else pos,
-    "tok": np.zeros(len(x)) if tok is None else tok,
-  }
-  for name, dtype in arrays.PROVENANCE.items():
-    columns[name] = np.asarray(columns[name]).astype(dtype)
-    if columns[name].shape != (len(x),):
-      raise ValueError(f"{name} must be [{len(x)}], got {columns[name].shape}")
-  sizes = {
-    "bucket_rows": bucket_rows,
-    "shard_rows": shard_rows,
-    "chunk_rows": chunk_rows,
-  }
-  writer.check_sizes(sizes)
-  content = hashlib.sha256()
-  for column in columns.values():
-    content.update(np.ascontiguousarray(column).view(np.uint8).data)
-  full = dict(meta or {}) | {
-    "content": content.hexdigest(),
-    "format": writer.FORMAT,
-    "d": x.shape[1],
-    "dtype": x.dtype.name,
-    "rows": len(x),
-    "capacity": -(-len(x) // bucket_rows) * bucket_rows,
-    "shuffled": seed is not None,
-    "seed": seed or 0,
-    **sizes,
-  }
-  path = pathlib.Path(path)
-  out = writer.Writer(path, full)
-  try:
-    for start in range(out.rows, len(x), bucket_rows):
-      part = {k: v[start : start + bucket_rows] for k, v in columns.items()}
-      stop = start + len(part["x"])
-      out.write(part, resume={"row": stop}, dropped={}, tokens=len(part["x"]))
-    out.finish()
-  finally:
-    out.close()
-  return open(path)
+    return (store.meta.get("site") or {}).get(field)
+  return store.meta.get(field)

@@ -2,7 +2,8 @@
 
 Everything is accumulated in float64, chunk by chunk in row order, so that the
 sums of a bucket depend on its rows alone and a resumed harvest has the bits of
-an undisturbed one. Rows that are not finite are counted and left out.
+an undisturbed one. Rows that are not finite are counted and left out. A column
+of shape [...] a row is taken as vectors of all its numbers.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ class Sums:
   Attributes:
     rows: finite rows.
     nonfinite: rows with a value that is not finite.
+    infinite: of those, rows with an infinite one.
     x: [d] sum of x.
     square: [d] sum of x^2.
     max_abs: largest |x|.
@@ -32,6 +34,7 @@ class Sums:
 
   rows: int
   nonfinite: int
+  infinite: int
   x: np.ndarray
   square: np.ndarray
   max_abs: float
@@ -43,6 +46,7 @@ class Sums:
     return {
       "rows": self.rows,
       "nonfinite": self.nonfinite,
+      "infinite": self.infinite,
       "x": self.x.tolist(),
       "square": self.square.tolist(),
       "max_abs": self.max_abs,
@@ -54,6 +58,7 @@ class Sums:
     return cls(
       rows=record["rows"],
       nonfinite=record["nonfinite"],
+      infinite=record["infinite"],
       x=np.asarray(record["x"], np.float64),
       square=np.asarray(record["square"], np.float64),
       max_abs=record["max_abs"],
@@ -62,7 +67,8 @@ class Sums:
 
 
 def of(x: np.ndarray) -> Sums:
-  """The sums of rows x [rows, d] of any float type."""
+  """The sums of rows x [rows, ...] of any float type."""
+  x = x.reshape(len(x), -1)
   parts = [_of_chunk(x[i : i + _CHUNK_ROWS]) for i in _starts(len(x))]
   return merge(parts, d=x.shape[-1])
 
@@ -75,7 +81,9 @@ def _of_chunk(x: np.ndarray) -> Sums:
   x = x.astype(np.float64)
   finite = np.isfinite(x).all(axis=-1)
   nonfinite = int(len(x) - finite.sum())
+  infinite = 0
   if nonfinite:
+    infinite = int(np.isinf(x).any(axis=-1).sum())
     x = x[finite]
   square = x * x
   norm = np.sqrt(square.sum(axis=-1))
@@ -90,6 +98,7 @@ def _of_chunk(x: np.ndarray) -> Sums:
   return Sums(
     rows=len(x),
     nonfinite=nonfinite,
+    infinite=infinite,
     x=x.sum(axis=0),
     square=square.sum(axis=0),
     max_abs=float(np.abs(x).max(initial=0.0)),
@@ -99,27 +108,33 @@ def _of_chunk(x: np.ndarray) -> Sums:
 
 def merge(parts: Iterable[Sums], *, d: int) -> Sums:
   """Adds sums in the order given, which fixes the bits of the result."""
-  rows = nonfinite = 0
+  rows = nonfinite = infinite = 0
   x, square, max_abs = np.zeros(d), np.zeros(d), 0.0
   norms: dict[int | None, int] = {}
   for part in parts:
     rows += part.rows
     nonfinite += part.nonfinite
+    infinite += part.infinite
     x = x + part.x
     square = square + part.square
     max_abs = max(max_abs, part.max_abs)
     for key, count in part.norms.items():
       norms[key] = norms.get(key, 0) + count
-  return Sums(rows, nonfinite, x, square, max_abs, norms)
+  return Sums(rows, nonfinite, infinite, x, square, max_abs, norms)
 
 
-def stats(sums: Sums) -> dict[str, Any]:
-  """Moments and quantiles of the rows, as written to stats.json.
+def stats(sums: Sums, shape: tuple[int, ...]) -> dict[str, Any]:
+  """Moments and quantiles of a column, as written to stats.json.
+
+  Args:
+    sums: over all rows.
+    shape: of the column in a row.
 
   Returns:
-    mean [d]; variance [d]; mean_square, the mean over rows of |x|^2;
+    mean and variance of that shape; mean_square, the mean over rows of |x|^2;
     norm_quantiles {q: |x|}; mean_over_std_max, the largest |mean| / std of a
-    dimension (bf16 storage hurts above about 30); max_abs; nonfinite_rows.
+    dimension (bf16 storage hurts above about 30); max_abs; nonfinite_rows, and
+    infinite_rows among them.
   """
   rows = max(sums.rows, 1)
   mean = sums.x / rows
@@ -127,13 +142,14 @@ def stats(sums: Sums) -> dict[str, Any]:
   ratio = np.abs(mean) / np.sqrt(np.maximum(variance, 1e-300))
   ratio = np.where(variance > 0, ratio, 0.0)
   return {
-    "mean": mean.tolist(),
-    "variance": variance.tolist(),
+    "mean": mean.reshape(shape).tolist(),
+    "variance": variance.reshape(shape).tolist(),
     "mean_square": math.fsum(sums.square.tolist()) / rows,
     "norm_quantiles": _quantiles(sums.norms),
     "mean_over_std_max": float(ratio.max(initial=0.0)),
     "max_abs": sums.max_abs,
     "nonfinite_rows": sums.nonfinite,
+    "infinite_rows": sums.infinite,
   }
 
 

@@ -2,12 +2,17 @@
 
 A bucket is permuted, its shards are written whole, and then one ledger line
 names them. Before that line the bucket does not exist: whatever a killed
-process left beyond its ledger is deleted on the next start.
+process left beyond its ledger is deleted on the next start. The manifest is
+written last and makes the store complete.
 """
 
 import contextlib
+import datetime
+import importlib.metadata
 import itertools
+import json
 import pathlib
+import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,27 +20,28 @@ import numpy as np
 
 from saejax import durable
 from saejax.data import shuffle
-from saejax.data.store import arrays, ledger, sums
+from saejax.data.store import arrays, columns, ledger, manifest, sums
 from saejax.errors import InputError
 
-FORMAT = 1
+MADE = "made.jsonl"  # when, where and with what; decides nothing
 
 
 def check_sizes(meta: Mapping[str, Any]) -> None:
-  """Raises InputError where chunk, shard and bucket do not nest."""
+  """Raises InputError where group, chunk, shard and bucket do not nest."""
   names = ("chunk_rows", "shard_rows", "bucket_rows")
   for name in names:
     if meta[name] < 1:
+      raise InputError(name, meta[name], "must be at least 1", "raise it")
+  sizes = {name: meta[name] for name in names}
+  if meta.get("group"):
+    sizes = {"the rows of a group": meta["group"]["rows"]} | sizes
+  for small, large in itertools.pairwise(sizes):
+    if sizes[large] % sizes[small]:
       raise InputError(
-        f"harvest.{name}", meta[name], "must be at least 1", "raise it"
-      )
-  for small, large in itertools.pairwise(names):
-    if meta[large] % meta[small]:
-      raise InputError(
-        f"harvest.{large}",
-        meta[large],
-        f"must be a multiple of harvest.{small} ({meta[small]})",
-        f"set it to {-(-meta[large] // meta[small]) * meta[small]}",
+        large,
+        sizes[large],
+        f"must be a multiple of {small} ({sizes[small]})",
+        f"set it to {-(-sizes[large] // sizes[small]) * sizes[small]}",
       )
 
 
@@ -45,6 +51,7 @@ class Writer:
   Attributes:
     path: folder of the store.
     meta: its metadata.
+    columns: its columns.
   """
 
   def __init__(
@@ -60,60 +67,75 @@ class Writer:
 
     Args:
       path: folder of the store.
-      meta: metadata, as built by `harvest.meta` or `store.write_arrays`.
+      meta: metadata: format, columns, capacity, bucket_rows, shard_rows,
+        chunk_rows, shuffled, seed, group, and whatever else describes it.
       files: further small files of the store, by name.
       host: number of this process; it writes buckets host, host + hosts, ...
       hosts: number of processes that write this store.
 
     Raises:
-      InputError: the folder cannot be written, belongs to other metadata, or
-        is being written by another process.
+      InputError: the folder cannot be written, belongs to other metadata, is
+        damaged, or is being written by another process.
     """
     check_sizes(meta)
     self.path, self.meta = path, dict(meta)
+    self.columns = columns.from_json(self.meta["columns"])
     self._host, self._hosts = host, hosts
+    self._files = dict(files or {})
     with _disk_errors(path):
       path.mkdir(parents=True, exist_ok=True)
       self._check_folder()
-      self._ledger = ledger.Ledger(path / "ledger" / f"{host:05d}.jsonl")
+      self._ledger = ledger.Ledger(path / ledger.FOLDER / f"{host:05d}.jsonl")
       try:
         self._check_meta()
+        self._check_lines()
         if hosts == 1:
           self._clean()
-        self._write_files(files or {})
-        self._arrays = arrays.create(path, self.meta)
+        self._write_files()
+        self._arrays = arrays.create(path, self.meta, self.columns)
+        self._note()
       except BaseException:
         self._ledger.close()
         raise
 
   def _check_folder(self) -> None:
-    own = {"ledger", "tokenizer", *arrays.NAMES}
-    if (self.path / "meta.json").exists():
+    own = {ledger.FOLDER, *self.columns}
+    own |= {name.split("/")[0] for name in self._files}
+    if (self.path / manifest.META).exists():
       return
     for found in self.path.iterdir():
       if found.name not in own and not found.name.endswith(".tmp"):
         raise InputError(
-          "harvest.dir",
+          "path",
           self.path,
           f"must be a store or empty, and holds {found.name}",
           "name another folder",
         )
 
   def _check_meta(self) -> None:
-    found = self.path / "meta.json"
+    found = self.path / manifest.META
     wanted = durable.canonical(self.meta).encode()
     if found.exists() and found.read_bytes() != wanted:
       raise InputError(
-        "harvest.dir",
+        "path",
         self.path,
         "holds a store of other settings",
         "name another folder",
       )
 
+  def _check_lines(self) -> None:
+    """What the ledger names must be there; contents are checked on reading."""
+    ledger.check(self.path, self.lines, self.meta, self.columns)
+    for line in self.lines:
+      for name, (size, _) in line["shards"].items():
+        file = self.path / name
+        if not file.is_file() or file.stat().st_size != size:
+          raise manifest.broken(file, f"the shard must have {size} bytes")
+
   def _clean(self) -> None:
     """Deletes shards that no ledger line names, locks and temporary files."""
     known = {name for line in self.lines for name in line["shards"]}
-    for name in arrays.NAMES:
+    for name in self.columns:
       for file in sorted((self.path / name).glob("c/**/*")):
         if file.is_file() and str(file.relative_to(self.path)) not in known:
           file.unlink()
@@ -121,15 +143,28 @@ class Writer:
       for file in self.path.glob(pattern):
         file.unlink()
 
-  def _write_files(self, files: Mapping[str, bytes]) -> None:
+  def _write_files(self) -> None:
     # meta.json last: where it is, the others are.
-    for name, content in files.items():
-      (self.path / name).parent.mkdir(exist_ok=True)
-      if not (self.path / name).exists():
-        durable.write_file(self.path / name, content)
-    if not (self.path / "meta.json").exists():
-      content = durable.canonical(self.meta).encode()
-      durable.write_file(self.path / "meta.json", content)
+    content = durable.canonical(self.meta).encode()
+    for name, wanted in {**self._files, manifest.META: content}.items():
+      file = self.path / name
+      if not file.is_file() or file.read_bytes() != wanted:
+        durable.write_file(file, wanted)
+
+  def _note(self) -> None:
+    """Adds when, where and with what; no result depends on it."""
+    names = ("jax", "jaxlib", "numpy", "tensorstore", "tokenizers")
+    versions = {"python": platform.python_version()} | {
+      name: importlib.metadata.version(name) for name in names
+    }
+    record = {
+      "time": datetime.datetime.now(datetime.UTC).isoformat(),
+      "host": platform.node(),
+      "rows": self.rows,
+      "versions": versions,
+    }
+    with (self.path / MADE).open("a", encoding="utf-8") as file:
+      file.write(json.dumps(record) + "\n")
 
   @property
   def lines(self) -> list[dict[str, Any]]:
@@ -150,7 +185,7 @@ class Writer:
     return sum(line["rows"] for line in self.lines)
 
   @property
-  def resume(self) -> dict[str, int] | None:
+  def resume(self) -> dict[str, Any] | None:
     """The resume point after the last bucket; None before the first."""
     return self.lines[-1]["resume"] if self.lines else None
 
@@ -162,97 +197,153 @@ class Writer:
 
   def write(
     self,
-    columns: Mapping[str, np.ndarray],
+    values: Mapping[str, np.ndarray],
     *,
-    resume: Mapping[str, int],
-    dropped: Mapping[str, int],
-    tokens: int,
+    resume: Mapping[str, Any],
+    dropped: Mapping[str, int] | None = None,
+    read: int = 0,
   ) -> dict[str, Any]:
     """Writes the next bucket and its ledger line; durable when it returns.
 
     Args:
-      columns: x [rows, d] in the store's dtype, doc, pos, tok [rows];
-        `bucket_rows` rows, fewer in the last bucket only.
-      resume: from where the next bucket goes on.
+      values: every column [rows, ...] in its dtype; `bucket_rows` rows, fewer
+        in the last bucket only.
+      resume: from where the next bucket goes on, JSON.
       dropped: rows dropped by each rule on the way to this bucket.
-      tokens: tokens read on the way to this bucket.
+      read: what the source read on the way to this bucket, such as tokens.
 
     Returns:
       The ledger line.
     """
-    number = self._host + self._hosts * len(self.lines)
-    rows, first = len(columns["x"]), number * self.meta["bucket_rows"]
-    if self.meta["shuffled"]:
-      order = shuffle.permutation(
-        rows, shuffle.BUCKET, self.meta["seed"], number
+    if columns.declare(values, self.columns).keys() != self.columns.keys():
+      raise ValueError(
+        f"columns must be {set(self.columns)}, got {set(values)}"
       )
-      columns = {name: column[order] for name, column in columns.items()}
-    shard = self.meta["shard_rows"]
+    number = self._host + self._hosts * len(self.lines)
+    rows, first = len(values["x"]), number * self.meta["bucket_rows"]
+    if self.meta["shuffled"]:
+      order = self._order(rows, number)
+      values = {name: column[order] for name, column in values.items()}
     with _disk_errors(self.path):
-      writes = [
-        self._arrays[name][first + i : first + min(i + shard, rows)].write(
-          columns[name][i : i + shard]
-        )
-        for i in range(0, rows, shard)
-        for name in arrays.NAMES
-      ]
-      line = {
-        "kind": "bucket",
-        "bucket": number,
-        "first": first,
-        "rows": rows,
-        "sums": sums.of(columns["x"]).to_json(),
-        "resume": dict(resume),
-        "dropped": dict(dropped),
-        "tokens": tokens,
-      }
-      for write in writes:
-        write.result()
-      names = arrays.shard_files(first, rows, self.meta)
-      line["shards"] = {
-        name: list(durable.checksum(self.path / name)) for name in names
-      }
-      self._ledger.append(line)
-    return line
+      shards = self._write_shards(values, first)
+      return self._ledger.append(
+        {
+          "kind": "bucket",
+          "bucket": number,
+          "first": first,
+          "rows": rows,
+          "sums": {
+            name: sums.of(values[name]).to_json()
+            for name, column in self.columns.items()
+            if column.is_float
+          },
+          "chunks": {
+            name: arrays.checksums(
+              name, first, values[name], self.meta["chunk_rows"]
+            )
+            for name in self.columns
+          },
+          "resume": dict(resume),
+          "dropped": dict(dropped or {}),
+          "read": read,
+          "shards": shards,
+        }
+      )
+
+  def _order(self, rows: int, bucket: int) -> np.ndarray:
+    """The permutation of a bucket, of its groups where rows come in groups."""
+    group = (self.meta.get("group") or {"rows": 1})["rows"]
+    if rows % group:
+      raise ValueError(f"{rows} rows are not whole groups of {group}")
+    return shuffle.grouped(
+      rows, group, shuffle.BUCKET, self.meta["seed"], bucket
+    )
+
+  def _write_shards(
+    self, values: Mapping[str, np.ndarray], first: int
+  ) -> dict[str, list[Any]]:
+    """Writes whole shards; returns size and SHA-256 of each by name."""
+    rows, shard = len(values["x"]), self.meta["shard_rows"]
+    writes = [
+      self._arrays[name][first + i : first + min(i + shard, rows)].write(
+        values[name][i : i + shard]
+      )
+      for i in range(0, rows, shard)
+      for name in self.columns
+    ]
+    for write in writes:
+      write.result()
+    return {
+      file: list(durable.checksum(self.path / file))
+      for name, column in self.columns.items()
+      for file in arrays.shard_files(name, column, first, rows, shard)
+    }
 
   def finish(
-    self, *, dropped: Mapping[str, int] | None = None, tokens: int = 0
+    self, *, dropped: Mapping[str, int] | None = None, read: int = 0
   ) -> None:
-    """Writes stats.json over all ledgers, which makes the store complete.
+    """Writes stats.json and the manifest, which make the store complete.
 
     Args:
       dropped: rows dropped after the last bucket.
-      tokens: tokens read after the last bucket.
+      read: what was read after the last bucket.
     """
-    lines = ledger.read(self.path)
-    buckets = [line for line in lines if line["kind"] == "bucket"]
-    total = sums.merge(
-      (sums.Sums.from_json(line["sums"]) for line in buckets), d=self.meta["d"]
-    )
+    lines = [x for x in ledger.unfinished(self.path) if x["kind"] == "bucket"]
     counts = dict(dropped or {})
-    for line in buckets:
+    for line in lines:
       for rule, count in line["dropped"].items():
         counts[rule] = counts.get(rule, 0) + count
-    stats = sums.stats(total) | {
-      "rows": sum(line["rows"] for line in buckets),
-      "tokens": tokens + sum(line["tokens"] for line in buckets),
+    stats = {
+      "columns": total(lines, self.columns),
+      "rows": sum(line["rows"] for line in lines),
+      "read": read + sum(line["read"] for line in lines),
       "dropped": counts,
       "calibration": self.calibration,
     }
     with _disk_errors(self.path):
       content = durable.canonical(stats).encode()
-      durable.write_file(self.path / "stats.json", content)
+      durable.write_file(self.path / manifest.STATS, content)
+      manifest.write(
+        self.path,
+        self._small(),
+        {name: x for line in lines for name, x in line["shards"].items()},
+      )
     self.close()
+
+  def _small(self) -> list[str]:
+    """Names of the files that are not shards."""
+    ledgers = sorted((self.path / ledger.FOLDER).glob("*.jsonl"))
+    return [
+      manifest.META,
+      manifest.STATS,
+      *(f"{ledger.FOLDER}/{file.name}" for file in ledgers),
+      *sorted(self._files),
+      *(f"{name}/zarr.json" for name in self.columns),
+    ]
 
   def close(self) -> None:
     """Gives up the store's lock."""
     self._ledger.close()
 
 
+def total(
+  lines: list[dict[str, Any]], declared: Mapping[str, columns.Column]
+) -> dict[str, Any]:
+  """Moments of each float column over the lines of a ledger."""
+  return {
+    name: sums.stats(
+      sums.merge(
+        (sums.Sums.from_json(line["sums"][name]) for line in lines),
+        d=column.size,
+      ),
+      column.shape,
+    )
+    for name, column in declared.items()
+    if column.is_float
+  }
+
+
 def _disk_errors(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
   return durable.disk_errors(
-    path,
-    field="harvest.dir",
-    what="the rows",
-    kept="finished buckets are kept",
+    path, what="the rows", kept="finished buckets are kept"
   )

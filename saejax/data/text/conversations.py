@@ -237,7 +237,7 @@ def activations(
     batch_rows: rows a forward; the last batch is filled up.
 
   Returns:
-    Columns x [rows, d], doc, pos and tok [rows], as `store.write_arrays` takes
+    Columns x [rows, d], doc, pos and tok [rows], as `write_store` takes
     them.
   """
   columns: dict[str, list[np.ndarray]] = {"x": []}

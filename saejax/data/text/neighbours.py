@@ -5,20 +5,16 @@ one they are found by document and position in an index that is built once.
 """
 
 import dataclasses
-from typing import Any, Protocol
+import functools
+from typing import Any
 
 import numpy as np
 
+from saejax.data.store.reader import Store
+from saejax.errors import InputError
+from saejax.models import tokenizer
 
-class Rows(Protocol):
-  """What is needed of a store."""
-
-  @property
-  def intervals(self) -> list[tuple[int, int]]: ...
-
-  def provenance(self, rows: Any) -> dict[str, np.ndarray]: ...
-
-  def columns(self, *names: str) -> dict[str, np.ndarray]: ...
+COLUMNS = ("doc", "pos", "tok")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,9 +44,55 @@ class Near:
   at: int
 
 
-def index(store: Rows) -> Index:
+def text(
+  store: Store,
+  row: int,
+  before: int = 8,
+  after: int = 4,
+  mark: tuple[str, str] = ("", ""),
+) -> str:
+  """The text around a row: its token and the neighbours that were stored.
+
+  Args:
+    store: rows with the columns doc, pos and tok, and a tokenizer.
+    row: row number.
+    before: tokens before it, of the same document.
+    after: tokens after it.
+    mark: put before and after the row's own token.
+
+  Raises:
+    InputError: the store does not hold text.
+  """
+  words = _tokenizer(store)
+  if store.meta["shuffled"]:
+    near = search(_index(store), row, before, after)
+  else:
+    near = around(store, row, before, after)
+  return decode(words, near, mark)
+
+
+@functools.lru_cache(maxsize=1)
+def _index(store: Store) -> "Index":
+  return index(store)
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(store: Store) -> Any:
+  path = store.path / "tokenizer"
+  if not path.is_dir() or not set(COLUMNS) <= set(store.columns):
+    raise InputError(
+      "store",
+      store.path,
+      f"must hold a tokenizer and the columns {', '.join(COLUMNS)}, so that its "
+      "rows have text",
+      "harvest from a model with a tokenizer",
+    )
+  return tokenizer.load(path)
+
+
+def index(store: Store) -> Index:
   """Builds the index of a store; 24 bytes a row."""
-  columns = store.columns("doc", "pos", "tok")
+  columns = store.whole(*COLUMNS)
   order = np.lexsort([columns["pos"], columns["doc"]])
   place = np.empty_like(order)
   place[order] = np.arange(len(order))
@@ -81,7 +123,7 @@ def search(found: Index, row: int, before: int, after: int) -> Near:
   )
 
 
-def around(store: Rows, row: int, before: int, after: int) -> Near:
+def around(store: Store, row: int, before: int, after: int) -> Near:
   """Neighbours by row number, in a store in document order."""
   for start, stop in store.intervals:
     # Buckets of document order follow each other without holes.
@@ -91,7 +133,7 @@ def around(store: Rows, row: int, before: int, after: int) -> Near:
     raise IndexError(f"row {row} does not exist")
   last = store.intervals[-1][1]
   rows = np.arange(max(0, row - before), min(last, row + after + 1))
-  found = store.provenance(rows)
+  found = store.take(rows, *COLUMNS)
   at = row - int(rows[0])
   return _keep(found["doc"], found["pos"], found["tok"], at, before, after)
 

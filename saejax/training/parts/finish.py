@@ -7,11 +7,10 @@ import numpy as np
 
 from saejax.errors import InputError
 from saejax.sae import activations, convert
+from saejax.sae.context import Batch
 from saejax.sae.sae import SAE
 from saejax.training.parts import rules
-from saejax.training.recipe import RowSource, Stats
-
-SAMPLE_ROWS = 4096  # that a threshold is estimated from
+from saejax.training.recipe import Stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +27,7 @@ class ToThreshold:
   score: str = "value"
   keep: str = "relu"
 
-  def __call__(self, sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
+  def __call__(self, sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
     """The SAE with a `Threshold`.
 
     Raises:
@@ -48,24 +47,24 @@ class ToThreshold:
     return sae.replace(activation=activation)
 
 
-def inference_form(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
+def inference_form(sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
   """Learned thresholds and gates as plain thresholds, exactly."""
-  del stats, rows
+  del stats, sample
   return convert.inference_form(sae)
 
 
-def to_jumprelu(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
+def to_jumprelu(sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
   """One threshold in the place of a selection: see `convert.to_jumprelu`.
 
   Raises:
     InputError: there are no rows to estimate it from.
   """
   del stats
-  if rows is None:
+  if sample is None:
     raise InputError(
-      "rows", None, "a threshold is estimated from rows", "give rows"
+      "sample", None, "a threshold is estimated from rows", "give rows"
     )
-  return convert.to_jumprelu(sae, rows.sample(SAMPLE_ROWS))
+  return convert.to_jumprelu(sae, sample)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +79,7 @@ class ToTopK:
   alpha: float = 1.0
   keep: str = "relu"
 
-  def __call__(self, sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
+  def __call__(self, sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
     """The SAE with a `TopK` of its budget's k."""
     activation: Any = sae.activation  # one whose budget ends at a k
     k = min(round(self.alpha * activation.budget.k), sae.n)

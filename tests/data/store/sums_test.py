@@ -15,7 +15,7 @@ class SumsTest(parameterized.TestCase):
     x = np.random.default_rng(0).standard_normal((10_007, 5)) * 3 + 1
     x = x.astype(dtype)
     parts = [sums.of(x[i : i + 3000]) for i in range(0, len(x), 3000)]
-    found = sums.stats(sums.merge(parts, d=5))
+    found = sums.stats(sums.merge(parts, d=5), (5,))
     x = x.astype(np.float64)
     np.testing.assert_allclose(found["mean"], x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(found["variance"], x.var(0), rtol=1e-9)
@@ -44,12 +44,12 @@ class SumsTest(parameterized.TestCase):
     x = np.ones((10, 2))
     x[3, 1] = np.nan
     x[5, 0] = -np.inf
-    found = sums.stats(sums.of(x))
+    found = sums.stats(sums.of(x), (2,))
     self.assertEqual(found["nonfinite_rows"], 2)
     self.assertEqual(found["mean"], [1, 1])
 
   def test_no_rows_have_stats(self):
-    found = sums.stats(sums.merge([], d=2))
+    found = sums.stats(sums.merge([], d=2), (2,))
     self.assertEqual(found["mean"], [0, 0])
 
 

@@ -281,7 +281,7 @@ class IdsCorpusTest(absltest.TestCase):
     train, held_out = self.harvest(tiny.source())
     corpus = text.documents(self.name)
     for store in (train, held_out):
-      columns = store.columns("doc", "pos", "tok")
+      columns = store.whole("doc", "pos", "tok")
       for doc in np.unique(columns["doc"]):
         own = columns["doc"] == doc
         order = np.argsort(columns["pos"][own])
@@ -298,7 +298,7 @@ class IdsCorpusTest(absltest.TestCase):
       forward=lambda ids, mask: seen.append(ids[mask]) or forward(ids, mask),
     )
     stores = self.harvest(source)
-    tok = np.concatenate([s.columns("tok")["tok"] for s in stores])
+    tok = np.concatenate([s.whole("tok")["tok"] for s in stores])
     self.assertEqual((tok == tiny.CLS).sum(), 1)
     self.assertLen(tok, sum(map(len, self.documents[:-2])) + 3)
     self.assertNotIn(tiny.SEP, np.concatenate(seen))

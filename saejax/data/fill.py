@@ -1,0 +1,205 @@
+"""Fills a store from a row source, on from wherever an earlier call stopped.
+
+Blocks are collected into a bucket, and a thread shuffles and writes one bucket
+while the next is filled: at most two are in memory. The ledger holds after
+each bucket from which block, and after how many of its rows, to go on. The
+same call after a kill starts there and ends with the bytes of an undisturbed
+run.
+"""
+
+import concurrent.futures
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from saejax import durable
+from saejax.data import bucket
+from saejax.data.rows import RowSource
+from saejax.data.store import manifest, reader, writer
+from saejax.errors import InputError
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+def describe(
+  source: RowSource,
+  *,
+  rows: int,
+  split: str,
+  shuffle_seed: int | None,
+  bucket_rows: int,
+  shard_rows: int,
+  chunk_rows: int,
+) -> dict[str, Any]:
+  """The metadata of a store of a source: what shapes its bytes.
+
+  Args:
+    source: the rows.
+    rows: most rows of the store.
+    split: "train" or "held_out".
+    shuffle_seed: seed for shuffling; None keeps the order of the source.
+    bucket_rows: rows shuffled together.
+    shard_rows: rows a file.
+    chunk_rows: rows read at once.
+  """
+  return dict(source.about) | {
+    "format": manifest.FORMAT,
+    "columns": {name: c.to_json() for name, c in source.columns.items()},
+    "group": None if source.group is None else dict(source.group),
+    "rows": rows,
+    "split": split,
+    "capacity": -(-rows // bucket_rows) * bucket_rows,
+    "shuffled": shuffle_seed is not None,
+    "seed": shuffle_seed or 0,
+    "bucket_rows": bucket_rows,
+    "shard_rows": shard_rows,
+    "chunk_rows": chunk_rows,
+  }
+
+
+def fill(
+  source: RowSource,
+  path: pathlib.Path,
+  meta: Mapping[str, Any],
+  *,
+  progress: Progress | None = None,
+) -> reader.Store:
+  """Writes the store of a source, or the rest of it, or opens it if complete.
+
+  A source with fewer rows than wanted gives a smaller store.
+
+  Args:
+    source: the rows.
+    path: folder of the store.
+    meta: as of `describe`.
+    progress: called about once a second with phase (the split), rows,
+      rows_wanted, complete, and of this call seconds, rows_per_second, what
+      was read and dropped rows by rule.
+
+  Raises:
+    InputError: the source gives no rows, or the disk does not allow it;
+      buckets that were finished are kept.
+  """
+  if (path / manifest.NAME).exists():
+    return reader.open(path)
+  out = writer.Writer(path, meta, files=source.files)
+  try:
+    _check_space(out)
+    prepared = source.prepare(out.calibration)
+    if out.calibration is None and prepared is not None:
+      out.calibrate(prepared)
+    _fill(source, out, progress or (lambda _: None))
+  finally:
+    out.close()
+  return reader.open(path)
+
+
+def _check_space(out: writer.Writer) -> None:
+  row = sum(column.row_bytes for column in out.columns.values())
+  need = (out.meta["rows"] - out.rows) * row
+  free = shutil.disk_usage(out.path).free
+  if need > free:
+    raise InputError(
+      "path",
+      out.path,
+      f"must have room for {durable.size(need)}, and {durable.size(free)} "
+      "are free",
+      "free space, name another folder or ask for fewer rows",
+    )
+
+
+def _fill(source: RowSource, out: writer.Writer, progress: Progress) -> None:
+  """Takes blocks from the resume point on and writes buckets."""
+  resume = out.resume or {"at": None, "rows": 0}
+  collect = bucket.Collector(
+    bucket_rows=out.meta["bucket_rows"],
+    wanted=out.meta["rows"] - out.rows,
+    skip=resume["rows"],
+  )
+  report = _Report(out, progress)
+  with _Background(out) as write:
+    if collect.wanted:
+      wanted = collect.wanted + resume["rows"]
+      for block in source.blocks(resume["at"], wanted):
+        for full in collect.add(block):
+          write(full)
+        report(collect)
+        if not collect.wanted:
+          break
+    last = collect.rest(source.end)
+    if last is not None:
+      write(last)
+  if not out.rows:
+    dropped = ", ".join(f"{k} {v}" for k, v in collect.dropped.items() if v)
+    raise InputError(
+      "source",
+      out.path,
+      f"must give rows, and every one is dropped ({dropped or 'none came'})",
+      "use other data, or relax the rules that drop rows",
+    )
+  dropped, read = collect.pending
+  out.finish(dropped=dropped, read=read)
+  report(collect, last=True)
+
+
+class _Background:
+  """Writes one bucket in a thread while the next is filled."""
+
+  def __init__(self, out: writer.Writer):
+    self._out = out
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._writing: concurrent.futures.Future | None = None
+
+  def __enter__(self) -> "_Background":
+    return self
+
+  def __call__(self, full: bucket.Bucket) -> None:
+    self._wait()
+    self._writing = self._pool.submit(
+      self._out.write,
+      full.values,
+      resume=full.resume,
+      dropped=full.dropped,
+      read=full.read,
+    )
+
+  def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    try:
+      self._wait()
+    finally:
+      self._pool.shutdown()
+
+  def _wait(self) -> None:
+    if self._writing is not None:
+      writing, self._writing = self._writing, None
+      writing.result()
+
+
+class _Report:
+  """Tells the progress of this call about once a second."""
+
+  def __init__(self, out: writer.Writer, progress: Progress):
+    self._phase, self._wanted = out.meta["split"], out.meta["rows"]
+    self._before, self._progress = out.rows, progress
+    self._began = self._told = time.monotonic()
+
+  def __call__(self, collect: bucket.Collector, last: bool = False) -> None:
+    now = time.monotonic()
+    if now - self._told < 1.0 and not last:
+      return
+    self._told = now
+    seconds = now - self._began
+    self._progress(
+      {
+        "phase": self._phase,
+        "rows": self._before + collect.rows,
+        "rows_wanted": self._wanted,
+        "read": collect.read,
+        "seconds": seconds,
+        "rows_per_second": collect.rows / max(seconds, 1e-9),
+        "dropped": dict(collect.dropped),
+        "complete": last,
+      }
+    )

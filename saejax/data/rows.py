@@ -1,0 +1,133 @@
+"""Row sources: resumable iterators of blocks of columns.
+
+A harvest writes any of these into a store. Text through a model is one
+(`data.text.rows`); arrays in memory or on disk are another (`ArrayRows`).
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from saejax.data.store import columns as declarations
+from saejax.data.store.columns import Column
+
+TRAIN, HELD_OUT = "train", "held_out"
+_BLOCK_ROWS = 8192
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Block:
+  """Some rows of a source.
+
+  Attributes:
+    position: where the block begins, JSON; the source goes on from there.
+    values: every column [rows, ...]; rows may be 0.
+    dropped: rows left out, by rule.
+    read: what was read for it, such as tokens.
+  """
+
+  position: dict[str, Any]
+  values: dict[str, np.ndarray]
+  dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  read: int = 0
+
+
+class RowSource(Protocol):
+  """What a harvest needs of rows.
+
+  Attributes:
+    columns: declarations, x among them.
+    about: what identifies the rows, JSON; a part of the store's metadata.
+    files: small files kept in the store, by name.
+    group: key and rows of groups that are shuffled as a whole, or None.
+  """
+
+  @property
+  def columns(self) -> Mapping[str, Column]: ...
+
+  @property
+  def about(self) -> Mapping[str, Any]: ...
+
+  @property
+  def files(self) -> Mapping[str, bytes]: ...
+
+  @property
+  def group(self) -> Mapping[str, Any] | None: ...
+
+  def prepare(
+    self, recorded: Mapping[str, Any] | None
+  ) -> Mapping[str, Any] | None:
+    """Measures what the blocks depend on, or takes what an earlier call found.
+
+    Returns:
+      What to record in the store, JSON; None where blocks need nothing.
+    """
+    ...
+
+  def blocks(
+    self, position: Mapping[str, Any] | None, wanted: int
+  ) -> Iterator[Block]:
+    """Blocks from a position on; the same ones every time.
+
+    Args:
+      position: of a block, or the end; None for the beginning.
+      wanted: rows that will be taken; no work is begun for further ones.
+    """
+    ...
+
+  @property
+  def end(self) -> Mapping[str, Any]:
+    """The position after the last block."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayRows:
+  """Rows of arrays, in memory or mapped from disk; made by `array_rows`.
+
+  Attributes:
+    arrays: [rows, ...] by column.
+    columns: declarations.
+    about: {"arrays": SHA-256 of the values, ...}.
+    group: as of `RowSource`.
+  """
+
+  arrays: Mapping[str, Any]
+  columns: Mapping[str, Column]
+  about: Mapping[str, Any]
+  group: Mapping[str, Any] | None = None
+  files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+  @property
+  def rows(self) -> int:
+    """Number of rows."""
+    return len(self.arrays["x"])
+
+  @property
+  def end(self) -> dict[str, int]:
+    return {"row": self.rows}
+
+  def prepare(
+    self, recorded: Mapping[str, Any] | None
+  ) -> Mapping[str, Any] | None:
+    return None
+
+  def blocks(
+    self, position: Mapping[str, Any] | None, wanted: int
+  ) -> Iterator[Block]:
+    first = position["row"] if position else 0
+    for start in range(first, self.rows, _BLOCK_ROWS):
+      stop = min(start + _BLOCK_ROWS, self.rows)
+      values = {
+        name: declarations.native(array[start:stop])
+        for name, array in self.arrays.items()
+      }
+      yield Block({"row": start}, values, read=stop - start)
+
+  def part(self, start: int, stop: int) -> "ArrayRows":
+    """Rows [start, stop) as a source of their own."""
+    arrays = {name: a[start:stop] for name, a in self.arrays.items()}
+    about = {**self.about, "part": [start, stop]}
+    return dataclasses.replace(self, arrays=arrays, about=about)

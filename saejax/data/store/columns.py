@@ -1,0 +1,172 @@
+"""The columns of a store: what each row has, declared in the metadata.
+
+A row is what is shuffled. It has an `x` and may have a target, a condition, a
+score, a weight, and anything that says where it came from; each column has a
+dtype, and a shape per row whose axes are named ("site", "d").
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from saejax.errors import InputError
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+DTYPES = (
+  *FLOATS,
+  "bool",
+  *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+MEANINGS = {
+  "x": "activations",
+  "target": "reconstruction target instead of x",
+  "cond": "condition of the row",
+  "score": "a number known of the row",
+  "weight": "weight of the row in the loss",
+}
+RESERVED = ("row", "ledger", "tokenizer", "c")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+  """One column.
+
+  Attributes:
+    dtype: of `DTYPES`.
+    shape: of the column in one row; () for a number.
+    axes: names of the axes of `shape`.
+    about: what it means, for people.
+    train: whether the loader gives it to training when nothing else is asked.
+  """
+
+  dtype: str
+  shape: tuple[int, ...] = ()
+  axes: tuple[str, ...] = ()
+  about: str = ""
+  train: bool = False
+
+  @property
+  def size(self) -> int:
+    """Numbers in a row."""
+    return math.prod(self.shape)
+
+  @property
+  def row_bytes(self) -> int:
+    """Bytes of a row."""
+    return self.size * np.dtype(self.dtype).itemsize
+
+  @property
+  def is_float(self) -> bool:
+    """Whether moments are kept of it."""
+    return self.dtype in FLOATS
+
+  def to_json(self) -> dict[str, Any]:
+    found = dataclasses.asdict(self)
+    return found | {"shape": list(self.shape), "axes": list(self.axes)}
+
+
+def declare(
+  columns: Mapping[str, np.ndarray],
+  known: Mapping[str, Column] | None = None,
+) -> dict[str, Column]:
+  """Columns of arrays [rows, ...], as declared or by their name.
+
+  Args:
+    columns: the arrays, by name.
+    known: declarations of some of them.
+
+  Raises:
+    InputError: there is no x, or a name, dtype or shape cannot be stored.
+  """
+  found = {}
+  for name, array in columns.items():
+    column = (known or {}).get(name) or _guess(name, array)
+    if column.dtype != np.dtype(array.dtype).name or column.shape != (
+      tuple(array.shape[1:])
+    ):
+      raise InputError(
+        name,
+        f"{np.dtype(array.dtype).name}{list(array.shape[1:])}",
+        f"was declared as {column.dtype}{list(column.shape)}",
+        "declare the dtype and the shape per row that it has",
+      )
+    found[name] = column
+  check(found)
+  return found
+
+
+def _guess(name: str, array: np.ndarray) -> Column:
+  shape = tuple(array.shape[1:])
+  axes = (*(f"axis{i}" for i in range(len(shape) - 1)), "d")[-len(shape) :]
+  return Column(
+    dtype=np.dtype(array.dtype).name,
+    shape=shape,
+    axes=axes if shape else (),
+    about=MEANINGS.get(name, ""),
+    train=name in MEANINGS,
+  )
+
+
+def check(columns: Mapping[str, Column]) -> None:
+  """Raises InputError where columns cannot be stored."""
+  if "x" not in columns:
+    raise InputError(
+      "columns", ", ".join(columns), "must hold x", "name the activations x"
+    )
+  for name, column in columns.items():
+    if name in RESERVED or not name.isidentifier():
+      raise InputError(
+        "columns",
+        name,
+        f"must be an identifier other than {', '.join(RESERVED)}",
+        "give the column another name",
+      )
+    if column.dtype not in DTYPES:
+      raise InputError(
+        name,
+        column.dtype,
+        f"must have one of the dtypes {', '.join(DTYPES)}",
+        "convert it, words to numbers",
+      )
+    if min(column.shape, default=1) < 1 or len(column.axes) != len(
+      column.shape
+    ):
+      raise InputError(
+        name,
+        list(column.shape),
+        f"must have a positive shape, and as many axes ({column.axes})",
+        "give it a shape and the names of its axes",
+      )
+
+
+def from_json(record: Mapping[str, Mapping[str, Any]]) -> dict[str, Column]:
+  """The columns of metadata.
+
+  Raises:
+    InputError, TypeError, ValueError: it is not what `to_json` wrote.
+  """
+  found = {
+    name: Column(
+      dtype=str(column["dtype"]),
+      shape=tuple(int(size) for size in column["shape"]),
+      axes=tuple(str(axis) for axis in column["axes"]),
+      about=str(column["about"]),
+      train=bool(column["train"]),
+    )
+    for name, column in record.items()
+  }
+  check(found)
+  return found
+
+
+def native(array: Any) -> np.ndarray:
+  """An array in the byte order of the machine, whatever it came in."""
+  found = np.asarray(array)
+  if found.dtype.kind == "V" and found.dtype.itemsize == 2:
+    # What NumPy makes of bfloat16 in a .npy file.
+    return found.view(ml_dtypes.bfloat16)
+  return found.astype(found.dtype.newbyteorder("="), copy=False)

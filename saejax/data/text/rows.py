@@ -1,0 +1,200 @@
+"""Text through a model as a row source: activations with document, position
+and token of each row.
+
+Forward batches are dispatched ahead of the host; rows that pass the rules are
+given. The order of documents, windows and batches is that of `windows`, so that
+a position is the place of a forward batch.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saejax.data import rows, spec
+from saejax.data.text import corpus as text
+from saejax.data.text import subject, windows
+from saejax.errors import InputError
+
+OUTLIER = "outlier"
+_AHEAD = 1  # forward batches on the device beside the one on the host
+
+
+class TextRows:
+  """Rows of one part of a corpus; a `rows.RowSource`.
+
+  Args:
+    config: what and how.
+    source: the model.
+    corpus: the documents.
+    part: "train" or "held_out".
+    about: metadata, as of `spec.meta`.
+    calibration: of another part, whose threshold this one takes.
+  """
+
+  group = None
+
+  def __init__(
+    self,
+    config: spec.HarvestConfig,
+    source: subject.Subject,
+    corpus: text.Corpus,
+    part: str,
+    about: Mapping[str, Any],
+    calibration: Mapping[str, Any] | None = None,
+  ):
+    self.config, self.source, self.corpus = config, source, corpus
+    self.part, self.about, self.files = part, about, source.files
+    self.columns = spec.columns(config, source)
+    self.plan = windows.Plan(
+      context=config.context,
+      forward_batch=config.forward_batch,
+      pool_batches=about["pool_batches"],
+      document_tokens=config.document_tokens,
+      prefix=source.prefix,
+      suffix=source.suffix,
+      special=source.special,
+      drop_ids=config.drop_ids,
+    )
+    self._calibration = calibration
+    self._limit = math.inf
+    self._check_context()
+
+  def _check_context(self) -> None:
+    frame = len(self.plan.prefix) + len(self.plan.suffix)
+    most = self.source.max_positions or math.inf
+    if not frame < self.config.context <= most:
+      raise InputError(
+        "harvest.context",
+        self.config.context,
+        f"must be above {frame}, the special tokens of a window, and at most "
+        f"{most}, the positions of the model",
+        "set harvest.context between them",
+      )
+
+  # --- calibration -----------------------------------------------------------
+
+  def prepare(self, recorded: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The median norm, from which the limit of outliers follows."""
+    found = recorded or self._calibration or self._calibrate()
+    limit = found["median_norm"] * self.config.outlier_multiple
+    self._limit = limit or math.inf
+    return found
+
+  def _calibrate(self) -> dict[str, Any]:
+    """Median norm of the first tokens of the training part, before any rule."""
+    documents = self.corpus.part(text.TRAIN, self.config.held_out_fraction)
+    plan = dataclasses.replace(self.plan, pool_batches=1)
+    norms, count = [np.zeros(0, np.float32)], 0
+    for batch in windows.batches(plan, documents, self._encode):
+      norm = np.asarray(self._forward(batch)[1])[batch.mask]
+      norms.append(norm[np.isfinite(norm)])
+      count += len(norms[-1])
+      if count >= self.config.calibration_rows:
+        break
+    median = float(np.median(np.concatenate(norms))) if count else 0.0
+    return {"median_norm": median, "rows": count}
+
+  # --- rows ------------------------------------------------------------------
+
+  @functools.cached_property
+  def documents(self) -> np.ndarray:
+    """The documents of this part; of the held-out, whole ones that fit.
+
+    They are taken in order as long as the next one fits; one that alone is
+    larger than the store is passed over.
+    """
+    found = self.corpus.part(self.part, self.config.held_out_fraction)
+    if self.part == text.HELD_OUT:
+      left, kept = self.config.held_out_rows, []
+      for document in found:
+        count = self.plan.rows(self._encode(document))
+        if left < count <= self.config.held_out_rows:
+          break
+        if count <= left:
+          kept.append(document)
+          left -= count
+      found = np.asarray(kept, np.int64)
+    if not len(found):
+      raise InputError(
+        "harvest.corpus",
+        self.config.corpus,
+        f"must have a document for the {self.part} store ({len(self.corpus)} "
+        f"documents, held_out_fraction {self.config.held_out_fraction}, "
+        f"held_out_rows {self.config.held_out_rows})",
+        "use more documents, or change these settings",
+      )
+    return found
+
+  @property
+  def end(self) -> dict[str, int]:
+    return windows.Point(len(self.documents), 0, 0)._asdict()
+
+  def blocks(
+    self, position: Mapping[str, Any] | None, wanted: int
+  ) -> Iterator[rows.Block]:
+    start = windows.Point(**position) if position else windows.START
+    batches = windows.batches(self.plan, self.documents, self._encode, start)
+    waiting: collections.deque = collections.deque()
+    coming = 0
+    while wanted > 0:
+      # No batch is begun whose rows would not be wanted.
+      batch = next(batches, None) if coming < wanted else None
+      if batch is not None:
+        found = self._forward(batch)
+        for array in jax.tree.leaves(found):
+          array.copy_to_host_async()
+        waiting.append((batch, found))
+        coming += int(batch.keep.sum())
+      if waiting and (batch is None or len(waiting) > _AHEAD):
+        batch, (values, norm) = waiting.popleft()
+        coming -= int(batch.keep.sum())
+        block = self._block(batch, values, np.asarray(norm))
+        wanted -= len(block.values["x"])
+        yield block
+      elif not waiting:
+        return
+
+  def _encode(self, document: int) -> np.ndarray:
+    return self.corpus.encode(document, self.source.encode)
+
+  def _forward(
+    self, batch: windows.Batch
+  ) -> tuple[dict[str, jax.Array], jax.Array]:
+    x = self.source.forward(batch.ids, batch.mask)
+    return _stored({"x": x}, dtype=self.config.dtype)
+
+  def _block(
+    self, batch: windows.Batch, values: Mapping[str, Any], norm: np.ndarray
+  ) -> rows.Block:
+    """The rows of a batch that pass all rules, and how many each rule drops."""
+    # Written so that a norm that is NaN passes: training reports such rows.
+    keep = batch.keep & ~(norm > self._limit)
+    found = {name: np.asarray(value)[keep] for name, value in values.items()}
+    found |= {
+      "doc": batch.doc[keep],
+      "pos": batch.pos[keep],
+      "tok": batch.ids[keep],
+    }
+    outliers = int(batch.keep.sum() - keep.sum())
+    return rows.Block(
+      position=batch.point._asdict(),
+      values=found,
+      dropped=batch.dropped | {OUTLIER: outliers},
+      read=batch.tokens,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _stored(
+  values: dict[str, jax.Array], dtype: str
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  """Rows rounded to the stored dtype, and norms of x before rounding."""
+  norm = jnp.linalg.norm(values["x"].astype(jnp.float32), axis=-1)
+  return {name: value.astype(dtype) for name, value in values.items()}, norm
