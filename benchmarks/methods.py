@@ -17,11 +17,38 @@ from typing import Any
 from saejax import config, durable
 from saejax.errors import InputError
 from saejax.recipes import catalogue
+from saejax.studies.claims import claim, training
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
 PAGE = ROOT / "docs" / "methods.md"
 SETTINGS = ("steps", "batch_rows", "seeds", "learning_rate")
+# Methods whose loss sums squares over d and so is clipped at norm 1 in every
+# step; a normalised loss never is.
+SUMMED = frozenset(
+  (
+    "abstopk",
+    "atm",
+    "batchtopk",
+    "feature_choice",
+    "feature_choice_zipf",
+    "gated",
+    "gba",
+    "gemma_scope",
+    "jumprelu_l0",
+    "jumprelu_target",
+    "k_sparse",
+    "matryoshka",
+    "mc_then_fc",
+    "mutual_choice_zipf",
+    "ortsae",
+    "ra_sae",
+    "relu_l1",
+    "topafa",
+    "topk_l2",
+    "vsae",
+  )
+)
 MACHINE = ("cpu", "cores", "device_kind", "python", "jax")
 
 
@@ -57,6 +84,7 @@ def read(folder: str, field: str, wanted: str) -> dict[str, Any]:
     "sites": {
       site: {"rows": about["train_rows"], "held_out": about["held_out_rows"]}
       for site, about in found["data"].items()
+      if "train_rows" in about  # a group of several has none of its own
     },
     "machine": {name: found["environment"][name] for name in MACHINE},
   }
@@ -87,7 +115,7 @@ def about(of: Mapping[str, Any]) -> str:
 
 
 def methods_table(of: Mapping[str, Any]) -> str:
-  """A line a method: FVU over TopK's on each site, and its cost."""
+  """A line for each method: FVU over TopK's on each site, and its cost."""
   sites = list(of["sites"])
   at = {(s["site"], s["method"]): s for s in of["summary"]}
   lines = []
@@ -97,23 +125,32 @@ def methods_table(of: Mapping[str, Any]) -> str:
     for site in sites:
       s = at[site, method]
       ratio, sd = s["log_ratio"], s["log_ratio_sd"]
-      known = ratio is not None
-      cells.append(f"{math.exp(ratio):.3f} ± {sd:.3f}" if known else "–")
+      cell = "–"
+      if ratio is not None:
+        cell = f"{math.exp(ratio):.3f} ± {sd:.3f}"
+        cell += " ¹" if s["settings"] == 1 else ""
+      cells.append(cell)
       cells.append(number(s["dead"]))
     cost = [first["over_parameters"], first["over_flops"]]
     paper = catalogue.METHODS[method].paper
     cells += [number(value, ".2f") for value in cost]
-    lines.append([method, paper, *cells])
+    name = f"{method} ²" if method in SUMMED else method
+    lines.append([name, paper, *cells])
   head = ["method", "arXiv"]
   head += [name for site in sites for name in (site, "dead")]
   return table([*head, "parameters", "FLOPs to encode"], lines)
 
 
 def claims_table(of: Mapping[str, Any]) -> str:
-  """A line a claim."""
+  """A line for each claim; margins and reservations are those of the table."""
+  known = {(c.recipe, c.claim): c for c in training.CLAIMS}
+  sizes = claim.Sizes(n=of["n"][0], k=tuple(of["k"]))
+  known |= {(c.recipe, claim.worded(c.claim, sizes)): c for c in known.values()}
   lines = []
   for c in of["claims"]:
     low, high = c["interval"] or (None, None)
+    row = known[c["recipe"], c["claim"]]
+    margin = row.measure.margin if row.margin is None else row.margin
     lines.append(
       [
         f"{c['recipe']}: {c['claim']}",
@@ -121,10 +158,13 @@ def claims_table(of: Mapping[str, Any]) -> str:
         c["data"],
         number(c["effect"]),
         f"[{number(low)}, {number(high)}]",
-        c["verdict"],
+        f"{margin:g}",
+        f"{claim.NOT_JUDGED}: {row.reservation}"
+        if row.reservation
+        else c["verdict"],
       ]
     )
-  head = ["claim", "arXiv", "data", "effect", "95 %", "verdict"]
+  head = ["claim", "arXiv", "data", "effect", "95 %", "margin", "verdict"]
   return table(head, lines)
 
 
@@ -143,11 +183,18 @@ def text(found: Mapping[str, Any]) -> str:
       "others at random. The schedule of the learning rate and the clipping of "
       "gradients are one for all, so Gemma Scope and Llama Scope are without "
       "theirs. These are short runs of small SAEs: they say how the "
-      "methods start, not how they end.\n\n"
+      "methods start, not how they end. What this page does not know: how the "
+      "methods compare at their papers' sizes and budgets; how methods that end "
+      "in a threshold compare since thresholds are estimated from rows and all "
+      "dead latents are revived (these runs are older); and differences of "
+      "less than 5 % between methods marked ² and the others.\n\n"
       f"{about(of)}\n\n{methods_table(of)}\n\n"
       "`python experiments/architectures.py "
       "--flagfile=experiments/flags/architectures.flags` with the other sites in "
-      "`--more_sites`\n"
+      "`--more_sites`\n\n"
+      "¹ One setting alone lies inside TopK's range. ² Its loss sums squares and "
+      "its gradients are clipped at norm 1 in every step, TopK's loss is "
+      "normalised and never clipped: worth up to 5 %.\n"
     )
   if "claims" in found:
     of = found["claims"]
@@ -155,9 +202,10 @@ def text(found: Mapping[str, Any]) -> str:
       "## What their papers claim\n\n"
       "Paired over seeds: a claim holds where the whole 95 % interval lies "
       "beyond its margin on the paper's side, does not hold where it lies on "
-      "the other side of the margin, and is undecided else. Effects are "
+      "the other side of the margin, and is undecided otherwise. Effects are "
       "differences of log FVU at equal held-out L0 unless the claim is about "
-      "something else.\n\n"
+      "something else. Where the comparison cannot judge a claim as it is set "
+      "up, no verdict is given.\n\n"
       f"{about(of)} On planted rows, and for claims about layers or the model's "
       f"own text, {of['planted']['steps']} batches.\n\n{claims_table(of)}\n\n"
       "`python experiments/claims.py --flagfile=experiments/flags/claims.flags` "

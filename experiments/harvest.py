@@ -6,6 +6,11 @@ Prints the folders of the two stores, for experiments/train.py. The same command
 goes on after a kill, and returns at once where both are complete.
 """
 
+from saejax import interrupt
+
+if __name__ == "__main__":  # before jax is imported
+  interrupt.install()
+
 import dataclasses
 
 from saejax import config

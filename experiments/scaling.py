@@ -10,6 +10,11 @@ References:
   arXiv:2406.04093, section 3.
 """
 
+from saejax import interrupt
+
+if __name__ == "__main__":  # before jax is imported
+  interrupt.install()
+
 import dataclasses
 
 from saejax import config

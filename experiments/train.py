@@ -6,6 +6,11 @@
 Writes the trained SAEs, metrics and results.json to the run folder.
 """
 
+from saejax import interrupt
+
+if __name__ == "__main__":  # before jax is imported
+  interrupt.install()
+
 import dataclasses
 
 from saejax import config

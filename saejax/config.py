@@ -12,18 +12,25 @@ import contextlib
 import difflib
 import locale
 import os
+import pathlib
 import re
 import sys
+import tempfile
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from saejax import durable, fields
+from saejax import durable, fields, interrupt, presets
 from saejax.errors import InputError
 
 Config = TypeVar("Config")
+
+# All of them show the flags of the script; absl's own would list those of every
+# library that is imported.
+HELP = {"-h", "-?", "-help", "--help", "--helpshort", "--helpfull"}
 
 
 def define(
@@ -105,7 +112,9 @@ def run(
   """Runs a script: flags from the command line, then `main(config)`.
 
   Bad input, whether absl or `main` finds it, is one line on stderr that names
-  flag, value, rule and remedy, and exit code 2. Everything else is left alone.
+  flag, value, rule and remedy, and exit code 2. Any other exception is one line
+  that says where its traceback was written, and exit code 1. SIGINT, SIGTERM
+  and SIGHUP are one line and exit code 128 + signal; see `interrupt`.
 
   Args:
     main: the script; what it returns is the exit code.
@@ -115,7 +124,9 @@ def run(
   define(config_cls)
 
   def parse_flags(args: Sequence[str]) -> list[str]:
-    if {"--help", "-help", "-h", "-?", "--helpshort"} & set(args[1:]):
+    with _one_line():
+      args = presets.expanded(args)
+    if HELP & set(args[1:]):
       print(usage(config_cls, sys.modules[main.__module__].__doc__, args[0]))
       sys.exit(0)
     with _one_line():
@@ -126,9 +137,40 @@ def run(
 
   def run_main(_: Sequence[str]) -> int | None:
     with _one_line():
-      return main(from_flags(config_cls))
+      config = from_flags(config_cls)
+      with _traceback_in_file(getattr(config, "run_dir", None)):
+        return main(config)
 
-  app.run(run_main, argv, flags_parser=parse_flags)
+  with interrupt.installed():
+    app.run(run_main, argv, flags_parser=parse_flags)
+
+
+@contextlib.contextmanager
+def _traceback_in_file(folder: str | None) -> Iterator[None]:
+  """Turns an unexpected exception into one line that names a file."""
+  try:
+    yield
+  except InputError:
+    raise
+  except Exception as error:
+    text = traceback.format_exc()
+    path = _written(text, folder) or _written(text, tempfile.gettempdir())
+    shown = " ".join(f"{type(error).__name__}: {error}".split())
+    where = f"the traceback is in {path}" if path else "its traceback:\n" + text
+    print(f"error: {shown[:300]}; {where}", file=sys.stderr, flush=True)
+    raise SystemExit(1) from error
+
+
+def _written(text: str, folder: str | None) -> pathlib.Path | None:
+  """The file in an existing folder that holds a traceback."""
+  if folder is None or not os.path.isdir(folder):
+    return None
+  path = pathlib.Path(folder, f"traceback-{os.getpid()}.txt").absolute()
+  try:
+    path.write_text(text)
+  except OSError:
+    return None
+  return path
 
 
 @contextlib.contextmanager
@@ -196,7 +238,7 @@ def _absl_error(error: Exception) -> InputError:
   """absl's own message, taken apart into name, value and rule."""
   text = " ".join(str(error).split())
   if found := re.fullmatch(r"flag --([^=]+)=(.*?): (.*)", text):
-    return InputError("--" + found[1], found[2], found[3], "see --helpfull")
+    return InputError("--" + found[1], found[2], found[3], "see --help")
   if found := re.fullmatch(r"Missing value for flag -*(.*)", text):
     return InputError("--" + found[1], "", "needs a value", "write it after =")
   if found := re.fullmatch(r"--?([^=]+)=(.*) (does not take .*)", text):
@@ -222,7 +264,7 @@ def usage(config_cls: type, doc: str | None, program: str) -> str:
   lines = [
     (doc or "").strip(),
     "",
-    f"{program} [--flagfile=FILE] [--NAME=VALUE]",
+    f"{program} [--preset=NAME] [--flagfile=FILE] [--NAME=VALUE]",
   ]
   for leaf in fields.leaves(config_cls):
     value = "VALUE"
@@ -233,7 +275,9 @@ def usage(config_cls: type, doc: str | None, program: str) -> str:
       leaf.comment, 72, initial_indent=" " * 6, subsequent_indent=" " * 6
     )
   lines += ["", "A flagfile has one flag a line; of equal flags the last wins."]
-  lines += ["--helpfull lists the flags of absl too."]
+  lines += [
+    f"A preset is one that comes with saejax: {', '.join(presets.names())}."
+  ]
   return "\n".join(lines).strip()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -244,6 +245,7 @@ class Inner:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outer:
   inner: Inner = Inner()
+  run_dir: str = ""  # folder
 
 def main(c):
   if c.inner.k == 7:
@@ -253,6 +255,8 @@ def main(c):
   if c.inner.k == 10:
     print("ready", flush=True)
     time.sleep(60)
+  if c.inner.k == 11:
+    raise KeyError("lost")
   print("ran", c.inner.k)
   return 3
 
@@ -302,12 +306,29 @@ class RunTest(parameterized.TestCase):
     self.assertRegex(out, r"--inner\.k=1 .*\n +how many\n")
 
   @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
-  def test_signals_end_the_script(self, number):
+  def test_a_signal_is_one_line_and_its_exit_code(self, number):
     process = self.start("--inner.k=10")
     self.assertEqual(process.stdout.readline(), "ready\n")
     process.send_signal(number)
-    process.communicate(timeout=60)
-    self.assertEqual(process.returncode, -number)
+    _, err = process.communicate(timeout=60)
+    self.assertEqual(process.returncode, 128 + number)
+    self.assertRegex(err, f"^{signal.Signals(number).name}: stopped; .*\n$")
+
+  @parameterized.parameters(True, False)
+  def test_an_unexpected_exception_is_one_line_that_names_a_file(self, made):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    run_dir = folder if made else folder / "absent"
+    process = self.start("--inner.k=11", f"--run_dir={run_dir}")
+    _, err = process.communicate(timeout=60)
+    self.assertEqual(process.returncode, 1)
+    found = re.fullmatch(
+      "error: KeyError: 'lost'; the traceback is in (.*)\n", err
+    )
+    self.assertIsNotNone(found, err)
+    path = pathlib.Path(found[1])
+    self.addCleanup(path.unlink)
+    self.assertEqual(path.parent == folder, made)
+    self.assertIn('raise KeyError("lost")', path.read_text())
 
 
 class UsageTest(absltest.TestCase):

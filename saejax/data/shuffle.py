@@ -9,6 +9,7 @@ ROWS = 3
 ARRAYS = 4
 LAYERS = 5
 BUFFER = 6
+RESERVOIR = 7
 
 
 def permutation(size: int, *key: int) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from saejax.data import shuffle
+from saejax.data.batches import Batches
 from saejax.errors import InputError
 
 _LAST = 2**31 - 1
@@ -103,10 +104,21 @@ class ArrayBatches:
       raise ValueError(f"state must be {{'batches': int}}, got {state}")
     self._done = done
 
+  def sample(self, rows: int) -> dict[str, np.ndarray]:
+    """Evenly spaced rows."""
+    return evenly(self._arrays, rows)
+
   def _epoch(self, epoch: int) -> np.ndarray:
     if self._order[0] != epoch:
       self._order = (epoch, permutation(self.rows, self._seed, epoch))
     return self._order[1]
+
+
+def evenly(arrays: Mapping[str, Any], rows: int) -> dict[str, np.ndarray]:
+  """At most `rows` evenly spaced rows of arrays."""
+  count = len(arrays["x"])
+  which = np.linspace(0, count - 1, min(rows, count)).astype(int)
+  return {name: np.asarray(array[which]) for name, array in arrays.items()}
 
 
 def array_batches(
@@ -236,16 +248,6 @@ class Rows(Protocol):
   def whole(self, *names: str) -> dict[str, np.ndarray]: ...
 
 
-class Batches(Protocol):
-  """An iterator of batches with an exact position."""
-
-  def __next__(self) -> Mapping[str, np.ndarray]: ...
-
-  def get_state(self) -> Any: ...
-
-  def set_state(self, state: Any) -> None: ...
-
-
 class Stacked:
   """Streams of the same rows at several layers as one of x [B, layers, d].
 
@@ -297,6 +299,11 @@ class Stacked:
     for stream, own in zip(self._streams, state, strict=True):
       stream.set_state(own)
 
+  def sample(self, rows: int) -> dict[str, np.ndarray]:
+    """The same rows of every layer."""
+    found = [stream.sample(rows)["x"] for stream in self._streams]
+    return {"x": np.stack(found, axis=1)}
+
 
 class OneLayer:
   """Of each row one layer of a group, at random; "cond" says which.
@@ -334,11 +341,13 @@ class OneLayer:
         f"x must be [B, more than {self._layers.max()}, d], got {x.shape}"
       )
     key = (shuffle.LAYERS, self._seed, self._done)
+    self._done += 1
+    return {**self._choose(x, key), "row": row}
+
+  def _choose(self, x: np.ndarray, key: tuple[int, ...]):
     bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(len(x))
     cond = (bits % np.uint64(len(self._layers))).astype(np.int32)
-    self._done += 1
-    chosen = x[np.arange(len(x)), self._layers[cond]]
-    return {"x": chosen, "cond": cond, "row": row}
+    return {"x": x[np.arange(len(x)), self._layers[cond]], "cond": cond}
 
   def get_state(self) -> dict[str, Any]:
     """Batches given so far, and the position of the stream behind."""
@@ -348,6 +357,11 @@ class OneLayer:
     """Goes to a position."""
     self._batches.set_state(state["behind"])
     self._done = state["batches"]
+
+  def sample(self, rows: int) -> dict[str, np.ndarray]:
+    """Each row at one layer, drawn by the seed."""
+    x = np.asarray(self._batches.sample(rows)["x"])
+    return self._choose(x, (shuffle.LAYERS, self._seed))
 
 
 def one_layer(key: PRNGKeyArray, x: Float[Array, "B L d"]) -> dict[str, Array]:

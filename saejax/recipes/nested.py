@@ -237,9 +237,9 @@ def multi_topk(
   )
 
 
-def _narrow(sae: SAE, stats, sample) -> SAE:
+def _narrow(sae: SAE, stats, rows) -> SAE:
   """What users hold of a widened TopK."""
-  del stats, sample
+  del stats, rows
   wide: Any = sae.activation
   return sae.replace(activation=activations.TopK(wide.k))
 

@@ -1,10 +1,10 @@
 """A run folder: one process, one set of flags.
 
-    run_dir/
-      run.flags           every flag; --flagfile=run_dir/run.flags repeats it
-      n512/               one group of members of equal shape, on one stream
-        checkpoints/ metrics.jsonl events/ points.json
-      saes/n512-k8-seed0/ a trained SAE, for saejax.load
+run_dir/
+  run.flags           every flag; --flagfile=run_dir/run.flags repeats it
+  n512/               one group of members of equal shape, on one stream
+    checkpoints/ metrics.jsonl events/ points.json
+  saes/n512-k8-seed0/ a trained SAE, for saejax.load
 """
 
 import contextlib

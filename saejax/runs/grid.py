@@ -4,11 +4,9 @@ A group whose points.json is there is finished; the same command resumes the
 others.
 """
 
-import contextlib
 import dataclasses
-import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,11 +14,11 @@ import numpy as np
 
 from saejax import durable
 from saejax.data import loader
+from saejax.data.batches import StoreBatches, spread
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
 from saejax.evals import reading, reconstruction
 from saejax.recipes import catalogue
-from saejax.runs import stores
 from saejax.runs.config import SAEConfig
 from saejax.sae import files, prep
 from saejax.training import log, loop
@@ -28,7 +26,6 @@ from saejax.training.members import Member
 from saejax.training.parts import rules, schedules
 from saejax.training.recipe import Recipe
 
-SAMPLE_ROWS = 4096  # for the initial bias
 TRANSIENT = ("seconds", "group_seconds", "density")  # not kept with an SAE
 
 
@@ -106,11 +103,8 @@ def train(grid: Grid) -> list[dict[str, Any]]:
 
 def _train_group(grid: Grid, n: int, total_steps: int) -> list[loop.Trained]:
   """Trains the members with n latents."""
-  sample = np.asarray(stores.spread(grid.store, SAMPLE_ROWS), np.float32)
-  # Bad rows are the step's to report; the initial bias must not be one.
-  sample = sample[np.isfinite(sample).all(axis=-1)]
-  rated, mean = stores.spread(grid.held_out, grid.train.eval_rows), grid.mean
-  with _batches(grid) as batches:
+  rated, mean = spread(grid.held_out, grid.train.eval_rows), grid.mean
+  with StoreBatches(grid.store, **grid.reading) as batches:
     try:
       return loop.train(
         partial(recipe, grid, n, total_steps),
@@ -119,7 +113,6 @@ def _train_group(grid: Grid, n: int, total_steps: int) -> list[loop.Trained]:
         config=grid.train,
         folder=grid.path / f"n{n}",
         total_steps=total_steps,
-        sample=sample,
         fingerprint=_fingerprint(grid, n),
         metric=lambda saes: float(
           np.mean([r.nmse for r in _evaluate(saes, [rated], mean)])
@@ -128,18 +121,6 @@ def _train_group(grid: Grid, n: int, total_steps: int) -> list[loop.Trained]:
       )
     except loop.NonFiniteError as error:
       raise SystemExit(f"error: n={n}: {error}") from error
-
-
-@contextlib.contextmanager
-def _batches(grid: Grid) -> Iterator[Any]:
-  """The batches of the training store, closed afterwards."""
-  batches = iter(loader.batches(grid.store, **grid.reading))
-  try:
-    yield batches
-  finally:
-    close = getattr(batches, "close", None)
-    if close:
-      close()
 
 
 def _points(

@@ -5,8 +5,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from saejax import terminal
 from saejax.data import harvest
 from saejax.data.store.reader import Store
@@ -43,20 +41,6 @@ def harvested(
     return harvest.harvest(config, source=source, progress=progress)
   finally:
     screen.end()
-
-
-def spread(store: Store, rows: int, blocks: int = 16) -> np.ndarray:
-  """About `rows` rows of a store, in blocks spread evenly over it."""
-  if store.rows <= rows:
-    return np.concatenate([store.read(a, b) for a, b in store.intervals])
-  chunks = store.chunks
-  picks = sorted({round(i) for i in np.linspace(0, len(chunks) - 1, blocks)})
-  each = -(-rows // len(picks))
-  parts = []
-  for i in picks:
-    first, last = chunks[i]
-    parts.append((first, min(first + each, last)))
-  return np.concatenate(store.read_many(parts))[:rows]
 
 
 def describe(store: Store, held_out: Store) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from saejax.sae.sae import SAE
 from saejax.training import sharding
 from saejax.training.members import Group, Member
 from saejax.training.recipe import Recipe
+from saejax.training.rows import Held
 from saejax.training.step import TrainState
 
 Draw = Callable[[Array], Array | Batch | Mapping[str, Array]]
@@ -74,7 +75,7 @@ def fit(
     kept.append(metrics)
     done = stop
   logged = {name: np.stack([m[name] for m in kept]) for name in kept[0]}
-  return group.saes(states, sample), group.member_states(states), logged
+  return group.saes(states, Held(sample)), group.member_states(states), logged
 
 
 def member(seed: int = 0, *, learning_rate: float = 3e-3, k: int = 0) -> Member:

@@ -14,23 +14,26 @@ import math
 import os
 import pathlib
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
+from saejax import durable, interrupt
+from saejax.data.batches import Batches
 from saejax.errors import InputError
-from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding
 from saejax.training.checkpoint import Checkpoints
 from saejax.training.log import RunLog
 from saejax.training.members import Group, Member
 from saejax.training.recipe import Recipe
+from saejax.training.rows import Stream
 
+SAMPLE_ROWS = 4096  # for the initial weights
 AHEAD = 2  # dispatches under way before the host waits for the oldest
 
 
@@ -100,19 +103,6 @@ class TrainConfig:
       )
 
 
-class Batches(Protocol):
-  """An iterator of {"x": [B, d], "row": [B]} with an exact position.
-
-  Batches may have further fields of `Batch`; `fields` then names them all.
-  """
-
-  def __next__(self) -> dict[str, np.ndarray]: ...
-
-  def get_state(self) -> Any: ...
-
-  def set_state(self, state: Any) -> None: ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
   """One member after training.
@@ -142,7 +132,6 @@ def train(
   config: TrainConfig,
   folder: str | os.PathLike[str],
   total_steps: int,
-  sample: np.ndarray | Batch | None = None,
   fingerprint: dict[str, Any],
   metric: Callable[[Sequence[SAE]], float] | None = None,
   provenance: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
@@ -153,12 +142,12 @@ def train(
   Args:
     make_recipe: from k to the recipe.
     members: SAEs of equal shape.
-    batches: the stream, at its start; its position is saved and restored.
+    batches: the stream, at its start; its position is saved and restored. Its
+      sample serves the initial weights and `Recipe.finish`.
     config: how.
     folder: for checkpoints, metrics and event files; a run that is there is
       gone on with.
     total_steps: batches to consume.
-    sample: raw rows for the initial weights and for `Recipe.finish`.
     fingerprint: JSON-able settings that must be equal on resume.
     metric: rates a checkpoint from all members' SAEs; lower is better.
     provenance: where rows come from, for the report on non-finite ones.
@@ -173,7 +162,8 @@ def train(
     NonFiniteError: rows, or every member's loss, were not finite under the
       policy "stop". The last good checkpoint is kept and `nonfinite.json` in
       the folder names the step and the rows.
-    SystemExit: SIGTERM came; a complete checkpoint was saved.
+    Stopped: a signal asked to stop; a complete checkpoint was saved. Only
+      scripts handle signals: see `saejax.interrupt`.
   """
   folder = pathlib.Path(folder)
   mesh = sharding.make_mesh(config.mesh)
@@ -200,13 +190,12 @@ def train(
     engine=config.engine,
     skip_nonfinite=config.nonfinite == "skip",
   )
-  group.check(getattr(batches, "fields", ("x",)))
+  group.check(batches.fields)
   sharding.check(
     mesh, n=group.n, batch_rows=config.batch_rows, members=len(members)
   )
-  if sample is not None:
-    sample = jax.tree.map(jnp.asarray, as_batch(sample))
-  states = group.init(sample)
+  rows = Stream(batches)
+  states = group.init(rows.sample(SAMPLE_ROWS))
   seconds = np.zeros(len(members), np.float32)
   fingerprint = {
     **fingerprint,
@@ -228,13 +217,13 @@ def train(
     )
     if step:
       log.line(f"{folder.name}: going on from step {step:,}")
-    terminated = stack.enter_context(_sigterm())
+    stack.enter_context(interrupt.deferred())
 
     def save(step, states):
       rating = None
       if metric:
         try:
-          rating = metric(group.saes(states, sample))
+          rating = metric(group.saes(states, rows))
         except InputError as error:  # such as a phase that is still to come
           log.line(f"step {step:,}: not rated ({error})")
       state = {"members": states, "seconds": jnp.asarray(seconds)}
@@ -259,12 +248,13 @@ def train(
       if step % config.checkpoint_steps == 0 or step == total_steps:
         watch.check_all()
         save(step, states)
-      if terminated.is_set():
+      if number := _stop_signal(step):
         watch.check_all()
         save(step, states)
         checkpoints.wait()
-        log.line(f"{folder.name}: stopped by SIGTERM, saved at step {step:,}")
-        raise SystemExit(128 + signal.SIGTERM)
+        name = signal.Signals(number).name
+        log.line(f"{folder.name}: stopped by {name}, saved at step {step:,}")
+        raise interrupt.Stopped(number)
     log.progress(step, step * config.batch_rows, force=True)
     failed = [int(s.failed_step) for s in group.member_states(states)]
     return [
@@ -275,7 +265,7 @@ def train(
         status="ok" if at < 0 else f"frozen at step {at}",
       )
       for member, sae, spent, at in zip(
-        members, group.saes(states, sample), seconds, failed, strict=True
+        members, group.saes(states, rows), seconds, failed, strict=True
       )
     ]
 
@@ -355,23 +345,22 @@ class _Watch:
         k: np.asarray(v).tolist() for k, v in found.items()
       }
     path = self._folder / "nonfinite.json"
-    path.write_text(json.dumps(report) + "\n")
+    where = f"rows and where they come from are in {path}"
+    try:
+      durable.write_file(path, json.dumps(report).encode() + b"\n")
+    except InputError as error:  # it must not hide the diagnosis
+      where = f"rows could not be written to {path} ({error.rule})"
     raise NonFiniteError(
-      f"step {step}: {why}; rows and where they come from are in {path}; the "
+      f"step {step}: {why}; {where}; the "
       "last good checkpoint is kept (--train.nonfinite=skip goes on without "
       "such batches)"
     )
 
 
-@contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-  """An event that is set when SIGTERM comes, in the main thread."""
-  event = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
-    yield event
-    return
-  before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-  try:
-    yield event
-  finally:
-    signal.signal(signal.SIGTERM, before)
+def _stop_signal(step: int) -> int | None:
+  """The signal after which to save and stop, the same on all processes."""
+  if jax.process_count() == 1:
+    return interrupt.requested()
+  # jax.distributed takes SIGTERM, and agrees on a step.
+  reached = multihost_utils.reached_preemption_sync_point(step)
+  return signal.SIGTERM if reached else None

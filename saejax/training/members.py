@@ -24,7 +24,7 @@ from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding, step
-from saejax.training.recipe import Hyper, Recipe
+from saejax.training.recipe import Hyper, Recipe, RowSource
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,10 +268,9 @@ class Group:
   def saes(
     self,
     states: tuple[step.TrainState, ...],
-    sample: Float[Array, "s d"] | Batch | None = None,
+    rows: RowSource | None = None,
   ) -> list[SAE]:
-    """What users hold of each member: averaged, finished, with its own k."""
-    sample = None if sample is None else as_batch(sample)
+    """The inference form of each member: averaged, finished, its own k."""
     saes = []
     for member, state in zip(
       self.members, self.member_states(states), strict=True
@@ -280,7 +279,7 @@ class Group:
       sae = step.averaged(recipe, state)
       if self._several_ks and member.k:
         sae = sae.replace(activation=sae.activation.with_k(member.k))
-      saes.append(recipe.finish(sae, state.stats, sample))
+      saes.append(recipe.finish(sae, state.stats, rows))
     return saes
 
 

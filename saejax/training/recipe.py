@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from saejax.errors import InputError
 from saejax.sae.context import FIELDS, Batch
 from saejax.sae.sae import SAE, Forward
+from saejax.training.rows import RowSource as RowSource
 from saejax.training.state import Stats as Stats
 from saejax.training.state import TrainState
 
@@ -139,10 +140,10 @@ class Init(Protocol):
 class Finish(Protocol):
   """From a trained SAE to what users hold; runs once, outside jit.
 
-  Takes the SAE, its statistics and a sample of raw rows (None without one).
+  Takes the SAE, its statistics and a source of raw rows (None without one).
   """
 
-  def __call__(self, sae: SAE, stats: Stats, sample: Batch | None) -> SAE: ...
+  def __call__(self, sae: SAE, stats: Stats, rows: RowSource | None) -> SAE: ...
 
 
 def same(sae: SAE) -> SAE:
@@ -156,9 +157,9 @@ def unchanged(sae: SAE, gradients: SAE) -> SAE:
   return gradients
 
 
-def as_trained(sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
+def as_trained(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
   """Users hold what was trained."""
-  del stats, sample
+  del stats, rows
   return sae
 
 

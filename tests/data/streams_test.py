@@ -261,6 +261,7 @@ class TrainingTest(absltest.TestCase):
       fields = stream.fields
       get_state = staticmethod(stream.get_state)
       set_state = staticmethod(stream.set_state)
+      sample = staticmethod(stream.sample)
 
       def __next__(self):
         if len(taken) == 8:

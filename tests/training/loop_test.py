@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from absl.testing import absltest
 
-from saejax.data import loader
+from saejax import interrupt
+from saejax.data.batches import StoreBatches
 from saejax.data.store import create
 from saejax.errors import InputError
 from saejax.recipes import batch_sparse, row_sparse
@@ -52,6 +53,13 @@ class Interrupted:
   def set_state(self, state):
     self._batches.set_state(state)
 
+  @property
+  def fields(self):
+    return self._batches.fields
+
+  def sample(self, rows):
+    return self._batches.sample(rows)
+
 
 def kill():
   raise Killed
@@ -73,7 +81,7 @@ class LoopTest(absltest.TestCase):
     )
 
   def batches(self, store):
-    return iter(loader.batches(store, batch_rows=BATCH, seed=0))
+    return StoreBatches(store, batch_rows=BATCH, seed=0)
 
   def train(self, name, batches, members=MEMBERS, steps=24, **kwargs):
     make = kwargs.pop("make", recipe)
@@ -86,7 +94,6 @@ class LoopTest(absltest.TestCase):
       config=loop.TrainConfig(**settings),
       folder=self.folder / name,
       total_steps=steps,
-      sample=self.x[:100],
       fingerprint=kwargs.pop("fingerprint", {"recipe": "topk"}),
       stream=io.StringIO(),
       **kwargs,
@@ -144,18 +151,35 @@ class LoopTest(absltest.TestCase):
     steps = [record["step"] for record in log.read(self.folder / "a")]
     self.assertEqual(steps, list(range(1, 25)))
 
-  def test_sigterm_saves_and_the_same_command_goes_on(self):
+  def test_a_signal_saves_and_the_same_command_goes_on(self):
     store = self.store(self.x)
     whole = self.train("a", self.batches(store))
     stop = partial(os.kill, os.getpid(), signal.SIGTERM)
-    before = signal.getsignal(signal.SIGTERM)
-    with self.assertRaises(SystemExit) as caught:
+    with interrupt.installed(), self.assertRaises(SystemExit) as caught:
       self.train("b", Interrupted(self.batches(store), 8, stop))
     self.assertEqual(caught.exception.code, 128 + signal.SIGTERM)
-    self.assertIs(signal.getsignal(signal.SIGTERM), before)
     saved = {p.name for p in (self.folder / "b" / "checkpoints").iterdir()}
     self.assertIn("8", saved)
     self.assert_same(self.train("b", self.batches(store)), whole)
+
+  def test_training_leaves_the_handlers_of_signals_alone(self):
+    before = [signal.getsignal(number) for number in interrupt.SIGNALS]
+    during = []
+    look = lambda: during.extend(map(signal.getsignal, interrupt.SIGNALS))
+    self.train("a", Interrupted(self.batches(self.store(self.x)), 2, look))
+    self.assertEqual(during, before)
+
+  def test_a_report_on_rows_that_cannot_be_written_does_not_hide_the_cause(
+    self,
+  ):
+    x = self.x.copy()
+    x[:] = np.nan
+    (self.folder / "a" / "nonfinite.json").mkdir(parents=True)
+    with self.assertRaisesRegex(
+      loop.NonFiniteError,
+      "step 0: rows of the batch are not finite; rows could",
+    ):
+      self.train("a", self.batches(self.store(x)))
 
   def test_non_finite_rows_stop_and_their_provenance_is_written(self):
     x = self.x.copy()

@@ -15,6 +15,7 @@ import numpy as np
 from saejax.evals import comparison
 
 LOWER, HIGHER = "lower", "higher"
+NOT_JUDGED = "not judged"
 SITE = "site"  # group of claims that are measured on each site
 TRUNCATED = (2, 4, 8)  # latents kept of SAEs that keep more
 Points = Sequence[Mapping[str, Any]]
@@ -100,6 +101,8 @@ class Claim:
     direction: LOWER or HIGHER.
     margin: instead of the measure's.
     group: rows that the claim is about: SITE, or the name of a group of arms.
+    reservation: why the comparison cannot judge the claim as it is set up; it
+      is measured and reported, without a verdict.
   """
 
   recipe: str
@@ -110,6 +113,7 @@ class Claim:
   direction: str
   margin: float | None = None
   group: str = SITE
+  reservation: str = ""
 
 
 def measured(
@@ -125,8 +129,9 @@ def measured(
 
   Returns:
     recipe, paper, claim, method, against, direction, margin, unit, data, seeds,
-    verdict, effect and interval; the last two are None where no seed has both
-    numbers.
+    verdict, reservation, effect and interval; the last two are None where no
+    seed has both numbers. The verdict of a claim with a reservation is
+    NOT_JUDGED.
   """
   own = [p for p in points if p["data"] == data and p["status"] == "ok"]
   method, against = claim.arms
@@ -144,7 +149,7 @@ def measured(
   record: dict[str, Any] = {
     "recipe": claim.recipe,
     "paper": claim.paper,
-    "claim": _worded(claim.claim, sizes),
+    "claim": worded(claim.claim, sizes),
     "method": method,
     "against": against,
     "direction": claim.direction,
@@ -152,7 +157,8 @@ def measured(
     "unit": claim.measure.unit,
     "data": data,
     "seeds": len(seeds),
-    "verdict": comparison.UNDECIDED,
+    "verdict": NOT_JUDGED if claim.reservation else comparison.UNDECIDED,
+    "reservation": claim.reservation,
     "effect": None,
     "interval": None,
   }
@@ -161,14 +167,17 @@ def measured(
   effect = comparison.difference(
     [ours[s] for s in seeds], [theirs[s] for s in seeds]
   )
-  return record | {
-    "verdict": comparison.verdict(effect, claim=claim.direction, margin=margin),
-    "effect": effect.effect,
-    "interval": [effect.low, effect.high],
-  }
+  record["effect"] = effect.effect
+  record["interval"] = [effect.low, effect.high]
+  if not claim.reservation:
+    record["verdict"] = comparison.verdict(
+      effect, claim=claim.direction, margin=margin
+    )
+  return record
 
 
-def _worded(text: str, sizes: Sizes | None) -> str:
+def worded(text: str, sizes: Sizes | None) -> str:
+  """A text in which {few}, {same} and {high} are the sizes of a site."""
   if sizes is None:
     return text
   names = {name: getattr(sizes, name) for name in ("few", "same", "high")}
@@ -205,7 +214,7 @@ def mean_of(name: str, k: str | None = None, **where: Any) -> Read:
 
   def read(points: Points, sizes: Sizes | None) -> BySeed:
     wanted = dict(where) if k is None else {**where, "k": getattr(sizes, k)}
-    field = _worded(name, sizes)
+    field = worded(name, sizes)
     chosen = [
       p for p in points if all(p.get(k) == v for k, v in wanted.items())
     ]

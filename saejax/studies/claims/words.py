@@ -8,17 +8,20 @@ import numpy as np
 from saejax.evals import comparison
 from saejax.report import curves, page, study
 from saejax.studies import arms
+from saejax.studies.claims import claim
 
 COLOURS = {
   comparison.HOLDS: "#009E73",
   comparison.FAILS: "#D55E00",
   comparison.UNDECIDED: "#5a6472",
+  claim.NOT_JUDGED: "#9aa3ad",
 }
 ABOUT = (
   "Each line compares two methods over seeds that share data and order. A claim "
   "holds where the whole 95 % interval of the effect lies beyond the margin on "
   "the side that the paper says. These are short runs of small SAEs: a claim "
-  "that does not hold here may hold at the paper's size."
+  "that does not hold here may hold at the paper's size. A claim that the "
+  "comparison cannot judge as it is set up is measured, without a verdict."
 )
 COLUMNS = {
   "recipe": ("Recipe", ""),
@@ -32,6 +35,7 @@ COLUMNS = {
   "unit": ("Unit", ""),
   "seeds": ("Seeds", "d"),
   "verdict": ("Verdict", ""),
+  "reservation": ("Why it is not judged", ""),
 }
 
 

@@ -12,10 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saejax.sae import activations, decoders, encoders
-from saejax.sae.context import Batch
 from saejax.sae.sae import SAE
 from saejax.training.parts import rules
-from saejax.training.recipe import Record, Rule, Stats
+from saejax.training.recipe import Record, RowSource, Rule, Stats
 from saejax.training.state import TrainState
 
 ROWS = "rows_seen"
@@ -121,13 +120,13 @@ class BiasAdaptation(Rule):
     return {"open": jnp.sum(stats[OPEN]) / seen}
 
 
-def to_threshold(sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
+def to_threshold(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
   """The same function with its parts in the usual form.
 
   A jump gate becomes a threshold -b, a relu gate a bias of the encoder; the
   decoder's rows are a_i w_i. Exact.
   """
-  del stats, sample
+  del stats, rows
   gate: Any = sae.activation
   jump = gate.form == "jump"
   zeros = jnp.zeros_like(gate.b)

@@ -7,10 +7,11 @@ import numpy as np
 
 from saejax.errors import InputError
 from saejax.sae import activations, convert
-from saejax.sae.context import Batch
 from saejax.sae.sae import SAE
 from saejax.training.parts import rules
-from saejax.training.recipe import Stats
+from saejax.training.recipe import RowSource, Stats
+
+SAMPLE_ROWS = 4096  # that a threshold is estimated from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ToThreshold:
   score: str = "value"
   keep: str = "relu"
 
-  def __call__(self, sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
+  def __call__(self, sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
     """The SAE with a `Threshold`.
 
     Raises:
@@ -47,24 +48,24 @@ class ToThreshold:
     return sae.replace(activation=activation)
 
 
-def inference_form(sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
+def inference_form(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
   """Learned thresholds and gates as plain thresholds, exactly."""
-  del stats, sample
+  del stats, rows
   return convert.inference_form(sae)
 
 
-def to_jumprelu(sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
+def to_jumprelu(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
   """One threshold in the place of a selection: see `convert.to_jumprelu`.
 
   Raises:
     InputError: there are no rows to estimate it from.
   """
   del stats
-  if sample is None:
+  if rows is None:
     raise InputError(
-      "sample", None, "a threshold is estimated from rows", "give rows"
+      "rows", None, "a threshold is estimated from rows", "give rows"
     )
-  return convert.to_jumprelu(sae, sample)
+  return convert.to_jumprelu(sae, rows.sample(SAMPLE_ROWS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class ToTopK:
   alpha: float = 1.0
   keep: str = "relu"
 
-  def __call__(self, sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
+  def __call__(self, sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
     """The SAE with a `TopK` of its budget's k."""
     activation: Any = sae.activation  # one whose budget ends at a k
     k = min(round(self.alpha * activation.budget.k), sae.n)

@@ -9,10 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saejax.sae import activations, encoders
-from saejax.sae.context import Batch
 from saejax.sae.masking import PROBABILITY
 from saejax.sae.sae import SAE
-from saejax.training.recipe import Record, Rule, Stats
+from saejax.training.recipe import Record, RowSource, Rule, Stats
 
 PARTS = ("importance_size", "importance_rate", "importance_need")
 
@@ -118,7 +117,7 @@ class WithoutMasked:
   z = relu(a) where p < 1/2, else 0; no sampling.
   """
 
-  def __call__(self, sae: SAE, stats: Stats, sample: Batch | None) -> SAE:
+  def __call__(self, sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
     often = np.asarray(stats[PROBABILITY]) >= 0.5
     theta = jnp.asarray(np.where(often, np.inf, 0.0), jnp.float32)
     return sae.replace(activation=activations.Threshold(theta))

@@ -89,6 +89,14 @@ class ClaimsTest(absltest.TestCase):
     found = measured(rows, lenient)
     self.assertEqual((found["verdict"], found["margin"]), ("holds", -0.02))
 
+  def test_a_claim_with_a_reservation_is_measured_without_a_verdict(self):
+    rows = [*points("batch", [0.09, 0.18]), *points("row", [0.1, 0.2])]
+    found = measured(rows, dataclasses.replace(CLAIM, reservation="too short"))
+    self.assertEqual(found["verdict"], claims.NOT_JUDGED)
+    self.assertAlmostEqual(found["effect"], np.log(0.9))
+    text = page.render("Claims", words.sections([found])[0])
+    self.assertIn("too short", text)
+
   def test_points_of_other_data_do_not_count(self):
     rows = [*points("batch", [0.1, 0.2]), *points("row", [0.2, 0.4])]
     found = claims.measured(CLAIM, rows, "elsewhere", SIZES)

@@ -1,0 +1,187 @@
+"""Streams of batches: their interface, and those of a store and of an iterator.
+
+`streams` has those of arrays in memory. A stream has an exact position, says
+which fields its batches have, and gives a sample of its rows without moving.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from saejax.data import shuffle
+from saejax.data.store.reader import Store
+from saejax.errors import InputError
+
+
+class Batches(Protocol):
+  """A stream of {"x": [B, d], "row": [B], ...} with an exact position.
+
+  Attributes:
+    fields: names of the fields of `Batch` that its batches have.
+  """
+
+  @property
+  def fields(self) -> tuple[str, ...]: ...
+
+  def __next__(self) -> Mapping[str, np.ndarray]: ...
+
+  def get_state(self) -> Any:
+    """The position, such that JSON can hold it."""
+    ...
+
+  def set_state(self, state: Any) -> None:
+    """Goes to a position of `get_state`."""
+    ...
+
+  def sample(self, rows: int) -> Mapping[str, np.ndarray]:
+    """At most `rows` rows, spread over the stream's; the position stays."""
+    ...
+
+
+class StoreBatches:
+  """Shuffled batches of a store through Grain.
+
+  Args:
+    store: the rows.
+    **reading: arguments of `loader.batches`.
+  """
+
+  fields = ("x",)
+
+  def __init__(self, store: Store, **reading: Any):
+    from saejax.data import loader  # Grain is imported only where it reads
+
+    self.store = store
+    self._batches: Any = iter(loader.batches(store, **reading))
+
+  def __enter__(self) -> "StoreBatches":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    return next(self._batches)
+
+  def get_state(self) -> Any:
+    """The position of the Grain iterator."""
+    return self._batches.get_state()
+
+  def set_state(self, state: Any) -> None:
+    """Goes to a position."""
+    self._batches.set_state(state)
+
+  def sample(self, rows: int) -> dict[str, np.ndarray]:
+    """About `rows` finite rows in blocks spread over the store, float32."""
+    x = np.asarray(spread(self.store, rows), np.float32)
+    return {"x": x[np.isfinite(x).all(axis=-1)]}
+
+  def close(self) -> None:
+    """Lets the threads that read ahead go."""
+    close = getattr(self._batches, "close", None)
+    if close:
+      close()
+
+
+class IteratorBatches:
+  """Batches of a one-shot iterator, with a reservoir of the rows it gave.
+
+  The position is the number of batches taken; going to one takes batches from
+  the iterator, so it must give the same ones again in a new process.
+
+  Args:
+    batches: of {"x": [B, d], ...}; the first one is taken at once.
+    reservoir_rows: rows kept, each row given so far with equal chance.
+    seed: for the choice of those rows.
+  """
+
+  def __init__(
+    self,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    *,
+    reservoir_rows: int = 32_768,
+    seed: int = 0,
+  ):
+    self._batches = iter(batches)
+    self._next: Mapping[str, np.ndarray] | None = next(self._batches, None)
+    if self._next is None:
+      raise InputError("x", batches, "must give a batch", "it is exhausted")
+    self.fields = tuple(name for name in self._next if name != "row")
+    self._size, self._seed = reservoir_rows, seed
+    self._kept: dict[str, np.ndarray] = {}
+    self._seen, self._done = 0, 0
+    self._keep(self._next)
+
+  def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    if self._next is None:
+      batch = next(self._batches)
+      self._keep(batch)
+    else:
+      batch, self._next = self._next, None
+    self._done += 1
+    rows = len(batch["x"])
+    row = np.arange(self._seen - rows, self._seen)
+    return {"row": row, **batch}
+
+  def get_state(self) -> dict[str, int]:
+    """The number of batches taken."""
+    return {"batches": self._done}
+
+  def set_state(self, state: Mapping[str, int]) -> None:
+    """Takes batches up to a position.
+
+    Raises:
+      ValueError: the iterator is beyond it.
+    """
+    if state["batches"] < self._done:
+      raise ValueError(
+        f"an iterator cannot go back to {state} from {self._done} batches"
+      )
+    while self._done < state["batches"]:
+      next(self)
+
+  def sample(self, rows: int) -> dict[str, np.ndarray]:
+    """At most `rows` of those that the iterator has given."""
+    count = min(rows, len(self._kept["x"]))
+    return {name: kept[:count] for name, kept in self._kept.items()}
+
+  def _keep(self, batch: Mapping[str, np.ndarray]) -> None:
+    """Algorithm R: row i takes a random place below i where that is kept."""
+    fields = {name: np.asarray(batch[name]) for name in self.fields}
+    count = len(fields["x"])
+    number = self._seen + np.arange(count)
+    key = np.random.SeedSequence((shuffle.RESERVOIR, self._seed, self._seen))
+    place = np.random.Generator(np.random.Philox(key)).integers(number + 1)
+    place = np.where(number < self._size, number, place)
+    if not self._kept:
+      self._kept = {n: a[: self._size].copy() for n, a in fields.items()}
+    elif len(self._kept["x"]) < self._size:
+      more = self._size - len(self._kept["x"])
+      self._kept = {
+        n: np.concatenate([self._kept[n], a[:more]]) for n, a in fields.items()
+      }
+    for i in np.flatnonzero((place < self._size) & (number >= self._size)):
+      for name, values in fields.items():
+        self._kept[name][place[i]] = values[i]
+    self._seen += count
+
+
+def spread(store: Store, rows: int, blocks: int = 16) -> np.ndarray:
+  """About `rows` rows of a store, in blocks spread evenly over it."""
+  if store.rows <= rows:
+    return np.concatenate([store.read(a, b) for a, b in store.intervals])
+  chunks = store.chunks
+  picks = sorted({round(i) for i in np.linspace(0, len(chunks) - 1, blocks)})
+  each = -(-rows // len(picks))
+  parts = []
+  for i in picks:
+    first, last = chunks[i]
+    parts.append((first, min(first + each, last)))
+  return np.concatenate(store.read_many(parts))[:rows]

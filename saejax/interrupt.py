@@ -1,0 +1,165 @@
+"""Signals that stop a script: one line, exit code 128 + signal, resumable.
+
+SIGINT, SIGTERM and SIGHUP end a script at once with one line: what is on disk
+is whole at every moment, and the same command resumes. A section that has
+something to save defers them: `requested` gives the signal, and the section
+saves, then raises `Stopped`. A second signal ends the script at once.
+
+A thread reads the signals from a pipe, so that they are answered while the main
+thread compiles or waits. Signals that were ignored when the script started, as
+under nohup, stay ignored. Only scripts install this, never library calls.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE_SECONDS = 2.0  # until a deferred signal is acknowledged
+
+
+class Stopped(SystemExit):
+  """A signal stopped the work after it was saved.
+
+  Attributes:
+    code: 128 + the signal.
+  """
+
+  def __init__(self, number: int):
+    super().__init__(128 + number)
+
+
+class _State:
+  """What the process does about signals; there is one, of its handlers."""
+
+  def __init__(self):
+    self.before: dict[int, Any] = {}  # handlers that were replaced
+    self.requested: int | None = None
+    self.deferring = 0
+    self.pipe: tuple[int, int] | None = None
+
+
+_state = _State()
+
+
+def requested() -> int | None:
+  """The signal that asked to stop, if one came."""
+  return _state.requested
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+  """Inside, a signal does not end the process; see `requested`.
+
+  Raises:
+    Stopped: on leaving, where a signal came that nobody obeyed.
+  """
+  _state.deferring += 1
+  try:
+    yield
+  finally:
+    _state.deferring -= 1
+  if _state.requested is not None:
+    raise Stopped(_state.requested)
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+  """Handles signals inside, unless they are handled already."""
+  if _state.pipe or not install():
+    yield
+    return
+  try:
+    yield
+  finally:
+    uninstall()
+
+
+def install() -> bool:
+  """Handles signals from now on; only in the main thread.
+
+  A script calls it before it imports jax, so that a signal during the imports
+  is one line too.
+
+  Returns:
+    Whether this call installed the handlers.
+  """
+  main = threading.current_thread() is threading.main_thread()
+  if _state.pipe or not main:
+    return False
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  _state.pipe = reader, writer
+  _state.requested = None
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  for number in SIGNALS:
+    if signal.getsignal(number) != signal.SIG_IGN:
+      _state.before[number] = signal.signal(number, _note)
+  threading.Thread(
+    target=_watch, args=(reader,), name="signals", daemon=True
+  ).start()
+  os.register_at_fork(after_in_child=_forget)
+  return True
+
+
+def uninstall() -> None:
+  """Gives signals back to the handlers that were there."""
+  for number, handler in _state.before.items():
+    signal.signal(number, handler)
+  _state.before.clear()
+  signal.set_wakeup_fd(-1)
+  if _state.pipe:
+    os.close(_state.pipe[1])  # ends the thread
+  _state.pipe = _state.requested = None
+
+
+def _note(number: int, _: Any) -> None:
+  """Runs in the main thread, between two of its instructions."""
+  _state.requested = _state.requested or number
+
+
+def _forget() -> None:
+  """A forked child has no such thread: signals end it as by default."""
+  if _state.pipe:
+    signal.set_wakeup_fd(-1)
+    for number in _state.before:
+      signal.signal(number, signal.SIG_DFL)
+    _state.before.clear()
+    _state.pipe = None
+
+
+def _watch(reader: int) -> None:
+  """Answers signals: ends the process, or leaves the first to `deferred`."""
+  first = None
+  while True:
+    wait = PATIENCE_SECONDS if first else None
+    if not select.select([reader], [], [], wait)[0]:
+      name = signal.Signals(first).name
+      _line(f"{name}: saving, then stopping; a second signal stops at once")
+      select.select([reader], [], [])
+    content = os.read(reader, 1)
+    if not content:
+      os.close(reader)
+      return
+    number = content[0]
+    if number not in _state.before:
+      continue  # another signal, with a handler of somebody else
+    name = signal.Signals(number).name
+    if first:
+      _line(f"{name}: stopped at once; the same command resumes the work")
+      os._exit(128 + number)
+    if not _state.deferring:
+      _line(f"{name}: stopped; the same command resumes the work")
+      os._exit(128 + number)
+    first = number
+
+
+def _line(text: str) -> None:
+  """A line on standard error, below the status line of a terminal."""
+  with contextlib.suppress(OSError, ValueError):
+    start = "\r\x1b[K" if os.isatty(2) else ""
+    os.write(2, f"{start}{text}\n".encode())
