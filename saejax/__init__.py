@@ -24,10 +24,10 @@ _NAMES = {
   "Store": "saejax.data.store.reader",
   "about": "saejax.sae.files",
   "evaluate": "saejax.evals.reconstruction",
+  "init": "saejax.sae.initial",
   "load": "saejax.sae.files",
   "open_store": "saejax.data.store.reader:open",
   "save": "saejax.sae.files",
-  "tied": "saejax.sae.initial",
   "top_examples": "saejax.evals.examples",
   "write_store": "saejax.data.store.create",
 }
@@ -58,6 +58,7 @@ __all__ = [
   "errors",
   "evals",
   "evaluate",
+  "init",
   "kernels",
   "load",
   "models",
@@ -68,7 +69,6 @@ __all__ = [
   "sae",
   "save",
   "studies",
-  "tied",
   "top_examples",
   "training",
   "write_store",
@@ -97,7 +97,7 @@ if TYPE_CHECKING:
   from saejax.sae.files import about as about
   from saejax.sae.files import load as load
   from saejax.sae.files import save as save
-  from saejax.sae.initial import tied as tied
+  from saejax.sae.initial import init as init
   from saejax.sae.latents import DenseLatents as DenseLatents
   from saejax.sae.latents import SparseLatents as SparseLatents
   from saejax.sae.sae import SAE as SAE

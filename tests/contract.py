@@ -181,8 +181,8 @@ def nmse(sae, batch: Batch, state=None) -> float:
 @functools.partial(jax.jit, static_argnames="train")
 def _nmse(sae, batch: Batch, around: dict, *, train: bool):
   out = sae.forward(batch, engine="dense", train=train, **around)
-  spread = out.y - jnp.mean(out.y, axis=0)
-  return jnp.sum((out.y - out.x_hat) ** 2) / jnp.sum(spread**2)
+  spread = out.target - jnp.mean(out.target, axis=0)
+  return jnp.sum((out.target - out.x_hat) ** 2) / jnp.sum(spread**2)
 
 
 def restored(folder: str, states):

@@ -94,11 +94,11 @@ def record(
   x_hat = latents.decode(W) + (0 if b is None else b)
   forward = Forward(
     ctx=context(x, W=W, **around),
-    y=x,
+    target=x,
     x_hat=x_hat,
     latents=latents,
     pre=None if a is None else Pre(a=a),
-    memo=None,
+    statistics=None,
   )
   return Record(forward=forward, sae=sae, stats=stats or {}, engine=engine)
 

@@ -51,7 +51,7 @@ def zf(
   out = sae.forward(x)
   z, norms = out.latents.dense(), out.ctx.norms
   squares = jnp.sum(jnp.square(z * norms), axis=-1) + jnp.sum(sae.b_dec**2)
-  target = jnp.sum(jnp.square(out.y), axis=-1)
+  target = jnp.sum(jnp.square(out.target), axis=-1)
   others = jnp.asarray(sae.n, jnp.float32)
   if active:
     bias = jnp.any(sae.b_dec != 0).astype(jnp.float32)

@@ -133,11 +133,14 @@ def batch_sums(
   finite = jnp.all(jnp.isfinite(batch.x), axis=-1)
   use = real & finite
   out = sae.forward(batch.replace(x=jnp.where(finite[:, None], batch.x, 0)))
-  x, x_hat = out.y, out.x_hat
+  x, x_hat = out.target, out.x_hat
   if frame == "raw":
     prep = sae.prep if sae.target_prep is None else sae.target_prep
     x = batch.x if batch.target is None else batch.target
-    x, x_hat = jnp.where(finite[:, None], x, 0), prep.undo(x_hat, out.memo)
+    x, x_hat = (
+      jnp.where(finite[:, None], x, 0),
+      prep.undo(x_hat, out.statistics),
+    )
   x, x_hat = x.astype(jnp.float32), x_hat.astype(jnp.float32)
   total = lambda rows: jnp.sum(jnp.where(use, rows, 0.0))
   offset = x - mean.astype(jnp.float32)[None]
@@ -267,8 +270,8 @@ def frame_mean(
   the mean of the prepared rows, over the first `max_rows` finite ones: stores
   are shuffled, so that those are a sample.
   """
-  framed, memo = prep.apply(jnp.asarray(store.stats["mean"], jnp.float32))
-  if memo is None:  # nothing of a row is needed to undo it
+  framed, statistics = prep.apply(jnp.asarray(store.stats["mean"], jnp.float32))
+  if statistics is None:  # nothing of a row is needed to undo it
     return np.asarray(framed, np.float32)
   total, rows = np.zeros(store.d, np.float64), 0
   for _, x in reading.batches(store, batch_rows=4096):

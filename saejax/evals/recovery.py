@@ -23,6 +23,8 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Float
 
+from saejax.evals import matching
+
 Rows = Float[np.ndarray, "n d"]
 
 
@@ -78,7 +80,7 @@ def recovery(
 
 def cosines(a: Rows, b: Rows) -> Float[np.ndarray, "a b"]:
   """Cosines of all pairs of rows, float32; 0 where a row is 0."""
-  return _unit(a) @ _unit(b).T
+  return matching.unit(a) @ matching.unit(b).T
 
 
 def mmcs(a: Rows, b: Rows) -> float:
@@ -89,12 +91,6 @@ def mmcs(a: Rows, b: Rows) -> float:
 def recovery_rate(truth: Rows, found: Rows, tau: float = 0.9) -> float:
   """FRR(tau), the share of true rows that some found row is near."""
   return float((cosines(truth, found).max(axis=1) > tau).mean())
-
-
-def _unit(W: Rows) -> Rows:
-  W = np.asarray(W, np.float32)
-  norm = np.linalg.norm(W, axis=-1, keepdims=True)
-  return W / np.where(norm > 0, norm, 1)
 
 
 def baselines(

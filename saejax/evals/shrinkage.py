@@ -25,5 +25,5 @@ def shrinkage(sae: SAE, batch: Float[Array, "b d"] | Batch) -> float:
 @jax.jit
 def _shrinkage(sae, batch):
   out = sae.forward(batch)
-  made, wanted = out.x_hat - sae.b_dec, out.y - sae.b_dec
+  made, wanted = out.x_hat - sae.b_dec, out.target - sae.b_dec
   return jnp.abs(1 - jnp.sum(made * wanted) / jnp.sum(made**2))

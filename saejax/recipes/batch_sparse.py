@@ -224,7 +224,7 @@ def _allotted(
     d,
     n,
     options,
-    init=partial(initial.tied, activation=activation),
+    init=partial(initial.init, activation=activation),
     terms={"mse": Term(fn=losses.mse)},
     rules=moving,
     aux=among,

@@ -122,7 +122,7 @@ def _init(key, *, prep, sample=None, d: int, **parts: Any) -> SAE:
     rows = as_batch(sample).x.astype(jnp.float32)
     scale = jnp.sqrt(jnp.mean(losses.squares(rows)))
     prep = Affine(centre=jnp.zeros((d,)), scale=scale)
-  return initial.tied(
+  return initial.init(
     key,
     d=d,
     prep=prep,

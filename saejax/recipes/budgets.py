@@ -46,7 +46,7 @@ def topafa(
     d,
     n,
     options,
-    init=partial(initial.tied, activation=activation),
+    init=partial(initial.init, activation=activation),
     terms={
       "mse": Term(fn=losses.mse),
       "afa": common.penalty(losses.norm_mismatch, coefficient * d),

@@ -138,7 +138,7 @@ def transcoder(
 ) -> Recipe:
   """The same method, reconstructing `Batch.target` from x.
 
-  For recipes whose weights are drawn by `sae.initial.tied`. There is no
+  For recipes whose weights are drawn by `sae.initial.init`. There is no
   pre-bias, and W_enc starts independent of W_dec.
 
   Args:

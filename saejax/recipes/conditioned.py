@@ -91,7 +91,7 @@ def _modulated(
 ) -> SAE:
   """A TopK SAE behind a modulation; the weights do not depend on which."""
   modulation = draw(jax.random.fold_in(key, 1), d) if fixed is None else fixed
-  return initial.tied(
+  return initial.init(
     key,
     d=d,
     activation=activations.TopK(k),

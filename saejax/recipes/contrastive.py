@@ -60,7 +60,7 @@ def csae(
     n,
     {"clip_norm": 1.0, **options},
     init=partial(
-      initial.tied, activation=activations.ReLU(), pre_bias=False, centre=False
+      initial.init, activation=activations.ReLU(), pre_bias=False, centre=False
     ),
     terms={
       "mse": Term(fn=losses.mse),

@@ -134,7 +134,7 @@ def msae(
     d,
     n,
     {"clip_norm": 1.0, **options},
-    init=partial(initial.tied, activation=keep, row_norm=0.1),
+    init=partial(initial.init, activation=keep, row_norm=0.1),
     terms={
       "levels": Term(
         fn=nested_losses.prefixes(ks, shares, order="value", measure=measure)

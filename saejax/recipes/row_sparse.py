@@ -43,7 +43,7 @@ def topk(d: int, n: int, k: int, **options: Unpack[common.Options]) -> Recipe:
     d,
     n,
     options,
-    init=partial(initial.tied, activation=activations.TopK(k)),
+    init=partial(initial.init, activation=activations.TopK(k)),
     terms={"nmse": Term(fn=losses.normalised_mse)},
     aux={},
   )
@@ -92,7 +92,7 @@ def relu_l1(
     n,
     options,
     init=partial(
-      initial.tied,
+      initial.init,
       activation=activations.ReLU(),
       encoder=encoders.tied if tied else initial.affine,
       decoder=decoders.Free if decoder_norm else decoders.Normalised,
@@ -155,7 +155,7 @@ def k_sparse(
     n,
     options,
     init=partial(
-      initial.tied,
+      initial.init,
       activation=activations.Ranked(budget, keep="signed"),
       encoder=encoders.tied,
       row_norm=0.01 * d**0.5,
@@ -204,7 +204,7 @@ def abstopk(
     d,
     n,
     options,
-    init=partial(initial.tied, activation=activations.TopK(k, **kept)),
+    init=partial(initial.init, activation=activations.TopK(k, **kept)),
     terms={"mse": Term(fn=losses.mse)},
     aux={**kept, "normalised": False},
     optimizer=partial(common.adam, b2=0.99),
@@ -235,7 +235,7 @@ def group_max(
     d,
     n,
     options,
-    init=partial(initial.tied, activation=groups.GroupMax(k)),
+    init=partial(initial.init, activation=groups.GroupMax(k)),
     terms={"nmse": Term(fn=losses.normalised_mse)},
     aux={},
   )

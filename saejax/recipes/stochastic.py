@@ -134,7 +134,7 @@ def topk_l2(
     d,
     n,
     options,
-    init=partial(initial.tied, activation=activation(k)),
+    init=partial(initial.init, activation=activation(k)),
     terms={
       "mse": Term(fn=losses.mse),
       "l2": common.penalty(fn, coefficient),
@@ -198,7 +198,7 @@ def atm(
     n,
     options,
     init=partial(
-      initial.tied,
+      initial.init,
       activation=masking.RandomMask(per_row),
       decoder=decoders.Normalised,
     ),

@@ -100,7 +100,7 @@ def jumprelu(
     n,
     options,
     init=partial(
-      initial.tied, activation=activation, pre_bias=pre_bias, centre=False
+      initial.init, activation=activation, pre_bias=pre_bias, centre=False
     ),
     terms=terms,
     unit_norm=not free_decoder,
@@ -166,7 +166,7 @@ def gated(
     d,
     n,
     options,
-    init=partial(initial.tied, activation=gates.Gate(), encoder=gates.init),
+    init=partial(initial.init, activation=gates.Gate(), encoder=gates.init),
     terms={
       "mse": Term(fn=losses.mse),
       "gate_l1": gate_l1,
@@ -279,7 +279,7 @@ def llama_scope(
     n,
     {"schedule": schedule, "clip_norm": 1e-3, **options},
     init=partial(
-      initial.tied,
+      initial.init,
       activation=activations.Ranked(budget, score="norm"),
       row_norm=0.5,
       pre_bias=False,

@@ -12,7 +12,8 @@ An activation that keeps at most `row_k` latents a row, and ranks a or |a|, is
 which is all the sparse engine computes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -38,12 +39,21 @@ SCOPES = ("row", "batch", "column")
 
 
 class Activation(Part):
-  """The base of activations; a subclass gives at least `__call__`."""
+  """The base of activations; a subclass gives at least `__call__`.
+
+  What a subclass cannot answer it does not define: the method then raises a
+  NotImplementedError that names the class.
+  """
 
   @property
   def row_k(self) -> int | None:
     """Most latents a row keeps; None where a row is unbounded."""
     return None
+
+  @property
+  def mean_k(self) -> float | None:
+    """Latents kept per row on average; None where nothing sets it."""
+    return self.row_k
 
   @property
   def fused(self) -> bool:
@@ -53,6 +63,11 @@ class Activation(Part):
   @property
   def by_magnitude(self) -> bool:
     """Whether the largest are those of |a|."""
+    return False
+
+  @property
+  def by_norm(self) -> bool:
+    """Whether the norms of decoder rows decide what is kept."""
     return False
 
   @property
@@ -73,7 +88,51 @@ class Activation(Part):
     self, values: Float[Array, "*b k"], ctx: Context
   ) -> Float[Array, "*b k"]:
     """Values of a row's `row_k` largest pre-activations, where `fused`."""
-    raise NotImplementedError
+    raise NotImplementedError(self._without("a sparse engine"))
+
+  def threshold_form(self, encoder: Any) -> tuple[Any, "Activation"]:
+    """The encoder and activation for inference, exactly.
+
+    Learned thresholds and gates become plain thresholds; others stay.
+    """
+    return encoder, self
+
+  def threshold(self, theta: Float[Array, "n"] | Float[Array, ""]):
+    """A threshold on what is ranked here, which keeps the same values."""
+    return Threshold(theta)
+
+  def unit_norms(self, norms: Float[Array, "n"]) -> "Activation":
+    """The activation once decoder norms are folded into pre-activations.
+
+    Args:
+      norms: of the decoder's rows; pre-activations are multiplied by them, and
+        the rows divided.
+    """
+    raise NotImplementedError(
+      f"{type(self).__name__} would keep other latents once decoder norms are "
+      "folded; rank by score 'norm', or convert to thresholds first"
+    )
+
+  def rescaled(self, scale: Float[Array, ""] | float) -> "Activation":
+    """The activation once decoder rows are multiplied by a scale."""
+    if self.by_norm:
+      raise NotImplementedError(self._without("a form for scaled decoder rows"))
+    return self
+
+  def flattened(
+    self, members: Sequence["Activation"], alphas: Sequence[float], n: int
+  ) -> "Activation":
+    """The activation of all members' latents, one member after the other.
+
+    Args:
+      members: activations that differ from this one in their arrays alone.
+      alphas: pre-activations of each member are multiplied by its own.
+      n: latents of each.
+    """
+    raise NotImplementedError(self._without("a form for several members"))
+
+  def _without(self, what: str) -> str:
+    return f"{type(self).__name__} has no answer: it does not define {what}"
 
 
 class ReLU(Activation):
@@ -81,6 +140,12 @@ class ReLU(Activation):
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
     return jax.nn.relu(pre.a)
+
+  def unit_norms(self, norms: Float[Array, "n"]) -> "ReLU":
+    return self
+
+  def flattened(self, members, alphas, n) -> "ReLU":
+    return self
 
 
 class TopK(Activation):
@@ -145,25 +210,126 @@ class TopK(Activation):
       return values
     return jnp.where(jnp.arange(self.k) < ctx.k, values, 0)
 
+  @property
+  def by_norm(self) -> bool:
+    return self.score == "norm"
 
-class Ranked(Activation):
-  """The highest scores within a scope, as many as a budget says.
+  def threshold(self, theta) -> "Threshold":
+    return Threshold(theta, self.score, self.keep)
+
+  def unit_norms(self, norms: Float[Array, "n"]) -> Activation:
+    return _by_value(self, super().unit_norms, norms)
+
+  def rescaled(self, scale) -> "TopK":
+    return self  # one scale for all latents keeps their order
+
+  def flattened(self, members, alphas, n) -> "BlockTopK":
+    return BlockTopK(self.k, len(members), score=self.score, keep=self.keep)
+
+
+def _by_value(activation: Any, refuse: Callable, norms: Array) -> Activation:
+  """An activation that ranks a |w|, for rows whose norms are in a."""
+  if not activation.by_norm:
+    return refuse(norms)
+  return activation.replace(score="value")
+
+
+class BlockTopK(Activation):
+  """The k highest scores of each row in each of several blocks of latents.
+
+  Latents are cut into `blocks` runs of equal length; within one this is TopK.
 
   Attributes:
-    budget: see `sae.budgets`; gives latents a row (scope "row" and "batch",
-      where rows share the sum of theirs) or rows a latent (scope "column").
-    scope: "row", "batch" or "column": which entries compete.
+    k: latents kept in a block.
+    blocks: number of them; divides n.
     score, keep: see the module.
+  """
+
+  k: int = flax.struct.field(pytree_node=False)
+  blocks: int = flax.struct.field(pytree_node=False)
+  score: str = flax.struct.field(pytree_node=False, default="value")
+  keep: str = flax.struct.field(pytree_node=False, default="relu")
+
+  @property
+  def row_k(self) -> int:
+    return self.k * self.blocks
+
+  def with_k(self, k: int) -> "BlockTopK":
+    return self.replace(k=k)
+
+  def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
+    """Latents of pre-activations.
+
+    Raises:
+      ValueError: the blocks do not divide n, or hold fewer than k latents.
+    """
+    score = SCORES[self.score](pre, ctx)
+    n = score.shape[-1]
+    if n % self.blocks or self.k > n // self.blocks:
+      raise ValueError(f"{self.blocks} blocks of at least {self.k} in n={n}")
+    inside = score.reshape(*score.shape[:-1], self.blocks, n // self.blocks)
+    count = self.k if ctx.k is None else ctx.k
+    kept = select.largest(inside, jnp.asarray(count), (-1,))
+    return jnp.where(kept.reshape(score.shape), KEEPS[self.keep](pre.a), 0)
+
+  @property
+  def by_norm(self) -> bool:
+    return self.score == "norm"
+
+  def threshold(self, theta) -> "Threshold":
+    return Threshold(theta, self.score, self.keep)
+
+  def unit_norms(self, norms: Float[Array, "n"]) -> Activation:
+    return _by_value(self, super().unit_norms, norms)
+
+  def rescaled(self, scale) -> "BlockTopK":
+    return self
+
+
+class Ranked(Activation):
+  """The top-k selections whose k is a budget, or is shared between rows.
+
+  By scope, as the field calls them:
+
+      row     adaptive k: the `budget` highest scores of each row, such as
+              AdaptiveK's and top-AFA's; an annealed k
+      batch   BatchTopK, also called Mutual Choice: the B k highest scores of
+              the batch of B rows; made by `BatchTopK(k)`
+      column  Feature Choice: the m_i highest scores of latent i over the batch;
+              made by `FeatureChoice(k)`
 
   Batch and column scope make a row's latents depend on the rest of the batch:
   they are for training, and a threshold takes their place afterwards. Rows of
   weight 0 take no part in either.
+
+  Attributes:
+    budget: see `sae.budgets`; gives latents per row (scope "row" and "batch",
+      where rows share the sum of theirs) or rows per latent (scope "column").
+    scope: "row", "batch" or "column": which entries compete.
+    score, keep: see the module.
   """
 
   budget: budgets.Budget
   scope: str = flax.struct.field(pytree_node=False, default="row")
   score: str = flax.struct.field(pytree_node=False, default="value")
   keep: str = flax.struct.field(pytree_node=False, default="relu")
+
+  @property
+  def mean_k(self) -> float | None:
+    return self.budget.mean_k
+
+  @property
+  def by_norm(self) -> bool:
+    return self.score == "norm"
+
+  def threshold(self, theta) -> "Threshold":
+    return Threshold(theta, self.score, self.keep)
+
+  def unit_norms(self, norms: Float[Array, "n"]) -> Activation:
+    return _by_value(self, super().unit_norms, norms)
+
+  def rescaled(self, scale) -> "Ranked":
+    return self
 
   def with_k(self, k: int) -> "Ranked":
     return self.replace(budget=self.budget.with_k(k))
@@ -191,6 +357,37 @@ class Ranked(Activation):
     return jnp.where(self.chosen(pre, ctx), KEEPS[self.keep](pre.a), 0)
 
 
+def BatchTopK(k: float, *, score: str = "value", keep: str = "relu") -> Ranked:
+  """The activation of BatchTopK: the B k highest scores of a batch of B rows.
+
+  Args:
+    k: latents per row on average, which may be a fraction.
+    score, keep: see the module.
+
+  References:
+    Bussmann et al., BatchTopK Sparse Autoencoders, 2024, arXiv:2412.06410.
+  """
+  return Ranked(budgets.Constant(k), scope="batch", score=score, keep=keep)
+
+
+def FeatureChoice(
+  k: float, *, alpha: float = 0.0, beta: float = 5.0, score: str = "value"
+) -> Ranked:
+  """The activation of Feature Choice: latent i keeps its m_i highest scores.
+
+  Args:
+    k: latents per row on average, which may be a fraction.
+    alpha, beta: m_i falls with the latent's rank r as 1 / (r + beta)^alpha, see
+      `budgets.Zipf`; 0 gives all latents equally many rows.
+    score: see the module.
+
+  References:
+    Ayonrinde, Adaptive Sparse Allocation with Mutual Choice & Feature Choice
+    Sparse Autoencoders, 2024, arXiv:2411.02124.
+  """
+  return Ranked(budgets.Zipf(k, alpha, beta), scope="column", score=score)
+
+
 class Threshold(Activation):
   """Values whose score lies strictly above a threshold: the inference form.
 
@@ -207,6 +404,36 @@ class Threshold(Activation):
     score = SCORES[self.score](pre, ctx)
     above = score > jax.lax.stop_gradient(self.theta)
     return jnp.where(above, KEEPS[self.keep](pre.a), 0)
+
+  @property
+  def by_norm(self) -> bool:
+    return self.score == "norm"
+
+  def threshold(self, theta) -> "Threshold":
+    return self.replace(theta=theta)
+
+  def unit_norms(self, norms: Float[Array, "n"]) -> "Threshold":
+    if self.by_norm:
+      return self.replace(score="value")
+    return self.replace(theta=self.theta * norms)
+
+  def rescaled(self, scale) -> "Threshold":
+    return self.replace(theta=self.theta * scale) if self.by_norm else self
+
+  def flattened(self, members, alphas, n) -> "Threshold":
+    return self.replace(theta=scaled_thetas(members, alphas, n))
+
+
+def scaled_thetas(
+  members: Sequence[Any], alphas: Sequence[float], n: int
+) -> Float[Array, "n_all"]:
+  """The thresholds of members of n latents each, times a number of each."""
+  return jnp.concatenate(
+    [
+      alpha * jnp.broadcast_to(member.theta, (n,))
+      for alpha, member in zip(alphas, members, strict=True)
+    ]
+  )
 
 
 class Phased(Activation):

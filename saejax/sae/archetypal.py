@@ -163,7 +163,7 @@ def init(
       multiplied=multiplied,
     )
 
-  return initial.tied(
+  return initial.init(
     key,
     n=n,
     d=d,

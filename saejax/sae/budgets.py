@@ -20,6 +20,11 @@ from saejax.sae.part import Part
 class Budget(Part):
   """The base of budgets."""
 
+  @property
+  def mean_k(self) -> float | None:
+    """Latents per row on average, in the end; None where rows decide it."""
+    return None
+
   def with_k(self, k: int) -> "Budget":
     """The same with another k; itself where there is none."""
     del k
@@ -34,6 +39,10 @@ class Constant(Budget):
   """k latents a row, which under batch scope may be a fraction."""
 
   k: float = flax.struct.field(pytree_node=False)
+
+  @property
+  def mean_k(self) -> float:
+    return self.k
 
   def with_k(self, k: int) -> "Constant":
     return self.replace(k=k)
@@ -58,6 +67,10 @@ class Annealed(Budget):
   k_start: float = flax.struct.field(pytree_node=False)
   steps: int = flax.struct.field(pytree_node=False)
   round_up: bool = flax.struct.field(pytree_node=False, default=False)
+
+  @property
+  def mean_k(self) -> float:
+    return self.k
 
   def with_k(self, k: int) -> "Annealed":
     return self.replace(k=k)
@@ -96,6 +109,10 @@ class Zipf(Budget):
   k: float = flax.struct.field(pytree_node=False)
   alpha: float = flax.struct.field(pytree_node=False, default=1.0)
   beta: float = flax.struct.field(pytree_node=False, default=5.0)
+
+  @property
+  def mean_k(self) -> float:
+    return self.k
 
   def with_k(self, k: int) -> "Zipf":
     return self.replace(k=k)

@@ -67,7 +67,7 @@ def required(cond: Array | None) -> Array:
   return cond
 
 
-class PerCondition(Part):
+class PerCondition(preps.Prep):
   """x' = (x - centre_c) / scale_c, c the row's condition; frozen.
 
   Attributes:
@@ -89,9 +89,9 @@ class PerCondition(Part):
   def undo(
     self,
     x: Float[Array, "*b d"],
-    memo: tuple[Array, Array] | None = None,
+    statistics: tuple[Array, Array] | None = None,
   ) -> Array:
-    centre, scale = _known(memo)
+    centre, scale = _known(statistics)
     return x * scale + centre
 
 
@@ -286,7 +286,7 @@ def standardised(
   )
 
 
-class Modulated(Part):
+class Modulated(preps.Prep):
   """x' = inner(x) exp(gamma(t)) + beta(t), t the row's condition.
 
   exp, so that there always is an inverse. A direction w of the dictionary is
@@ -306,25 +306,25 @@ class Modulated(Part):
   def apply(
     self, x: Float[Array, "*b d"], cond: Array | None = None
   ) -> tuple[Array, tuple[Array, Array, Any]]:
-    frame, memo = self.inner.apply(x, cond)
+    frame, statistics = self.inner.apply(x, cond)
     gamma, beta = self.modulation(required(cond))
     if self.frozen:
       gamma, beta = jax.lax.stop_gradient((gamma, beta))
-    return frame * jnp.exp(gamma) + beta, (gamma, beta, memo)
+    return frame * jnp.exp(gamma) + beta, (gamma, beta, statistics)
 
   def undo(
     self,
     x: Float[Array, "*b d"],
-    memo: tuple[Array, Array, Any] | None = None,
+    statistics: tuple[Array, Array, Any] | None = None,
   ) -> Array:
-    gamma, beta, inner_memo = _known(memo)
-    return self.inner.undo((x - beta) * jnp.exp(-gamma), inner_memo)
+    gamma, beta, inner_statistics = _known(statistics)
+    return self.inner.undo((x - beta) * jnp.exp(-gamma), inner_statistics)
 
 
-def _known(memo: Any) -> Any:
-  if memo is None:
+def _known(statistics: Any) -> Any:
+  if statistics is None:
     raise ValueError(
       "a prep by condition cannot be undone without the rows' conditions; use "
       "reconstruct(Batch(x=..., cond=...))"
     )
-  return memo
+  return statistics

@@ -46,7 +46,12 @@ def as_batch(x: Array | Batch | Mapping[str, Array]) -> Batch:
   """Plain activations, or fields by name, as a batch; other names stay behind."""
   if isinstance(x, Mapping):
     return Batch(**{name: x[name] for name in FIELDS if name in x})
-  return x if isinstance(x, Batch) else Batch(x=x)
+  return x if isinstance(x, Batch) else Batch(x=as_array(x))
+
+
+def as_array(x: Any) -> Array:
+  """Nested lists as an array; arrays and shapes as they are."""
+  return jnp.asarray(x) if isinstance(x, list | tuple) else x
 
 
 class Pre(flax.struct.PyTreeNode):
@@ -69,7 +74,7 @@ class Context(flax.struct.PyTreeNode):
 
   Attributes:
     batch: the data, in the units of the model.
-    x: its rows in the frame of the SAE's prep [*b, d].
+    x: its rows prepared, see `sae.prep` [*b, d].
     decoder: the SAE's; tied encoders read it.
     W_dec: its rows as used [n, d].
     b_pre: subtracted from x before encoding [d].

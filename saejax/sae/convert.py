@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saejax.errors import InputError
-from saejax.sae import activations, decoders, encoders, gated, jumprelu
+from saejax.sae import decoders, encoders
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 
@@ -23,21 +23,10 @@ def inference_form(sae: SAE) -> SAE:
     Rajamanoharan et al., Improving Dictionary Learning with Gated Sparse
     Autoencoders, 2024, arXiv:2404.16014.
   """
-  if isinstance(sae.activation, jumprelu.JumpReLU):
-    theta = jnp.maximum(sae.activation.theta, 0)
-    return sae.replace(activation=activations.Threshold(theta))
-  if isinstance(sae.activation, gated.Gate):
-    return _ungated(sae, sae.encoder)
-  return sae
-
-
-def _ungated(sae: SAE, encoder) -> SAE:
-  scale = jnp.exp(encoder.r_mag)
-  theta = jnp.maximum(encoder.b_mag - scale * encoder.b_gate, 0)
-  return sae.replace(
-    encoder=encoders.Affine(W=scale[:, None] * encoder.W, b=encoder.b_mag),
-    activation=activations.Threshold(theta),
-  )
+  encoder, activation = sae.activation.threshold_form(sae.encoder)
+  if activation is sae.activation:
+    return sae
+  return sae.replace(encoder=encoder, activation=activation)
 
 
 def fold_decoder_norms(sae: SAE) -> SAE:
@@ -52,30 +41,16 @@ def fold_decoder_norms(sae: SAE) -> SAE:
   threshold stays. The result has the inference form.
 
   Raises:
-    ValueError: the encoder is not affine, or latents are ranked by a_i alone,
-      so that others would be kept.
+    NotImplementedError: the encoder is not affine, or latents are ranked by a_i
+      alone, so that others would be kept.
   """
   sae = inference_form(sae)
   norms = jnp.linalg.norm(sae.W_dec, axis=-1)
   rows = norms[:, None]
   return sae.replace(
     encoder=encoders.Affine(W=rows * sae.W_enc, b=norms * sae.b_enc),
-    activation=_scaled(sae.activation, norms),
+    activation=sae.activation.unit_norms(norms),
     decoder=decoders.Free(W=sae.W_dec / jnp.maximum(rows, 1e-12), b=sae.b_dec),
-  )
-
-
-def _scaled(activation, norms: Float[Array, "n"]):
-  """The activation for pre-activations multiplied by the norms."""
-  if getattr(activation, "score", None) == "norm":
-    return activation.replace(score="value")
-  if isinstance(activation, activations.Threshold):
-    return activation.replace(theta=activation.theta * norms)
-  if isinstance(activation, activations.ReLU):
-    return activation
-  raise ValueError(
-    f"{type(activation).__name__} would keep other latents once decoder norms "
-    "are folded; rank by score 'norm', or convert to thresholds first"
   )
 
 
@@ -97,7 +72,7 @@ def to_jumprelu(
   Where magnitudes are ranked it is |a| in the place of both.
 
   Args:
-    sae: whose activation selects, such as `TopK` or `Ranked`.
+    sae: whose activation selects, such as `TopK` or `BatchTopK`.
     x: raw rows that were not trained on; Llama Scope takes 32768.
     k: latents a row; those of the activation by default.
     rows_at_once: rows encoded together.
@@ -111,7 +86,10 @@ def to_jumprelu(
   References:
     He et al., Llama Scope, 2024, arXiv:2410.20526.
   """
-  k = _k(sae.activation) if k is None else k
+  k = sae.activation.mean_k if k is None else k
+  if k is None:
+    name = type(sae.activation).__name__
+    raise InputError("k", k, f"{name} does not say it", "give k")
   batch = as_batch(x)
   outer = batch.x.ndim - 1
   batch = jax.tree.map(lambda a: a.reshape(-1, *a.shape[outer:]), batch)
@@ -120,12 +98,10 @@ def to_jumprelu(
     raise InputError(
       "x", f"{batch.rows} rows", f"must hold one latent at k={k}", "give more"
     )
-  if getattr(sae.activation, "score", None) == "norm":
+  if sae.activation.by_norm:
     sae = fold_decoder_norms(sae)
-  score = getattr(sae.activation, "score", "value")
-  keep = getattr(sae.activation, "keep", "relu")
   at = lambda theta: sae.replace(
-    activation=activations.Threshold(jnp.float32(theta), score, keep)
+    activation=sae.activation.threshold(jnp.float32(theta))
   )
   encode = jax.jit(lambda s, b: jnp.abs(s.encode(b)))
   largest = np.zeros((0,), np.float32)
@@ -136,15 +112,3 @@ def to_jumprelu(
     if largest.size > count:
       largest = np.partition(largest, -count)[-count:]
   return at(largest.min() if largest.size == count else 0.0)
-
-
-def _k(activation) -> float:
-  """Latents a row of a selection."""
-  k = activation.row_k
-  if k is None:
-    k = getattr(getattr(activation, "budget", None), "k", None)
-  if k is None:
-    raise InputError(
-      "k", k, f"{type(activation).__name__} does not say it", "give k"
-    )
-  return k

@@ -16,6 +16,17 @@ from saejax.sae.part import Part
 NORM_EPS = 1e-8
 
 
+def unit_rows(
+  W: Float[Array, "*m n d"], axis: int = -1
+) -> Float[Array, "*m n d"]:
+  """W with each row (or column, by the axis) divided by its norm.
+
+  Norms below 1e-8 count as 1e-8, so that rows of zeros stay 0.
+  """
+  norm = jnp.linalg.norm(W, axis=axis, keepdims=True)
+  return W / jnp.maximum(norm, NORM_EPS)
+
+
 class Decoder(Protocol):
   """The interface of a decoder; outside it `rows()` is what counts."""
 
@@ -56,8 +67,7 @@ class Normalised(Stored):
   """
 
   def rows(self) -> Float[Array, "n d"]:
-    norm = jnp.linalg.norm(self.W, axis=-1, keepdims=True)
-    return self.W / jnp.maximum(norm, NORM_EPS)
+    return unit_rows(self.W)
 
 
 class ColumnNormalised(Stored):
@@ -68,5 +78,4 @@ class ColumnNormalised(Stored):
   """
 
   def rows(self) -> Float[Array, "n d"]:
-    norm = jnp.linalg.norm(self.W, axis=-2, keepdims=True)
-    return self.W / jnp.maximum(norm, NORM_EPS)
+    return unit_rows(self.W, axis=-2)

@@ -1,7 +1,5 @@
 """From activations in the prep's frame to pre-activations."""
 
-from typing import Protocol
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -9,39 +7,89 @@ from jaxtyping import Array, Float, Int
 
 from saejax.kernels.fused_encode import op as fused_encode
 from saejax.sae.context import Context, Pre
-from saejax.sae.decoders import NORM_EPS
+from saejax.sae.decoders import unit_rows
 from saejax.sae.part import Part
 
 
-class Encoder(Protocol):
-  """The interface of an encoder."""
+class Encoder(Part):
+  """The base of encoders; a subclass gives at least `__call__`.
 
-  def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre: ...
-
-
-def affine(
-  encoder: Encoder, decoder
-) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
-  """W and b of an encoder a = (x - b_pre) W^T + b.
-
-  Raises:
-    ValueError: the encoder is not of that form.
+  What a subclass does not define it does not have: the method then raises a
+  NotImplementedError that names the class.
   """
-  if not isinstance(encoder, Linear):
-    raise ValueError(f"{type(encoder).__name__} is not an affine encoder")
-  return encoder.affine(decoder)
 
+  def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre:
+    """Every pre-activation of prepared activations."""
+    raise NotImplementedError(f"{type(self).__name__} has no __call__")
 
-class Linear(Part):
-  """The base of encoders a = (x - b_pre) W^T + b.
+  def width(self, decoder) -> int:
+    """Width of x; that of the decoder unless the encoder has another."""
+    return decoder.b.shape[-1]
 
-  A subclass says what W [n, d] and b [n] are; only such encoders have a sparse
-  engine.
-  """
+  @property
+  def has_largest(self) -> bool:
+    """Whether `largest` is there, which the sparse engine needs."""
+    return False
+
+  def largest(
+    self,
+    x: Float[Array, "*b d"],
+    ctx: Context,
+    k: int,
+    *,
+    ordered: bool = True,
+    magnitude: bool = False,
+  ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
+    """The k largest pre-activations of each row and their latents.
+
+    Largest first if `ordered`, else in the order of latents, which is faster.
+    With `magnitude`, largest in size; their values keep their signs.
+    """
+    raise NotImplementedError(f"{type(self).__name__} has no sparse engine")
 
   def affine(self, decoder) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
-    """W and b."""
-    raise NotImplementedError
+    """W and b of an encoder a = (x - b_pre) W^T + b."""
+    raise NotImplementedError(
+      f"{type(self).__name__} is not an affine encoder: it has no W and b with "
+      "one row per latent"
+    )
+
+  def threshold_form(
+    self,
+  ) -> tuple[Float[Array, "n d"], Float[Array, "n"], Float[Array, "n"]]:
+    """W, b and thresholds on W x + b that a gate of its own amounts to."""
+    raise NotImplementedError(f"{type(self).__name__} has no gate of its own")
+
+  def folded(self, centre, scale, decoder, *, pre_bias: bool) -> "Encoder":
+    """The encoder of raw x that equals this one on (x - centre) / scale.
+
+    Args:
+      centre, scale: of the prep.
+      decoder: of the SAE; tied encoders read it.
+      pre_bias: whether b_dec is subtracted before encoding, which then holds
+        the centre.
+    """
+    W, b = self.affine(decoder)
+    W = W / scale
+    return Affine(W=W, b=b - centre_shift(W, centre, pre_bias))
+
+
+def centre_shift(
+  W: Float[Array, "n d"], centre, pre_bias: bool
+) -> Float[Array, "n"] | float:
+  """What a centre adds to W x, unless the pre-bias holds it."""
+  return 0.0 if pre_bias else jnp.sum(W * centre, axis=-1)
+
+
+class Linear(Encoder):
+  """The base of encoders a = (x - b_pre) W^T + b.
+
+  A subclass defines `affine`: W [n, d] and b [n].
+  """
+
+  @property
+  def has_largest(self) -> bool:
+    return True
 
   def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre:
     """Every pre-activation, accumulated in float32."""
@@ -93,6 +141,10 @@ class Affine(Linear):
   W: Float[Array, "n d"]
   b: Float[Array, "n"]
 
+  def width(self, decoder) -> int:
+    del decoder
+    return self.W.shape[-1]
+
   def affine(self, decoder) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
     del decoder
     return self.W, self.b
@@ -127,8 +179,11 @@ class UnitRows(Linear):
 
   def affine(self, decoder) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
     del decoder
-    norm = jnp.linalg.norm(self.W, axis=-1, keepdims=True)
-    return self.W / jnp.maximum(norm, NORM_EPS), self.b
+    return unit_rows(self.W), self.b
+
+  def width(self, decoder) -> int:
+    del decoder
+    return self.W.shape[-1]
 
 
 def matmul(

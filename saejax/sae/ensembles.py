@@ -22,60 +22,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from saejax.errors import InputError
-from saejax.kernels.topk import select
-from saejax.sae import activations, decoders, encoders, folding
+from saejax.sae import decoders, encoders, folding
 from saejax.sae import prep as preps
-from saejax.sae.activations import KEEPS, SCORES, Activation
-from saejax.sae.context import Batch, Context, Pre, as_batch
-from saejax.sae.part import Part
+from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-
-
-class BlockTopK(Activation):
-  """The k highest scores of each row in each of several blocks of latents.
-
-  Latents are cut into `blocks` runs of equal length; within one this is
-  `activations.TopK`.
-
-  Attributes:
-    k: latents kept in a block.
-    blocks: number of them; divides n.
-    score, keep: see `activations`.
-  """
-
-  k: int = flax.struct.field(pytree_node=False)
-  blocks: int = flax.struct.field(pytree_node=False)
-  score: str = flax.struct.field(pytree_node=False, default="value")
-  keep: str = flax.struct.field(pytree_node=False, default="relu")
-
-  @property
-  def row_k(self) -> int:
-    return self.k * self.blocks
-
-  def with_k(self, k: int) -> "BlockTopK":
-    return self.replace(k=k)
-
-  def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
-    """Latents of pre-activations.
-
-    Raises:
-      ValueError: the blocks do not divide n, or hold fewer than k latents.
-    """
-    score = SCORES[self.score](pre, ctx)
-    n = score.shape[-1]
-    if n % self.blocks or self.k > n // self.blocks:
-      raise ValueError(f"{self.blocks} blocks of at least {self.k} in n={n}")
-    inside = score.reshape(*score.shape[:-1], self.blocks, n // self.blocks)
-    count = self.k if ctx.k is None else ctx.k
-    kept = select.largest(inside, jnp.asarray(count), (-1,))
-    return jnp.where(kept.reshape(score.shape), KEEPS[self.keep](pre.a), 0)
 
 
 def flatten(saes: Sequence[SAE], weights: Sequence[float] | None = None) -> SAE:
@@ -88,15 +44,15 @@ def flatten(saes: Sequence[SAE], weights: Sequence[float] | None = None) -> SAE:
   preps differ they are folded into the weights.
 
   Args:
-    saes: members with affine encoders and activations of one kind (ReLU, TopK,
-      or one with thresholds `theta`), as `Recipe.finish` leaves them.
+    saes: members with affine encoders and activations of one kind that can be
+      `flattened` (ReLU, TopK, thresholds), as `Recipe.finish` leaves them.
     weights: alpha, above 0; 1/J each by default.
 
   Raises:
     InputError: members that cannot be one SAE, or weights that are not one
       positive number a member.
-    ValueError: an encoder that is not affine, or preps that differ and cannot
-      be folded.
+    NotImplementedError: an encoder that is not affine, an activation that has
+      no form for several members, or preps that differ and cannot be folded.
   """
   alphas = [1 / len(saes)] * len(saes) if weights is None else list(weights)
   _check_members(saes, alphas)
@@ -113,32 +69,14 @@ def flatten(saes: Sequence[SAE], weights: Sequence[float] | None = None) -> SAE:
       W=scaled(lambda sae: sae.W_enc),
       b=scaled(lambda sae: sae.b_enc - centre(sae)),
     ),
-    activation=_flat_activation(saes, scaled),
+    activation=first.activation.flattened(
+      [sae.activation for sae in saes], alphas, first.n
+    ),
     decoder=decoders.Free(
       W=jnp.concatenate([sae.W_dec for sae in saes]), b=jnp.asarray(total)
     ),
     pre_bias=False,
   )
-
-
-def _flat_activation(saes: Sequence[SAE], scaled) -> Activation:
-  """What the members' activations are on all their latents together."""
-  activation: Any = saes[0].activation
-  if isinstance(activation, activations.ReLU):
-    return activation
-  if isinstance(activation, activations.TopK):
-    return BlockTopK(
-      activation.k, len(saes), score=activation.score, keep=activation.keep
-    )
-  if not hasattr(activation, "theta"):
-    raise InputError(
-      "saes",
-      type(activation).__name__,
-      "members need ReLU, TopK or thresholds to be one SAE",
-      "finish them first, or average their reconstructions",
-    )
-  theta: Any = lambda sae: jnp.broadcast_to(sae.activation.theta, (sae.n,))
-  return activation.replace(theta=scaled(theta))
 
 
 def _check_members(saes: Sequence[SAE], alphas: Sequence[float]) -> None:
@@ -174,7 +112,7 @@ def _equal(one: Any, two: Any) -> bool:
   )
 
 
-class Residual(Part):
+class Residual(preps.Prep):
   """What frozen SAEs leave of x, one after the other, and then another prep.
 
       r_1 = x;   r_{l+1} = r_l - g_l(r_l);   x' = inner(r_J)
@@ -201,21 +139,24 @@ class Residual(Part):
       part = stage.reconstruct(Batch(x=left, cond=cond))
       left, given = left - part, given + part
     left, given = jax.lax.stop_gradient((left, given))
-    frame, memo = self.inner.apply(left, cond)
-    return frame, (given, memo)
+    frame, statistics = self.inner.apply(left, cond)
+    return frame, (given, statistics)
 
   def undo(
     self,
     x: Float[Array, "*b d"],
-    memo: tuple[Array, Any] | None = None,
+    statistics: tuple[Array, Any] | None = None,
   ) -> Array:
-    if memo is None:
+    if statistics is None:
       raise ValueError(
         "a residual cannot be undone without what the earlier stages "
         "reconstruct of the rows; use reconstruct(x)"
       )
-    given, inner_memo = memo
-    return self.inner.undo(x, inner_memo) + given
+    given, inner_statistics = statistics
+    return self.inner.undo(x, inner_statistics) + given
+
+  def split(self) -> tuple[tuple[SAE, ...], preps.Prep]:
+    return self.stages, self.inner
 
 
 def residual(
@@ -257,9 +198,8 @@ def residual(
 
 def stages_of(sae: SAE) -> tuple[SAE, ...]:
   """The SAEs that a boosted one is made of, in order; the last without them."""
-  if not isinstance(sae.prep, Residual):
-    return (sae,)
-  return (*sae.prep.stages, sae.replace(prep=sae.prep.inner))
+  stages, prep = sae.prep.split()
+  return (*stages, sae.replace(prep=prep))
 
 
 def encode_stages(
@@ -271,7 +211,9 @@ def encode_stages(
   for stage in stages_of(sae):
     out = stage.forward(batch)
     latents.append(out.latents.dense())
-    batch = batch.replace(x=batch.x - stage.prep.undo(out.x_hat, out.memo))
+    batch = batch.replace(
+      x=batch.x - stage.prep.undo(out.x_hat, out.statistics)
+    )
   return jnp.concatenate(latents, axis=-1)
 
 
@@ -281,7 +223,7 @@ def decoder_of_stages(
   """W and b with x_hat = encode_stages(x) W + b, in the units of x.
 
   Raises:
-    ValueError: a stage's own prep is not linear.
+    NotImplementedError: a stage's own prep is not linear.
   """
   folded = [folding.fold_prep(stage) for stage in stages_of(sae)]
   W = jnp.concatenate([stage.W_dec for stage in folded])

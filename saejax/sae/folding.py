@@ -1,10 +1,7 @@
 """The same SAE on raw activations, its preps folded into the weights."""
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
-
-from saejax.sae import decoders, encoders, gated
-from saejax.sae.prep import Affine, Identity
+from saejax.sae import decoders
+from saejax.sae.prep import Identity
 from saejax.sae.sae import SAE
 
 
@@ -22,49 +19,22 @@ def fold_prep(sae: SAE) -> SAE:
   norm.
 
   Raises:
-    ValueError: a prep or the encoder is not linear, so that no weights can hold
-      it; or b_dec of a transcoder is subtracted from x.
+    NotImplementedError: a prep or the encoder is not linear, so that no weights
+      can hold it; it is named.
+    ValueError: b_dec of a transcoder is subtracted from x.
   """
   target = sae.prep if sae.target_prep is None else sae.target_prep
-  if isinstance(sae.prep, Identity) and isinstance(target, Identity):
+  if sae.prep == Identity() == target:
     return sae
   if sae.target_prep is not None and sae.pre_bias:
     raise ValueError("a transcoder with a pre-bias cannot be folded")
-  m, s = _numbers(target)
-  activation = sae.activation
-  theta = getattr(activation, "theta", None)
-  if theta is not None and getattr(activation, "score", None) == "norm":
-    activation = activation.replace(theta=theta * s)
+  m, s = target.affine()
   return sae.replace(
     prep=Identity(),
     target_prep=None if sae.target_prep is None else Identity(),
-    encoder=_encoder(sae, *_numbers(sae.prep)),
-    activation=activation,
+    encoder=sae.encoder.folded(
+      *sae.prep.affine(), sae.decoder, pre_bias=sae.pre_bias
+    ),
+    activation=sae.activation.rescaled(s),
     decoder=decoders.Free(W=s * sae.W_dec, b=s * sae.b_dec + m),
-  )
-
-
-def _numbers(prep) -> tuple[Float[Array, "d"] | float, Array | float]:
-  """Centre and scale of a linear prep."""
-  if isinstance(prep, Identity):
-    return 0.0, 1.0
-  if isinstance(prep, Affine):
-    return prep.centre, prep.scale
-  raise ValueError(
-    f"{type(prep).__name__} depends on each row and cannot be folded"
-  )
-
-
-def _encoder(sae: SAE, m, s) -> encoders.Encoder:
-  """The encoder for raw rows, each of its heads."""
-  encoder = sae.encoder
-  heads = isinstance(encoder, gated.Gated)
-  W = (encoder.W if heads else sae.W_enc) / s
-  shift = 0.0 if sae.pre_bias else jnp.sum(W * m, axis=-1)
-  if not heads:
-    return encoders.Affine(W=W, b=sae.b_enc - shift)
-  return encoder.replace(
-    W=W,
-    b_gate=encoder.b_gate - shift,
-    b_mag=encoder.b_mag - jnp.exp(encoder.r_mag) * shift,
   )

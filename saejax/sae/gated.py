@@ -5,13 +5,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from saejax.sae import encoders
-from saejax.sae.activations import Activation
+from saejax.sae.activations import Activation, Threshold
 from saejax.sae.context import Context, Pre
-from saejax.sae.part import Part
 
 
-class Gated(Part):
-  """Two heads on shared rows W.
+class Gated(encoders.Encoder):
+  """The encoder of a gated SAE: two heads on shared rows W.
+
+  Used with the activation `Gate`.
 
       p    = (x - b_pre) W^T
       gate = p + b_gate
@@ -38,6 +39,29 @@ class Gated(Part):
     p = encoders.matmul(x - ctx.b_pre, self.W, ctx.dtype)
     return Pre(a=p * jnp.exp(self.r_mag) + self.b_mag, gate=p + self.b_gate)
 
+  def width(self, decoder) -> int:
+    del decoder
+    return self.W.shape[-1]
+
+  def threshold_form(
+    self,
+  ) -> tuple[Float[Array, "n d"], Float[Array, "n"], Float[Array, "n"]]:
+    """exp(r_mag) W, b_mag and max(b_mag - exp(r_mag) b_gate, 0)."""
+    scale = jnp.exp(self.r_mag)
+    theta = jnp.maximum(self.b_mag - scale * self.b_gate, 0)
+    return scale[:, None] * self.W, self.b_mag, theta
+
+  def folded(self, centre, scale, decoder, *, pre_bias: bool) -> "Gated":
+    """Both heads, the magnitude's shift times exp(r_mag)."""
+    del decoder
+    W = self.W / scale
+    shift = encoders.centre_shift(W, centre, pre_bias)
+    return self.replace(
+      W=W,
+      b_gate=self.b_gate - shift,
+      b_mag=self.b_mag - jnp.exp(self.r_mag) * shift,
+    )
+
 
 def init(W: Float[Array, "n d"]) -> Gated:
   """An encoder with those rows; every other number 0."""
@@ -46,13 +70,18 @@ def init(W: Float[Array, "n d"]) -> Gated:
 
 
 class Gate(Activation):
-  """z = max(a, 0) where the gate is above 0, else 0.
+  """The activation of a gated SAE: z = max(a, 0) where the gate is above 0.
 
   No gradient reaches the gate from here: the loss has terms of its own for it.
   """
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
     return jnp.where(opened(pre), jax.nn.relu(pre.a), 0)
+
+  def threshold_form(self, encoder) -> tuple[encoders.Encoder, Activation]:
+    """An affine encoder and its thresholds, exactly."""
+    W, b, theta = encoder.threshold_form()
+    return encoders.Affine(W=W, b=b), Threshold(theta)
 
 
 def opened(pre: Pre) -> Array:

@@ -10,14 +10,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from saejax.sae import encoders, initial
 from saejax.sae.context import Context, Pre
-from saejax.sae.part import Part
 from saejax.sae.sae import SAE
 
 POSTERIORS = ("none", "fixed", "learned")
 LOGVAR_RANGE = (-6.0, 2.0)
 
 
-class Gaussian(Part):
+class Gaussian(encoders.Encoder):
   """A mean, and around it in training a sample.
 
       mu = relu((x - b_pre) W^T + b)
@@ -60,18 +59,18 @@ def scale(logvar: Float[Array, "*b n"] | None) -> Float[Array, "*b n"] | float:
 
 
 def init(key: PRNGKeyArray, *, posterior: str, **around: Any) -> SAE:
-  """Weights of `initial.tied`, with a Gaussian head on the same rows.
+  """Weights of `initial.init`, with a Gaussian head on the same rows.
 
   W_var is uniform on +-sqrt(6 / ((1 + 0.01^2) d)), b_var is -2.
 
   Args:
     key: of the weights.
     posterior: see `Gaussian`.
-    **around: of `initial.tied`.
+    **around: of `initial.init`.
   """
   rows_key, var_key = jax.random.split(key)
   head = partial(_head, var_key, posterior)
-  return initial.tied(rows_key, encoder=head, **around)
+  return initial.init(rows_key, encoder=head, **around)
 
 
 def _head(key: PRNGKeyArray, posterior: str, W: Array) -> Gaussian:

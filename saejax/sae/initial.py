@@ -19,14 +19,14 @@ def affine(W: Float[Array, "n d"]) -> encoders.Affine:
   return encoders.Affine(W=W, b=jnp.zeros(W.shape[:1]))
 
 
-def tied(
+def init(
   key: PRNGKeyArray,
   *,
-  n: int,
   d: int,
+  n: int,
   activation: Activation,
-  prep: Prep = Identity(),
   sample: Float[Array, "s d"] | Batch | None = None,
+  prep: Prep = Identity(),
   encoder: Callable[[Array], encoders.Encoder] = affine,
   decoder: Callable[..., decoders.Decoder] = decoders.Free,
   row_norm: float = 1.0,
@@ -36,7 +36,7 @@ def tied(
   d_target: int | None = None,
   target_prep: Prep = Identity(),
 ) -> SAE:
-  """W_dec rows in random directions, W_enc equal to W_dec, b_enc 0.
+  """An untrained SAE: W_dec rows random directions, W_enc = W_dec, b_enc 0.
 
   Tied at the start only, unless the encoder says otherwise: afterwards each
   learns on its own. b_dec is the geometric median of `sample`, or 0. The rows
@@ -44,11 +44,11 @@ def tied(
 
   Args:
     key: of the random directions.
-    n: latents.
     d: width of the activations.
+    n: latents.
     activation: a -> z.
-    prep: of the activations.
     sample: raw activations for b_dec.
+    prep: of the activations.
     encoder: from W_dec to the encoder.
     decoder: from W= and b= to the decoder.
     row_norm: norm of each row of W_dec and W_enc.
@@ -84,8 +84,7 @@ def tied(
 
 def directions(key: PRNGKeyArray, n: int, d: int) -> Float[Array, "n d"]:
   """Random unit rows."""
-  W = jax.random.normal(key, (n, d))
-  return W / jnp.linalg.norm(W, axis=-1, keepdims=True)
+  return decoders.unit_rows(jax.random.normal(key, (n, d)))
 
 
 @partial(jax.jit, static_argnames=("steps",))

@@ -15,13 +15,14 @@ Gaussian has mass 1/2, its Silverman kernel 2 and its cosine eps.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saejax.sae.activations import Activation
+from saejax.sae.activations import Activation, Threshold, scaled_thetas
 from saejax.sae.context import Context, Pre
 
 # From t = a - theta and the bandwidth eps to a density; h = eps/2 is the half
@@ -151,6 +152,13 @@ class JumpReLU(Activation):
     """H(a - theta): 1 where a latent is on, with a gradient in theta."""
     a = self(pre, ctx) if self.post_jump else pre.a
     return step(a, self.theta, *self._estimator)
+
+  def threshold_form(self, encoder) -> tuple[Any, Threshold]:
+    """The same encoder, and theta as a plain threshold."""
+    return encoder, Threshold(jnp.maximum(self.theta, 0))
+
+  def flattened(self, members, alphas, n) -> "JumpReLU":
+    return self.replace(theta=scaled_thetas(members, alphas, n))
 
   @property
   def _estimator(self) -> tuple[float, str, bool]:

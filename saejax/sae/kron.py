@@ -15,7 +15,6 @@ from saejax.kernels.topk import op as topk
 from saejax.sae import decoders, encoders
 from saejax.sae.activations import Activation
 from saejax.sae.context import Batch, Context, Pre
-from saejax.sae.part import Part
 from saejax.sae.prep import Identity, Prep
 from saejax.sae.sae import SAE
 
@@ -51,7 +50,7 @@ def _mand_jvp(primals, tangents):
   return z, slope(s, p) * tangents[0] + slope(p, s) * tangents[1]
 
 
-class Kron(Part):
+class Kron(encoders.Encoder):
   """Pre-activations of base and extension units, combined within heads.
 
       p = relu((x - b_pre) P^T + b_P),   s = relu((x - b_pre) Q^T + b_Q)
@@ -93,6 +92,10 @@ class Kron(Part):
     p, s = self.units(x, ctx)
     z = mand(p[..., :, None], s[..., None, :])
     return Pre(a=z.reshape(*x.shape[:-1], -1))
+
+  @property
+  def has_largest(self) -> bool:
+    return True
 
   def largest(
     self,
@@ -223,9 +226,7 @@ def init(
       b_Q=None if shared else jnp.zeros((h, q)),
     ),
     activation=activation,
-    decoder=decoders.Free(
-      W=W / jnp.linalg.norm(W, axis=-1, keepdims=True), b=jnp.zeros((d,))
-    ),
+    decoder=decoders.Free(W=decoders.unit_rows(W), b=jnp.zeros((d,))),
     pre_bias=False,
     dtype=dtype,
   )

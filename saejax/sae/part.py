@@ -44,6 +44,10 @@ class Part(flax.struct.PyTreeNode):
   the structures apart.
   """
 
+  def __repr__(self) -> str:
+    """The class and its fields, arrays by dtype and shape."""
+    return shown(self)
+
   def __init_subclass__(cls, **kwargs):
     cls.__annotations__ = {**inspect.get_annotations(cls), CLASS: str}
     name = f"{cls.__module__}.{cls.__qualname__}"
@@ -51,11 +55,29 @@ class Part(flax.struct.PyTreeNode):
       pytree_node=False, default=name, repr=False, kw_only=True
     )
     setattr(cls, CLASS, field)
+    if "__repr__" not in vars(cls):
+      cls.__repr__ = Part.__repr__  # a dataclass's own would print every number
     super().__init_subclass__(**kwargs)
     for field in _array_fields(cls):
       # A class defined further down the file is checked when it is used.
       with contextlib.suppress(NameError):
         _declared(cls, field.name)
+
+
+def shown(value: Any) -> str:
+  """A part or a field of one as text, without the numbers of arrays."""
+  if isinstance(value, Part):
+    fields = ", ".join(
+      f"{field.name}={shown(getattr(value, field.name))}"
+      for field in dataclasses.fields(value)
+      if field.name != CLASS
+    )
+    return f"{type(value).__name__}({fields})"
+  if isinstance(value, tuple):
+    return f"({', '.join(map(shown, value))})"
+  if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+    return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+  return repr(value)
 
 
 def axes_of(cls: type, name: str, rank: int) -> Axes | None:

@@ -1,17 +1,19 @@
 """What is done to an activation before the encoder, and undone after decoding.
 
 A prep belongs to the SAE that was trained behind it and is stored with it: an
-SAE applied without its prep is wrong in silence. Losses live in the prep's
-frame. Its arrays are frozen: no gradient reaches them.
+SAE applied without its prep is wrong in silence. Its arrays are frozen: no
+gradient reaches them.
 
-    x' , memo = prep.apply(x, cond);   x = prep.undo(x', memo)
+    x', statistics = prep.apply(x, cond);   x = prep.undo(x', statistics)
 
-`memo` holds what undoing needs of each row (None for linear preps); `cond` is
-the condition of each row, for the preps that have one.
+x' is called prepared, or in the frame of the prep; latents, losses and W_dec
+are in that frame, x and reconstructions in the units of the model. `statistics`
+holds what undoing needs of each row, such as its mean (None for linear preps);
+`cond` is the condition of each row, for the preps that have one.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +25,36 @@ from saejax.sae.part import Part
 STD_EPS = 1e-5  # added to a row's standard deviation
 
 
-class Prep(Protocol):
-  """The interface of a prep; see the module docstring."""
+class Prep(Part):
+  """The base of preps; a subclass gives at least `apply` and `undo`."""
 
   def apply(
     self, x: Float[Array, "*b d"], cond: Array | None = None
-  ) -> tuple[Array, Any]: ...
+  ) -> tuple[Array, Any]:
+    """Prepared rows, and the statistics of rows that undoing needs."""
+    raise NotImplementedError(f"{type(self).__name__} has no apply")
 
-  def undo(self, x: Float[Array, "*b d"], memo: Any = None) -> Array: ...
+  def undo(self, x: Float[Array, "*b d"], statistics: Any = None) -> Array:
+    """Rows in the units of the model."""
+    raise NotImplementedError(f"{type(self).__name__} has no undo")
+
+  def affine(self) -> tuple[Array | float, Array | float]:
+    """Centre and scale of a prep x' = (x - centre) / scale.
+
+    Raises:
+      NotImplementedError: the prep depends on the row.
+    """
+    raise NotImplementedError(
+      f"{type(self).__name__} depends on each row: it has no centre and scale "
+      "for all rows, and cannot be folded into weights"
+    )
+
+  def split(self) -> tuple[tuple[Any, ...], "Prep"]:
+    """SAEs whose reconstructions are subtracted first, and the prep after."""
+    return (), self
 
 
-class Identity(Part):
+class Identity(Prep):
   """x' = x in float32."""
 
   def apply(
@@ -41,11 +62,14 @@ class Identity(Part):
   ) -> tuple[Array, None]:
     return x.astype(jnp.float32), None
 
-  def undo(self, x: Float[Array, "*b d"], memo: None = None) -> Array:
+  def undo(self, x: Float[Array, "*b d"], statistics: None = None) -> Array:
     return x
 
+  def affine(self) -> tuple[float, float]:
+    return 0.0, 1.0
 
-class Affine(Part):
+
+class Affine(Prep):
   """x' = (x - centre) / scale, foldable into the SAE's weights.
 
   Attributes:
@@ -62,12 +86,15 @@ class Affine(Part):
     centre, scale = jax.lax.stop_gradient((self.centre, self.scale))
     return (x.astype(jnp.float32) - centre) / scale, None
 
-  def undo(self, x: Float[Array, "*b d"], memo: None = None) -> Array:
+  def undo(self, x: Float[Array, "*b d"], statistics: None = None) -> Array:
     centre, scale = jax.lax.stop_gradient((self.centre, self.scale))
     return x * scale + centre
 
+  def affine(self) -> tuple[Array, Array]:
+    return self.centre, self.scale
 
-class RowLayerNorm(Part):
+
+class RowLayerNorm(Prep):
   """x' = (x - mean) / (std + 1e-5), each row by its own mean and deviation.
 
   The deviation is the unbiased one (divisor d - 1), as in the code of OpenAI's
@@ -85,14 +112,14 @@ class RowLayerNorm(Part):
   def undo(
     self,
     x: Float[Array, "*b d"],
-    memo: tuple[Array, Array] | None = None,
+    statistics: tuple[Array, Array] | None = None,
   ) -> Array:
-    if memo is None:
+    if statistics is None:
       raise ValueError(
         "a row layer norm cannot be undone without the rows' mean and std; "
         "use reconstruct(x), or decode_in_frame for normalised rows"
       )
-    mean, std = memo
+    mean, std = statistics
     return x * (std + STD_EPS) + mean
 
 

@@ -1,17 +1,24 @@
-"""The SAE: prep, encoder, activation, decoder, in one frozen pytree."""
+"""The SAE: prep, encoder, activation, decoder, in one frozen pytree.
+
+"In the frame of the prep" means of prepared rows x', see `sae.prep`; "in the
+units of the model" means of x as the subject model gives it.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from saejax.kernels.topk import op as topk
-from saejax.sae import encoders
+from saejax.sae import part
 from saejax.sae.activations import Activation
-from saejax.sae.context import Batch, Context, Pre, as_batch
+from saejax.sae.context import Batch, Context, Pre, as_array, as_batch
 from saejax.sae.decoders import Decoder
+from saejax.sae.encoders import Encoder
 from saejax.sae.latents import DenseLatents, SparseLatents
 from saejax.sae.prep import Prep
 
@@ -21,19 +28,21 @@ class Forward(flax.struct.PyTreeNode):
 
   Attributes:
     ctx: what surrounded it; `ctx.batch` is the data, `ctx.x` its rows prepared.
-    y: what x_hat is to be: x, or the prepared target [*b, d].
+    target: the reconstruction target, prepared: x, or a transcoder's own
+      target [*b, d].
     x_hat: reconstruction [*b, d].
     latents: what was kept.
     pre: pre-activations, None where they were never held (sparse engine).
-    memo: what undoing the prep needs.
+    statistics: of each row, which undoing the prep needs; None for linear
+      preps.
   """
 
   ctx: Context
-  y: Float[Array, "*b d"]
+  target: Float[Array, "*b d"]
   x_hat: Float[Array, "*b d"]
   latents: SparseLatents | DenseLatents
   pre: Pre | None
-  memo: Any
+  statistics: Any
 
   @property
   def x(self) -> Float[Array, "*b d"]:
@@ -56,7 +65,8 @@ class SAE(flax.struct.PyTreeNode):
 
   A pytree of float arrays (leaves) and static choices: it goes through `jit`,
   `vmap` and `grad` as it is, and every method takes any batch shape. Where a
-  method takes x, plain activations do, or a `Batch` with what else is known.
+  method takes x, it takes an array, nested lists, or a `Batch` with what else is
+  known of the rows. `sae(x)` is `sae.reconstruct(x)`.
 
   Attributes:
     prep: applied to x first, undone last; frozen unless it says otherwise.
@@ -70,7 +80,7 @@ class SAE(flax.struct.PyTreeNode):
   """
 
   prep: Prep
-  encoder: encoders.Encoder
+  encoder: Encoder
   activation: Activation
   decoder: Decoder
   target_prep: Prep | None = None
@@ -79,13 +89,13 @@ class SAE(flax.struct.PyTreeNode):
 
   @property
   def W_enc(self) -> Float[Array, "n d"]:
-    """Encoder rows. Raises: ValueError, the encoder is not affine."""
-    return encoders.affine(self.encoder, self.decoder)[0]
+    """Encoder rows. Raises: NotImplementedError, the encoder is not affine."""
+    return self.encoder.affine(self.decoder)[0]
 
   @property
   def b_enc(self) -> Float[Array, "n"]:
-    """Encoder biases. Raises: ValueError, the encoder is not affine."""
-    return encoders.affine(self.encoder, self.decoder)[1]
+    """Encoder biases. Raises: NotImplementedError, as `W_enc`."""
+    return self.encoder.affine(self.decoder)[1]
 
   @property
   def W_dec(self) -> Float[Array, "n d"]:
@@ -107,7 +117,20 @@ class SAE(flax.struct.PyTreeNode):
   @property
   def has_sparse_engine(self) -> bool:
     """Whether only the kept latents of a row need be computed."""
-    return self.activation.fused and hasattr(self.encoder, "largest")
+    return self.activation.fused and self.encoder.has_largest
+
+  def __call__(self, x: Float[Array, "*b d"] | Batch) -> Float[Array, "*b d"]:
+    """The reconstruction of x; see `reconstruct`."""
+    return self.reconstruct(x)
+
+  def __repr__(self) -> str:
+    """Shapes and parts, a line each; no numbers."""
+    parts = "".join(
+      f"\n  {name}={part.shown(value)},"
+      for name in ("prep", "encoder", "activation", "decoder", "target_prep")
+      if (value := getattr(self, name)) is not None
+    )
+    return f"SAE({parts}\n  pre_bias={self.pre_bias}, dtype={self.dtype!r})"
 
   def encode(self, x: Float[Array, "*b d"] | Batch) -> Float[Array, "*b n"]:
     """Latents z of activations x, every one of them."""
@@ -129,25 +152,49 @@ class SAE(flax.struct.PyTreeNode):
     return SparseLatents(values, indices, self.n)
 
   def decode(
-    self, z: Float[Array, "*b n"] | SparseLatents, memo: Any = None
+    self, z: Float[Array, "*b n"] | SparseLatents, statistics: Any = None
   ) -> Float[Array, "*b d"]:
     """Activations of latents, in the units of x (of the target, if another).
 
     Args:
       z: latents.
-      memo: of a forward pass, for preps that need each row's own statistics.
+      statistics: of the rows, from a forward pass; for preps that need them.
 
     Raises:
-      ValueError: the prep needs a memo and there is none.
+      ValueError: the prep needs statistics and there are none.
     """
-    prep = self.prep if self.target_prep is None else self.target_prep
-    return prep.undo(self.decode_in_frame(z), memo)
+    return self._output_prep.undo(self.decode_in_frame(z), statistics)
+
+  def direction(self, latent: int | Int[Array, "*l"]) -> Float[Array, "*l d"]:
+    """The change of the reconstruction per unit of a latent.
+
+    In the units of the model: W_dec is in the frame of the prep, so that with a
+    prep of scale s a unit row moves x by s.
+
+    Args:
+      latent: one or several, in [0, n); checked unless they are on a device.
+
+    Raises:
+      NotImplementedError: the prep depends on the row, and so does the change.
+      IndexError: there is no such latent.
+    """
+    if not isinstance(latent, jax.Array):
+      which = np.asarray(latent)
+      if np.any((which < 0) | (which >= self.n)):
+        raise IndexError(f"latent must be in [0, n={self.n}), got {latent}")
+      latent = jnp.asarray(which)
+    _, scale = self._output_prep.affine()
+    return scale * self.W_dec[latent]
 
   def decode_in_frame(
     self, z: Float[Array, "*b n"] | SparseLatents
   ) -> Float[Array, "*b d"]:
     """z W_dec + b_dec, in the frame of the prep."""
-    latents = z if isinstance(z, SparseLatents) else DenseLatents(z)
+    if isinstance(z, SparseLatents):
+      latents = z
+    else:
+      latents = DenseLatents(as_array(z))
+      _check_width("z", latents.z, self.n)
     return latents.decode(self.W_dec, self.dtype) + self.b_dec
 
   def reconstruct(
@@ -155,8 +202,12 @@ class SAE(flax.struct.PyTreeNode):
   ) -> Float[Array, "*b d"]:
     """x encoded and decoded, in the units of x (of the target, if another)."""
     out = self.forward(x)
-    prep = self.prep if self.target_prep is None else self.target_prep
-    return prep.undo(out.x_hat, out.memo)
+    return self._output_prep.undo(out.x_hat, out.statistics)
+
+  @property
+  def _output_prep(self) -> Prep:
+    """The prep of what is reconstructed."""
+    return self.prep if self.target_prep is None else self.target_prep
 
   def forward(
     self,
@@ -182,7 +233,7 @@ class SAE(flax.struct.PyTreeNode):
     if engine not in ("auto", "dense", "sparse"):
       raise ValueError(f"engine must be auto, dense or sparse, got {engine!r}")
     batch = as_batch(x)
-    ctx, memo = self._context(
+    ctx, statistics = self._context(
       batch,
       k=k,
       coefficient=coefficient,
@@ -200,17 +251,24 @@ class SAE(flax.struct.PyTreeNode):
       pre = self.encoder(ctx.x, ctx)
       latents = DenseLatents(self.activation(pre, ctx))
     x_hat = latents.decode(ctx.W_dec, self.dtype) + self.b_dec
-    y = ctx.x
+    target = ctx.x
     if self.target_prep is not None:
       if batch.target is None:
         raise ValueError("this SAE has a target: give Batch(x=..., target=...)")
-      y, memo = self.target_prep.apply(batch.target, batch.cond)
+      _check_width("target", batch.target, self.d)
+      target, statistics = self.target_prep.apply(batch.target, batch.cond)
     return Forward(
-      ctx=ctx, y=y, x_hat=x_hat, latents=latents, pre=pre, memo=memo
+      ctx=ctx,
+      target=target,
+      x_hat=x_hat,
+      latents=latents,
+      pre=pre,
+      statistics=statistics,
     )
 
   def _context(self, batch: Batch, **around) -> tuple[Context, Any]:
-    frame, memo = self.prep.apply(batch.x, batch.cond)
+    _check_width("x", batch.x, self.encoder.width(self.decoder))
+    frame, statistics = self.prep.apply(batch.x, batch.cond)
     b_pre = self.b_dec if self.pre_bias else jnp.zeros(frame.shape[-1:])
     ctx = Context(
       batch=batch,
@@ -221,7 +279,7 @@ class SAE(flax.struct.PyTreeNode):
       dtype=self.dtype,
       **around,
     )
-    return ctx, memo
+    return ctx, statistics
 
   def _sparse_latents(self, ctx: Context, *, ordered: bool) -> SparseLatents:
     k = self._row_k()
@@ -230,8 +288,7 @@ class SAE(flax.struct.PyTreeNode):
         f"{type(self.encoder).__name__} with {type(self.activation).__name__} "
         "has no sparse engine; use the dense one"
       )
-    encoder: Any = self.encoder
-    values, indices = encoder.largest(
+    values, indices = self.encoder.largest(
       ctx.x,
       ctx,
       k,
@@ -249,3 +306,11 @@ class SAE(flax.struct.PyTreeNode):
         "row keeps; use encode, or the dense engine"
       )
     return row_k
+
+
+def _check_width(name: str, a: Array, width: int) -> None:
+  """Refuses an array whose last axis has another size."""
+  if a.shape[-1:] != (width,):
+    last = ", ".join(["...", *map(str, a.shape[-1:])])
+    got = f"[{last}]" if a.ndim else "a number"
+    raise ValueError(f"{name} must be [..., {width}], got {got}")

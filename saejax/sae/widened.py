@@ -1,4 +1,4 @@
-"""TopK that keeps more than its k while it trains."""
+"""The activation of Multi-TopK: TopK of k, and of several k in training."""
 
 import flax.struct
 import jax
@@ -10,9 +10,11 @@ from saejax.sae.context import Context, Pre
 
 
 class Widened(activations.Activation):
-  """The k largest pre-activations of each row; factor k of them in training.
+  """The activation of Multi-TopK: TopK of k, and of factor k in training.
 
-  Sparse latents come largest first, so that a loss may read the first k.
+  Sparse latents come largest first, so that a loss may read the first k, and
+  the reconstruction is trained at both numbers of latents (Gao et al. 2024,
+  "Multi-TopK").
 
   Attributes:
     k: latents kept.

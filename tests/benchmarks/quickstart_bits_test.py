@@ -17,7 +17,7 @@ class QuickstartBitsTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.run_dir = pathlib.Path(self.create_tempdir())
-    self.sae = initial.tied(
+    self.sae = initial.init(
       jax.random.key(0), n=8, d=4, activation=activations.TopK(2)
     )
 

@@ -41,7 +41,7 @@ class TopExamplesTest(parameterized.TestCase):
     self.enter_context(mock.patch.object(neighbours, "text", text))
 
   def sae(self, activation):
-    return initial.tied(jax.random.key(0), n=16, d=8, activation=activation)
+    return initial.init(jax.random.key(0), n=16, d=8, activation=activation)
 
   @parameterized.named_parameters(
     ("sparse", activations.TopK(3)), ("dense", activations.ReLU())

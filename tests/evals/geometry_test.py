@@ -13,7 +13,7 @@ D, N = 6, 6
 
 def identity(scale=1.0, activation=None):
   """An SAE whose latents are the coordinates, decoded `scale` times as long."""
-  sae = initial.tied(
+  sae = initial.init(
     jax.random.key(0),
     n=N,
     d=D,

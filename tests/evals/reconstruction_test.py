@@ -19,7 +19,7 @@ from tests import toy
 
 
 def make_sae(activation, n=24, d=12, seed=0, **kwargs):
-  return initial.tied(
+  return initial.init(
     jax.random.key(seed), n=n, d=d, activation=activation, **kwargs
   )
 

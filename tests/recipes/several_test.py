@@ -12,7 +12,7 @@ from saejax import errors
 from saejax.data import synthetic
 from saejax.evals import recovery
 from saejax.recipes import row_sparse, several
-from saejax.sae import ensembles
+from saejax.sae import decoders, ensembles
 from saejax.training import fit
 from saejax.training.parts import coupling
 from tests import contract, toy
@@ -166,7 +166,7 @@ class MutualFeaturesTest(parameterized.TestCase):
       saes, _, _ = fit.fit(
         recipe, rows, steps=300, members=self.members(0, 1), stacked=True
       )
-      a, b = (coupling.unit_rows(sae.W_dec) for sae in saes)
+      a, b = (decoders.unit_rows(sae.W_dec) for sae in saes)
       similar.append(float(coupling.similarity(a, b, "hungarian")))
       found.append(np.mean([recovery.mmcs(truth, s.W_dec) for s in saes]))
     # Over five pairs of seeds and 500 steps: 0.71 to 0.80, 0.845 to 0.858.

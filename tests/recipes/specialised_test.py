@@ -23,7 +23,7 @@ RARE = 4  # the last directions: those of the rare rows
 @functools.cache
 def random_sae():
   """A general SAE that has learnt nothing yet."""
-  return initial.tied(
+  return initial.init(
     jax.random.key(3), n=N, d=D, activation=activations.ReLU()
   )
 

@@ -80,7 +80,7 @@ class VSAETest(parameterized.TestCase):
     ours = stochastic.vsae(D, N, 3, coefficient=0, warmup_steps=1, **options)
 
     def init(key, **settings):
-      return initial.tied(
+      return initial.init(
         jax.random.split(key)[0],  # the other half is of the posterior
         activation=activations.TopK(3),
         row_norm=0.1,

@@ -8,6 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.sae import activations
+from saejax.sae.context import Pre
 from tests import toy
 
 
@@ -60,6 +61,31 @@ class TopKTest(parameterized.TestCase):
 
   def test_has_no_leaves(self):
     self.assertEmpty(jax.tree.leaves([activations.TopK(9), activations.ReLU()]))
+
+
+class NamesTest(parameterized.TestCase):
+  """What the field calls an activation makes it, and it is used in an SAE."""
+
+  def test_batchtopk_keeps_k_per_row_on_average(self):
+    sae = toy.sae(activation=activations.BatchTopK(2.5))
+    z = np.asarray(toy.encode(sae, 5 * toy.rows(40, 8)))
+    self.assertEqual(np.count_nonzero(z), 100)
+    self.assertEqual(sae.activation.mean_k, 2.5)
+
+  def test_feature_choice_keeps_equally_many_rows_per_latent(self):
+    choose = activations.FeatureChoice(2)
+    kept = choose.chosen(Pre(a=toy.rows(24, 12)), toy.context())
+    np.testing.assert_array_equal(np.sum(kept, axis=0), 4)
+
+  def test_what_an_activation_cannot_answer_names_it(self):
+    activation = activations.Activation()
+    for ask in (
+      lambda: activation.unit_norms(jnp.ones(3)),
+      lambda: activation.flattened([activation], [1.0], 3),
+      lambda: activation.keep_largest(jnp.ones(3), toy.context()),
+    ):
+      with self.assertRaisesRegex(NotImplementedError, "^Activation "):
+        ask()
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ PREPS = {
 class ConditionedTest(parameterized.TestCase):
   @parameterized.parameters(*PREPS)
   def test_undo_inverts_apply(self, kind):
-    frame, memo = PREPS[kind].apply(X, COND)
+    frame, statistics = PREPS[kind].apply(X, COND)
     np.testing.assert_allclose(
-      PREPS[kind].undo(frame, memo), X, rtol=1e-5, atol=1e-5
+      PREPS[kind].undo(frame, statistics), X, rtol=1e-5, atol=1e-5
     )
     self.assertGreater(float(jnp.abs(frame - X).max()), 0.1)
 
@@ -79,9 +79,9 @@ class ConditionedTest(parameterized.TestCase):
   def test_a_new_modulation_changes_nothing(self, kind, continuous):
     part = condition_preps.Modulated(modulations(continuous)[kind])
     cond = COND / COUNT if continuous else COND
-    frame, memo = part.apply(X, cond)
+    frame, statistics = part.apply(X, cond)
     np.testing.assert_array_equal(frame, X)
-    np.testing.assert_array_equal(part.undo(frame, memo), X)
+    np.testing.assert_array_equal(part.undo(frame, statistics), X)
     plain, moved = toy.sae(), toy.sae(prep_=part)
     np.testing.assert_array_equal(
       toy.reconstruct(moved, Batch(x=X, cond=cond)), toy.reconstruct(plain, X)
@@ -90,8 +90,8 @@ class ConditionedTest(parameterized.TestCase):
   @parameterized.parameters("sinusoidal", "table")
   def test_a_frozen_modulation_gets_no_gradient(self, kind):
     def loss(part):
-      frame, memo = part.apply(X, COND)
-      return jnp.sum(part.undo(frame**2, memo))
+      frame, statistics = part.apply(X, COND)
+      return jnp.sum(part.undo(frame**2, statistics))
 
     part = PREPS[kind].replace(inner=prep.Identity())
     moved = jax.grad(loss)(part)

@@ -37,5 +37,14 @@ class NormalisedTest(absltest.TestCase):
     self.assertIs(decoders.Free(W=self.W, b=self.b).rows(), self.W)
 
 
+class UnitRowsTest(absltest.TestCase):
+  def test_rows_have_norm_1_and_rows_of_0_stay(self):
+    W = toy.rows(5, 4).at[2].set(0)
+    got = np.linalg.norm(decoders.unit_rows(W), axis=1)
+    np.testing.assert_allclose(got, [1, 1, 0, 1, 1], rtol=1e-6)
+    got = np.linalg.norm(decoders.unit_rows(W, axis=-2), axis=0)
+    np.testing.assert_allclose(got, 1, rtol=1e-6)
+
+
 if __name__ == "__main__":
   absltest.main()

@@ -34,13 +34,13 @@ class BlockTopKTest(parameterized.TestCase):
     a = toy.rows(7, 3, 12)
     each = activations.TopK(4, score=score, keep=keep)
     want = toy.activate(each, a).reshape(7, 36)
-    blocks = ensembles.BlockTopK(4, 3, score=score, keep=keep)
+    blocks = activations.BlockTopK(4, 3, score=score, keep=keep)
     np.testing.assert_array_equal(toy.activate(blocks, a.reshape(7, 36)), want)
     self.assertEqual(blocks.row_k, 12)
 
   def test_a_smaller_k_of_a_member_drops_ranks(self):
     a = toy.rows(7, 36)
-    blocks = ensembles.BlockTopK(4, 3)
+    blocks = activations.BlockTopK(4, 3)
     np.testing.assert_array_equal(
       toy.activate(blocks, a, k=jnp.asarray(2)),
       toy.activate(blocks.with_k(2), a),
@@ -49,7 +49,7 @@ class BlockTopKTest(parameterized.TestCase):
   @parameterized.parameters((4, 5), (13, 3))
   def test_refuses_blocks_that_do_not_fit(self, k, blocks):
     with self.assertRaisesRegex(ValueError, "in n=36"):
-      toy.activate(ensembles.BlockTopK(k, blocks), toy.rows(2, 36))
+      toy.activate(activations.BlockTopK(k, blocks), toy.rows(2, 36))
 
 
 class FlattenTest(parameterized.TestCase):
@@ -125,10 +125,12 @@ class FlattenTest(parameterized.TestCase):
       ([member(0), member(1, n=30)], "must be alike"),
       ([member(0), member(1, activations.TopK(5))], "must be alike"),
       ([member(0), member(1, activations.ReLU())], "must be alike"),
-      ([member(0).replace(activation=ensembles.BlockTopK(2, 2))], "need ReLU"),
     ):
       with self.assertRaisesRegex(errors.InputError, rule):
         ensembles.flatten(saes)
+    blocks = member(0).replace(activation=activations.BlockTopK(2, 2))
+    with self.assertRaisesRegex(NotImplementedError, "BlockTopK has no answer"):
+      ensembles.flatten([blocks])
     for weights in ([1.0], [1.0, 0.0], [1.0, float("nan")]):
       with self.assertRaisesRegex(errors.InputError, "positive numbers"):
         ensembles.flatten([member(0), member(1)], weights)
@@ -157,8 +159,8 @@ class ResidualTest(parameterized.TestCase):
 
   def test_undo_inverts_apply(self):
     sae, x = self.boosted(), toy.rows(4, 5, D)
-    frame, memo = sae.prep.apply(x)
-    np.testing.assert_allclose(sae.prep.undo(frame, memo), x, atol=1e-5)
+    frame, statistics = sae.prep.apply(x)
+    np.testing.assert_allclose(sae.prep.undo(frame, statistics), x, atol=1e-5)
     with self.assertRaisesRegex(ValueError, "use reconstruct"):
       sae.decode(toy.encode(sae, x))
 
@@ -167,8 +169,8 @@ class ResidualTest(parameterized.TestCase):
 
     def loss(sae, x):
       out = sae.forward(x)
-      raw = sae.prep.undo(out.x_hat, out.memo)
-      return jnp.sum((x - raw) ** 2) + jnp.sum((out.y - out.x_hat) ** 2)
+      raw = sae.prep.undo(out.x_hat, out.statistics)
+      return jnp.sum((x - raw) ** 2) + jnp.sum((out.target - out.x_hat) ** 2)
 
     gradients = jax.grad(loss)(sae, x)
     for leaf in jax.tree.leaves(gradients.prep):

@@ -107,7 +107,9 @@ class FoldPrepTest(parameterized.TestCase):
       self.assertIs(folding.fold_prep(sae), sae)
 
   def test_row_layer_norm_cannot_be_folded(self):
-    with self.assertRaisesRegex(ValueError, "RowLayerNorm depends on each row"):
+    with self.assertRaisesRegex(
+      NotImplementedError, "RowLayerNorm depends on each row"
+    ):
       folding.fold_prep(toy.sae(prep_=prep.RowLayerNorm()))
 
   def test_a_transcoder_with_a_pre_bias_cannot_be_folded(self):

@@ -63,7 +63,7 @@ class GeometricMedianTest(parameterized.TestCase):
 class TiedTest(absltest.TestCase):
   def draw(self, **kwargs):
     return partial(
-      initial.tied, n=30, d=7, activation=activations.TopK(3), **kwargs
+      initial.init, n=30, d=7, activation=activations.TopK(3), **kwargs
     )
 
   def test_encoder_equals_decoder_with_rows_of_the_norm_asked_for(self):
@@ -103,7 +103,7 @@ class TranscoderTest(absltest.TestCase):
   def test_has_directions_of_its_own_and_the_targets_median(self):
     target = 3 + toy.rows(50, 5, seed=2)
     framed = prep.Affine(centre=jnp.ones(5), scale=jnp.float32(2.0))
-    sae = initial.tied(
+    sae = initial.init(
       jax.random.key(0),
       n=12,
       d=8,

@@ -122,9 +122,9 @@ class EncoderTest(parameterized.TestCase):
     self.assertLess(multiplications, whole.multiplications)
 
   def test_has_no_encoder_rows_and_cannot_be_folded(self):
-    with self.assertRaisesRegex(ValueError, "Kron is not an affine encoder"):
+    with self.assertRaisesRegex(NotImplementedError, "Kron is not an affine"):
       _ = sae().W_enc
-    with self.assertRaisesRegex(ValueError, "Kron is not an affine encoder"):
+    with self.assertRaisesRegex(NotImplementedError, "Kron is not an affine"):
       folding.fold_prep(sae().replace(prep=toy.affine(D)))
 
 

@@ -19,10 +19,10 @@ class PrepTest(parameterized.TestCase):
   @parameterized.product(kind=[*PREPS], batch=[(), (4,), (2, 3)])
   def test_undo_inverts_apply(self, kind, batch):
     x = 7 * toy.rows(*batch, 6) + 2
-    frame, memo = PREPS[kind].apply(x)
+    frame, statistics = PREPS[kind].apply(x)
     self.assertEqual(frame.shape, x.shape)
     np.testing.assert_allclose(
-      PREPS[kind].undo(frame, memo), x, rtol=1e-5, atol=1e-5
+      PREPS[kind].undo(frame, statistics), x, rtol=1e-5, atol=1e-5
     )
 
   @parameterized.parameters(*PREPS)
@@ -66,9 +66,9 @@ class PrepTest(parameterized.TestCase):
     np.testing.assert_allclose(frame, centred / (deviation + 1e-5), atol=1e-5)
 
   def test_row_layer_norm_of_equal_numbers_is_finite(self):
-    frame, memo = prep.RowLayerNorm().apply(jnp.full((1, 6), 3.0))
+    frame, statistics = prep.RowLayerNorm().apply(jnp.full((1, 6), 3.0))
     np.testing.assert_array_equal(frame, 0)
-    np.testing.assert_allclose(prep.RowLayerNorm().undo(frame, memo), 3.0)
+    np.testing.assert_allclose(prep.RowLayerNorm().undo(frame, statistics), 3.0)
 
   def test_row_layer_norm_cannot_be_undone_without_the_rows(self):
     with self.assertRaisesRegex(ValueError, "mean and std"):
@@ -76,8 +76,8 @@ class PrepTest(parameterized.TestCase):
 
   def test_no_gradient_reaches_the_numbers_of_a_prep(self):
     def loss(p):
-      frame, memo = p.apply(toy.rows(3, 6))
-      return jnp.sum(frame**3) + jnp.sum(p.undo(frame, memo) ** 3)
+      frame, statistics = p.apply(toy.rows(3, 6))
+      return jnp.sum(frame**3) + jnp.sum(p.undo(frame, statistics) ** 3)
 
     for leaf in jax.tree.leaves(jax.grad(loss)(toy.affine(6))):
       np.testing.assert_array_equal(leaf, 0)

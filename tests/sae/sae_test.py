@@ -8,6 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.sae import activations, decoders, initial, prep
+from saejax.sae.context import Batch
 from saejax.sae.latents import SparseLatents
 from tests import toy
 
@@ -113,6 +114,66 @@ class EquationsTest(parameterized.TestCase):
       toy.reconstruct(sae, x), np.asarray(in_frame) * std + mean, atol=1e-4
     )
 
+  def test_called_reconstructs_and_takes_lists(self):
+    sae, x = toy.sae(), np.asarray(toy.rows(3, 8))
+    want = toy.reconstruct(sae, x)
+    np.testing.assert_allclose(sae(x.tolist()), want, atol=1e-6)
+    z = np.asarray(toy.encode(sae, x))
+    np.testing.assert_allclose(sae.decode(z.tolist()), want, atol=1e-6)
+
+  def test_a_direction_is_what_a_unit_of_its_latent_adds(self):
+    sae = toy.sae(prep_=toy.affine(8))
+    z = 3 * np.abs(np.asarray(toy.rows(24)))
+    for latent in (5, [5, 7]):
+      for i in np.atleast_1d(latent):
+        more = z + (np.arange(24) == i)
+        change = sae.decode(more) - sae.decode(z)
+        got = np.reshape(sae.direction(latent), (-1, 8))
+        at = list(np.atleast_1d(latent)).index(i)
+        np.testing.assert_allclose(got[at], change, atol=1e-5)
+    got = jax.jit(lambda sae, i: sae.direction(i))(sae, 5)
+    np.testing.assert_allclose(got, sae.direction(5), rtol=1e-6)
+    self.assertAlmostEqual(float(jnp.linalg.norm(got)), 2.5, delta=1e-5)
+
+  def test_refuses_a_direction_that_depends_on_the_row_or_is_not_there(self):
+    with self.assertRaisesRegex(NotImplementedError, "RowLayerNorm depends on"):
+      toy.sae(prep_=prep.RowLayerNorm()).direction(0)
+    with self.assertRaisesRegex(IndexError, r"in \[0, n=24\), got 24"):
+      toy.sae().direction(24)
+
+  def test_refuses_another_width_while_tracing(self):
+    sae = toy.sae()
+    for run, shape, said in (
+      (sae.encode, (3, 7), r"x must be \[..., 8\], got \[..., 7\]"),
+      (sae.reconstruct, (8, 2), r"x must be \[..., 8\], got \[..., 2\]"),
+      (sae.decode, (3, 8), r"z must be \[..., 24\], got \[..., 8\]"),
+      (sae.encode, (), r"x must be \[..., 8\], got a number"),
+    ):
+      with self.assertRaisesRegex(ValueError, said):
+        jax.eval_shape(run, jax.ShapeDtypeStruct(shape, jnp.float32))
+
+  def test_a_transcoder_has_a_width_for_each_side(self):
+    sae = initial.init(
+      jax.random.key(0), d=8, n=24, activation=activations.TopK(4), d_target=6
+    )
+    self.assertEqual(sae.encode(toy.rows(3, 8)).shape, (3, 24))
+    with self.assertRaisesRegex(ValueError, r"x must be \[..., 8\]"):
+      sae.encode(toy.rows(3, 6))
+    with self.assertRaisesRegex(ValueError, r"target must be \[..., 6\]"):
+      sae(Batch(x=toy.rows(3, 8), target=toy.rows(3, 8)))
+
+  def test_is_shown_in_a_few_lines_of_shapes_and_parts(self):
+    shown = repr(toy.sae(prep_=toy.affine(8)))
+    self.assertEqual(
+      shown,
+      "SAE(\n"
+      "  prep=Affine(centre=float32[8], scale=float32[]),\n"
+      "  encoder=Affine(W=float32[24,8], b=float32[24]),\n"
+      "  activation=TopK(k=4, score='value', keep='relu', ordered=False),\n"
+      "  decoder=Free(W=float32[24,8], b=float32[8]),\n"
+      "  pre_bias=True, dtype='float32')",
+    )
+
 
 class TransformsTest(parameterized.TestCase):
   @parameterized.parameters("topk", "relu")
@@ -136,7 +197,7 @@ class TransformsTest(parameterized.TestCase):
 
   def test_vmap_over_members_equals_each(self):
     draw = functools.partial(
-      initial.tied, n=24, d=8, activation=activations.TopK(4)
+      initial.init, n=24, d=8, activation=activations.TopK(4)
     )
     keys = jax.random.split(jax.random.key(0), 3)
     x = toy.rows(5, 8)

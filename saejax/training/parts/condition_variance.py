@@ -84,7 +84,7 @@ class ConditionVariance(Rule):
     far takes the mean variance of the others.
     """
     forward = record.forward
-    x_hat = record.sae.prep.undo(forward.x_hat, forward.memo)
+    x_hat = record.sae.prep.undo(forward.x_hat, forward.statistics)
     rows, variance = record.stats[ROWS], record.stats[VARIANCE]
     known = (rows >= 2) & (variance > 0)
     total = jnp.sum(jnp.where(known, variance, 0.0))

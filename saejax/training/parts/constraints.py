@@ -4,14 +4,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from saejax.sae.decoders import unit_rows
 from saejax.sae.sae import SAE
 
 
 def unit_norm_decoder(sae: SAE) -> SAE:
   """Each row of the decoder divided by its norm."""
-  W = _stored(sae)
-  norm = jnp.linalg.norm(W, axis=-1, keepdims=True)
-  return _with_decoder(sae, W / jnp.maximum(norm, 1e-12))
+  return _with_decoder(sae, unit_rows(_stored(sae)))
 
 
 def folded_norms(sae: SAE) -> SAE:

@@ -15,6 +15,7 @@ import scipy.optimize
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from saejax.errors import InputError
+from saejax.sae.decoders import unit_rows
 from saejax.sae.latents import SparseLatents
 from saejax.sae.sae import SAE
 from saejax.training.parts import schedules
@@ -23,7 +24,6 @@ from saejax.training.state import TrainState
 
 MATCHES = ("max", "hungarian")
 HUNGARIAN_LIMIT = 4096  # latents; the assignment costs n^3 on the host
-EPS = 1e-8
 NEEDS_RESTART = "needs_restart"
 RESTARTS = "restarts"
 
@@ -70,12 +70,6 @@ class MutualFeatures:
     warm = schedules.cosine_warmup(self.warmup_steps, start=0.0)(step)
     apart_each = jax.lax.map(apart, (first, second))
     return self.weight * warm * jnp.mean(apart_each)
-
-
-def unit_rows(W: Float[Array, "n d"]) -> Float[Array, "n d"]:
-  """Rows at unit norm; a row of 0 stays."""
-  norm = jnp.linalg.norm(W, axis=-1, keepdims=True)
-  return W / jnp.maximum(norm, EPS)
 
 
 def similarity(

@@ -102,7 +102,7 @@ def measures(
   mean = lambda a: jnp.sum(rows * a, axis=axes)
   used = jnp.where(forward.latents.dense() != 0, 1.0, -1.0)
   along = encoders.matmul(
-    forward.y - forward.x_hat, forward.W_dec, record.sae.dtype
+    forward.target - forward.x_hat, forward.W_dec, record.sae.dtype
   )
   squares = jnp.sum(jnp.square(forward.W_dec), axis=-1)
   need = jnp.maximum(2 * s * along + used * jnp.square(s) * squares, 0)

@@ -21,7 +21,7 @@ EPS = 1e-12
 
 def mse(record: Record) -> Float[Array, "*b"]:
   """|y - x_hat|^2 of each row: summed over d. y is x, or the target."""
-  return squares(record.forward.y - record.forward.x_hat)
+  return squares(record.forward.target - record.forward.x_hat)
 
 
 def normalised_mse(record: Record) -> Float[Array, "*b"]:
@@ -29,7 +29,7 @@ def normalised_mse(record: Record) -> Float[Array, "*b"]:
 
   Its mean over rows is the fraction of variance unexplained in the batch.
   """
-  spread = variance(record.forward.y, record.batch.weight)
+  spread = variance(record.forward.target, record.batch.weight)
   return mse(record) / jnp.maximum(spread, EPS)
 
 
@@ -41,7 +41,7 @@ def batch_norm_mse(record: Record) -> Float[Array, "*b"]:
   References:
     He et al., Llama Scope, 2024, arXiv:2410.20526.
   """
-  y = record.forward.y
+  y = record.forward.target
   off = y - mean_row(y, record.batch.weight)
   spread = jnp.sqrt(jnp.maximum(squares(off), 1e-8))
   return mse(record) / (y.shape[-1] * spread)
@@ -134,7 +134,7 @@ def aux_k(
 
   def loss(record: Record) -> Float[Array, ""]:
     forward, weight = record.forward, record.batch.weight
-    e = jax.lax.stop_gradient(forward.y - forward.x_hat)
+    e = jax.lax.stop_gradient(forward.target - forward.x_hat)
     rows, dead = among.candidates(record.stats, capacity)
     pick = {"dense": _among_all, "sparse": _among_rows}[record.engine]
     latents = pick(record, rows, dead, k_aux, score, keep)

@@ -89,7 +89,7 @@ def row_normalised_mse(record: Record) -> Float[Array, "*b"]:
 
   Rows count alike whatever their distance from the mean.
   """
-  y = record.forward.y
+  y = record.forward.target
   off = y - losses.mean_row(y, record.batch.weight)
   return losses.mse(record) / jnp.maximum(losses.squares(off), losses.EPS)
 
@@ -180,11 +180,11 @@ def ranks(weights: Sequence[float], *, normalise: bool = True) -> RowLoss:
       latents.values[..., :count],
       latents.indices[..., :count],
       forward.W_dec,
-      forward.y - record.sae.b_dec,
+      forward.target - record.sae.b_dec,
       weight,
       record.sae.dtype,
     )
-    spread = losses.variance(forward.y, record.batch.weight)
+    spread = losses.variance(forward.target, record.batch.weight)
     return errors / jnp.maximum(spread, losses.EPS)
 
   return loss

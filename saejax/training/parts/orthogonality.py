@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from saejax.sae import decoders
 from saejax.training.recipe import Record
 
 DRAW = 2  # folded into the pass's key for the order of latents
@@ -71,7 +72,7 @@ def penalty(
     block_rows: rows compared with their chunk at a time.
   """
   n = len(W)
-  D = W / jnp.maximum(jnp.linalg.norm(W, axis=-1, keepdims=True), 1e-12)
+  D = decoders.unit_rows(W)
   order = jnp.arange(n) if key is None else jax.random.permutation(key, n)
   # Chunks of nearly equal size; places that are left over hold n.
   count = -(-n // chunk)

@@ -85,7 +85,7 @@ def init(
   steepness: float = 6.0,
   **around: Any,
 ) -> SAE:
-  """Weights of `initial.tied`, with a probe fitted to the sample's scores.
+  """Weights of `initial.init`, with a probe fitted to the sample's scores.
 
   Without a sample the probe is 0.
 
@@ -94,7 +94,7 @@ def init(
     d: width of the activations.
     sample: rows with their scores.
     min_k, max_k, least, most, steepness: of the probe.
-    **around: of `initial.tied`.
+    **around: of `initial.init`.
 
   Raises:
     InputError: the sample has no scores, or fewer than 5 rows.
@@ -122,7 +122,7 @@ def init(
     steepness=steepness,
   )
   activation = activations.Ranked(budget)
-  return initial.tied(key, d=d, sample=sample, activation=activation, **around)
+  return initial.init(key, d=d, sample=sample, activation=activation, **around)
 
 
 def loss(record: Record) -> Float[Array, ""]:

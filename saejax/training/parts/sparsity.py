@@ -151,7 +151,7 @@ def gate_path(record: Record) -> Float[Array, "*b"]:
   """
   fixed = jax.lax.stop_gradient(record.sae)
   x_hat = fixed.decode_in_frame(_gate(record))
-  return losses.squares(record.forward.y - x_hat)
+  return losses.squares(record.forward.target - x_hat)
 
 
 def _gate(record: Record) -> Float[Array, "*b n"]:

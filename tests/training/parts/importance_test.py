@@ -52,7 +52,7 @@ class MeasuresTest(parameterized.TestCase):
     size, rate, need = importance.measures(record)
     s = np.asarray(jax.nn.relu(record.forward.pre.a))
     z = np.asarray(record.forward.latents.dense())
-    y, W = np.asarray(record.forward.y), np.asarray(self.model.W_dec)
+    y, W = np.asarray(record.forward.target), np.asarray(self.model.W_dec)
     error = lambda z: ((y - z @ W - np.asarray(self.model.b_dec)) ** 2).sum(1)
     self.assertFalse(z[:, :9].any())
     for j in range(24):

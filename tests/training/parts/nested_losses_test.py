@@ -43,7 +43,7 @@ class PrefixesTest(parameterized.TestCase):
       weights[at] = 2.0
       m = lengths[at]
       x_hat = z[:, :m] @ sae.W_dec[:m] + sae.b_dec
-      want = 2 * losses.squares(r.forward.y - x_hat)
+      want = 2 * losses.squares(r.forward.target - x_hat)
       loss = nested_losses.prefixes(lengths, weights, order="latent")
       np.testing.assert_allclose(loss(r), want, rtol=1e-5)
 
@@ -93,12 +93,12 @@ class PrefixesTest(parameterized.TestCase):
       (3, N), (1.0, 1.0), order="latent", measure=losses.normalised_mse
     )
     plain = nested_losses.prefixes((3, N), (1.0, 1.0), order="latent")
-    want = plain(r) / losses.variance(r.forward.y)
+    want = plain(r) / losses.variance(r.forward.target)
     np.testing.assert_allclose(loss(r), want, rtol=1e-5)
 
   def test_row_normalised_error_is_1_at_the_mean(self):
     r = record(toy.sae())
-    mean = jnp.broadcast_to(jnp.mean(r.forward.y, axis=0), (B, D))
+    mean = jnp.broadcast_to(jnp.mean(r.forward.target, axis=0), (B, D))
     r = r.replace(forward=r.forward.replace(x_hat=mean))
     np.testing.assert_allclose(
       nested_losses.row_normalised_mse(r), 1, rtol=1e-6
