@@ -120,9 +120,8 @@ def check(test, case: Case) -> None:
   for i in range(case.steps - LAST, case.steps):
     states, late = g.run_drawn(states, case.draw, i, i + 1)
     ends.append(late["loss"])
-  sample = as_batch(case.draw(jnp.asarray(10**6, jnp.int32)))
   trained = g.member_states(states)
-  saes = g.saes(states, sample)
+  saes = g.saes(states, fit.Drawn(case.draw, case.steps))
   with test.subTest("finite"):
     for metrics in (early, late):
       for name, value in metrics.items():

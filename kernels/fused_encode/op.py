@@ -45,7 +45,8 @@ def encode_topk(
     x: activations.
     b_pre: subtracted from x; zeros where there is no pre-bias.
     W_enc: encoder, row i is latent i.
-    b_enc: added to the pre-activations.
+    b_enc: added to the pre-activations; -inf for latents that do not compete,
+      which come after all others.
     k: entries kept, in [1, n].
     dtype: of the operands of the matmul; accumulation is in float32.
     ordered: largest first; in index order otherwise, which is faster.
@@ -82,8 +83,8 @@ def _encode(x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude):
 
 
 def _by_magnitude(select, a, k: int):
-  """A selection on |a|, with the signed values."""
-  _, indices = select(jnp.abs(a), k)
+  """A selection on |a|, with the signed values; -inf stays the smallest."""
+  _, indices = select(jnp.where(a > -jnp.inf, jnp.abs(a), a), k)
   return jnp.take_along_axis(a, indices, axis=-1), indices
 
 

@@ -1,16 +1,21 @@
 """Sparse products in plain JAX that never hold a [b, k, d] array.
 
 Decode is a scan over groups of 8 row gathers, which compilers fuse into one
-loop; the sampled product and the row scatter go over chunks of rows on CPU,
-where a whole-batch gather or scatter spends its time allocating.
+loop; the sampled product and the row scatter go over chunks of rows: small ones
+on CPU, where a whole-batch gather or scatter spends its time allocating, and
+such that the gathered rows stay below `CHUNK_BYTES` elsewhere (k may be d/2 in
+AuxK).
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 GROUP = 8
-CHUNK_ROWS = 128
+CHUNK_ROWS = 128  # on CPU
+CHUNK_BYTES = 1 << 28
 
 
 def decode(
@@ -45,11 +50,19 @@ def sampled_product(
     w = jnp.take(W, indices, axis=0, mode="clip")
     return jnp.einsum("bd,bkd->bk", g, w, preferred_element_type=jnp.float32)
 
+  def chunked(most, g, indices):
+    size = _chunk(g.shape[0], most)
+    split = lambda a: a.reshape(-1, size, *a.shape[1:])
+    if size == g.shape[0]:
+      return product(g, indices)
+    out = jax.lax.map(lambda parts: product(*parts), (split(g), split(indices)))
+    return out.reshape(-1, *out.shape[2:])
+
   return jax.lax.platform_dependent(
     g,
     indices,
-    cpu=lambda g, i: _in_chunks(product, g, i),
-    default=product,
+    cpu=partial(chunked, CHUNK_ROWS),
+    default=partial(chunked, _rows_at_once(indices.shape[1], g.shape[1])),
   )
 
 
@@ -67,27 +80,27 @@ def scatter_rows(
     # An index outside [0, n) is dropped: rows of another shard, padding.
     return total.at[i].add(rows, mode="drop"), None
 
-  def chunked(*arrays):
-    size = _chunk(values.shape[0])
+  def chunked(most, *arrays):
+    start, size = jnp.zeros((n, y.shape[1])), _chunk(values.shape[0], most)
+    if size == values.shape[0]:
+      return add(start, arrays)[0]
     split = [a.reshape(-1, size, *a.shape[1:]) for a in arrays]
-    return jax.lax.scan(add, jnp.zeros((n, y.shape[1])), split)[0]
+    return jax.lax.scan(add, start, split)[0]
 
   return jax.lax.platform_dependent(
     values.astype(jnp.float32),
     indices,
     y,
-    cpu=chunked,
-    default=lambda *arrays: add(jnp.zeros((n, y.shape[1])), arrays)[0],
+    cpu=partial(chunked, CHUNK_ROWS),
+    default=partial(chunked, _rows_at_once(values.shape[1], y.shape[1])),
   )
 
 
-def _in_chunks(f, *arrays):
-  size = _chunk(arrays[0].shape[0])
-  split = [a.reshape(-1, size, *a.shape[1:]) for a in arrays]
-  out = jax.lax.map(lambda parts: f(*parts), split)
-  return out.reshape(-1, *out.shape[2:])
+def _rows_at_once(k: int, d: int) -> int:
+  """Rows whose k gathered rows of width d, float32, fill CHUNK_BYTES."""
+  return max(1, CHUNK_BYTES // (4 * k * d))
 
 
-def _chunk(rows: int) -> int:
-  """The largest divisor of `rows` that is at most CHUNK_ROWS."""
-  return next(c for c in range(min(rows, CHUNK_ROWS), 0, -1) if rows % c == 0)
+def _chunk(rows: int, most: int) -> int:
+  """The largest divisor of `rows` that is at most `most`."""
+  return next(c for c in range(min(rows, most), 0, -1) if rows % c == 0)

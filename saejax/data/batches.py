@@ -178,6 +178,7 @@ def spread(store: Store, rows: int, blocks: int = 16) -> np.ndarray:
   if store.rows <= rows:
     return np.concatenate([store.read(a, b) for a, b in store.intervals])
   chunks = store.chunks
+  blocks = max(blocks, -(-rows // store.meta["chunk_rows"]))
   picks = sorted({round(i) for i in np.linspace(0, len(chunks) - 1, blocks)})
   each = -(-rows // len(picks))
   parts = []

@@ -13,11 +13,17 @@ mean of the rows at hand, both in that frame:
 
 Sums of a batch are float32 (counts int32) on the device; batches are added on
 the host in float64 and int64, so that counts stay exact beyond 2^24 rows.
+Rows that pad a batch have weight 0, as have rows that are not finite: they take
+no part in a selection over the batch.
+
+fvu is the headline: a few rows of outlying norm in the training data move m, and
+nmse with it.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import flax.struct
 import jax
@@ -32,6 +38,7 @@ from saejax.sae.context import Batch, as_batch
 from saejax.sae.latents import DenseLatents, SparseLatents
 from saejax.sae.prep import Prep
 from saejax.sae.sae import SAE
+from saejax.training.state import Stats
 
 # A quarter of a decade a bin; the first bin also takes what is rarer.
 DENSITY_EDGES = np.linspace(-7.0, 0.0, 29)
@@ -127,20 +134,28 @@ def batch_sums(
   real: Bool[Array, "B"],
   mean: Float[Array, "d"],
   frame: str = "prep",
+  stats: Stats | None = None,
 ) -> Sums:
   """Sums over the rows of one batch that are `real`, on the device."""
   batch = as_batch(x)
-  finite = jnp.all(jnp.isfinite(batch.x), axis=-1)
+  finite = _finite(batch.x)
+  if batch.target is not None:
+    finite &= _finite(batch.target)
   use = real & finite
-  out = sae.forward(batch.replace(x=jnp.where(finite[:, None], batch.x, 0)))
+  if batch.weight is not None:
+    use &= batch.weight != 0
+  fill = lambda a: None if a is None else jnp.where(finite[:, None], a, 0)
+  batch = batch.replace(
+    x=fill(batch.x),
+    target=fill(batch.target),
+    weight=use.astype(jnp.float32),
+  )
+  out = sae.forward(batch, stats=stats)
   x, x_hat = out.target, out.x_hat
   if frame == "raw":
     prep = sae.prep if sae.target_prep is None else sae.target_prep
     x = batch.x if batch.target is None else batch.target
-    x, x_hat = (
-      jnp.where(finite[:, None], x, 0),
-      prep.undo(x_hat, out.statistics),
-    )
+    x_hat = prep.undo(x_hat, out.statistics)
   x, x_hat = x.astype(jnp.float32), x_hat.astype(jnp.float32)
   total = lambda rows: jnp.sum(jnp.where(use, rows, 0.0))
   offset = x - mean.astype(jnp.float32)[None]
@@ -156,6 +171,11 @@ def batch_sums(
     cosine=total(inner / jnp.where(norms == 0, 1.0, norms)),
     fired=_fired(out.latents, use),
   )
+
+
+def _finite(x: Float[Array, "B d"]) -> Bool[Array, "B"]:
+  """Rows whose values are all finite."""
+  return jnp.all(jnp.isfinite(x), axis=-1)
 
 
 def update(
@@ -226,17 +246,22 @@ def evaluate_many(
   *,
   means: Sequence[Float[Array, "d"]],
   frame: str = "prep",
+  stats: Sequence[Stats] | None = None,
+  batch_rows: int | None = None,
 ) -> list[Reconstruction]:
   """The metrics of several SAEs on one reading of the rows.
 
   Args:
     saes: any shapes; each batch goes to the device once.
-    batches: rows in the frame of the model. The first batch's size is the
-      compiled one: smaller ones are padded, larger ones cut.
+    batches: rows in the frame of the model, padded or cut to `batch_rows`.
     means: the training mean in each SAE's frame, see `frame_mean`.
     frame: "prep", or "raw" for errors in the units of the model. The shares
       are equal where the prep is linear; for a prep that differs between rows
       or is trained only the raw ones compare with those of other SAEs.
+    stats: statistics of each SAE, for SAEs in the training form whose selection
+      reads them.
+    batch_rows: rows of the compiled batch, the first batch's by default. A
+      selection over the batch depends on it.
 
   Returns:
     One result an SAE. Not-finite weights give NaN metrics; not-finite rows
@@ -247,18 +272,38 @@ def evaluate_many(
   """
   totals = [init(sae.n, sae.d) for sae in saes]
   means = [jnp.asarray(mean, jnp.float32) for mean in means]
+  each = [None] * len(saes) if stats is None else stats
   pending: list[Sums] = []
-  for x, real in _equal(batches):
+  for x, real in _equal(batches, batch_rows):
     x, real = jax.device_put((x, real))
     found = [
-      batch_sums(sae, x, real, mean, frame)
-      for sae, mean in zip(saes, means, strict=True)
+      batch_sums(sae, x, real, mean, frame, own)
+      for sae, mean, own in zip(saes, means, each, strict=True)
     ]
     # The batch before is added while this one is computed.
     totals = list(map(merge, totals, pending)) if pending else totals
     pending = found
   totals = list(map(merge, totals, pending)) if pending else totals
   return [compute(total) for total in totals]
+
+
+def form_warning(point: Mapping[str, Any], tolerance: float = 0.05) -> str:
+  """Says how the inference form differs from the training form, "" if it hardly
+  does.
+
+  Args:
+    point: "l0" and "fvu" of the inference form, "training_l0" and
+      "training_fvu" of the training form, on the same rows.
+    tolerance: largest relative difference that is not mentioned.
+  """
+  said = []
+  for name, label in (("l0", "L0"), ("fvu", "FVU")):
+    use, training = point.get(name), point.get(f"training_{name}")
+    if use is None or training is None:
+      continue
+    if abs(use - training) > tolerance * abs(training):
+      said.append(f"{label} {use:.3g} in use, {training:.3g} in training")
+  return "; ".join(said)
 
 
 def frame_mean(
@@ -303,9 +348,8 @@ def _fired(
   return jnp.sum(hits, axis=0, dtype=jnp.int32)
 
 
-def _equal(batches):
-  """Batches (x, mask) of the first one's size."""
-  size = 0
+def _equal(batches, size: int | None):
+  """Batches (x, mask) of one size, the first one's where none is given."""
   for batch in batches:
     batch = as_batch(batch)
     size = size or batch.rows

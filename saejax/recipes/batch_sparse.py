@@ -20,7 +20,6 @@ def batchtopk(
   n: int,
   k: float,
   *,
-  rate: float = 0.01,
   aux: str = "dead",
   signed: bool = False,
   **options: Unpack[common.Options],
@@ -29,10 +28,11 @@ def batchtopk(
 
       loss = |x - x_hat|^2 + 1/32 AuxK
 
-  summed over d, averaged over rows. Afterwards a threshold, the running mean of
-  the smallest value kept, takes the place of the selection, so that rows do not
-  depend on each other. The paper averages over d; the threshold follows the
-  later code of its authors. Their Adam has b2 0.99 and b_dec starts at 0; here
+  summed over d, averaged over rows. Afterwards a threshold takes the place of the
+  selection, so that rows do not depend on each other: the one that keeps k
+  latents a row of 32,768 training rows, in the mean. The paper averages over d;
+  its authors' later code takes the running mean of the smallest value kept,
+  whose time constant short runs do not outlast. Their Adam has b2 0.99 and b_dec starts at 0; here
   both are those of `row_sparse.topk`. Mutual Choice is the same method, with
   aux "zipf".
 
@@ -40,7 +40,6 @@ def batchtopk(
     d: width of the activations.
     n: latents.
     k: latents a row on average, which may be a fraction.
-    rate: of the running threshold, in (0, 1].
     aux: which latents AuxK revives, "dead" or "zipf": see `feature_choice`.
     signed: rank |a| and keep a with its sign, as `row_sparse.abstopk` does.
     **options: see `common.Options`.
@@ -59,7 +58,6 @@ def batchtopk(
     activation=activations.Ranked(
       budgets.Constant(k), scope="batch", **_kept(signed)
     ),
-    threshold=rules.ThresholdAverage(rate, score=_kept(signed)["score"]),
     aux=aux,
     signed=signed,
   )
@@ -73,7 +71,6 @@ def feature_choice(
   budget: str = "uniform",
   alpha: float = 1.0,
   beta: float = 5.0,
-  rate: float = 0.01,
   aux: str = "dead",
   batch_rows: int | None = None,
   **options: Unpack[common.Options],
@@ -85,8 +82,8 @@ def feature_choice(
 
   summed over d, averaged over rows; m_i is held to [1, B]. Every latent that is
   positive on some row fires in training. Afterwards each has a threshold of its
-  own, the running midpoint between the last value kept and the first that was
-  not: count dead latents with those.
+  own that keeps its share m_i / B of 32,768 training rows: count dead latents
+  with those.
 
   The paper's text and code were not to be had. Its zipf budgets go by the rank
   of each latent's density; without a phase that measures it ranks are indices.
@@ -99,7 +96,6 @@ def feature_choice(
     k: latents a row on average, which may be a fraction.
     budget: "uniform" or "zipf".
     alpha, beta: of the zipf law, m_i ~ 1 / (rank_i + beta)^alpha.
-    rate: of the running thresholds, in (0, 1].
     aux: which latents AuxK revives, "dead" or "zipf".
     batch_rows: B, to refuse now what the first batch would be refused for:
       fewer rows than n / k, which leave latents without one.
@@ -117,7 +113,7 @@ def feature_choice(
     k,
     options,
     activation=activations.Ranked(share, scope="column"),
-    threshold=rules.ThresholdAverage(rate, share),
+    shares=rules.ColumnShares(share),
     aux=aux,
     law=(alpha, beta),
   )
@@ -133,7 +129,6 @@ def mc_then_fc(
   budget: str = "zipf",
   alpha: float = 1.0,
   beta: float = 5.0,
-  rate: float = 0.01,
   aux: str = "zipf",
   batch_rows: int | None = None,
   **options: Unpack[common.Options],
@@ -148,7 +143,7 @@ def mc_then_fc(
     d, n, k: see `feature_choice`.
     steps: of the whole run.
     phases: fractions of the steps, which sum to 1.
-    budget, alpha, beta, rate, aux, batch_rows, **options: see `feature_choice`.
+    budget, alpha, beta, aux, batch_rows, **options: see `feature_choice`.
 
   References:
     Ayonrinde, Adaptive Sparse Allocation with Mutual Choice & Feature Choice
@@ -167,7 +162,7 @@ def mc_then_fc(
       activations.Ranked(share, scope="column"),
       switch,
     ),
-    threshold=rules.ThresholdAverage(rate, share, start_step=switch),
+    shares=rules.ColumnShares(share, start_step=switch),
     aux=aux,
     law=(alpha, beta),
     freeze_step=switch,
@@ -196,21 +191,17 @@ def _allotted(
   options: common.Options,
   *,
   activation: activations.Activation,
-  threshold: rules.ThresholdAverage,
   aux: str,
+  shares: rules.ColumnShares | None = None,
   law: tuple[float, float] = (1.0, 5.0),
   freeze_step: int = 0,
   signed: bool = False,
 ) -> Recipe:
-  """A method that selects over the batch: the error, AuxK, a threshold."""
+  """A method that selects over the batch: the error, AuxK, thresholds."""
   common.check_mean_k(k, n)
   if aux not in ("dead", "zipf"):
     raise InputError("aux", aux, "must be dead or zipf", "use one")
-  if not 0 < threshold.rate <= 1:
-    raise InputError(
-      "rate", threshold.rate, "must be in (0, 1]", "such as 0.01"
-    )
-  moving, among = (threshold,), _kept(signed)
+  moving, among = (() if shares is None else (shares,)), _kept(signed)
   if freeze_step or aux == "zipf":
     moving = (density.Density(freeze_step=freeze_step), *moving)
   if aux == "zipf":
@@ -228,7 +219,9 @@ def _allotted(
     terms={"mse": Term(fn=losses.mse)},
     rules=moving,
     aux=among,
-    finish=finish.ToThreshold(**_kept(signed)),
+    finish=finish.to_jumprelu
+    if shares is None
+    else finish.to_column_thresholds,
   )
 
 

@@ -29,10 +29,7 @@ class Options(TypedDict, total=False):
     ema_decay: of the weight average; none by default.
     dtype: of matmul operands; float32 by default.
     k_aux: dead latents kept in a row by AuxK; by default the power of two
-      nearest d/2, or the capacity if that is smaller. These three count only
-      for methods with AuxK.
-    aux_capacity: dead latents considered; n/16 by default, k_aux if that is
-      larger and given.
+      nearest d/2, at most n. These two count only for methods with AuxK.
     aux_weight: of the AuxK term; 1/32 by default, 0 leaves it out.
   """
 
@@ -43,7 +40,6 @@ class Options(TypedDict, total=False):
   ema_decay: float | None
   dtype: str
   k_aux: int | None
-  aux_capacity: int | None
   aux_weight: float
 
 
@@ -81,11 +77,9 @@ def compose(
   _check(options)
   tracker = _tracker(options)
   weight = options.get("aux_weight", 1 / 32)
-  k_aux, capacity = _aux_sizes(d, n, options)
+  k_aux = _k_aux(d, n, options)
   if aux is not None and weight:
-    term = losses.aux_k(
-      k_aux, capacity=capacity, weight=weight, **{"among": tracker, **aux}
-    )
+    term = losses.aux_k(k_aux, weight=weight, **{"among": tracker, **aux})
     terms = {**terms, "aux": term}
   if unit_norm:
     parts = {
@@ -159,21 +153,14 @@ def transcoder(
   )
 
 
-def _aux_sizes(d: int, n: int, options: Options) -> tuple[int, int]:
-  """k_aux and the capacity: those given, else the defaults of `Options`."""
-  k_aux, capacity = options.get("k_aux"), options.get("aux_capacity")
-  if k_aux is not None and not 1 <= k_aux <= n:
+def _k_aux(d: int, n: int, options: Options) -> int:
+  """k_aux as given, else the default of `Options`."""
+  k_aux = options.get("k_aux")
+  if k_aux is None:
+    return min(losses.default_k_aux(d), n)
+  if not 1 <= k_aux <= n:
     raise InputError("k_aux", k_aux, f"must be in [1, n={n}]", "lower it")
-  if capacity is None:
-    capacity = max(1, n // 16, k_aux or 0)
-  if not max(1, k_aux or 0) <= capacity <= n:
-    raise InputError(
-      "aux_capacity",
-      capacity,
-      f"must be in [k_aux={k_aux or 1}, n={n}]",
-      "change one of the two, or leave it out",
-    )
-  return k_aux or min(losses.default_k_aux(d), capacity), capacity
+  return k_aux
 
 
 def _check(options: Options) -> None:

@@ -10,7 +10,7 @@ from saejax.errors import InputError
 from saejax.recipes import batch_sparse, common, row_sparse
 from saejax.sae import activations, initial, widened
 from saejax.sae.sae import SAE
-from saejax.training.parts import constraints, losses, nested_losses
+from saejax.training.parts import constraints, losses, nested_losses, rules
 from saejax.training.recipe import Recipe, Term
 
 FRACTIONS = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -26,7 +26,6 @@ def matryoshka(
   reduction: str = "mean",
   bias_only: bool = True,
   sort_decay: float | None = None,
-  rate: float = 0.01,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """Matryoshka SAE: BatchTopK whose first m latents reconstruct x alone.
@@ -55,7 +54,7 @@ def matryoshka(
     bias_only: count b_dec alone as one more prefix of weight 1.
     sort_decay: keep latents sorted by energy, averaged with this decay (0.95 in
       the code of sampled prefixes); None leaves them where they are.
-    rate, **options: see `batch_sparse.batchtopk`.
+    **options: see `batch_sparse.batchtopk`.
 
   References:
     Bussmann et al., Learning Multi-Level Features with Matryoshka Sparse
@@ -63,7 +62,7 @@ def matryoshka(
   """
   if reduction not in ("mean", "sum"):
     raise InputError("reduction", reduction, "must be mean or sum", "use one")
-  base = batch_sparse.batchtopk(d, n, k, rate=rate, **options)
+  base = batch_sparse.batchtopk(d, n, k, **options)
   if isinstance(prefixes, nested_losses.Sampled):
     _check_sampled(prefixes, n, weights)
     loss = nested_losses.sampled_prefixes(
@@ -97,8 +96,8 @@ def msae(
       x_hat_k = relu(top_k(a)) W_dec + b_dec
       loss = sum_k c_k R(x, x_hat_k) / sum_k c_k
 
-  R is |x - x_hat|^2 over |x - mean_B x|^2 of the same row, averaged over rows;
-  the authors' notes say that plain squares do better (`losses.mse`). Decoder
+  R is |x - x_hat|^2 over |x - m|^2 of the same row, m the mean of all rows so far,
+  averaged over rows; the authors' notes say that plain squares do better (`losses.mse`). Decoder
   rows start at norm 0.1 and are held at 1 by moving their norms to the encoder.
   No penalty, no AuxK; gradients are clipped at norm 1. Their cap tanh(z / c) is
   off in their settings and not here. The SAE keeps every positive latent where n
@@ -129,6 +128,7 @@ def msae(
   shares = tuple(share / sum(shares) for share in shares)
   rows = activations.TopK(ks[-1], ordered=True)
   keep = activations.ReLU() if ks[-1] == n else rows
+  centred = measure is nested_losses.row_normalised_mse
   return common.compose(
     "msae",
     d,
@@ -140,6 +140,7 @@ def msae(
         fn=nested_losses.prefixes(ks, shares, order="value", measure=measure)
       )
     },
+    rules=(rules.DataMean(),) if centred else (),
     project=constraints.folded_norms,
   )
 
@@ -238,7 +239,7 @@ def multi_topk(
 
 
 def _narrow(sae: SAE, stats, rows) -> SAE:
-  """What users hold of a widened TopK."""
+  """The inference form of a widened TopK."""
   del stats, rows
   wide: Any = sae.activation
   return sae.replace(activation=activations.TopK(wide.k))

@@ -21,7 +21,6 @@ def ortsae(
   chunk: int = 8192,
   every: int = 5,
   signed: bool = False,
-  rate: float = 0.01,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """OrtSAE: BatchTopK whose decoder rows are pushed apart.
@@ -41,7 +40,7 @@ def ortsae(
     chunk: most latents compared with each other.
     every: steps between those with the penalty, whose gamma is not raised.
     signed: s_i^2 whatever its sign.
-    rate, **options: see `batch_sparse.batchtopk`.
+    **options: see `batch_sparse.batchtopk`.
 
   References:
     Korznikov et al., OrtSAE: Orthogonal Sparse Autoencoders Uncover Atomic
@@ -50,7 +49,7 @@ def ortsae(
   common.check_least("gamma", gamma, 0)
   common.check_least("chunk", chunk, 2)
   common.check_least("every", every, 1)
-  base = batch_sparse.batchtopk(d, n, k, rate=rate, **options)
+  base = batch_sparse.batchtopk(d, n, k, **options)
   penalty = orthogonality.nearest(chunk=chunk, every=every, signed=signed)
   more = {"ortho": common.penalty(penalty, gamma)} if gamma else {}
   return dataclasses.replace(base, name="ortsae", terms={**base.terms, **more})

@@ -7,7 +7,7 @@ import numpy as np
 
 from saejax import terminal
 from saejax.evals import scaling_law
-from saejax.report import page, plots
+from saejax.report import forms, page, plots
 
 _SYMBOLS = {
   "alpha": "α",
@@ -75,6 +75,7 @@ def _result(found, fit, drawn) -> list[page.Block]:
     blocks.append(page.Note(f"Left out of every plot and of the fit: {names}."))
   if not points:
     return [*blocks, page.Note("No SAE finished with a finite loss.")]
+  blocks += forms.notes(points)
   best = min(points, key=lambda p: p["nmse"])
   numbers = [
     (
@@ -285,6 +286,7 @@ def _every(points) -> list[page.Block]:
     "nmse": (page.Column("nmse"), "{:.4f}"),
     "fvu": (page.Column("FVU"), "{:.4f}"),
     "l0": (page.Column("L0", "per row"), "{:.2f}"),
+    **forms.COLUMNS,
     "dead": (page.Column("Dead", "%"), "{:.2f}"),
     "cosine": (page.Column("Cosine"), "{:.4f}"),
     "tokens": (page.Column("Tokens"), "{:,}"),
@@ -372,6 +374,7 @@ def _definitions() -> page.Table:
     ),
     ("FVU", "the same with the mean of the held-out rows in place of m"),
     ("L0", "mean over rows of the number of latents that are not zero"),
+    forms.DEFINITION,
     ("dead", "share of latents that are zero on every held-out row"),
     ("cosine", "mean over rows of the cosine of x and x̂, in [−1, 1]"),
     ("density", "share of held-out rows on which a latent is not zero"),

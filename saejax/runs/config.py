@@ -19,7 +19,7 @@ class SAEConfig:
   prep: Literal[
     "none", "centre_scale", "scale", "scale_sqrt_d", "row_layer_norm"
   ] = "centre_scale"  # of x
-  k_aux: int = 0  # dead latents kept in a row by AuxK; 0: d/2, at most n/16
+  k_aux: int = 0  # dead latents kept in a row by AuxK; 0: d/2, at most n
   aux_weight: float = 1 / 32  # of the AuxK term
 
   def __post_init__(self):

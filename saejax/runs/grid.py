@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from saejax import durable
+from saejax import durable, terminal
 from saejax.data import loader
 from saejax.data.batches import StoreBatches, spread
 from saejax.data.store.reader import Store
@@ -83,8 +83,9 @@ def train(grid: Grid) -> list[dict[str, Any]]:
 
   Returns:
     One point per SAE: n, k, seed, learning_rate, status, tokens, seconds,
-    group_seconds, the metrics of `evals.reconstruction`, and `density`, its
-    histogram.
+    group_seconds, the metrics of `evals.reconstruction` in the inference form,
+    L0 and FVU in the training form at the training batch size, and `density`,
+    the histogram.
   """
   points: list[dict[str, Any]] = []
   for n in grid.sae.n:
@@ -114,8 +115,8 @@ def _train_group(grid: Grid, n: int, total_steps: int) -> list[loop.Trained]:
         folder=grid.path / f"n{n}",
         total_steps=total_steps,
         fingerprint=_fingerprint(grid, n),
-        metric=lambda saes: float(
-          np.mean([r.nmse for r in _evaluate(saes, [rated], mean)])
+        metric=lambda forms: float(
+          np.mean([r.fvu for r in _as_trained(grid, forms, [rated], mean)])
         ),
         provenance=grid.store.provenance,
       )
@@ -126,10 +127,14 @@ def _train_group(grid: Grid, n: int, total_steps: int) -> list[loop.Trained]:
 def _points(
   grid: Grid, n: int, total_steps: int, trained: Sequence[loop.Trained]
 ) -> list[dict[str, Any]]:
-  """The settings and the held-out metrics of each member."""
-  batches = (x for _, x in reading.batches(grid.held_out))
-  found = _evaluate([t.sae for t in trained], batches, grid.mean)
-  return [
+  """The settings and the held-out metrics of each member, in both forms."""
+  held_out = lambda: (x for _, x in reading.batches(grid.held_out))
+  mean, forms = grid.mean, [(t.trained, t.stats) for t in trained]
+  found = reconstruction.evaluate_many(
+    [t.sae for t in trained], held_out(), means=[mean] * len(trained)
+  )
+  before = _as_trained(grid, forms, held_out(), mean)
+  points = [
     {
       "n": n,
       "k": t.member.k,
@@ -141,10 +146,16 @@ def _points(
       "seconds": round(t.seconds, 3),
       "group_seconds": round(float(sum(t.seconds for t in trained)), 3),
       **{k: _finite(v) for k, v in metrics.record().items()},
+      "training_l0": _finite(training.l0),
+      "training_fvu": _finite(training.fvu),
       "density": metrics.histogram(),
     }
-    for t, metrics in zip(trained, found, strict=True)
+    for t, metrics, training in zip(trained, found, before, strict=True)
   ]
+  for t, point in zip(trained, points, strict=True):
+    if warning := reconstruction.form_warning(point):
+      terminal.say(f"n{n}-{t.member.name}: {warning}")
+  return points
 
 
 def _save(
@@ -212,9 +223,17 @@ def recipe(grid: Grid, n: int, total_steps: int, k: int) -> Recipe:
   return catalogue.recipe(grid.sae.recipe, setting, k)
 
 
-def _evaluate(saes, batches, mean) -> list[reconstruction.Reconstruction]:
-  """Metrics of SAEs that share a prep, in one pass over the rows."""
-  return reconstruction.evaluate_many(saes, batches, means=[mean] * len(saes))
+def _as_trained(
+  grid: Grid, forms, batches, mean
+) -> list[reconstruction.Reconstruction]:
+  """Metrics of the training forms, in batches as large as in training."""
+  return reconstruction.evaluate_many(
+    [sae for sae, _ in forms],
+    batches,
+    means=[mean] * len(forms),
+    stats=[stats for _, stats in forms],
+    batch_rows=grid.train.batch_rows,
+  )
 
 
 def _fingerprint(grid: Grid, n: int) -> dict[str, Any]:

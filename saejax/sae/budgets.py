@@ -93,8 +93,9 @@ class Zipf(Budget):
 
       m_i = clip(c p(r_i), 1, B),   p(r) ~ 1 / (r + beta)^alpha,  r = 1 .. n
 
-  with c such that sum_i m_i = M = k B, rounded by largest remainder. alpha = 0
-  gives every latent M / n rows. Ranks are the statistic "rank"; without it a
+  with c such that sum_i m_i = M = k B, rounded by largest remainder; B counts
+  the rows of weight other than 0. alpha = 0 gives every latent M / n rows. Where
+  padding leaves so few rows that M < n, some latents have none. Ranks are the statistic "rank"; without it a
   latent's rank is its index, as nothing is known of it.
 
   Attributes:
@@ -147,14 +148,15 @@ def allot(
 
   clip(c shares, 1, most) with c found by bisection, then rounded down and what
   is left given to the largest remainders, lowest index first. Exact for totals
-  from n to n most below 2^24.
+  to n most below 2^24; totals below n leave out the 1.
 
   Args:
     shares: positive.
     total: the sum.
     most: the largest of them.
   """
-  sized = lambda c: jnp.clip(c * shares, 1.0, most)
+  least = jnp.where(total < shares.shape[-1], 0.0, 1.0)
+  sized = lambda c: jnp.clip(c * shares, least, most)
 
   def halve(_, ends):
     low, high = ends

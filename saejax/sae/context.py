@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -37,6 +38,12 @@ class Batch(flax.struct.PyTreeNode):
     for size in self.x.shape[:-1]:
       count *= size
     return count
+
+  @property
+  def flat(self) -> "Batch":
+    """The same rows along one axis."""
+    outer = self.x.ndim - 1
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[outer:]), self)
 
 
 FIELDS = ("x", "target", "cond", "score", "weight")

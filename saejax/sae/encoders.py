@@ -1,9 +1,8 @@
 """From activations in the prep's frame to pre-activations."""
 
 import flax.struct
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from saejax.kernels.fused_encode import op as fused_encode
 from saejax.sae.context import Context, Pre
@@ -104,13 +103,17 @@ class Linear(Encoder):
     *,
     ordered: bool = True,
     magnitude: bool = False,
+    among: Bool[Array, "n"] | None = None,
   ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
     """The k largest pre-activations of each row and their latents.
 
     Largest first if `ordered`, else in the order of latents, which is faster.
-    With `magnitude`, largest in size; their values keep their signs.
+    With `magnitude`, largest in size; their values keep their signs. Latents
+    that are not `among` those given come after all others, with value -inf.
     """
     W, b = self.affine(ctx.decoder)
+    if among is not None:
+      b = jnp.where(among, b, -jnp.inf)
     return fused_encode.encode_topk(
       x,
       ctx.b_pre,
@@ -121,18 +124,6 @@ class Linear(Encoder):
       ordered=ordered,
       magnitude=magnitude,
     )
-
-  def among(
-    self, x: Float[Array, "*b d"], ctx: Context, rows: Int[Array, "c"]
-  ) -> Float[Array, "*b c"]:
-    """The pre-activations of those latents alone."""
-    W, b = self.affine(ctx.decoder)
-    W = W[rows]
-    # Pre-activations with the pre-bias held fixed, and a zero that carries its
-    # gradient: summed over the batch before the product, not after.
-    fixed = jax.lax.stop_gradient(ctx.b_pre)
-    a = matmul(x - fixed, W, ctx.dtype) + b[rows]
-    return a - (ctx.b_pre - fixed) @ W.T
 
 
 class Affine(Linear):

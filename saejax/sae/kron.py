@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from saejax.kernels.topk import op as topk
 from saejax.sae import decoders, encoders
@@ -105,18 +105,17 @@ class Kron(encoders.Encoder):
     *,
     ordered: bool = True,
     magnitude: bool = False,
+    among: Bool[Array, "n"] | None = None,
   ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
-    """The k largest latents of each row, largest first; the others never are."""
-    del ordered, magnitude  # nothing is negative
-    return corner_top_k(*self.units(x, ctx), k)
+    """The k largest latents of each row, largest first.
 
-  def among(
-    self, x: Float[Array, "*b d"], ctx: Context, rows: Int[Array, "c"]
-  ) -> Float[Array, "*b c"]:
-    """Those latents alone."""
-    p, s = self.units(x, ctx)
-    head, i, j = _parts(rows, p.shape[-1], s.shape[-1])
-    return mand(p[..., head, i], s[..., head, j])
+    No other latent is computed, unless only those `among` some compete: the
+    others then come after them, with value -inf.
+    """
+    del ordered, magnitude  # nothing is negative
+    if among is None:
+      return corner_top_k(*self.units(x, ctx), k)
+    return topk.top_k(jnp.where(among, self(x, ctx).a, -jnp.inf), k)
 
 
 def corner_top_k(

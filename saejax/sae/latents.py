@@ -96,31 +96,7 @@ class DenseLatents(Part):
     return jnp.any(hits, axis=tuple(range(self.z.ndim - 1)))
 
 
-class CompactLatents(Part):
-  """Latents of a few rows of the dictionary, dense among those.
-
-  Attributes:
-    z: [*b, c], column j belongs to latent `rows[j]`.
-    rows: the c latents considered.
-    n: number of latents.
-  """
-
-  z: Float[Array, "*b c"]
-  rows: Int[Array, "c"]
-  n: int = flax.struct.field(pytree_node=False)
-
-  def decode(
-    self, W: Float[Array, "n d"], dtype: str = "float32"
-  ) -> Float[Array, "*b d"]:
-    """z W[rows]."""
-    return DenseLatents(self.z).decode(W[self.rows], dtype)
-
-  def dense(self) -> Float[Array, "*b n"]:
-    """z with every latent, zeros included."""
-    return _spread(self.z, jnp.broadcast_to(self.rows, self.z.shape), self.n)
-
-
-Latents = SparseLatents | DenseLatents | CompactLatents
+Latents = SparseLatents | DenseLatents
 
 
 def _counted(hits, weight):

@@ -4,6 +4,7 @@ For small studies and for use inside other code. Nothing is written and nothing
 resumes; `loop.train` is the one that does both. The step is the same.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -16,7 +17,6 @@ from saejax.sae.sae import SAE
 from saejax.training import sharding
 from saejax.training.members import Group, Member
 from saejax.training.recipe import Recipe
-from saejax.training.rows import Held
 from saejax.training.step import TrainState
 
 Draw = Callable[[Array], Array | Batch | Mapping[str, Array]]
@@ -43,8 +43,7 @@ def fit(
     members: SAEs of equal shape; all read the same batches.
     stacked: vmapped instead of in turn; for coupled or tiny members.
     engine: "auto", "dense" or "sparse".
-    sample: raw rows for the initial weights and for `Recipe.finish`; the first
-      batch by default.
+    sample: raw rows for the initial weights; the first batch by default.
     log_steps: steps between the metrics kept after those of the first step; 0
       keeps the first and the last.
 
@@ -75,7 +74,33 @@ def fit(
     kept.append(metrics)
     done = stop
   logged = {name: np.stack([m[name] for m in kept]) for name in kept[0]}
-  return group.saes(states, Held(sample)), group.member_states(states), logged
+  saes = group.saes(states, Drawn(draw, steps))
+  return saes, group.member_states(states), logged
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """The rows of a run whose batches are drawn, to be read again.
+
+  Attributes:
+    draw: from the step to a batch.
+    steps: of the run.
+  """
+
+  draw: Draw
+  steps: int
+
+  def sample(self, count: int) -> Batch:
+    """Whole batches, at least `count` rows where there are so many."""
+    draw = jax.jit(lambda draw, i: as_batch(draw(i)))
+    source = self.draw
+    if not isinstance(source, jax.tree_util.Partial):
+      source = jax.tree_util.Partial(source)
+    first = draw(source, jnp.asarray(0, jnp.int32))
+    batches = min(-(-count // len(first.x)), self.steps)
+    which = np.linspace(0, self.steps - 1, batches).round().astype(np.int32)
+    drawn = [draw(source, jnp.asarray(i)) for i in which]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *drawn)
 
 
 def member(seed: int = 0, *, learning_rate: float = 3e-3, k: int = 0) -> Member:

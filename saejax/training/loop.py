@@ -30,7 +30,7 @@ from saejax.training import sharding
 from saejax.training.checkpoint import Checkpoints
 from saejax.training.log import RunLog
 from saejax.training.members import Group, Member
-from saejax.training.recipe import Recipe
+from saejax.training.recipe import Recipe, Stats
 from saejax.training.rows import Stream
 
 SAMPLE_ROWS = 4096  # for the initial weights
@@ -109,13 +109,17 @@ class Trained:
 
   Attributes:
     member: which.
-    sae: its weights; the last good ones where it was frozen.
+    sae: its inference form; of the last good weights where it was frozen.
+    trained: its training form: the weights before `Recipe.finish`.
+    stats: statistics that the training form's selection reads.
     seconds: of computing, summed over resumes.
     status: "ok", or "frozen at step s" where its loss was not finite.
   """
 
   member: Member
   sae: SAE
+  trained: SAE
+  stats: Stats
   seconds: float
   status: str
 
@@ -133,7 +137,7 @@ def train(
   folder: str | os.PathLike[str],
   total_steps: int,
   fingerprint: dict[str, Any],
-  metric: Callable[[Sequence[SAE]], float] | None = None,
+  metric: Callable[[Sequence[tuple[SAE, Stats]]], float] | None = None,
   provenance: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
   stream: Any = None,
 ) -> list[Trained]:
@@ -149,7 +153,8 @@ def train(
       gone on with.
     total_steps: batches to consume.
     fingerprint: JSON-able settings that must be equal on resume.
-    metric: rates a checkpoint from all members' SAEs; lower is better.
+    metric: rates a checkpoint from all members' training forms, each with its
+      statistics; lower is better.
     provenance: where rows come from, for the report on non-finite ones.
     stream: where progress goes; standard error by default.
 
@@ -220,12 +225,7 @@ def train(
     stack.enter_context(interrupt.deferred())
 
     def save(step, states):
-      rating = None
-      if metric:
-        try:
-          rating = metric(group.saes(states, rows))
-        except InputError as error:  # such as a phase that is still to come
-          log.line(f"step {step:,}: not rated ({error})")
+      rating = metric(group.trained(states)) if metric else None
       state = {"members": states, "seconds": jnp.asarray(seconds)}
       checkpoints.save(step, state, batches, metric=rating)
       log.saved()
@@ -261,11 +261,18 @@ def train(
       Trained(
         member=member,
         sae=sae,
+        trained=trained,
+        stats=stats,
         seconds=float(spent),
         status="ok" if at < 0 else f"frozen at step {at}",
       )
-      for member, sae, spent, at in zip(
-        members, group.saes(states, rows), seconds, failed, strict=True
+      for member, sae, (trained, stats), spent, at in zip(
+        members,
+        group.saes(states, rows),
+        group.trained(states),
+        seconds,
+        failed,
+        strict=True,
       )
     ]
 

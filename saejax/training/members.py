@@ -24,7 +24,7 @@ from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding, step
-from saejax.training.recipe import Hyper, Recipe, RowSource
+from saejax.training.recipe import Hyper, Recipe, RowSource, Stats
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -265,22 +265,38 @@ class Group:
     count = len(self.members)
     return [jax.tree.map(lambda a, i=i: a[i], states[0]) for i in range(count)]
 
+  def trained(
+    self, states: tuple[step.TrainState, ...]
+  ) -> list[tuple[SAE, Stats]]:
+    """The training form of each member: averaged weights, and statistics.
+
+    A selection over the batch is still one, with the member's own k.
+    """
+    found = []
+    for member, state in zip(
+      self.members, self.member_states(states), strict=True
+    ):
+      sae = step.averaged(self._recipe(member), state)
+      if self._several_ks and member.k:
+        sae = sae.replace(activation=sae.activation.with_k(member.k))
+      found.append((sae, state.stats))
+    return found
+
   def saes(
     self,
     states: tuple[step.TrainState, ...],
     rows: RowSource | None = None,
   ) -> list[SAE]:
-    """The inference form of each member: averaged, finished, its own k."""
-    saes = []
-    for member, state in zip(
-      self.members, self.member_states(states), strict=True
-    ):
-      recipe = self._recipes[self._program_ks[0] if self.stacked else member.k]
-      sae = step.averaged(recipe, state)
-      if self._several_ks and member.k:
-        sae = sae.replace(activation=sae.activation.with_k(member.k))
-      saes.append(recipe.finish(sae, state.stats, rows))
-    return saes
+    """The inference form of each member, from training rows."""
+    return [
+      self._recipe(member).finish(sae, stats, rows)
+      for member, (sae, stats) in zip(
+        self.members, self.trained(states), strict=True
+      )
+    ]
+
+  def _recipe(self, member: Member) -> Recipe:
+    return self._recipes[self._program_ks[0] if self.stacked else member.k]
 
 
 def _drawn(one_step, state, hyper, draw, start, stop):

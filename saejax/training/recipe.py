@@ -138,9 +138,10 @@ class Init(Protocol):
 
 
 class Finish(Protocol):
-  """From a trained SAE to what users hold; runs once, outside jit.
+  """Converts a trained SAE to the inference form; runs once, outside jit.
 
-  Takes the SAE, its statistics and a source of raw rows (None without one).
+  Takes the SAE with the weights that are handed out, its statistics, and raw
+  training rows for what is estimated (None where there are none).
   """
 
   def __call__(self, sae: SAE, stats: Stats, rows: RowSource | None) -> SAE: ...
@@ -158,7 +159,7 @@ def unchanged(sae: SAE, gradients: SAE) -> SAE:
 
 
 def as_trained(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
-  """Users hold what was trained."""
+  """The inference form is the training form."""
   del stats, rows
   return sae
 
@@ -199,7 +200,7 @@ class Recipe:
     project: puts the weights back on their constraint.
     ema_decay: of the average of the weights that is kept; None keeps none.
     rules: statistics and how they move.
-    finish: from the trained SAE and its statistics to what users hold.
+    finish: converts the trained SAE to the inference form.
     needs: fields of the batch beside x that the method reads.
     static_k: k sets a part that does not read `Context.k`, so that members of
       several k cannot share a program.

@@ -12,9 +12,10 @@ from absl.testing import absltest, parameterized
 from saejax import errors
 from saejax.data.store import create
 from saejax.evals import reconstruction
-from saejax.sae import activations, initial
+from saejax.sae import activations, budgets, initial
+from saejax.sae.context import Batch
 from saejax.sae.latents import SparseLatents
-from saejax.sae.prep import Affine, RowLayerNorm
+from saejax.sae.prep import Affine, Identity, RowLayerNorm
 from tests import toy
 
 
@@ -54,7 +55,7 @@ class Shift(flax.struct.PyTreeNode):
   n: int = flax.struct.field(pytree_node=False, default=4)
   d: int = flax.struct.field(pytree_node=False, default=12)
 
-  def forward(self, batch):
+  def forward(self, batch, stats=None):
     x = batch.x
     latents = SparseLatents(
       values=jnp.stack([x[:, 0], jnp.zeros_like(x[:, 0])], axis=-1),
@@ -108,6 +109,60 @@ class ReconstructionTest(parameterized.TestCase):
     parts = [x[:50], x[50:100], x[100:]]
     reconstruction.evaluate(sae, parts, mean=np.zeros(12, np.float32))
     self.assertEqual(reconstruction.batch_sums._cache_size() - before, 1)
+
+  @parameterized.named_parameters(
+    ("batch", activations.Ranked(budgets.Constant(3), "batch"), None),
+    ("half", activations.Ranked(budgets.Constant(2.5), "batch"), None),
+    ("column", activations.Ranked(budgets.Zipf(3), "column"), 1),
+    ("row", activations.Ranked(budgets.Constant(3)), None),
+    ("topk", activations.TopK(3), None),
+  )
+  def test_rows_that_pad_a_batch_take_no_part_in_a_selection(
+    self, activation, seed
+  ):
+    # 50 rows in batches of 40: 30 of the second batch are padding.
+    sae = make_sae(activation)
+    sae = sae.replace(encoder=sae.encoder.replace(b=jnp.full(24, 9.0)))
+    k = getattr(getattr(activation, "budget", activation), "k", None)
+    stats = {} if seed is None else {budgets.RANK: jnp.arange(24)[::-1]}
+    x, mean = rows(50), np.zeros(12, np.float32)
+    evaluated = lambda parts, **kwargs: reconstruction.evaluate_many(
+      [sae], parts, means=[mean], stats=[stats], **kwargs
+    )[0]
+    got = evaluated([x], batch_rows=40)
+    self.assertEqual(got.l0, k)
+    whole = [evaluated([x[:40]]), evaluated([x[40:]])]
+    self.assertEqual(got.l0, (40 * whole[0].l0 + 10 * whole[1].l0) / 50)
+    np.testing.assert_allclose(
+      got.density, (40 * whole[0].density + 10 * whole[1].density) / 50
+    )
+
+  def test_fewer_rows_than_a_budget_of_columns_needs_keep_k_a_row(self):
+    sae = make_sae(activations.Ranked(budgets.Zipf(3), "column"))
+    sae = sae.replace(encoder=sae.encoder.replace(b=jnp.full(24, 9.0)))
+    got = reconstruction.evaluate(
+      sae, [rows(44)[:40], rows(44)[40:]], mean=np.zeros(12, np.float32)
+    )
+    self.assertEqual(got.l0, 3)
+
+  def test_outliers_move_nmse_and_not_fvu(self):
+    sae, x = make_sae(activations.TopK(3)), rows(200)
+    moved = np.concatenate([x, 2000 * rows(2, seed=5)]).mean(0)
+    near, far = (
+      reconstruction.evaluate(sae, [x], mean=m) for m in (x.mean(0), moved)
+    )
+    np.testing.assert_allclose(near.fvu, far.fvu, rtol=1e-4)
+    self.assertLess(far.nmse, 0.5 * near.nmse)
+
+  def test_targets_that_are_not_finite_leave_their_row_out(self):
+    sae = make_sae(activations.TopK(3), target_prep=Identity(), d_target=12)
+    x, y = rows(30), rows(30, seed=7)
+    y[4, 2] = np.nan
+    got = reconstruction.evaluate(
+      sae, [Batch(x=x, target=y)], mean=np.zeros(12, np.float32)
+    )
+    self.assertEqual((got.rows, got.nonfinite_rows), (29, 1))
+    self.assertTrue(np.isfinite(got.fvu))
 
   def test_predicting_the_mean_has_nmse_one(self):
     x = rows()

@@ -11,10 +11,11 @@ from absl.testing import absltest, parameterized
 from saejax.errors import InputError
 from saejax.recipes import batch_sparse, row_sparse
 from saejax.sae import activations, budgets
-from saejax.sae.context import Pre
+from saejax.sae.context import Batch, Pre
 from saejax.training import fit, step
-from saejax.training.parts import losses
+from saejax.training.parts import losses, rules
 from saejax.training.recipe import Hyper, Term
+from saejax.training.rows import Held
 from tests import contract, toy
 
 D, N = contract.D, contract.N
@@ -86,13 +87,11 @@ class LimitsTest(parameterized.TestCase):
     np.testing.assert_array_equal(got, toy.activate(activations.TopK(4), a))
 
   def test_signed_it_keeps_the_largest_sizes_by_a_threshold_of_both_sides(self):
-    recipe = batch_sparse.batchtopk(
-      8, 24, 3, signed=True, rate=1.0, dead_after_tokens=20
-    )
+    recipe = batch_sparse.batchtopk(8, 24, 3, signed=True, dead_after_tokens=20)
     x = 3 * toy.rows(40, 8)
-    (first, _), (state, _) = stepped(recipe, [x, x])
-    before = first.sae  # what the last batch was selected with
-    held = recipe.finish(before, state.stats, None)
+    ((state, _),) = stepped(recipe, [x])
+    before = state.sae
+    held = recipe.finish(before, state.stats, Held(Batch(x=x)))
     self.assertEqual(held.activation.score, "magnitude")
     z = np.asarray(before.forward(x, engine="dense").latents.dense())
     self.assertEqual(np.count_nonzero(z), 120)
@@ -145,8 +144,9 @@ class LimitsTest(parameterized.TestCase):
     for later in ranks[3:]:
       np.testing.assert_array_equal(later, ranks[2])
     self.assertTrue((ranks[2] != np.arange(24)).any())
-    self.assertTrue(jnp.isnan(both[2][0].stats["threshold"]).all())
-    self.assertTrue(jnp.isfinite(both[3][0].stats["threshold"]).all())
+    self.assertTrue(jnp.isnan(both[2][0].stats[rules.COLUMN_SHARE]).all())
+    share = np.asarray(both[3][0].stats[rules.COLUMN_SHARE])
+    self.assertAlmostEqual(share.sum(), 3, delta=1e-5)
 
 
 KEYS = jax.random.split(jax.random.key(4), 16)
@@ -258,8 +258,9 @@ class VariedRowsTest(parameterized.TestCase):
 
   @parameterized.parameters("batchtopk", "uniform", "mc_then_fc")
   def test_thresholds_keep_the_l0_on_fresh_rows(self, name):
+    # 4,096 fresh rows of 1 or 7 latents have a mean of 4.0 +- 0.05 themselves.
     l0 = (trained(name)[1] != 0).sum(1).mean()
-    self.assertAlmostEqual(l0, 4.0, delta=0.6)
+    self.assertAlmostEqual(l0, 4.0, delta=0.12)
 
   @parameterized.parameters("uniform", "mc_then_fc")
   def test_thresholds_hold_each_latent_at_its_share(self, name):
@@ -283,8 +284,6 @@ class RefusalsTest(parameterized.TestCase):
     ("aux", {"aux": "none"}),
     ("alpha", {"alpha": -1.0}),
     ("beta", {"beta": -1.0}),
-    ("rate", {"rate": 0.0}),
-    ("rate", {"rate": 1.5}),
     ("batch_rows", {"batch_rows": 7}),
     ("batch_rows", {"batch_rows": 0, "budget": "zipf"}),
     ("phases", {"phases": (0.8, 0.3)}),
@@ -309,11 +308,21 @@ class RefusalsTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, "batch_rows=7"):
       stepped(recipe, [toy.rows(7, 8)])
 
-  def test_a_threshold_never_estimated_is_not_handed_out(self):
+  def test_a_threshold_that_cannot_be_estimated_is_not_handed_out(self):
+    rows = Held(Batch(x=toy.rows(40, 8)))
     recipe = batch_sparse.mc_then_fc(8, 24, 3, steps=10, **DEAD)
     state = jax.jit(lambda: step.init_state(recipe, jax.random.key(0)))()
-    with self.assertRaisesRegex(InputError, "estimated"):
-      recipe.finish(state.sae, state.stats, None)
+    with self.assertRaisesRegex(InputError, "did not reach the phase"):
+      recipe.finish(state.sae, state.stats, rows)
+    for make in (batch_sparse.batchtopk, batch_sparse.feature_choice):
+      recipe = make(8, 24, 3, **DEAD)
+      ((state, _),) = stepped(recipe, [toy.rows(40, 8)])
+      with self.assertRaisesRegex(InputError, "rows=None"):
+        recipe.finish(state.sae, state.stats, None)
+      encoder = state.sae.encoder.replace(b=jnp.full(24, -1e6))
+      silent = state.sae.replace(encoder=encoder)
+      with self.assertRaisesRegex(InputError, "threshold=none"):
+        recipe.finish(silent, state.stats, rows)
 
 
 if __name__ == "__main__":

@@ -27,20 +27,17 @@ DEAD = {"dead_after_tokens": 20}
 
 class SettingsTest(parameterized.TestCase):
   @parameterized.parameters(
-    ({}, (2, 2)),  # n/16 is less than d/2
-    ({"k_aux": 5}, (5, 5)),
-    ({"k_aux": 1}, (1, 2)),
-    ({"aux_capacity": 32}, (4, 32)),
-    ({"k_aux": 5, "aux_capacity": 9}, (5, 9)),
+    (D, N, {}, 4),  # also where n is at most 8 d
+    (384, 4096, {}, 256),
+    (64, 16, {}, 16),
+    (D, N, {"k_aux": 5}, 5),
   )
-  def test_sizes_of_aux_k(self, given, want):
-    self.assertEqual(common._aux_sizes(D, N, {**DEAD, **given}), want)
+  def test_k_aux_is_half_of_d_at_most_n(self, d, n, given, want):
+    self.assertEqual(common._k_aux(d, n, {**DEAD, **given}), want)
 
   @parameterized.parameters(
     ("k_aux", N + 1),
     ("k_aux", 0),
-    ("aux_capacity", N + 1),
-    ("aux_capacity", 0),
     ("aux_weight", -0.1),
     ("clip_norm", 0.0),
     ("ema_decay", 1.0),
@@ -55,10 +52,6 @@ class SettingsTest(parameterized.TestCase):
       row_sparse.topk(D, N, **settings)
     self.assertEqual(caught.exception.field, field)
     self.assertEqual(caught.exception.value, value)
-
-  def test_refuses_fewer_candidates_than_are_to_be_kept(self):
-    with self.assertRaisesRegex(InputError, r"aux_capacity=3: .*k_aux=5"):
-      row_sparse.topk(D, N, K, k_aux=5, aux_capacity=3, **DEAD)
 
 
 RECIPES = {

@@ -33,7 +33,7 @@ class KronSAETest(parameterized.TestCase):
   def test_one_shared_unit_a_head_is_topk(self):
     # In values, and in the update of a step with dead latents.
     d, n, k = 8, 24, 3
-    settings = {"dead_after_tokens": 10, "aux_capacity": 9}
+    settings = {"dead_after_tokens": 10, "k_aux": 5}
     topk = row_sparse.topk(d, n, k, **settings)
     ours = factored.kronsae(d, n, k, m=1, q=1, shared=True, **settings)
     ours = dataclasses.replace(

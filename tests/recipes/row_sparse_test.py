@@ -109,7 +109,6 @@ class RevivalTest(absltest.TestCase):
       3,
       dead_after_tokens=5000,
       aux_weight=aux_weight,
-      aux_capacity=N,
     )
     state = step.init_state(recipe, jax.random.key(1))
     W = state.sae.W_enc.at[: N // 2].multiply(0.05)
@@ -459,7 +458,7 @@ class AbsTopKTest(parameterized.TestCase):
     self.assertGreater(float(jnp.mean(errors_[1] - errors_[0])), 0.1)
 
   def test_engines_agree_with_dead_latents(self):
-    recipe = row_sparse.abstopk(8, 24, 3, dead_after_tokens=10, aux_capacity=9)
+    recipe = row_sparse.abstopk(8, 24, 3, dead_after_tokens=10, k_aux=5)
     state = step.init_state(recipe, jax.random.key(0))
     since = jnp.where(jnp.arange(24) < 7, 99, 0)
     state = state.replace(

@@ -96,10 +96,9 @@ class FoldDecoderNormsTest(parameterized.TestCase):
 
 
 class ToJumpReLUTest(parameterized.TestCase):
-  @parameterized.parameters(1024, 7)
-  def test_theta_is_the_order_statistic(self, rows_at_once):
+  def test_theta_is_the_order_statistic(self):
     sae = uneven(TopK(3, score="norm"))
-    out = convert.to_jumprelu(sae, X, rows_at_once=rows_at_once)
+    out = convert.to_jumprelu(sae, X)
     a = np.asarray(
       convert.fold_decoder_norms(sae.replace(activation=ReLU())).encode(X)
     )

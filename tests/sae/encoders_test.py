@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from saejax.sae import decoders, encoders
 from tests import toy
 
 
-class AffineTest(absltest.TestCase):
+class AffineTest(parameterized.TestCase):
   def test_largest_are_those_of_the_full_pre_activations(self):
     encoder, x = toy.sae(n=100).encoder, toy.rows(9, 8)
     c = toy.rows(8, seed=3)
@@ -25,13 +25,27 @@ class AffineTest(absltest.TestCase):
       values, np.take_along_axis(a, want, axis=1), atol=1e-5
     )
 
-  def test_among_are_the_pre_activations_of_those_latents(self):
+  @parameterized.product(magnitude=[False, True], ordered=[False, True])
+  def test_latents_not_among_those_given_come_last(self, magnitude, ordered):
     encoder, x = toy.sae().encoder, toy.rows(9, 8)
-    chosen = jnp.asarray([3, 0, 17])
     ctx = toy.context(x, b_pre=toy.rows(8, seed=3))
-    np.testing.assert_allclose(
-      encoder.among(x, ctx, chosen), encoder(x, ctx).a[:, chosen], atol=1e-5
-    )
+    among = jnp.zeros(24, bool).at[jnp.asarray([3, 0, 17, 22])].set(True)
+    a = np.asarray(encoder(x, ctx).a)
+    size = np.where(among, np.abs(a) if magnitude else a, -np.inf)
+    for k in (3, 6):  # fewer than four, and more
+      values, indices = encoder.largest(
+        x, ctx, k, among=among, magnitude=magnitude, ordered=ordered
+      )
+      want = np.argsort(-size, axis=1, kind="stable")[:, : min(k, 4)]
+      kept = np.asarray(values) > -np.inf
+      self.assertEqual(kept.sum(), 9 * min(k, 4))
+      got = np.asarray(indices)[kept].reshape(9, -1)
+      np.testing.assert_array_equal(np.sort(got), np.sort(want))
+      np.testing.assert_allclose(
+        np.asarray(values)[kept].reshape(9, -1),
+        np.take_along_axis(a, got, axis=1),
+        atol=1e-5,
+      )
 
 
 class TiedTest(absltest.TestCase):

@@ -176,14 +176,17 @@ class SparseTest(parameterized.TestCase):
       model.encode_sparse(x).dense(), z, rtol=1e-5, atol=1e-6
     )
 
-  def test_among_are_the_values_of_those_latents(self):
+  def test_latents_not_among_those_given_come_last(self):
     model, x = sae(), 3 * toy.rows(30, D)
     chosen = jnp.asarray([5, 0, 17, 23])
     ctx = toy.context(x)
+    a = model.encoder(x, ctx).a
+    among = jnp.zeros(a.shape[-1], bool).at[chosen].set(True)
+    values, indices = model.encoder.largest(x, ctx, 5, among=among)
+    np.testing.assert_array_equal(values[:, 4], -np.inf)
+    self.assertTrue(among[indices[:, :4]].all())
     np.testing.assert_allclose(
-      model.encoder.among(x, ctx, chosen),
-      model.encoder(x, ctx).a[:, chosen],
-      atol=1e-6,
+      values[:, :4], -np.sort(-a[:, chosen], axis=1), atol=1e-6
     )
 
 

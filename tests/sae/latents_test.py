@@ -1,11 +1,11 @@
-"""Tests of saejax.sae.latents: three forms of the same latents."""
+"""Tests of saejax.sae.latents: two forms of the same latents."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.sae.latents import CompactLatents, DenseLatents, SparseLatents
+from saejax.sae.latents import DenseLatents, SparseLatents
 from tests import toy
 
 N, D = 9, 5
@@ -13,11 +13,9 @@ VALUES = jnp.asarray([[[1.0, 2.0], [0.0, -3.0]], [[0.5, 0.0], [0.0, 0.0]]])
 INDICES = jnp.asarray([[[4, 0], [8, 4]], [[7, 8], [0, 0]]])
 Z = np.zeros((2, 2, N), np.float32)
 Z[0, 0, 4], Z[0, 0, 0], Z[0, 1, 4], Z[1, 0, 7] = 1, 2, -3, 0.5
-ROWS = jnp.asarray([7, 4, 0, 2])
 FORMS = {
   "sparse": SparseLatents(VALUES, INDICES, N),
   "dense": DenseLatents(jnp.asarray(Z)),
-  "compact": CompactLatents(jnp.asarray(Z)[..., ROWS], ROWS, N),
 }
 
 

@@ -34,7 +34,6 @@ PARTS = (
   Sixth(W, W),
   latents.DenseLatents(Z),
   latents.SparseLatents(Z, I, 5),
-  latents.CompactLatents(Z, I, 5),
 )
 
 

@@ -18,8 +18,10 @@ from saejax.data.batches import StoreBatches
 from saejax.data.store import create
 from saejax.errors import InputError
 from saejax.recipes import batch_sparse, row_sparse
+from saejax.sae import activations, budgets
 from saejax.training import log, loop
 from saejax.training.members import Member
+from tests import toy
 
 D, N, ROWS, BATCH = 16, 64, 2_000, 64
 MEMBERS = (
@@ -103,7 +105,7 @@ class LoopTest(absltest.TestCase):
     for a, b in zip(found, expected, strict=True):
       jax.tree.map(np.testing.assert_array_equal, a.sae, b.sae)
 
-  def test_checkpoints_before_the_phase_of_thresholds_are_not_rated(self):
+  def test_checkpoints_are_rated_in_the_training_form(self):
     make = lambda k: batch_sparse.mc_then_fc(
       D, 16, k, steps=24, phases=(0.5, 0.5), dead_after_tokens=10**6
     )
@@ -113,9 +115,13 @@ class LoopTest(absltest.TestCase):
       self.batches(self.store(self.x)),
       members=MEMBERS[:1],
       make=make,
-      metric=lambda saes: rated.append(saes) or 1.0,
+      metric=lambda forms: rated.append(forms) or 1.0,
     )
-    self.assertLen(rated, 3)  # at steps 15, 20, 24; not at 5 and 10
+    self.assertLen(rated, 5)  # before the phase of thresholds too
+    for ((sae, stats),) in rated:
+      self.assertIsInstance(sae.activation, activations.Phased)
+      self.assertIn(budgets.RANK, stats)
+    toy.assert_trees_equal(rated[-1][0], (trained.trained, trained.stats))
     self.assertTrue(np.isfinite(trained.sae.activation.theta).all())
 
   def test_killed_and_repeated_ends_with_the_same_bits(self):

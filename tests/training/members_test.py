@@ -29,7 +29,6 @@ def topk(k):
     k,
     dead_after_tokens=2 * B,
     k_aux=4,
-    aux_capacity=8,
     clip_norm=1.0,
     ema_decay=0.9,
   )

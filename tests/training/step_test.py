@@ -84,7 +84,6 @@ CASES = {  # recipe, rows, tolerance of gradients, dead latents
     topk(
       k_aux=5,
       dead_after_tokens=32,
-      aux_capacity=15,
       clip_norm=0.3,
       ema_decay=0.9,
       prep=toy.affine(8),
@@ -262,7 +261,7 @@ class OrderTest(parameterized.TestCase):
 
   def test_skipping_an_idle_term_changes_nothing(self):
     # Dead from the third step on: the cond goes both ways.
-    recipe = topk(k_aux=5, dead_after_tokens=96, aux_capacity=20)
+    recipe = topk(k_aux=5, dead_after_tokens=96)
     aux = dataclasses.replace(recipe.terms["aux"], active=None)
     never_skipped = dataclasses.replace(
       recipe, terms={**recipe.terms, "aux": aux}
@@ -436,9 +435,7 @@ class CompiledTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    recipe = topk(
-      cls.D, cls.N, cls.K, dead_after_tokens=1, aux_capacity=64, k_aux=24
-    )
+    recipe = topk(cls.D, cls.N, cls.K, dead_after_tokens=1, k_aux=12)
     state = jax.eval_shape(lambda: step.init_state(recipe, jax.random.key(0)))
     x = jax.ShapeDtypeStruct((cls.B, cls.D), jnp.float32)
     one = jax.jit(step.make_step(recipe, engine="sparse"))

@@ -86,7 +86,7 @@ def underused(
   alpha: float = 1.0,
   beta: float = 5.0,
 ) -> rules.DeadTracker:
-  """The candidates of aux_zipf: latents too rare for their rank, for too long.
+  """The tracker of aux_zipf: latents too rare for their rank, for too long.
 
       q_i <= eta k p(r_i)      p(r) ~ 1 / (r + beta)^alpha, with sum 1
 

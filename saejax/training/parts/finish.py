@@ -1,4 +1,4 @@
-"""From a trained SAE and its statistics to what users hold."""
+"""Converts trained SAEs to their inference form."""
 
 import dataclasses
 from typing import Any
@@ -6,46 +6,13 @@ from typing import Any
 import numpy as np
 
 from saejax.errors import InputError
-from saejax.sae import activations, convert
+from saejax.sae import activations, convert, thresholds
+from saejax.sae.context import Batch
 from saejax.sae.sae import SAE
 from saejax.training.parts import rules
 from saejax.training.recipe import RowSource, Stats
 
-SAMPLE_ROWS = 4096  # that a threshold is estimated from
-
-
-@dataclasses.dataclass(frozen=True)
-class ToThreshold:
-  """A threshold in the place of a selection over the batch.
-
-  z_i = keep(a_i) where score_i > theta, theta as `rules.ThresholdAverage` left
-  it: rows no longer depend on each other.
-
-  Attributes:
-    score, keep: of the activation, see `sae.activations`.
-  """
-
-  score: str = "value"
-  keep: str = "relu"
-
-  def __call__(self, sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
-    """The SAE with a `Threshold`.
-
-    Raises:
-      InputError: no threshold was ever estimated.
-    """
-    theta = np.asarray(stats[rules.THRESHOLD])
-    unset = int(np.isnan(theta).sum())
-    if unset:
-      raise InputError(
-        "threshold",
-        f"{unset} of {theta.size} unset",
-        "must have been estimated: no batch kept a positive latent, or the "
-        "phase that estimates it was not reached",
-        "train on, lower the learning rate, or raise k",
-      )
-    activation = activations.Threshold(theta, self.score, self.keep)
-    return sae.replace(activation=activation)
+ROWS = 32_768  # that thresholds are estimated from
 
 
 def inference_form(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
@@ -58,14 +25,44 @@ def to_jumprelu(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
   """One threshold in the place of a selection: see `convert.to_jumprelu`.
 
   Raises:
-    InputError: there are no rows to estimate it from.
+    InputError: there are no rows to estimate it from, or none of them makes a
+      latent positive.
   """
   del stats
+  return convert.to_jumprelu(sae, _sampled(rows))
+
+
+def to_column_thresholds(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
+  """A threshold per latent in the place of a selection of rows per latent.
+
+  Each latent keeps the share of rows that it had in training, the statistic of
+  `rules.ColumnShares`; see `sae.thresholds.of_columns`.
+
+  Raises:
+    InputError: there are no rows to estimate it from, none of them makes a
+      latent positive, or training never reached the selection per latent.
+  """
+  share = np.asarray(stats[rules.COLUMN_SHARE])
+  if np.isnan(share).any():
+    raise InputError(
+      "threshold",
+      "none",
+      "cannot be estimated: training did not reach the phase that selects rows "
+      "per latent",
+      "train on",
+    )
+  batch = _sampled(rows)
+  counts = thresholds.spread(share, batch.rows)
+  theta = thresholds.of_columns(sae, batch, counts, score="value")
+  return sae.replace(activation=activations.Threshold(theta))
+
+
+def _sampled(rows: RowSource | None) -> Batch:
   if rows is None:
     raise InputError(
-      "rows", None, "a threshold is estimated from rows", "give rows"
+      "rows", None, "thresholds are estimated from training rows", "give rows"
     )
-  return convert.to_jumprelu(sae, rows.sample(SAMPLE_ROWS))
+  return rows.sample(ROWS).flat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +79,7 @@ class ToTopK:
 
   def __call__(self, sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
     """The SAE with a `TopK` of its budget's k."""
+    del stats, rows
     activation: Any = sae.activation  # one whose budget ends at a k
     k = min(round(self.alpha * activation.budget.k), sae.n)
     return sae.replace(activation=activations.TopK(k, keep=self.keep))

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from saejax.sae.activations import KEEPS, SCORES
-from saejax.sae.latents import CompactLatents, DenseLatents, Latents
+from saejax.sae.latents import DenseLatents, Latents, SparseLatents
 from saejax.training.recipe import Record, Stats, Term, mean
 
 EPS = 1e-12
@@ -27,16 +27,18 @@ def mse(record: Record) -> Float[Array, "*b"]:
 def normalised_mse(record: Record) -> Float[Array, "*b"]:
   """|y - x_hat|^2 of each row over the batch's mean |y - mean_B y|^2.
 
-  Its mean over rows is the fraction of variance unexplained in the batch.
+  Its mean over rows is the fraction of variance unexplained in the batch. 0
+  where the rows do not vary.
   """
   spread = variance(record.forward.target, record.batch.weight)
-  return mse(record) / jnp.maximum(spread, EPS)
+  return ratio(mse(record), spread)
 
 
 def batch_norm_mse(record: Record) -> Float[Array, "*b"]:
   """mean_d (y - x_hat)^2 of each row over the row's |y - mean_B y|.
 
-  Grows linearly, not quadratically, with the scale of the rows.
+  Grows linearly, not quadratically, with the scale of the rows. 0 where the rows
+  do not vary.
 
   References:
     He et al., Llama Scope, 2024, arXiv:2410.20526.
@@ -44,7 +46,8 @@ def batch_norm_mse(record: Record) -> Float[Array, "*b"]:
   y = record.forward.target
   off = y - mean_row(y, record.batch.weight)
   spread = jnp.sqrt(jnp.maximum(squares(off), 1e-8))
-  return mse(record) / (y.shape[-1] * spread)
+  loss = mse(record) / (y.shape[-1] * spread)
+  return jnp.where(variance(y, record.batch.weight) > EPS, loss, 0.0)
 
 
 def l1(record: Record) -> Float[Array, "*b"]:
@@ -86,21 +89,18 @@ def norm_mismatch(record: Record) -> Float[Array, "*b"]:
   return jnp.square(norm - jnp.linalg.norm(record.forward.x, axis=-1))
 
 
-class Candidates(Protocol):
-  """A rule that says which latents are to be revived."""
+class Revived(Protocol):
+  """A rule that says which latents are dead and to be revived."""
 
-  def candidates(
-    self, stats: Stats, count: int
-  ) -> tuple[Int[Array, "c"], Bool[Array, "c"]]: ...
+  def dead(self, stats: Stats) -> Bool[Array, "n"]: ...
 
-  def any_candidate(self, stats: Stats, rows: int) -> Bool[Array, ""]: ...
+  def any_dead(self, stats: Stats, rows: int) -> Bool[Array, ""]: ...
 
 
 def aux_k(
   k_aux: int,
   *,
-  among: Candidates,
-  capacity: int,
+  among: Revived,
   weight: float = 1 / 32,
   score: str = "value",
   keep: str = "relu",
@@ -114,15 +114,14 @@ def aux_k(
 
   or the numerator alone if not `normalised`.
 
-  Candidates are at most `capacity` latents, those dead for longest. The term is
-  0 where none is dead or the residual does not vary. Gradients reach the encoder
-  and decoder rows of the dead latents that are kept, and b_dec only through the
-  pre-bias; e_hat has no bias of its own.
+  Every dead latent is a candidate. The term is 0 where none is dead or the
+  residual does not vary. Gradients reach the encoder and decoder rows of the
+  dead latents that are kept, and b_dec only through the pre-bias; e_hat has no
+  bias of its own.
 
   Args:
-    k_aux: dead latents kept in a row, at most `capacity`.
+    k_aux: dead latents kept in a row, at most n.
     among: the rule that says which are dead.
-    capacity: most candidates considered, at most n.
     weight: factor in the loss.
     score, keep: of the activation, see `sae.activations`.
     normalised: divide by the residual's variance.
@@ -135,16 +134,16 @@ def aux_k(
   def loss(record: Record) -> Float[Array, ""]:
     forward, weight = record.forward, record.batch.weight
     e = jax.lax.stop_gradient(forward.target - forward.x_hat)
-    rows, dead = among.candidates(record.stats, capacity)
-    pick = {"dense": _among_all, "sparse": _among_rows}[record.engine]
-    latents = pick(record, rows, dead, k_aux, score, keep)
+    dead = among.dead(record.stats)
+    pick = {"dense": _among_all, "sparse": _among_largest}[record.engine]
+    latents = pick(record, dead, k_aux, score, keep)
     e_hat = latents.decode(forward.W_dec, record.sae.dtype)
     spread = variance(e, weight)
     scale = jnp.maximum(spread, EPS) if normalised else 1.0
     term = mean(squares(e_hat - e), weight) / scale
     return jnp.where(jnp.any(dead) & (spread > EPS), term, 0.0)
 
-  return Term(fn=loss, weight=weight, active=among.any_candidate)
+  return Term(fn=loss, weight=weight, active=among.any_dead)
 
 
 def default_k_aux(d: int) -> int:
@@ -152,32 +151,39 @@ def default_k_aux(d: int) -> int:
   return 2 ** max(0, round(math.log2(d / 2)))
 
 
-def _among_all(record, rows, dead, k: int, score: str, keep: str) -> Latents:
-  """The k highest scores among candidates: the definition, over all n."""
+def _among_all(record, dead, k: int, score: str, keep: str) -> Latents:
+  """The k highest scores among the dead: the definition, over all n."""
   pre, ctx = record.forward.pre, record.forward.ctx
-  candidate = jnp.zeros((record.sae.n,), bool).at[rows].max(dead)
-  scores = SCORES[score](pre, ctx)
-  return DenseLatents(_largest(pre.a, scores, candidate, k, keep))
-
-
-def _among_rows(record, rows, dead, k: int, score: str, keep: str) -> Latents:
-  """The same from the candidates' encoder rows alone."""
-  ctx = record.forward.ctx
-  a = record.sae.encoder.among(ctx.x, ctx, rows)
-  z = _largest(a, jnp.abs(a) if score == "magnitude" else a, dead, k, keep)
-  return CompactLatents(z, rows, record.sae.n)
-
-
-def _largest(a, scores, candidate, k: int, keep: str):
-  """Kept values of the k highest candidates of each row, 0 elsewhere."""
-  if k < a.shape[-1]:
-    ranked = jax.lax.stop_gradient(jnp.where(candidate, scores, -jnp.inf))
-    _, kept = jax.lax.top_k(ranked, k)
+  if k < record.sae.n:
+    scores = jax.lax.stop_gradient(SCORES[score](pre, ctx))
+    _, kept = jax.lax.top_k(jnp.where(dead, scores, -jnp.inf), k)
     chosen = jnp.put_along_axis(
-      jnp.zeros(a.shape, bool), kept, True, axis=-1, inplace=False
+      jnp.zeros(pre.a.shape, bool), kept, True, axis=-1, inplace=False
     )
-    candidate = candidate & chosen
-  return jnp.where(candidate, KEEPS[keep](a), 0)
+    dead = dead & chosen
+  return DenseLatents(jnp.where(dead, KEEPS[keep](pre.a), 0))
+
+
+def _among_largest(record, dead, k: int, score: str, keep: str) -> Latents:
+  """The same from a fused encode in which only the dead compete."""
+  ctx = record.forward.ctx
+  values, indices = record.sae.encoder.largest(
+    ctx.x, ctx, k, ordered=False, magnitude=score == "magnitude", among=dead
+  )
+  # -inf where a row has fewer dead latents than k.
+  values = jnp.where(values > -jnp.inf, KEEPS[keep](values), 0)
+  return SparseLatents(values, indices, record.sae.n)
+
+
+def ratio(
+  error: Float[Array, "*b"], spread: Float[Array, "*b"]
+) -> Float[Array, "*b"]:
+  """error / spread, 0 where there is no spread (1e-12 or less).
+
+  A batch of one row, or of equal ones, has none: the quotient would be 10^12 and
+  spoil the moments of Adam for good.
+  """
+  return jnp.where(spread > EPS, error / jnp.maximum(spread, EPS), 0.0)
 
 
 def squares(x: Float[Array, "*b d"]) -> Float[Array, "*b"]:
@@ -199,5 +205,9 @@ def mean_row(
 def variance(
   x: Float[Array, "*b d"], weight: Float[Array, "*b"] | None = None
 ) -> Float[Array, ""]:
-  """mean over rows of |x - mean over rows x|^2, both by the rows' weights."""
-  return mean(squares(x - mean_row(x, weight)), weight)
+  """mean over rows of |x - mean over rows x|^2, both by the rows' weights.
+
+  0 where it is no more than the rounding of the mean (1e-12 of the mean square).
+  """
+  spread = mean(squares(x - mean_row(x, weight)), weight)
+  return jnp.where(spread > EPS * mean(squares(x), weight), spread, 0.0)

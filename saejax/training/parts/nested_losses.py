@@ -20,7 +20,7 @@ from saejax.kernels.topk import op as topk
 from saejax.kernels.topk import select
 from saejax.sae.latents import DenseLatents, SparseLatents
 from saejax.training import surgery
-from saejax.training.parts import losses
+from saejax.training.parts import losses, rules
 from saejax.training.recipe import Record, Rule, Stats, mean
 from saejax.training.state import TrainState
 
@@ -85,13 +85,15 @@ def at_k(k: int, measure: RowLoss) -> RowLoss:
 
 
 def row_normalised_mse(record: Record) -> Float[Array, "*b"]:
-  """|y - x_hat|^2 of each row over its own |y - mean_B y|^2.
+  """|y - x_hat|^2 of each row over its own |y - m|^2, m the mean of the data.
 
-  Rows count alike whatever their distance from the mean.
+  Rows count alike whatever their distance from the mean. m is the statistic of
+  `rules.DataMean`; without it 0, as behind a prep that centres. 0 for a row that
+  equals m.
   """
   y = record.forward.target
-  off = y - losses.mean_row(y, record.batch.weight)
-  return losses.mse(record) / jnp.maximum(losses.squares(off), losses.EPS)
+  m = record.stats.get(rules.DATA_MEAN, jnp.zeros(y.shape[-1:]))
+  return losses.ratio(losses.mse(record), losses.squares(y - m))
 
 
 def _with(record: Record, x_hat: Float[Array, "*b d"]) -> Record:
@@ -185,7 +187,7 @@ def ranks(weights: Sequence[float], *, normalise: bool = True) -> RowLoss:
       record.sae.dtype,
     )
     spread = losses.variance(forward.target, record.batch.weight)
-    return errors / jnp.maximum(spread, losses.EPS)
+    return losses.ratio(errors, spread)
 
   return loss
 

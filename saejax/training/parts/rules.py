@@ -8,17 +8,17 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from saejax.sae.activations import SCORES
 from saejax.sae.budgets import Budget
 from saejax.sae.sae import SAE
 from saejax.training.recipe import Record, Rule, Stats
 
 SINCE_FIRED = "tokens_since_fired"
-THRESHOLD = "threshold"
+COLUMN_SHARE = "column_share"
+DATA_MEAN = "data_mean"
+DATA_WEIGHT = "data_weight"
 INT32_MAX = 2**31 - 1
 
 
@@ -61,24 +61,44 @@ class DeadTracker(Rule):
     """Which latents are dead."""
     return stats[self.statistic] >= self.dead_after_tokens
 
-  def any_candidate(self, stats: Stats, rows: int) -> Bool[Array, ""]:
-    """Whether a latent that stays silent for `rows` more tokens is dead."""
+  def any_dead(self, stats: Stats, rows: int) -> Bool[Array, ""]:
+    """Whether a latent is dead if it stays silent for `rows` more tokens."""
     since = add_tokens(stats[self.statistic], rows)
     return jnp.any(since >= self.dead_after_tokens)
-
-  def candidates(
-    self, stats: Stats, count: int
-  ) -> tuple[Int[Array, "c"], Bool[Array, "c"]]:
-    """The `count` latents silent for longest, and which of them are dead.
-
-    Latents silent for equally long come lowest index first.
-    """
-    since, rows = jax.lax.top_k(stats[self.statistic], count)
-    return rows, since >= self.dead_after_tokens
 
   def metrics(self, stats: Stats) -> Mapping[str, Array]:
     """The fraction of latents that are dead."""
     return {self.metric: jnp.mean(self.dead(stats).astype(jnp.float32))}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataMean(Rule):
+  """The mean of the reconstruction targets seen so far, in the prep's frame.
+
+      m <- m + (W_B / W) (m_B - m)
+
+  with m_B and W_B the mean and the weight of the batch and W the weight of all
+  rows so far: the plain mean of the run, whatever its length.
+  """
+
+  def init(self, sae: SAE) -> Stats:
+    return {DATA_MEAN: jnp.zeros((sae.d,)), DATA_WEIGHT: jnp.zeros(())}
+
+  def axes(self) -> Mapping[str, str]:
+    return {DATA_MEAN: "d", DATA_WEIGHT: ""}
+
+  def update(self, stats: Stats, record: Record) -> Stats:
+    y, weight = record.forward.target, record.batch.weight
+    rows = y.reshape(-1, y.shape[-1])
+    if weight is None:
+      each = jnp.ones(rows.shape[:1])
+    else:
+      each = weight.reshape(-1)
+    added = jnp.sum(each)
+    seen = stats[DATA_WEIGHT] + added
+    m = stats[DATA_MEAN]
+    m += each @ (rows - m) / jnp.maximum(seen, 1e-12)
+    return {**stats, DATA_MEAN: m, DATA_WEIGHT: seen}
 
 
 def counted_rows(record: Record) -> int | Int[Array, ""]:
@@ -105,62 +125,34 @@ def dead_after(tokens: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class ThresholdAverage(Rule):
-  """The running threshold that replaces a selection over the batch.
+class ColumnShares(Rule):
+  """The share of a batch's rows that each latent's budget gives it.
 
-      theta <- theta + rate (m - theta),  m = the smallest score kept
+      share_i = m_i / B
 
-  over the entries kept with a value other than 0; the first m is taken as it
-  is, and batches that keep nothing leave theta alone.
-
-  Column scope has a theta for each latent, and there m is halfway between the
-  m_i-th and the (m_i+1)-th largest of max(score, 0) in the column, m_i being
-  the latent's budget. The m_i-th alone has a mean above the threshold that lets
-  m_i rows through: for normal scores and m_i = 1, 2, 4, 8 the rates come out
-  40, 21, 10 and 5 % low, and at most 2 % off with the midpoint (exponential
-  scores with m_i = 1: 7 % low).
+  of the last batch, not an average: `parts.finish` estimates thresholds that
+  keep this share. NaN before the first batch that counts.
 
   Attributes:
-    rate: of the average.
-    budget: of column scope, None for one threshold for all.
-    score: what was ranked, by name in `activations.SCORES`.
+    budget: of the scope "column", see `sae.budgets`.
     start_step: first step that counts, such as that of a phase.
   """
 
-  rate: float = 0.01
-  budget: Budget | None = None
-  score: str = "value"
+  budget: Budget
   start_step: int = 0
 
   def init(self, sae: SAE) -> Stats:
-    shape = () if self.budget is None else (sae.n,)
-    return {THRESHOLD: jnp.full(shape, jnp.nan, jnp.float32)}
+    return {COLUMN_SHARE: jnp.full((sae.n,), jnp.nan, jnp.float32)}
 
   def axes(self) -> Mapping[str, str]:
-    return {THRESHOLD: "" if self.budget is None else "n"}
+    return {COLUMN_SHARE: "n"}
 
   def update(self, stats: Stats, record: Record) -> Stats:
-    ctx, pre = record.forward.ctx, record.forward.pre
-    score = SCORES[self.score](pre, ctx)
-    counts = jnp.ones(score.shape[:-1], bool)
-    if record.batch.weight is not None:
-      counts = record.batch.weight != 0
-    kept = (record.forward.latents.dense() != 0) & counts[..., None]
-    axes = tuple(range(score.ndim - (self.budget is not None)))
-    m = jnp.min(jnp.where(kept, score, jnp.inf), axis=axes)
-    if self.budget is not None:
-      full = jnp.sum(kept, axis=axes) >= self.budget(pre, ctx)
-      others = jnp.where(counts[..., None] & ~kept, score, 0)
-      m = (jnp.where(full, m, 0) + jnp.max(others, axis=axes, initial=0)) / 2
-    old = stats[THRESHOLD]
-    moved = jnp.where(jnp.isnan(old), m, old + self.rate * (m - old))
-    use = jnp.isfinite(m)
+    ctx = record.forward.ctx
+    m = self.budget(record.forward.pre, ctx).astype(jnp.float32)
+    rows = jnp.asarray(counted_rows(record), jnp.float32)
+    share = jnp.where(rows > 0, m / jnp.maximum(rows, 1), stats[COLUMN_SHARE])
     if self.start_step:
       step: Any = ctx.step  # not None in training
-      use &= step >= self.start_step
-    new = jnp.where(use, moved, old)
-    return {**stats, THRESHOLD: jax.lax.stop_gradient(new)}
-
-  def metrics(self, stats: Stats) -> Mapping[str, Float[Array, ""]]:
-    """threshold: the mean over latents, 0 where there is none yet."""
-    return {THRESHOLD: jnp.mean(jnp.nan_to_num(stats[THRESHOLD]))}
+      share = jnp.where(step >= self.start_step, share, stats[COLUMN_SHARE])
+    return {**stats, COLUMN_SHARE: share}

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
-from jaxtyping import Array, Float
 
 from saejax.errors import InputError
 from saejax.sae import activations, budgets
@@ -178,9 +177,7 @@ class UnderusedTest(parameterized.TestCase):
     rare = allocation.underused(40, k, eta=0.0)
     sae = toy.sae(n=n, d=d)
     stats = {**tracker.init(sae), **density.init(sae), **rare.init(sae)}
-    terms = [
-      losses.aux_k(4, among=among, capacity=6) for among in (tracker, rare)
-    ]
+    terms = [losses.aux_k(4, among=among) for among in (tracker, rare)]
     seen = 0
     for step in range(12):
       a = toy.rows(10, n, seed=step) - jnp.linspace(0, 3, n)
@@ -200,99 +197,26 @@ class UnderusedTest(parameterized.TestCase):
     self.assertGreater(seen, 3)
 
 
-class Counts(budgets.Budget):
-  """Rows of each latent, given."""
+class ColumnSharesTest(parameterized.TestCase):
+  def shares(self, rule, step, batch=None):
+    a = toy.rows(12, 4) if batch is None else toy.rows(batch.rows, 4)
+    around = {} if batch is None else {"batch": batch}
+    record = toy.record(a, a=a, step=jnp.asarray(step), **around)
+    start = rule.init(toy.sae(n=4))
+    return np.asarray(rule.update(start, record)[rules.COLUMN_SHARE])
 
-  m: Float[Array, "n"]
+  def test_are_the_budgets_over_the_rows_that_count(self):
+    rule = rules.ColumnShares(budgets.Zipf(2))
+    m = rows_a_latent(2, 12, 4)
+    np.testing.assert_allclose(self.shares(rule, 0), m / 12)
+    weight = jnp.asarray([1.0] * 12 + [0.0] * 5)
+    padded = Batch(x=jnp.zeros((17, 1)), weight=weight)
+    np.testing.assert_allclose(self.shares(rule, 0, padded), m / 12)
 
-  def __call__(self, pre, ctx):
-    return self.m
-
-
-class ThresholdTest(parameterized.TestCase):
-  def thetas(self, kind, *, steps=300, rows=256, each=48):
-    """Learned thresholds, and means of the smallest kept, by budget."""
-    m = np.repeat([1, 2, 4, 8], each)
-    budget = Counts(jnp.asarray(m))
-    rule = rules.ThresholdAverage(budget=budget)
-    choose = activations.Ranked(budget, "column")
-
-    @jax.jit
-    def run(keys):
-      def one(carry, key):
-        stats, least = carry
-        a = getattr(jax.random, kind)(key, (rows, len(m)))
-        z = toy.activate(choose, a)
-        stats = rule.update(stats, toy.record(z, a=a))
-        least += jnp.min(jnp.where(z != 0, a, jnp.inf), axis=0) / steps
-        return (stats, least), None
-
-      start = (rule.init(toy.sae(n=len(m))), jnp.zeros(len(m)))
-      return jax.lax.scan(one, start, keys)[0]
-
-    stats, least = run(jax.random.split(jax.random.key(0), steps))
-    tails = {
-      "normal": jax.scipy.stats.norm.sf,
-      "exponential": lambda t: jnp.exp(-t),
-    }
-    tail = lambda theta: np.asarray(tails[kind](theta)) * rows / m
-    off = lambda theta: tail(theta).reshape(4, each).mean(axis=1) - 1
-    return off(stats[rules.THRESHOLD]), off(least)
-
-  def test_midpoints_keep_the_rates_that_smallest_values_bias(self):
-    midpoint, smallest = self.thetas("normal")
-    np.testing.assert_allclose(
-      smallest, [-0.41, -0.20, -0.11, -0.05], atol=0.02
-    )
-    self.assertLess(np.abs(midpoint).max(), 0.045)
-
-  def test_exponential_tails_bias_the_rarest_by_8_percent(self):
-    midpoint, _ = self.thetas("exponential")
-    self.assertBetween(midpoint[0], -0.11, -0.04)
-    self.assertLess(np.abs(midpoint[1:]).max(), 0.045)
-
-  def test_is_halfway_between_the_last_kept_and_the_first_left(self):
-    a = jnp.asarray(
-      [[5.0, 1.0, -1.0, 3.0], [4.0, -2.0, -3.0, 1.0], [1.0, -1.0, -2.0, 2.0]]
-    )
-    budget = Counts(jnp.asarray([2, 2, 1, 3]))
-    rule = rules.ThresholdAverage(budget=budget)
-    z = toy.activate(activations.Ranked(budget, "column"), a)
-    stats = rule.update(rule.init(toy.sae(n=4)), toy.record(z, a=a))
-    # Fewer positive than the budget: any positive value is kept.
-    np.testing.assert_allclose(stats["threshold"], [2.5, 0.0, 0.0, 0.5])
-
-  def test_starts_with_its_phase(self):
-    a = jnp.asarray([[2.0], [1.0]])
-    for budget in (None, Counts(jnp.asarray([1]))):
-      rule = rules.ThresholdAverage(budget=budget, start_step=3)
-      stats = rule.init(toy.sae(n=1))
-      for step, known in ((0, False), (2, False), (3, True)):
-        z = jnp.where(a > 1, a, 0)
-        record = toy.record(z, a=a, step=jnp.asarray(step))
-        stats = rule.update(stats, record)
-        self.assertEqual(bool(jnp.isfinite(stats["threshold"]).all()), known)
-        self.assertTrue(jnp.isfinite(rule.metrics(stats)["threshold"]))
-
-  def test_batch_threshold_gives_the_l0_of_training_on_fresh_rows(self):
-    k, n, rows = 8, 256, 512
-    rule = rules.ThresholdAverage()
-    choose = activations.Ranked(budgets.Constant(k), "batch")
-
-    @jax.jit
-    def run(keys):
-      def one(stats, key):
-        a = jax.random.normal(key, (rows, n))
-        return rule.update(
-          stats, toy.record(toy.activate(choose, a), a=a)
-        ), None
-
-      return jax.lax.scan(one, rule.init(toy.sae(n=n)), keys)[0]
-
-    theta = run(jax.random.split(jax.random.key(1), 100))["threshold"]
-    fresh = jax.random.normal(jax.random.key(2), (8192, n))
-    l0 = float(jnp.mean(jnp.sum(fresh > theta, axis=-1, dtype=jnp.float32)))
-    self.assertAlmostEqual(l0, k, delta=0.02 * k)
+  def test_start_with_their_phase(self):
+    rule = rules.ColumnShares(budgets.Zipf(2), start_step=3)
+    for step, known in ((0, False), (2, False), (3, True)):
+      self.assertEqual(np.isfinite(self.shares(rule, step)).all(), known)
 
 
 if __name__ == "__main__":

@@ -48,10 +48,23 @@ class ReconstructionTest(parameterized.TestCase):
       rtol=1e-5,
     )
 
-  def test_normalised_mse_of_equal_rows_is_finite(self):
-    x = jnp.ones((4, 6))
-    record = written(x, jnp.zeros((4, 2)), jnp.ones((2, 6)), jnp.ones(6))
-    np.testing.assert_array_equal(losses.normalised_mse(record), 0)
+  @parameterized.product(
+    loss=[losses.normalised_mse, losses.batch_norm_mse], rows=[1, 4]
+  )
+  def test_normalised_losses_of_equal_rows_are_0_with_no_gradient(
+    self, loss, rows
+  ):
+    x = jnp.broadcast_to(toy.rows(1, 6), (rows, 6))
+    z, W = jnp.ones((rows, 2)), toy.rows(2, 6)
+
+    def total(b):
+      return jnp.sum(loss(written(x, z, W, b)))
+
+    value, g = jax.value_and_grad(total)(jnp.ones(6))
+    self.assertEqual(value, 0)
+    np.testing.assert_array_equal(g, 0)
+    spread = loss(written(x.at[0].add(1e-3), z, W, jnp.ones(6)))
+    self.assertEqual(jnp.sum(spread) > 0, rows > 1)
 
   @parameterized.parameters(losses.mse, losses.normalised_mse)
   def test_takes_any_batch_shape(self, loss):
@@ -109,9 +122,10 @@ class SparsityTest(parameterized.TestCase):
 
 
 @functools.cache
-def aux(engine: str, k_aux: int, capacity: int, pre_bias: bool):
+def aux(engine: str, k_aux: int, pre_bias: bool, signed: bool = False):
   """The AuxK term and its gradients, compiled: (sae, since, x)."""
-  term = losses.aux_k(k_aux, among=TRACKER, capacity=capacity)
+  kept = {"score": "magnitude", "keep": "signed"} if signed else {}
+  term = losses.aux_k(k_aux, among=TRACKER, **kept)
 
   def value(sae, since, x):
     record = Record(
@@ -125,7 +139,7 @@ def aux(engine: str, k_aux: int, capacity: int, pre_bias: bool):
   return jax.jit(jax.value_and_grad(value))
 
 
-def aux_by_hand(sae, since, x, k_aux: int, capacity: int):
+def aux_by_hand(sae, since, x, k_aux: int, signed: bool = False):
   """The term and its gradients in NumPy, float64."""
   x, W_enc, b_enc, W_dec, b_dec = (
     np.asarray(a, np.float64)
@@ -138,16 +152,16 @@ def aux_by_hand(sae, since, x, k_aux: int, capacity: int):
     row[order[sae.activation.k :]] = 0
   e = x - (z @ W_dec + b_dec)
   variance = ((e - e.mean(axis=0)) ** 2).sum(axis=1).mean()
-  longest = np.argsort(-np.asarray(since, np.int64), kind="stable")[:capacity]
-  candidates = [i for i in longest if since[i] >= TRACKER.dead_after_tokens]
+  dead = np.flatnonzero(np.asarray(since) >= TRACKER.dead_after_tokens)
   keep = np.zeros(u.shape, bool)
-  for row, scores in zip(keep, u[:, candidates], strict=True):
-    row[np.asarray(candidates)[np.argsort(-scores)[:k_aux]]] = True
-  z = np.where(keep, np.maximum(u, 0), 0)
+  for row, scores in zip(keep, u[:, dead], strict=True):
+    size = np.abs(scores) if signed else scores
+    row[dead[np.argsort(-size)[:k_aux]]] = True
+  z = np.where(keep, u if signed else np.maximum(u, 0), 0)
   miss = z @ W_dec - e
   value = (miss**2).sum(axis=1).mean() / variance
   d_e_hat = 2 * miss / (len(x) * variance)
-  d_u = (d_e_hat @ W_dec.T) * (z > 0)
+  d_u = (d_e_hat @ W_dec.T) * (z != 0)
   gradients = {
     "encoder.W": d_u.T @ centred,
     "encoder.b": d_u.sum(axis=0),
@@ -160,22 +174,23 @@ def aux_by_hand(sae, since, x, k_aux: int, capacity: int):
 SINCE = np.random.default_rng(0).integers(0, 200, N).astype(np.int32)
 SINCE[3], SINCE[4] = 99, 100  # the last alive, the first dead
 ALL = np.full(N, 1000, np.int32)
-CASES = {  # since, k_aux, capacity, pre-bias
-  "some": (SINCE, 3, N, True),
-  "no_pre_bias": (SINCE, 3, N, False),
-  "fewer_dead_than_k": (np.where(np.arange(N) == 7, 150, 0), 3, N, True),
-  "capacity": (SINCE, 3, 6, True),
-  "capacity_ties": (ALL, 3, 6, True),
-  "all_dead": (ALL, N, N, True),
+CASES = {  # since, k_aux, pre-bias, signed
+  "some": (SINCE, 3, True, False),
+  "no_pre_bias": (SINCE, 3, False, False),
+  "fewer_dead_than_k": (np.where(np.arange(N) == 7, 150, 0), 3, True, False),
+  "equally_long": (ALL, 3, True, False),
+  "all_dead": (ALL, N, True, False),
+  "signed": (SINCE, 3, True, True),
+  "fewer_signed": (np.where(np.arange(N) == 7, 150, 0), 3, True, True),
 }
 
 
 class AuxKTest(parameterized.TestCase):
-  def run_case(self, engine, since, k_aux, capacity, pre_bias, x=None):
+  def run_case(self, engine, since, k_aux, pre_bias, signed, x=None):
     # A small k leaves dead latents that are positive: losers of the race.
     sae = toy.sae(n=N, d=D, activation=activations.TopK(2), pre_bias=pre_bias)
     x = toy.rows(B, D) if x is None else x
-    run = aux(engine, k_aux, capacity, pre_bias)
+    run = aux(engine, k_aux, pre_bias, signed)
     value, g = run(sae, jnp.asarray(since, jnp.int32), x)
     gradients = {
       "encoder.W": g.encoder.W,
@@ -187,9 +202,9 @@ class AuxKTest(parameterized.TestCase):
 
   @parameterized.product(case=[*CASES], engine=["dense", "sparse"])
   def test_value_and_gradients_equal_those_by_hand(self, case, engine):
-    since, k_aux, capacity, _ = CASES[case]
+    since, k_aux, _, signed = CASES[case]
     sae, x, value, got = self.run_case(engine, *CASES[case])
-    want_value, want = aux_by_hand(sae, since, x, k_aux, capacity)
+    want_value, want = aux_by_hand(sae, since, x, k_aux, signed)
     np.testing.assert_allclose(value, want_value, rtol=1e-4)
     for name in want:
       np.testing.assert_allclose(got[name], want[name], atol=1e-5, err_msg=name)
@@ -213,7 +228,7 @@ class AuxKTest(parameterized.TestCase):
   @parameterized.parameters("dense", "sparse")
   def test_is_exactly_0_where_none_is_dead(self, engine):
     alive = np.full(N, 99, np.int32)
-    _, _, value, g = self.run_case(engine, alive, 3, N, True)
+    _, _, value, g = self.run_case(engine, alive, 3, True, False)
     self.assertEqual(value, 0)
     for name, leaf in g.items():
       np.testing.assert_array_equal(leaf, 0, err_msg=name)
@@ -221,7 +236,7 @@ class AuxKTest(parameterized.TestCase):
   @parameterized.product(engine=["dense", "sparse"], rows=[1, 5])
   def test_is_exactly_0_where_the_residual_does_not_vary(self, engine, rows):
     x = jnp.broadcast_to(toy.rows(1, D), (rows, D))
-    _, _, value, g = self.run_case(engine, ALL, 3, N, True, x)
+    _, _, value, g = self.run_case(engine, ALL, 3, True, False, x)
     self.assertEqual(value, 0)
     for name, leaf in g.items():
       np.testing.assert_array_equal(leaf, 0, err_msg=name)
@@ -246,7 +261,7 @@ class AuxKTest(parameterized.TestCase):
       stats={"tokens_since_fired": since},
     )
     make = functools.partial(
-      losses.aux_k, 2, among=rules.DeadTracker(10), capacity=4, weight=1.0
+      losses.aux_k, 2, among=rules.DeadTracker(10), weight=1.0
     )
     spread = losses.variance(x)
     np.testing.assert_allclose(

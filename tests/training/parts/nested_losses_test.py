@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from saejax.sae import activations
 from saejax.sae.context import Batch
-from saejax.training.parts import losses, nested_losses
+from saejax.training.parts import losses, nested_losses, rules
 from saejax.training.recipe import Record
 from tests import toy
 
@@ -96,13 +96,20 @@ class PrefixesTest(parameterized.TestCase):
     want = plain(r) / losses.variance(r.forward.target)
     np.testing.assert_allclose(loss(r), want, rtol=1e-5)
 
-  def test_row_normalised_error_is_1_at_the_mean(self):
-    r = record(toy.sae())
-    mean = jnp.broadcast_to(jnp.mean(r.forward.target, axis=0), (B, D))
-    r = r.replace(forward=r.forward.replace(x_hat=mean))
-    np.testing.assert_allclose(
-      nested_losses.row_normalised_mse(r), 1, rtol=1e-6
-    )
+  def test_row_normalised_error_is_1_at_the_mean_of_the_data(self):
+    r, m = record(toy.sae()), toy.rows(D, seed=9)
+    for stats, mean in (({}, jnp.zeros(D)), ({rules.DATA_MEAN: m}, m)):
+      x_hat = jnp.broadcast_to(mean, (B, D))
+      at = r.replace(forward=r.forward.replace(x_hat=x_hat), stats=stats)
+      np.testing.assert_allclose(
+        nested_losses.row_normalised_mse(at), 1, rtol=1e-6
+      )
+
+  def test_rows_without_a_norm_or_a_spread_have_no_normalised_error(self):
+    r = record(toy.sae(activation=TOPK), jnp.zeros((3, D)))
+    self.assertGreater(jnp.min(losses.mse(r)), 0)
+    np.testing.assert_array_equal(nested_losses.row_normalised_mse(r), 0)
+    np.testing.assert_array_equal(nested_losses.ranks((1.0, 2.0))(r), 0)
 
   def test_refuses_sparse_latents_in_no_order(self):
     r = record(toy.sae(activation=activations.TopK(K)), engine="sparse")

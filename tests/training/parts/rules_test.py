@@ -47,6 +47,26 @@ class DeadTrackerTest(parameterized.TestCase):
     moved = TRACKER.update({**stats(1, 2), "other": jnp.ones(3)}, record)
     np.testing.assert_array_equal(moved["other"], 1)
 
+  def test_the_mean_of_the_data_is_that_of_all_rows_by_weight(self):
+    rule, sae = rules.DataMean(), toy.sae()
+    found, batches = (
+      rule.init(sae),
+      [3 + toy.rows(7, 8, seed=s) for s in (1, 2)],
+    )
+    others = 100 + toy.rows(5, 8)
+    weight = jnp.concatenate([jnp.full(7, 2.0), jnp.zeros(5)])
+    for x in batches:
+      padded = Batch(x=jnp.concatenate([x, others]), weight=weight)
+      record = toy.record(jnp.zeros((12, 24)), x=padded.x, batch=padded)
+      found = rule.update(found, record)
+    want = np.concatenate(batches).mean(axis=0)
+    np.testing.assert_allclose(found[rules.DATA_MEAN], want, rtol=1e-5)
+    self.assertEqual(found[rules.DATA_WEIGHT], 28)
+    plain = rule.init(sae)
+    for x in batches:
+      plain = rule.update(plain, toy.record(jnp.zeros((7, 24)), x=x))
+    np.testing.assert_allclose(plain[rules.DATA_MEAN], want, rtol=1e-5)
+
   def test_counter_saturates(self):
     record = toy.record(jnp.zeros((2048, 3)))
     near = stats(2**31 - 1, 2**31 - 5, 2**31 - 1 - 2048)
@@ -56,16 +76,11 @@ class DeadTrackerTest(parameterized.TestCase):
     np.testing.assert_array_equal(again[rules.SINCE_FIRED], 2**31 - 1)
     self.assertTrue(TRACKER.dead(again).all())
 
-  def test_longest_dead_come_first_and_equal_ones_by_index(self):
-    rows, dead = TRACKER.candidates(stats(150, 99, 300, 150, 100, 0), 5)
-    np.testing.assert_array_equal(rows, [2, 0, 3, 4, 1])
-    np.testing.assert_array_equal(dead, [True] * 4 + [False])
-
   def test_says_whether_any_would_be_dead_after_more_tokens(self):
-    after = lambda rows: bool(TRACKER.any_candidate(stats(0, 60), rows))
+    after = lambda rows: bool(TRACKER.any_dead(stats(0, 60), rows))
     self.assertFalse(after(39))
     self.assertTrue(after(40))
-    self.assertTrue(TRACKER.any_candidate(stats(2**31 - 1), 2048))
+    self.assertTrue(TRACKER.any_dead(stats(2**31 - 1), 2048))
 
   def test_metric_is_the_fraction_dead(self):
     metrics = TRACKER.metrics(stats(100, 99, 0, 500))
