@@ -47,12 +47,11 @@ class StoreBatches:
     **reading: arguments of `loader.batches`.
   """
 
-  fields = ("x",)
-
   def __init__(self, store: Store, **reading: Any):
     from saejax.data import loader  # Grain is imported only where it reads
 
     self.store = store
+    self.fields = loader.fields(store, reading.get("columns"))
     self._batches: Any = iter(loader.batches(store, **reading))
 
   def __enter__(self) -> "StoreBatches":
@@ -76,9 +75,11 @@ class StoreBatches:
     self._batches.set_state(state)
 
   def sample(self, rows: int) -> dict[str, np.ndarray]:
-    """About `rows` finite rows in blocks spread over the store, float32."""
-    x = np.asarray(spread(self.store, rows), np.float32)
-    return {"x": x[np.isfinite(x).all(axis=-1)]}
+    """About `rows` rows in blocks spread over the store, those of finite x."""
+    found = {name: spread(self.store, rows, name) for name in self.fields}
+    x = found["x"] = np.asarray(found["x"], np.float32)
+    finite = np.isfinite(x).all(axis=-1)
+    return {name: column[finite] for name, column in found.items()}
 
   def close(self) -> None:
     """Lets the threads that read ahead go."""
@@ -173,10 +174,12 @@ class IteratorBatches:
     self._seen += count
 
 
-def spread(store: Store, rows: int, blocks: int = 16) -> np.ndarray:
-  """About `rows` rows of a store, in blocks spread evenly over it."""
+def spread(
+  store: Store, rows: int, column: str = "x", *, blocks: int = 16
+) -> np.ndarray:
+  """About `rows` rows of a column, in blocks spread evenly over the store."""
   if store.rows <= rows:
-    return np.concatenate([store.read(a, b) for a, b in store.intervals])
+    return store.whole(column)[column]
   chunks = store.chunks
   blocks = max(blocks, -(-rows // store.meta["chunk_rows"]))
   picks = sorted({round(i) for i in np.linspace(0, len(chunks) - 1, blocks)})
@@ -185,4 +188,4 @@ def spread(store: Store, rows: int, blocks: int = 16) -> np.ndarray:
   for i in picks:
     first, last = chunks[i]
     parts.append((first, min(first + each, last)))
-  return np.concatenate(store.read_many(parts))[:rows]
+  return np.concatenate(store.read_many(parts, column))[:rows]

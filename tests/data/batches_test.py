@@ -26,7 +26,7 @@ class SampleTest(absltest.TestCase):
     folder = self.create_tempdir().full_path
     store = create.write_store(
       folder + "/store",
-      arrays()["x"],
+      arrays(),
       bucket_rows=256,
       shard_rows=256,
       chunk_rows=64,
@@ -57,7 +57,7 @@ class SampleTest(absltest.TestCase):
   def test_not_finite_rows_of_a_store_are_left_out(self):
     x = arrays()["x"]
     x[::2] = np.nan
-    store = create.write_store(self.create_tempdir().full_path + "/s", x)
+    store = create.write_store(self.create_tempdir().full_path + "/s", {"x": x})
     stream = batches.StoreBatches(store, batch_rows=BATCH, seed=0)
     self.assertLen(stream.sample(ROWS)["x"], ROWS // 2)
 
