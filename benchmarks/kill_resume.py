@@ -1,22 +1,27 @@
 """Kills a run at random moments and asks whether anyone could tell.
 
-  python benchmarks/kill_resume.py
-  python benchmarks/kill_resume.py --kills=4 --args='--sae.n=256 --sae.k=8'
+  python benchmarks/kill_resume.py --kills=40
+  python benchmarks/kill_resume.py --command='python experiments/ensembling.py' \\
+    --args='--study.steps=50 --n=64 --sizes=1,2 --harvest.rows=8192'
 
-Runs a small scaling experiment once undisturbed. Then again in another folder,
-killed with SIGKILL at random moments, half of them while it harvests and half
-while it trains, each kill followed by the same command; where a run ends before
-all kills are spent, another begins in a fresh folder. At each end it compares
-with the undisturbed run:
+Runs a small experiment once undisturbed. Then again in another folder, stopped
+at random moments of each phase by each signal in turn, each time followed by
+the same command; where a run ends before all kills are spent, another begins in
+a fresh folder. Phases: harvest, training, removal (just after a checkpoint is
+complete, when older ones are removed), report. A signal other than SIGKILL must
+end the run with exit code 128 + signal and without a traceback. At each end it
+compares with the undisturbed run:
 
   stores     every file, bit for bit; JSON without times, hosts and versions
   SAEs       every file under RUN/saes, weights bit for bit; JSON likewise
+  points     points.json, arms and results.json, without times
   metrics    every record of metrics.jsonl but its timing, each step once
 
 Prints what differs, and last the number of kills; exits with 1 on any
 difference. With --folder, everything stays there to be looked at.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -33,14 +38,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from saejax import checks, errors
 from saejax import config as flags
-from saejax import errors
 
 VOLATILE = {"time", "times", "timing", "host", "versions", "seconds"}
-VOLATILE |= {"sum", "after"}  # of what is compared and of times
-VOLATILE |= {"group_seconds", "environment", "run_dir", "dir"}
-IGNORED = {".lock"}
+VOLATILE |= {"group_seconds", "environment", "run_dir", "dir", "sum", "after"}
+IGNORED = {".lock", "made.jsonl"}
+POINTS = ("points.json", "results.json")
 WATCH_SECONDS = 0.05
+SIGNALS = ("SIGKILL", "SIGINT", "SIGHUP", "SIGTERM")
+PHASES = ("harvest", "training", "removal", "report")
 
 SMALL = (
   "--harvest.rows=32768 --harvest.held_out_rows=8192 --harvest.bucket_rows=4096"
@@ -63,15 +70,18 @@ class KillConfig:
   run_flag: str = "--run_dir"  # flag that names the run folder
   stores_flag: str = "--harvest.dir"  # flag that names the folder of stores
   kills: int = 10  # over harvest and training
+  signals: tuple[str, ...] = SIGNALS  # sent in turn
+  phases: tuple[str, ...] = PHASES  # in which they are sent
   seed: int = 0  # of the moments
   folder: str = ""  # keeps the runs there; empty: a temporary folder
   timeout_seconds: int = 1800  # for one run from start to end
 
   def __post_init__(self):
-    if self.kills < 1:
-      raise errors.InputError(
-        "kills", self.kills, "must be at least 1", "give more"
-      )
+    checks.at_least(self, 1, "kills")
+    for field, known in (("signals", SIGNALS), ("phases", PHASES)):
+      given, rule = getattr(self, field), f"must be among {', '.join(known)}"
+      if not given or not set(given) <= set(known):
+        raise errors.InputError(field, given, rule, "give one or more")
 
 
 class Trial:
@@ -123,7 +133,9 @@ class Trial:
 
   def phase(self, before: dict[str, Any]) -> str:
     """What the process does, by what has changed since it was started."""
-    if snapshot(self.run, training=True) != before["run"]:
+    if snapshot(self.run, "report") != before["report"]:
+      return "report"
+    if snapshot(self.run, "training") != before["run"]:
       return "training"
     if snapshot(self.stores) != before["stores"]:
       return "harvest"
@@ -131,7 +143,8 @@ class Trial:
 
   def snapshots(self) -> dict[str, Any]:
     return {
-      "run": snapshot(self.run, training=True),
+      "run": snapshot(self.run, "training"),
+      "report": snapshot(self.run, "report"),
       "stores": snapshot(self.stores),
     }
 
@@ -152,13 +165,11 @@ def _all(config: KillConfig, base: pathlib.Path) -> int:
   rng = random.Random(config.seed)
   straight = Trial(config, base / "straight")
   spent = _times(straight)
-  print(
-    f"undisturbed: {spent['start']:.1f} s to start, {spent['harvest']:.1f} s"
-    f" harvest, {spent['training']:.1f} s training and report",
-    flush=True,
-  )
-  wanted = ["harvest"] * ((config.kills + 1) // 2)
-  wanted += ["training"] * (config.kills // 2)
+  shown = ", ".join(f"{n:.1f} s {phase}" for phase, n in spent.items())
+  print(f"undisturbed: {shown}", flush=True)
+  phases = config.phases
+  wanted = [phases[i % len(phases)] for i in range(config.kills)]
+  wanted.sort(key=PHASES.index)
   done: list[str] = []
   differences: list[str] = []
   passes = missed = 0
@@ -169,16 +180,18 @@ def _all(config: KillConfig, base: pathlib.Path) -> int:
     ended = False
     while not ended and len(done) < config.kills:
       target = wanted[len(done)]
-      share = spent[target] / max(1, wanted.count(target))
+      share = spent.get(target, 0.02) / max(1, wanted.count(target))
       if target == "training":
         share *= 2  # steps since the last checkpoint are lost each time
       # Later runs may be faster than the undisturbed one: aim earlier then.
-      phase = _kill_once(trial, target, rng.uniform(0, share / 2**missed))
+      name = config.signals[len(done) % len(config.signals)]
+      delay = rng.uniform(0, share / 2**missed)
+      phase = _kill_once(trial, target, delay, signal.Signals[name])
       ended = phase == "ended"
       missed += ended
       if not ended:
         done.append(phase)
-        print(f"kill {len(done)}: in {phase}", flush=True)
+        print(f"kill {len(done)}: {name} in {phase}", flush=True)
     if not ended:
       trial.finish()
     found = compare(straight, trial)
@@ -214,64 +227,99 @@ def _times(trial: Trial) -> dict[str, float]:
     kill(process)
   trial.check(process.returncode)
   end = time.monotonic()
-  training = began.get("training", end)
+  report = began.get("report", end)
+  training = min(began.get("training", report), report)
   harvest = min(began.get("harvest", training), training)
   return {
     "start": harvest - began["start"],
     "harvest": training - harvest,
-    "training": end - training,
+    "training": report - training,
+    "report": end - report,
   }
 
 
-def _kill_once(trial: Trial, target: str, delay: float) -> str:
-  """Starts the run, kills it `delay` seconds into the target phase.
+def _kill_once(
+  trial: Trial, target: str, delay: float, number: signal.Signals
+) -> str:
+  """Starts the run, sends a signal `delay` seconds into the target phase.
 
   Returns:
-    The phase that the kill met, or "ended" where the run was faster.
+    The phase that the signal met, or "ended" where the run was faster.
   """
-  before = trial.snapshots()
+  before, checkpoints = trial.snapshots(), completed(trial.run)
   process = trial.start()
   phase, due = "start", None
   started = time.monotonic()
+  late = PHASES[PHASES.index(target) :]
+  pause = (
+    0.001 if target == "removal" else min(WATCH_SECONDS, max(delay, 0.001))
+  )
   try:
     while process.poll() is None:
-      phase = trial.phase(before)
-      if due is None and phase in (target, "training"):
+      if target == "removal":
+        met = completed(trial.run) - checkpoints
+      else:
+        phase = trial.phase(before)
+        met = phase in late
+      if due is None and met:
         due = time.monotonic() + delay
       if due is not None and time.monotonic() >= due:
         break
       if time.monotonic() - started > trial.config.timeout_seconds:
         raise RuntimeError("the run takes too long")
-      time.sleep(min(WATCH_SECONDS, max(delay, 0.001)))
+      time.sleep(pause)
     else:
       trial.check(process.returncode)
       return "ended"
-    return trial.phase(before)
+    phase = target if target == "removal" else trial.phase(before)
+    stop(trial, process, number)
+    return phase
   finally:
     kill(process)
 
 
+def stop(
+  trial: Trial, process: subprocess.Popen[bytes], number: signal.Signals
+) -> None:
+  """Sends a signal and waits for its end.
+
+  Another exit code than that of the signal, or a traceback, is an error.
+  """
+  if number == signal.SIGKILL:
+    return
+  process.send_signal(number)
+  code = process.wait(timeout=trial.config.timeout_seconds)
+  text = trial.log.read_text(errors="replace")
+  # 0: it ended by itself before the signal came.
+  if code not in (0, 128 + number) or "Traceback" in text:
+    raise RuntimeError(f"{number.name} gave {code}:\n{text[-2000:]}")
+
+
 def kill(process: subprocess.Popen[bytes]) -> None:
-  """SIGKILL to the process and its children, if it still runs."""
+  """SIGKILL to the process and its children, if it runs."""
   if process.poll() is None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def snapshot(folder: pathlib.Path, *, training: bool = False) -> set[Any]:
-  """Names, sizes and times of the files that tell that work goes on."""
+def snapshot(folder: pathlib.Path, phase: str = "") -> set[Any]:
+  """Names, sizes and times of the files that tell that a phase goes on."""
   found = set()
   for path in files(folder):
-    if training and not (
-      path.name == "metrics.jsonl" or "checkpoints" in path.parts
-    ):
+    trained = "checkpoints" in path.parts or path.parent.name == "arms"
+    trained = trained or path.name in ("metrics.jsonl", "points.json")
+    if phase == "training" and not trained:
       continue
-    try:
-      stat = path.stat()
-    except FileNotFoundError:
+    if phase == "report" and path.stem not in ("results", "report"):
       continue
-    found.add((str(path), stat.st_size, stat.st_mtime_ns))
+    with contextlib.suppress(FileNotFoundError):
+      found.add((str(path), path.stat().st_size, path.stat().st_mtime_ns))
   return found
+
+
+def completed(run: pathlib.Path) -> set[str]:
+  """The complete checkpoints of a run."""
+  return set(map(str, run.glob("*/checkpoints/*/sums.json")))
 
 
 def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -284,27 +332,32 @@ def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def compare(one: Trial, other: Trial) -> list[str]:
   """Lines for everything in which two finished trials differ."""
   lines = []
+  seen = set()
   for what, where in (
     ("store", lambda trial: trial.stores),
     ("SAE", lambda trial: trial.run / "saes"),
+    ("arm", lambda trial: trial.run / "arms"),
+    ("points", lambda trial: trial.run),
     ("metrics", lambda trial: trial.run),
   ):
+    named = {"metrics": ("metrics.jsonl",), "points": POINTS}.get(what)
     theirs, ours = (
       {
         str(path.relative_to(where(trial))): content(path, trial.base)
         for path in files(where(trial))
-        if what != "metrics" or path.name == "metrics.jsonl"
+        if not named or path.name in named
       }
       for trial in (one, other)
     )
-    if not theirs:
-      lines.append(f"{what}: the undisturbed run has none")
+    seen |= {what} if theirs else set()
     lines += compare_files(what, theirs, ours)
     if what == "metrics":
       for name, records in ours.items():
         keys = [(record.get("kind"), record["step"]) for record in records]
         if len(set(keys)) < len(keys):
           lines.append(f"metrics {name}: a step is there twice")
+  if "store" not in seen or not seen & {"SAE", "arm"}:
+    lines.append("the undisturbed run has no store, or no SAE and no arm")
   return lines
 
 

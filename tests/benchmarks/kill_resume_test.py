@@ -65,6 +65,8 @@ class KillResumeTest(absltest.TestCase):
         f"--args=--fault={fault}",
         "--stores_flag=--dir",
         f"--kills={kills}",
+        "--signals=SIGKILL",
+        "--phases=harvest,training",
       ],
       capture_output=True,
       text=True,

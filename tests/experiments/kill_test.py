@@ -26,7 +26,8 @@ class KillTest(absltest.TestCase):
         "benchmarks/kill_resume.py",
         "--command=python experiments/scaling.py",
         f"--args={shlex.join([*flags, *small])}",
-        "--kills=3",
+        "--kills=4",
+        "--signals=SIGKILL,SIGINT,SIGHUP",
         f"--folder={folder / 'trials'}",
       ],
       cwd=script.ROOT,
@@ -36,7 +37,7 @@ class KillTest(absltest.TestCase):
       check=False,
     )
     self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-    self.assertRegex(done.stdout.splitlines()[-1], "3 kills")
+    self.assertRegex(done.stdout.splitlines()[-1], "4 kills")
 
 
 if __name__ == "__main__":
