@@ -17,7 +17,7 @@ if __name__ == "__main__":  # before jax is imported
 
 import dataclasses
 
-from saejax import config
+from saejax import checks, config
 from saejax.data.harvest import HarvestConfig
 from saejax.data.text import subject
 from saejax.errors import InputError
@@ -39,6 +39,9 @@ class Config:
   harvest: HarvestConfig = HarvestConfig()
   sae: SAEConfig = SAEConfig(n=(512, 1024, 2048, 4096), k=(4, 8, 16, 32))
   train: TrainConfig = TrainConfig()
+
+  def __post_init__(self):
+    checks.at_least(self, 2, "resamples")
 
 
 def main(config: Config) -> None:

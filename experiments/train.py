@@ -45,6 +45,12 @@ class Config:
   sae: SAEConfig = SAEConfig()
   train: TrainConfig = TrainConfig()
 
+  def __post_init__(self):
+    for name in ("store", "held_out"):
+      if not getattr(self, name):
+        rule = "must name the folder of a store"
+        raise InputError(name, "", rule, "see experiments/harvest.py")
+
 
 def main(config: Config) -> None:
   store = opened("store", config.store, config.harvest)

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from saejax import durable, fields, interrupt, presets
+from saejax import durable, fields, flagfiles, interrupt, presets
 from saejax.errors import InputError
 
 Config = TypeVar("Config")
@@ -100,7 +100,7 @@ def write(path: str | os.PathLike[str], config: Any) -> None:
   """
   lines = [_line(leaf, config) + "\n" for leaf in fields.leaves(type(config))]
   # absl reads flagfiles in the encoding of the locale.
-  text = "".join(lines).encode(locale.getencoding())
+  text = flagfiles.sealed("".join(lines), locale.getencoding())
   durable.write_file(path, text, field="run_dir")
 
 
@@ -138,6 +138,9 @@ def run(
   def run_main(_: Sequence[str]) -> int | None:
     with _one_line():
       config = from_flags(config_cls)
+      if getattr(config, "run_dir", None) == "":
+        rule = "must name a folder"
+        raise InputError("run_dir", "", rule, "such as runs/first")
       with _traceback_in_file(getattr(config, "run_dir", None)):
         return main(config)
 
@@ -198,10 +201,11 @@ def parse(
     InputError: an unknown flag, a value that does not parse, a flagfile that
       cannot be read, an argument that is not a flag.
   """
-  flagfiles = [a for a in argv[1:] if re.match(r"--?flagfile(=|$)", a)]
-  flagfile = flagfiles[-1].partition("=")[2] if flagfiles else ""
-  if any(a.endswith("flagfile=") for a in flagfiles):  # absl would pass over it
+  given = [a for a in argv[1:] if re.match(r"--?flagfile(=|$)", a)]
+  flagfile = given[-1].partition("=")[2] if given else ""
+  if any(a.endswith("flagfile=") for a in given):  # absl would pass over it
     raise InputError("--flagfile", "", "must not be empty", "give a path")
+  flagfiles.check(argv[1:])
   try:
     rest = flag_values(list(argv))[1:]
   except flags.UnrecognizedFlagError as error:

@@ -195,7 +195,8 @@ class WriteTest(parameterized.TestCase):
 
   def test_every_flag_is_written_and_later_flags_win(self):
     config.write(self.path, Run())
-    lines = self.path.read_text().splitlines()
+    *lines, last = self.path.read_text().splitlines()
+    self.assertStartsWith(last, "# sha256 of the lines above: ")
     names = ["--" + leaf.name for leaf in fields.leaves(Run)]
     self.assertEqual([line.partition("=")[0] for line in lines], names)
     again = parsed(Run, f"--flagfile={self.path}", "--seed=5")
@@ -245,7 +246,7 @@ class Inner:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outer:
   inner: Inner = Inner()
-  run_dir: str = ""  # folder
+  run_dir: str = "nowhere"  # folder
 
 def main(c):
   if c.inner.k == 7:

@@ -20,9 +20,7 @@ LONG_BODIES = {
 }
 LONG_FILES = {
   "benchmarks/step.py": 553,
-  "saejax/training/checkpoint.py": 480,
   "tests/recipes/row_sparse_test.py": 567,
-  "tests/training/checkpoint_test.py": 458,
   "tests/training/step_test.py": 442,
 }
 

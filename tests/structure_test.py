@@ -19,6 +19,8 @@ ROAD = [
   "errors",
   "terminal",
   "interrupt",
+  "checks",
+  "flagfiles",
   "durable",
   "fields",
   "presets",

@@ -62,6 +62,10 @@ class HarvestConfig:
     for name in ("document_tokens", "seed", "outlier_multiple"):
       value = getattr(self, name)
       _check(self, name, 0 <= value < math.inf, "must be at least 0")
+    # Tokens of a forward batch: what no device holds is a slip of the pen.
+    few = self.forward_batch * self.context <= 2**26
+    rule = "times context must be at most 67,108,864 tokens"
+    _check(self, "forward_batch", few, rule)
     fraction = self.held_out_fraction
     _check(self, "held_out_fraction", 0 < fraction < 1, "must lie in (0, 1)")
     dtypes = ("bfloat16", "float32")

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from saejax import checks
 from saejax.errors import InputError
 from saejax.recipes import catalogue
 
@@ -30,15 +31,7 @@ class SAEConfig:
         f"must be one of {', '.join(catalogue.METHODS)}",
         "such as topk",
       )
-    for field in ("n", "k"):
-      values = getattr(self, field)
-      if not values or min(values) < 1 or len(set(values)) < len(values):
-        raise InputError(
-          field,
-          ",".join(map(str, values)),
-          "must be different numbers of at least 1",
-          "such as 512,1024",
-        )
+    checks.distinct(self, "n", "k")
     if self.sweeps == catalogue.K and max(self.k) > min(self.n):
       raise InputError(
         "k",
@@ -53,11 +46,10 @@ class SAEConfig:
         f"{self.recipe} has no penalty to sweep",
         "leave them out",
       )
-    for field, least in (("seeds", 1), ("k_aux", 0), ("aux_weight", 0.0)):
-      if getattr(self, field) < least:
-        raise InputError(
-          field, getattr(self, field), f"must be at least {least}", "raise it"
-        )
+    if self.coefficients:
+      checks.distinct(self, "coefficients", least=0)
+    checks.at_least(self, 1, "seeds")
+    checks.at_least(self, 0, "k_aux", "aux_weight")
 
   @property
   def sweeps(self) -> str:

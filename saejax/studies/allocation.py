@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from saejax import checks
 from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.recipes import batch_sparse, row_sparse
@@ -43,6 +44,8 @@ class Config:
   shown_k: int = 8  # whose use of latents is drawn
 
   def __post_init__(self):
+    checks.at_least(self, 1, "n")
+    checks.distinct(self, "k")
     if self.shown_k not in self.k:
       raise InputError(
         "shown_k", self.shown_k, f"must be one of k={self.k}", "add it to k"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from saejax import checks
 from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.evals import cost, frontier
@@ -40,6 +41,15 @@ class Config:
   k: tuple[int, ...] = (8, 16, 32)  # latents a row, where a method has a k
 
   def __post_init__(self):
+    checks.positive(self, "expansion")
+    checks.distinct(self, "k")
+    if not self.methods or len(set(self.methods)) < len(self.methods):
+      raise InputError(
+        "methods",
+        ",".join(self.methods),
+        "must be different names",
+        "give one or more, separated by commas",
+      )
     for name in self.methods:
       if name not in catalogue.METHODS:
         raise InputError(

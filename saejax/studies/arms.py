@@ -23,11 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from saejax import durable, terminal
+from saejax import checks, durable, terminal
 from saejax.data import harvest, streams
 from saejax.data.store.reader import Store
 from saejax.data.text import subject
-from saejax.errors import InputError
 from saejax.evals import reconstruction
 from saejax.report import results
 from saejax.runs import stores
@@ -55,15 +54,11 @@ class StudyConfig:
   order_seed: int = 0  # of the order of rows
 
   def __post_init__(self):
-    for field in ("steps", "batch_rows", "seeds"):
-      if getattr(self, field) < 1:
-        raise InputError(
-          field, getattr(self, field), "must be at least 1", "raise it"
-        )
-    if not self.learning_rate > 0:
-      raise InputError(
-        "learning_rate", self.learning_rate, "must be positive", "try 3e-3"
-      )
+    checks.at_least(self, 1, "steps", "batch_rows", "seeds")
+    checks.at_least(self, 0, "warmup_steps", "order_seed")
+    checks.at_most(self, self.steps, "warmup_steps")
+    checks.positive(self, "learning_rate", "clip_norm")
+    checks.fraction(self, "decay_fraction")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,6 @@
     python experiments/bias_adaptation.py \\
       --flagfile=experiments/flags/bias-adaptation.flags
 
-The run folder gets results.json, results.csv, plots and report.html. A stopped
-run is resumed by the same command.
-
 References:
   Chen et al., Taming Polysemanticity in LLMs: Provable Feature Recovery via
   Sparse Autoencoders, 2025, arXiv:2506.14002.
@@ -19,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from saejax import checks
 from saejax.data import synthetic
 from saejax.data.harvest import HarvestConfig
 from saejax.evals import matching, recovery
@@ -53,6 +51,12 @@ class Config:
   phase_active: tuple[int, ...] = (1, 3, 6, 10)  # features on a row
   real_n: int = 768  # latents on real rows
 
+  def __post_init__(self):
+    checks.at_least(self, 1, "every", "active", "d", "n", "real_n")
+    checks.at_most(self, self.directions, "active")
+    checks.distinct(self, "phase_n", "phase_d", "phase_active")
+    checks.distinct(self, "targets", least=1e-6, most=1)
+
 
 def main(config: Config) -> None:
   """Trains every arm and writes the report."""
@@ -69,13 +73,11 @@ def main(config: Config) -> None:
       every=config.every,
     )
     phase, truths = phase_arms(config)
-    frontier = real_arms(
-      real, config.study, n=config.real_n, every=config.every
-    )
+    front = real_arms(real, config.study, n=config.real_n, every=config.every)
     truths |= {arm.name: V for arm in resonance}
     points = arms.run(
       folder,
-      [*resonance, *phase, *frontier],
+      [*resonance, *phase, *front],
       real,
       config.study,
       measure=measure(truths),

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from saejax import terminal
+from saejax import checks, terminal
 from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.evals import ensembles as metrics
@@ -38,6 +38,7 @@ from saejax.training.members import Member
 from saejax.training.recipe import Recipe
 
 BAGGING, BOOSTING, WIDER = "bagging", "boosting", "one wider SAE"
+MEET_CHUNK = 1024  # rows counted at once
 MEET_ROWS = 16_384  # held-out rows on which co-activation is counted
 
 # From n and k and the recipe's prep to the base recipe.
@@ -56,12 +57,17 @@ class Config:
   sizes: tuple[int, ...] = (1, 2, 4, 8)  # members J
 
   def __post_init__(self):
-    if list(self.sizes) != sorted(set(self.sizes)) or min(self.sizes) < 1:
+    checks.distinct(self, "sizes", increasing=True)
+    checks.at_least(self, 1, "n", "k")
+    checks.at_most(self, self.n, "k")
+    least = self.harvest.held_out_rows
+    if least < MEET_CHUNK:
       raise InputError(
-        "sizes", self.sizes, "must increase from at least 1", "such as 1,2,4,8"
+        "harvest.held_out_rows",
+        least,
+        f"must be at least {MEET_CHUNK:,}: co-activation is counted on them",
+        "raise it",
       )
-    if not 1 <= self.k <= self.n:
-      raise InputError("k", self.k, f"must be in [1, n={self.n}]", "lower it")
 
 
 def main(config: Config) -> None:
@@ -69,6 +75,13 @@ def main(config: Config) -> None:
   extras.check()
   with run_folder.opened(config.run_dir, config) as folder:
     rows = arms.harvested(config.harvest)
+    if len(rows.held_out.x) < MEET_CHUNK:
+      raise InputError(
+        "harvest.held_out_rows",
+        len(rows.held_out.x),
+        f"the held-out store must have {MEET_CHUNK:,} rows",
+        "use more or longer documents",
+      )
     options = arms.options(config.study, rows)
     base = lambda n, k, *, prep: row_sparse.topk(
       rows.d, n, k, **{**options, "prep": prep}
@@ -195,7 +208,8 @@ class Study:
     )
     encode = jax.jit(lambda x: ensembles.encode_stages(sae, x))
     rows = self.rows.held_out.x[:MEET_ROWS]
-    parts = [rows[i : i + 1024] for i in range(0, len(rows) - 1023, 1024)]
+    starts = range(0, len(rows) - MEET_CHUNK + 1, MEET_CHUNK)
+    parts = [rows[i : i + MEET_CHUNK] for i in starts]
     latents = np.concatenate([np.asarray(encode(x) != 0) for x in parts])
     W, _ = ensembles.decoder_of_stages(sae)
     return {

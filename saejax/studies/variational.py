@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from saejax import checks
 from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.evals import geometry
@@ -50,10 +51,13 @@ class Config:
   weights: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)  # of the KL or L2 term
 
   def __post_init__(self):
-    if not self.weights or min(self.weights) <= 0:
+    checks.distinct(self, "weights", least=0)
+    if 0 in self.weights:
       raise InputError(
-        "weights", self.weights, "must be positive", "TopK is there without"
+        "weights", self.weights, "must be positive", "TopK has none"
       )
+    checks.at_least(self, 1, "n", "k")
+    checks.at_most(self, self.n, "k")
 
 
 def main(config: Config) -> None:

@@ -10,7 +10,6 @@ import collections
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import signal
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from saejax import durable, interrupt
+from saejax import checks, durable, interrupt
 from saejax.data.batches import Batches
 from saejax.errors import InputError
 from saejax.sae.sae import SAE
@@ -64,39 +63,23 @@ class TrainConfig:
   seed: int = 0  # of the order of rows
 
   def __post_init__(self):
-    for field, least in (
-      ("batch_rows", 1),
-      ("epochs", 1),
-      ("learning_rate_n", 1),
-      ("warmup_steps", 0),
-      ("dead_after_tokens", 0),
-      ("steps_per_dispatch", 1),
-      ("window_chunks", 1),
-      ("checkpoint_steps", 1),
-      ("eval_rows", 1),
-      ("log_steps", 1),
-      ("seed", 0),
-    ):
-      value = getattr(self, field)
-      if value < least:
-        raise InputError(
-          field, value, f"must be at least {least}", f"give {least} or more"
-        )
-    if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-      raise InputError(
-        "learning_rate", self.learning_rate, "must be positive", "try 2e-3"
-      )
-    if not 0 <= self.decay_fraction <= 1:
-      raise InputError(
-        "decay_fraction",
-        self.decay_fraction,
-        "must be in [0, 1]",
-        "0 keeps the rate, 1 lets it fall from the first step",
-      )
-    if self.clip_norm is not None and not self.clip_norm > 0:
-      raise InputError(
-        "clip_norm", self.clip_norm, "must be positive", "none turns it off"
-      )
+    checks.at_least(
+      self,
+      1,
+      "batch_rows",
+      "epochs",
+      "learning_rate_n",
+      "steps_per_dispatch",
+      "window_chunks",
+      "checkpoint_steps",
+      "eval_rows",
+      "log_steps",
+    )
+    checks.at_least(self, 0, "warmup_steps", "dead_after_tokens", "seed")
+    checks.at_most(self, 1_000_000, "epochs")
+    checks.positive(self, "learning_rate", "clip_norm")
+    checks.finite(self, "learning_rate_exponent")
+    checks.fraction(self, "decay_fraction")
     if self.ema_decay is not None and not 0 < self.ema_decay < 1:
       raise InputError(
         "ema_decay", self.ema_decay, "must be in (0, 1)", "none turns it off"

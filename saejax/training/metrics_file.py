@@ -59,8 +59,8 @@ def parse(path: pathlib.Path) -> Parsed:
     last = record[durable.SUM]
     found.setdefault((record["kind"], record["step"]), record)
   records = sorted(found.values(), key=lambda r: r["step"])
-  if content and not records and not faults and b"\n" in content:
-    faults.append("no line is whole")
+  if not records and not faults:
+    faults.append("it holds no record")
   total = records[-1].get("total_steps") if records else None
   if total and records[-1]["step"] < total:
     end = records[-1]["step"]

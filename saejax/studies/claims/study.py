@@ -9,6 +9,7 @@ stopped run is resumed by the same command.
 
 import dataclasses
 
+from saejax import checks
 from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.report import extras, study
@@ -27,6 +28,10 @@ class SiteConfig:
   study: arms.StudyConfig = arms.StudyConfig(steps=600)
   n: int = 768  # latents
   k: tuple[int, ...] = (8, 16, 32)  # active latents per token, ascending
+
+  def __post_init__(self):
+    checks.at_least(self, 1, "n")
+    checks.distinct(self, "k", most=self.n, increasing=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,12 +53,6 @@ class Config:
       raise InputError(
         "sites", self.sites, "the two sites must differ", "set second.harvest"
       )
-    for name in ("first", "second"):
-      k = getattr(self, name).k
-      if not k or list(k) != sorted(set(k)) or k[0] < 1:
-        raise InputError(
-          f"{name}.k", k, "must increase from at least 1", "such as 8,16,32"
-        )
 
 
 def main(config: Config) -> None:

@@ -1,0 +1,83 @@
+"""Flagfiles: the checksum of one that a run wrote, and circles of files.
+
+`run.flags` ends with a comment that holds the SHA-256 of the lines above it, so
+that a file that was damaged does not repeat another run. Flagfiles written by
+hand need none.
+"""
+
+import hashlib
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+
+from saejax.errors import InputError
+
+RUN_FLAGS = "run.flags"  # must have a checksum
+_SUM = re.compile(rb"# sha256 of the lines above: ([0-9a-f]{64})\n")
+_FLAG = re.compile(r"--?flagfile(?:=(.*))?")
+
+
+def sealed(text: str, encoding: str = "utf-8") -> bytes:
+  """Lines of flags with their checksum as the last line."""
+  content = text.encode(encoding)
+  last = f"# sha256 of the lines above: {_digest(content)}\n"
+  return content + last.encode()
+
+
+def check(arguments: Sequence[str]) -> None:
+  """Checks the flagfiles that a command line names, and those they name.
+
+  Files that cannot be read are left to the parser.
+
+  Raises:
+    InputError: a flagfile names itself, or is not as it was written.
+  """
+  for path in _named(arguments):
+    _check(path, ())
+
+
+def _check(path: pathlib.Path, outer: tuple[pathlib.Path, ...]) -> None:
+  if path in outer:
+    circle = " -> ".join(str(p) for p in (*outer[outer.index(path) :], path))
+    rule = f"must not name itself ({circle})"
+    raise InputError("--flagfile", path, rule, "remove the line that does")
+  try:
+    content = path.read_bytes()
+  except OSError:
+    return
+  _check_sum(path, content)
+  lines = content.decode(errors="replace").splitlines()
+  for inner in _named([line.strip() for line in lines]):
+    _check(inner, (*outer, path))
+
+
+def _check_sum(path: pathlib.Path, content: bytes) -> None:
+  start = content.rfind(b"\n", 0, -1) + 1
+  found = _SUM.fullmatch(content[start:])
+  if found is None and path.name != RUN_FLAGS:
+    return
+  if found is None or found[1].decode() != _digest(content[:start]):
+    raise InputError(
+      "--flagfile",
+      path,
+      "must be as the run wrote it, and its checksum is of other lines",
+      f"copy it to a name other than {RUN_FLAGS}, without its last line, to "
+      "change flags",
+    )
+
+
+def _named(arguments: Sequence[str]) -> Iterator[pathlib.Path]:
+  """The flagfiles in a list of arguments, with = or in the next one."""
+  for i, argument in enumerate(arguments):
+    if argument == "--":
+      return
+    if found := _FLAG.fullmatch(argument):
+      value = (
+        found[1] if found[1] is not None else "".join(arguments[i + 1 :][:1])
+      )
+      if value:
+        yield pathlib.Path(value).expanduser()
+
+
+def _digest(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()
