@@ -1,12 +1,6 @@
 """Token choice, mutual choice and feature choice on the same activations."""
 
-from saejax import interrupt
-
-if __name__ == "__main__":  # before jax is imported
-  interrupt.install()
-
-from saejax import config
-from saejax.studies.allocation import Config, main
+from saejax import command
 
 if __name__ == "__main__":
-  config.run(main, Config)
+  command.run("allocation")

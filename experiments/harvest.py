@@ -1,35 +1,6 @@
-"""Harvests activations of a model into a training and a held-out store.
+"""Harvests activations of a model into a training and a held-out store."""
 
-    python experiments/harvest.py --harvest.layer=3 --harvest.rows=300000
-
-Prints the folders of the two stores, for experiments/train.py. The same command
-goes on after a kill, and returns at once where both are complete.
-"""
-
-from saejax import interrupt
-
-if __name__ == "__main__":  # before jax is imported
-  interrupt.install()
-
-import dataclasses
-
-from saejax import config
-from saejax.data.harvest import HarvestConfig
-from saejax.runs import stores
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  """What to harvest, and where to."""
-
-  harvest: HarvestConfig = HarvestConfig()
-
-
-def main(config: Config) -> None:
-  train, held_out = stores.harvested(config.harvest)
-  print(train.path)
-  print(held_out.path)
-
+from saejax import command
 
 if __name__ == "__main__":
-  config.run(main, Config)
+  command.run("harvest")

@@ -1,12 +1,6 @@
 """Variational SAEs against TopK and an L2 control, over the KL weight."""
 
-from saejax import interrupt
-
-if __name__ == "__main__":  # before jax is imported
-  interrupt.install()
-
-from saejax import config
-from saejax.studies.variational import Config, main
+from saejax import command
 
 if __name__ == "__main__":
-  config.run(main, Config)
+  command.run("variational")

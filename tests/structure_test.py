@@ -38,6 +38,7 @@ ROAD = [
   "report",
   "runs",
   "studies",
+  "command",
 ]
 # Import name -> requirement, where they differ.
 REQUIREMENTS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}

@@ -1,26 +1,19 @@
 """Runs a script of experiments/ in this process, as the command line would."""
 
 import contextlib
-import importlib.util
 import io
 import pathlib
-import sys
 
 from absl import flags
 
-from saejax import config, fields
+from saejax import command, config, fields
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def load(name: str):
-  """The module of experiments/<name>.py."""
-  path = ROOT / "experiments" / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(f"experiment_{name}", path)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module
-  spec.loader.exec_module(module)
-  return module
+  """The module that experiments/<name>.py runs."""
+  return command.module(name)
 
 
 def run(name: str, *arguments: str) -> tuple[int, str, str]:

@@ -1,0 +1,80 @@
+"""The command `saejax`: harvest, train and the experiments by name.
+
+saejax scaling --preset=quickstart
+saejax train --help
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from saejax import config, interrupt
+from saejax.errors import InputError
+
+# Name -> the module with its `main` and `Config`; the docstring is its help.
+COMMANDS = {
+  "harvest": "saejax.studies.harvest",
+  "train": "saejax.studies.train",
+  "scaling": "saejax.studies.scaling",
+  "allocation": "saejax.studies.allocation",
+  "architectures": "saejax.studies.architectures",
+  "bias_adaptation": "saejax.studies.bias_adaptation",
+  "claims": "saejax.studies.claims.study",
+  "ensembling": "saejax.studies.ensembling",
+  "variational": "saejax.studies.variational",
+}
+
+
+def module(name: str) -> Any:
+  """The module of a command.
+
+  Raises:
+    InputError: there is no such command.
+  """
+  if name not in COMMANDS:
+    raise _unknown(name)
+  return importlib.import_module(COMMANDS[name])
+
+
+def run(name: str, argv: Sequence[str] | None = None) -> None:
+  """Runs a command, as the script of that name in experiments/ does.
+
+  Args:
+    name: of the command.
+    argv: the command line, with the program first; by default `sys.argv`.
+  """
+  interrupt.install()  # before jax is imported
+  script = module(name)
+  config.run(script.main, script.Config, None if argv is None else list(argv))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """The entry point: the first argument is the command, the rest its flags."""
+  argv = list(sys.argv if argv is None else argv)
+  name, rest = (argv[1], argv[2:]) if argv[1:] else ("--help", [])
+  if name in config.HELP:
+    print(usage())
+    return
+  if name not in COMMANDS:
+    print(_unknown(name), file=sys.stderr)
+    raise SystemExit(2)
+  run(name, [f"saejax {name}", *rest])
+
+
+def _unknown(name: str) -> InputError:
+  rule = f"must be one of {', '.join(COMMANDS)}"
+  return InputError("command", name, rule, "see saejax --help")
+
+
+def usage() -> str:
+  """Each command with the first line of its help."""
+  lines = [
+    "saejax COMMAND [--preset=NAME] [--flagfile=FILE] [--NAME=VALUE]",
+    "",
+  ]
+  for name in COMMANDS:
+    first = (module(name).__doc__ or "").strip().splitlines()[0]
+    lines.append(f"  {name:16} {first}")
+  lines += ["", "saejax COMMAND --help lists the flags of a command."]
+  return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""Scaling laws of TopK SAEs: harvest, train a grid, fit L(n, k), report.
+
+    python experiments/scaling.py --flagfile=experiments/flags/quickstart.flags
+
+The run folder gets results.json, results.csv, plots, report.html, metrics and
+the trained SAEs. A stopped run is resumed by the same command.
+
+References:
+  Gao et al., Scaling and evaluating sparse autoencoders, 2024,
+  arXiv:2406.04093, section 3.
+"""
+
+import dataclasses
+
+from saejax import checks
+from saejax.data.harvest import HarvestConfig
+from saejax.data.text import subject
+from saejax.errors import InputError
+from saejax.evals import scaling_law
+from saejax.report import extras, results, scaling
+from saejax.runs import folder as run_folder
+from saejax.runs import grid, preflight, stores
+from saejax.runs.config import SAEConfig
+from saejax.terminal import say
+from saejax.training.loop import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """All that a scaling run depends on."""
+
+  run_dir: str = "runs/scaling"  # folder of this run
+  resamples: int = 300  # of the bootstrap behind intervals and bands
+  harvest: HarvestConfig = HarvestConfig()
+  sae: SAEConfig = SAEConfig(n=(512, 1024, 2048, 4096), k=(4, 8, 16, 32))
+  train: TrainConfig = TrainConfig()
+
+  def __post_init__(self):
+    checks.at_least(self, 2, "resamples")
+
+
+def main(config: Config) -> None:
+  extras.check()
+  wanted = config.harvest
+  source = subject.of(wanted.model, wanted.layer, wanted.point)
+  with run_folder.opened(config.run_dir, config) as folder:
+    say(
+      preflight.line(
+        wanted.rows,
+        source.d,
+        config.sae,
+        config.train,
+        harvest_layers=wanted.layer + 1,
+      )
+    )
+    store, held_out = stores.harvested(wanted, source)
+    sweep = grid.Grid(
+      path=folder,
+      store=store,
+      held_out=held_out,
+      sae=config.sae,
+      train=config.train,
+    )
+    points = grid.train(sweep)
+    fit, reason = None, None
+    try:
+      fit = scaling_law.fit(points, resamples=config.resamples)
+    except InputError as error:
+      reason = str(error)
+      say(f"no scaling law: {reason}")
+    found = results.collect(
+      config=config,
+      points=points,
+      fit=fit,
+      fit_reason=reason,
+      data=stores.describe(store, held_out),
+    )
+    scaling.write(found, fit, folder, metrics=grid.metrics(sweep))
+    say(f"report: {folder / 'report.html'}")

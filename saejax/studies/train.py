@@ -1,0 +1,82 @@
+"""Trains SAEs on stores that experiments/harvest.py wrote.
+
+    python experiments/train.py --store=runs/stores/store-... \\
+      --held_out=runs/stores/store-... --sae.n=1024 --sae.k=8,16
+
+Writes the trained SAEs, metrics and results.json to the run folder.
+"""
+
+import dataclasses
+
+from saejax.data.store import reader
+from saejax.errors import InputError
+from saejax.report import results
+from saejax.runs import folder as run_folder
+from saejax.runs import grid, preflight, stores
+from saejax.runs.config import SAEConfig
+from saejax.terminal import say
+from saejax.training.loop import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Expected:
+  """What both stores must be of; none: anything."""
+
+  model: str | None = None  # name of the model
+  layer: int | None = None  # its layer
+  point: str | None = None  # the point in the layer
+  d: int | None = None  # width of the rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What to train, and on what."""
+
+  run_dir: str = "runs/train"  # folder of this run
+  store: str  # folder of the training store
+  held_out: str  # folder of the held-out store
+  harvest: Expected = Expected()
+  sae: SAEConfig = SAEConfig()
+  train: TrainConfig = TrainConfig()
+
+  def __post_init__(self):
+    for name in ("store", "held_out"):
+      if not getattr(self, name):
+        rule = "must name the folder of a store"
+        raise InputError(name, "", rule, "see experiments/harvest.py")
+
+
+def main(config: Config) -> None:
+  store = opened("store", config.store, config.harvest)
+  held_out = opened("held_out", config.held_out, config.harvest)
+  with run_folder.opened(config.run_dir, config) as folder:
+    say(preflight.line(store.rows, store.d, config.sae, config.train))
+    sweep = grid.Grid(
+      path=folder,
+      store=store,
+      held_out=held_out,
+      sae=config.sae,
+      train=config.train,
+    )
+    points = grid.train(sweep)
+    found = results.collect(
+      config=config, points=points, data=stores.describe(store, held_out)
+    )
+    results.write(found, folder)
+
+
+def opened(flag: str, path: str, expected: Expected) -> reader.Store:
+  """The store at a path; errors name the flag that gave it."""
+  wanted = dataclasses.asdict(expected)
+  wanted = {k: v for k, v in wanted.items() if v is not None}
+  try:
+    return reader.open(path, expect=wanted)
+  except InputError as error:
+    if error.field == "path":
+      raise error.renamed(flag) from error
+    if error.field == "expect":
+      name, _, value = error.value.partition("=")
+      raise InputError(
+        f"harvest.{name}", value, error.rule, error.remedy
+      ) from error
+    raise
