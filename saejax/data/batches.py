@@ -52,6 +52,7 @@ class StoreBatches:
 
     self.store = store
     self.fields = loader.fields(store, reading.get("columns"))
+    self._group = store.group_rows if reading.get("grouped") else 1
     self._batches: Any = iter(loader.batches(store, **reading))
 
   def __enter__(self) -> "StoreBatches":
@@ -75,11 +76,25 @@ class StoreBatches:
     self._batches.set_state(state)
 
   def sample(self, rows: int) -> dict[str, np.ndarray]:
-    """About `rows` rows in blocks spread over the store, those of finite x."""
-    found = {name: spread(self.store, rows, name) for name in self.fields}
-    x = found["x"] = np.asarray(found["x"], np.float32)
-    finite = np.isfinite(x).all(axis=-1)
-    return {name: column[finite] for name, column in found.items()}
+    """About `rows` rows of finite x in blocks spread over the store, float32.
+
+    Columns that are not float keep their dtype.
+    """
+    wanted = rows * self._group
+    found = {name: spread(self.store, wanted, name) for name in self.fields}
+    if self._group > 1:
+      count = len(found["x"]) // self._group * self._group
+      found = {
+        name: a[:count].reshape(-1, self._group, *a.shape[1:])
+        for name, a in found.items()
+      }
+    found = {
+      n: a.astype(np.float32) if self.store.columns[n].is_float else a
+      for n, a in found.items()
+    }
+    x = found["x"]
+    finite = np.isfinite(x).reshape(len(x), -1).all(axis=-1)
+    return {name: a[finite] for name, a in found.items()}
 
   def close(self) -> None:
     """Lets the threads that read ahead go."""
@@ -184,6 +199,7 @@ def spread(
   blocks = max(blocks, -(-rows // store.meta["chunk_rows"]))
   picks = sorted({round(i) for i in np.linspace(0, len(chunks) - 1, blocks)})
   each = -(-rows // len(picks))
+  each = -(-each // store.group_rows) * store.group_rows
   parts = []
   for i in picks:
     first, last = chunks[i]

@@ -15,12 +15,81 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from saejax import durable
-from saejax.data import bucket
-from saejax.data.rows import RowSource
-from saejax.data.store import manifest, reader, writer
+from saejax.data import bucket, files
+from saejax.data.rows import HELD_OUT, TRAIN, ArrayRows, RowSource
+from saejax.data.store import create, manifest, reader, writer
 from saejax.errors import InputError
 
 Progress = Callable[[dict[str, Any]], None]
+
+
+def harvest(
+  source: Any,
+  folder: str | pathlib.Path,
+  *,
+  rows: int,
+  held_out_rows: int = 0,
+  shuffle_seed: int = 0,
+  bucket_rows: int = create.BUCKET_ROWS,
+  shard_rows: int = create.SHARD_ROWS,
+  chunk_rows: int = create.CHUNK_ROWS,
+  progress: Progress | None = None,
+) -> tuple[reader.Store, reader.Store | None]:
+  """Writes the rows of arrays into a training and a held-out store.
+
+  The last rows are held out, in order; of those before them the first `rows`
+  are taken and shuffled. The same call goes on after a kill at any moment, and
+  opens the stores where they are complete.
+
+  Args:
+    source: arrays or their path, see `files.array_rows`, or what it returns.
+    folder: holds the two stores, in folders named by their metadata.
+    rows: most rows of the training store.
+    held_out_rows: rows of the held-out store; 0 for none.
+    shuffle_seed: seed for shuffling.
+    bucket_rows: rows shuffled together.
+    shard_rows: rows a file.
+    chunk_rows: rows read at once.
+    progress: see `fill`.
+
+  Returns:
+    (training store, held-out store or None).
+
+  Raises:
+    InputError: the arrays cannot be read or have too few rows.
+  """
+  if not isinstance(source, ArrayRows):
+    source = files.array_rows(source)
+  group = (source.group or {"rows": 1})["rows"]
+  held = held_out_rows - held_out_rows % group
+  left = source.rows - held
+  if left < 1 or rows < group or held_out_rows < 0:
+    raise InputError(
+      "held_out_rows",
+      held_out_rows,
+      f"must be at least 0 and leave rows of the {source.rows} for training",
+      "lower it, or give more rows",
+    )
+  stop = min(rows - rows % group, left)
+  found = []
+  for split, part, seed in (
+    (TRAIN, source.part(0, stop), shuffle_seed),
+    (HELD_OUT, source.part(left, source.rows), None),
+  ):
+    if not part.rows:
+      return found[0], None
+    meta = describe(
+      part,
+      rows=part.rows,
+      split=split,
+      shuffle_seed=seed,
+      bucket_rows=bucket_rows,
+      shard_rows=shard_rows,
+      chunk_rows=chunk_rows,
+    )
+    path = pathlib.Path(folder) / f"store-{durable.digest(meta)[:16]}"
+    found.append(fill(part, path, meta, progress=progress))
+  return found[0], found[1]
 
 
 def describe(

@@ -3,6 +3,9 @@
 import itertools
 import json
 import pathlib
+import subprocess
+import sys
+import textwrap
 
 import grain
 import jax
@@ -13,6 +16,7 @@ from absl.testing import absltest, parameterized
 from saejax.data import loader, summary
 from saejax.data.store import create
 from saejax.errors import InputError
+from tests import shared
 
 
 def take(iterator, n=None):
@@ -205,6 +209,102 @@ class LoaderTest(parameterized.TestCase):
     self.assertAlmostEqual(
       mixing(shuffled, window_chunks=64), uniform, delta=0.02
     )
+
+  def test_a_fresh_process_goes_on_inside_at_and_after_a_windows_edge(self):
+    found = self.store(2100)
+    # Windows of 192 rows, batches of 48: every fourth batch ends a window.
+    arguments = {"batch_rows": 48, "seed": 5, "epochs": 2, "window_chunks": 3}
+    iterator = iter(loader.batches(found, **arguments))
+    states, whole = [], []
+    for batch in iterator:
+      whole.append(batch["row"].tolist())
+      states.append(iterator.get_state())
+    at = [1, 3, 4, 5, 7, 8, 42, 43, 44, 45]
+    code = f"""
+      import json, sys
+      from saejax.data import loader
+      from saejax.data.store import reader
+      found = reader.open({str(found.path)!r})
+      rest = []
+      for state in json.load(sys.stdin):
+        iterator = iter(loader.batches(found, **{arguments!r}))
+        iterator.set_state(state)
+        rest.append([b["row"].tolist() for b in iterator])
+      json.dump(rest, sys.stdout)
+    """
+    done = subprocess.run(
+      [sys.executable, "-c", textwrap.dedent(code)],
+      input=json.dumps([states[i - 1] for i in at]),
+      capture_output=True,
+      text=True,
+      cwd=shared.ROOT,
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    for i, rest in zip(at, json.loads(done.stdout), strict=True):
+      self.assertEqual(rest, whole[i:], i)
+
+  # --- columns and groups ----------------------------------------------------
+
+  def columns_store(self, group=None, **changes):
+    n = 600
+    x = np.arange(n, dtype=np.float32)[:, None] + np.zeros(3, np.float32)
+    columns = {
+      "x": x,
+      "cond": np.arange(n, dtype=np.int32) % 7,
+      "token": np.arange(n) // 2,
+    }
+    path = pathlib.Path(self.create_tempdir().full_path) / "s"
+    sizes = {"bucket_rows": 256, "shard_rows": 128, "chunk_rows": 32}
+    return create.write_store(path, columns, group=group, **sizes, **changes)
+
+  def test_batches_have_the_columns_of_training_or_those_asked_for(self):
+    found = self.columns_store()
+    for names, wanted in (
+      (None, {"x", "cond", "row"}),
+      (("x",), {"x", "row"}),
+      (("x", "token"), {"x", "token", "row"}),
+    ):
+      for batch in loader.batches(found, batch_rows=50, seed=0, columns=names):
+        self.assertEqual(set(batch), wanted)
+        index = batch["x"][:, 0].astype(int)
+        if "cond" in wanted:
+          np.testing.assert_array_equal(batch["cond"], index % 7)
+        if "token" in wanted:
+          np.testing.assert_array_equal(batch["token"], index // 2)
+    with self.assertRaisesRegex(InputError, "columns=x, target"):
+      loader.batches(found, batch_rows=50, seed=0, columns=("x", "target"))
+
+  def test_groups_are_read_whole_in_one_order_and_restored(self):
+    found = self.columns_store(group="token")
+    arguments = {"batch_rows": 20, "seed": 3, "grouped": True, "epochs": 2}
+    arguments |= {"window_chunks": 2, "columns": ("x", "token")}
+    whole = take(loader.batches(found, **arguments))
+    self.assertLen(whole, 30)
+    self.assertEqual(loader.count_batches(found, **arguments), 30)
+    self.assertEqual(whole[0]["x"].shape, (20, 2, 3))
+    self.assertEqual(whole[0]["row"].shape, (20, 2))
+    for batch in whole:  # both sites of a token, in their order
+      np.testing.assert_array_equal(
+        batch["token"], batch["token"][:, :1].repeat(2, axis=1)
+      )
+      np.testing.assert_array_equal(
+        batch["x"][:, 1] - batch["x"][:, 0], np.ones((20, 3))
+      )
+    for half in (whole[:15], whole[15:]):
+      tokens = np.concatenate([b["token"][:, 0] for b in half])
+      self.assertCountEqual(tokens, range(300))
+      self.assertFalse((np.sort(tokens) == tokens).all())
+    self.assert_same(take(loader.batches(found, **arguments)), whole)
+    for at in (1, 7, 16, 29):
+      iterator = iter(loader.batches(found, **arguments))
+      take(iterator, at)
+      again = iter(loader.batches(found, **arguments))
+      again.set_state(json.loads(json.dumps(iterator.get_state())))
+      self.assert_same(take(again), whole[at:])
+
+  def test_single_rows_have_no_groups(self):
+    with self.assertRaisesRegex(InputError, "grouped=True: .*single rows"):
+      loader.batches(self.columns_store(), batch_rows=9, seed=0, grouped=True)
 
   @parameterized.parameters((301, 1), (151, 2))
   def test_too_few_rows_for_one_batch(self, batch_rows, processes):

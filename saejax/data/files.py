@@ -1,0 +1,165 @@
+"""Arrays on disk as row sources: .npy, .npz, .safetensors and zarr.
+
+Of a file with one array this is x; of one with several, each array or column
+is a column by its name. Rows are read in blocks, so that files may be larger
+than memory (.npz apart, whose arrays are read whole).
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import tensorstore as ts
+
+from saejax.data import rows
+from saejax.data.store import columns as declarations
+from saejax.data.store import create
+from saejax.errors import InputError
+
+_SAFETENSORS = {
+  "BOOL": "bool",
+  "BF16": "bfloat16",
+  **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+  **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+  **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+
+
+def array_rows(
+  source: str | pathlib.Path | Mapping[str, Any] | np.ndarray,
+  *,
+  about: Mapping[str, Any] | None = None,
+  group: str | None = None,
+) -> rows.ArrayRows:
+  """A row source of arrays in memory or on disk.
+
+  Args:
+    source: x [rows, d], arrays [rows, ...] by column name, or the path of a
+      .npy, .npz or .safetensors file or of a zarr array or a folder
+      of them.
+    about: metadata that the store is to carry.
+    group: the column whose equal values mark a group, see `write_store`.
+
+  Raises:
+    InputError: not a file of these kinds, damaged, without x, or columns
+      differ in length.
+  """
+  if isinstance(source, (str, pathlib.Path)):
+    arrays = _open(pathlib.Path(source).expanduser())
+  else:
+    arrays = dict(source) if isinstance(source, Mapping) else {"x": source}
+  if len(arrays) == 1:
+    arrays = {"x": next(iter(arrays.values()))}
+  counts = {name: len(array) for name, array in arrays.items()}
+  if len(set(counts.values())) != 1 or not counts.get("x"):
+    raise InputError(
+      "source",
+      source if isinstance(source, (str, pathlib.Path)) else counts,
+      f"must hold x, and all columns equally many rows, has {counts}",
+      "name the activations x and give each column one entry a row",
+    )
+  first = {n: declarations.native(a[:1]) for n, a in arrays.items()}
+  grouped = None
+  if group is not None:
+    key = {n: np.asarray(a[:]) for n, a in arrays.items() if n == group}
+    grouped = {"column": group, "rows": create.group_rows(key, group)}
+  found = rows.ArrayRows(
+    arrays=arrays, columns=declarations.declare(first), about={}, group=grouped
+  )
+  return dataclasses.replace(
+    found, about=dict(about or {}) | {"arrays": _digest(found)}
+  )
+
+
+def _digest(source: rows.ArrayRows) -> str:
+  """SHA-256 of all values, block by block."""
+  found = hashlib.sha256()
+  for block in source.blocks(None, source.rows):
+    for values in block.values.values():
+      found.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+  return found.hexdigest()
+
+
+def _open(path: pathlib.Path) -> dict[str, Any]:
+  readers = {
+    ".npy": lambda: {"x": np.load(path, mmap_mode="r", allow_pickle=False)},
+    ".npz": lambda: dict(np.load(path, allow_pickle=False)),
+    ".safetensors": lambda: _safetensors(path),
+  }
+  read = readers.get(path.suffix)
+  if read is None and path.is_dir():
+    read = lambda: _zarr(path)
+  if read is None:
+    raise InputError(
+      "source",
+      path,
+      f"must be a file {', '.join(readers)} or a folder of zarr arrays",
+      "convert it, or pass arrays",
+    )
+  try:
+    return read()
+  except InputError:
+    raise
+  except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    raise InputError(
+      "source",
+      path,
+      f"cannot be read ({type(error).__name__}: {error})",
+      "restore the file, or convert it",
+    ) from error
+
+
+def _safetensors(path: pathlib.Path) -> dict[str, Any]:
+  """Arrays mapped from the file, bfloat16 too."""
+  with path.open("rb") as file:
+    size = int.from_bytes(file.read(8), "little")
+    if not 2 <= size <= path.stat().st_size - 8:
+      raise ValueError("the header does not fit into the file")
+    header = json.loads(file.read(size))
+  header.pop("__metadata__", None)
+  found = {}
+  for name, entry in header.items():
+    first, last = entry["data_offsets"]
+    dtype = _SAFETENSORS[entry["dtype"]]
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    found[name] = np.memmap(
+      path, kind, "r", offset=8 + size + first, shape=tuple(entry["shape"])
+    )
+    if found[name].nbytes != last - first:
+      raise ValueError(f"{name} has {last - first} bytes")
+  return found
+
+
+def _zarr(path: pathlib.Path) -> dict[str, Any]:
+  """One array, or a folder of arrays by name."""
+  found = {}
+  for folder in (path, *sorted(path.iterdir())):
+    for driver, mark in (("zarr3", "zarr.json"), ("zarr", ".zarray")):
+      file = folder / mark
+      if file.is_file() and "shape" in json.loads(file.read_bytes()):
+        name = "x" if folder == path else folder.name
+        kvstore = {"driver": "file", "path": str(folder.resolve())}
+        spec = {"driver": driver, "kvstore": kvstore}
+        found[name] = _Tensor(ts.open(spec, open=True).result())
+  if not found:
+    raise ValueError("no zarr array in it")
+  return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Tensor:
+  """A TensorStore array with the length and slices of a NumPy one."""
+
+  array: Any
+
+  def __len__(self) -> int:
+    return self.array.shape[0]
+
+  def __getitem__(self, index: slice) -> np.ndarray:
+    start, stop, _ = index.indices(len(self))
+    return self.array[start:stop].read().result()
