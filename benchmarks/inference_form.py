@@ -5,7 +5,8 @@
 Trains every method on planted rows, and on the rows of the stores where they
 are given, for few and for many steps. The training form is measured on held-out
 rows in batches as large as those of training, the inference form row by row.
-Results go to benchmarks/results/inference_form.json.
+Results go to benchmarks/results/inference_form.json, point by point; the same
+command measures what is missing there.
 """
 
 import dataclasses
