@@ -16,7 +16,7 @@ from typing import Any
 
 from saejax import config, durable
 from saejax.errors import InputError
-from saejax.recipes import catalogue
+from saejax.studies import short_runs
 from saejax.studies.claims import claim, training
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -132,7 +132,7 @@ def methods_table(of: Mapping[str, Any]) -> str:
       cells.append(cell)
       cells.append(number(s["dead"]))
     cost = [first["over_parameters"], first["over_flops"]]
-    paper = catalogue.METHODS[method].paper
+    paper = short_runs.VARIANTS[method].method.paper
     cells += [number(value, ".2f") for value in cost]
     name = f"{method} ²" if method in SUMMED else method
     lines.append([name, paper, *cells])

@@ -1,8 +1,9 @@
 """The fields of config dataclasses: names, types, defaults, and their text.
 
 A leaf is a field that is not itself a config. Types: int, float, bool, str,
-Literal, tuples and Optional of those; in text, tuples are separated by commas
-and `none` is None.
+Literal, tuples and unions of those; in text, the elements of a tuple are
+separated by commas, a tuple inside a tuple stands in parentheses, and `none` is
+None.
 """
 
 import ast
@@ -104,19 +105,23 @@ def _comment(lines: list[str], node: ast.AnnAssign) -> str:
 
 def read(kind: Any, text: str) -> Any:
   """The value of type `kind` that `text` says; ValueError(rule) if none."""
-  if is_optional(kind):
-    return None if text == "none" else read(_inner(kind), text)
   origin, args = typing.get_origin(kind), typing.get_args(kind)
-  if origin is typing.Literal:
+  if _is_union(kind):
+    if text == "none" and type(None) in args:
+      return None
+    for choice in _choices(kind):
+      with contextlib.suppress(ValueError):
+        return read(choice, text)
+  elif origin is typing.Literal:
     for choice in args:
       if text == str(choice):
         return choice
   elif origin is tuple:
-    parts = text.split(",") if text else []
+    parts = _parts(text) if text else []
     repeated = args[-1] is Ellipsis
     if repeated or len(parts) == len(args):
       kinds = [args[0]] * len(parts) if repeated else args
-      return tuple(read(k, p) for k, p in zip(kinds, parts, strict=True))
+      return tuple(_element(k, p) for k, p in zip(kinds, parts, strict=True))
   elif kind is bool:
     if text.lower() in ("true", "t", "1", "yes"):
       return True
@@ -129,6 +134,37 @@ def read(kind: Any, text: str) -> Any:
       value = _whole(text) if kind is int else float(text)
       if not math.isnan(value):
         return value
+  raise ValueError("must be " + describe(kind))
+
+
+def _parts(text: str) -> list[str]:
+  """The text cut at the commas that are not in parentheses."""
+  parts, depth = [""], 0
+  for letter in text:
+    depth += (letter == "(") - (letter == ")")
+    if letter == "," and depth == 0:
+      parts.append("")
+    else:
+      parts[-1] += letter
+  return parts
+
+
+def _element(kind: Any, text: str) -> Any:
+  """An element of a tuple; one that is a tuple is in parentheses."""
+  bare = text.strip()
+  if bare.startswith("(") and bare.endswith(")"):
+    inner = [k for k in _choices(kind) if typing.get_origin(k) is tuple]
+    for choice in inner:
+      with contextlib.suppress(ValueError):
+        return read(choice, bare[1:-1].removesuffix(","))
+    if inner:
+      raise ValueError("must be " + describe(kind))
+  outside = [k for k in _choices(kind) if typing.get_origin(k) is not tuple]
+  if bare == "none" and is_optional(kind):
+    return None
+  for choice in outside:
+    with contextlib.suppress(ValueError):
+      return read(choice, text)
   raise ValueError("must be " + describe(kind))
 
 
@@ -146,15 +182,32 @@ def show(kind: Any, value: Any) -> str:
   """The text that `read` turns back into `value`."""
   if value is None:
     return "none"
-  if is_optional(kind):
-    return show(_inner(kind), value)
+  if _is_union(kind):
+    for choice in _choices(kind):
+      with contextlib.suppress(TypeError, ValueError):
+        text = show(choice, value)
+        if read(choice, text) == value:
+          return text
+    return str(value)
   if typing.get_origin(kind) is tuple:
-    return ",".join(show(typing.get_args(kind)[0], v) for v in value)
+    return ",".join(_shown(k, v) for k, v in _elements(kind, value))
   if isinstance(value, bool):
     return "true" if value else "false"
   if kind is float:
     return repr(float(value))
   return str(value)
+
+
+def _elements(kind: Any, value: Any) -> list[tuple[Any, Any]]:
+  """Each element of a tuple with its type."""
+  args = typing.get_args(kind)
+  kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+  return list(zip(kinds, value, strict=True))
+
+
+def _shown(kind: Any, value: Any) -> str:
+  text = show(kind, value)
+  return f"({text})" if isinstance(value, tuple) else text
 
 
 def describe(kind: Any) -> str:
@@ -168,25 +221,58 @@ def describe(kind: Any) -> str:
   }
   if kind in simple:
     return simple[kind]
-  if is_optional(kind):
-    return describe(_inner(kind)) + ", or none"
+  if _is_union(kind):
+    words = [describe(choice) for choice in _choices(kind)]
+    return ", or ".join([*words, *["none"] * (type(None) in args)])
   if origin is typing.Literal:
     return "one of " + ", ".join(map(str, args))
-  if origin is tuple and args[-1] is Ellipsis:
-    return "values separated by commas, each " + describe(args[0])
-  if origin is tuple and len(set(args)) == 1:
-    return f"{len(args)} values separated by commas, each {describe(args[0])}"
+  if origin is tuple:
+    each = _described(args[0])
+    if args[-1] is Ellipsis:
+      return "values separated by commas, each " + each
+    if len(set(args)) == 1:
+      return f"{len(args)} values separated by commas, each {each}"
   raise TypeError(f"no flag can hold a field of type {kind}")
 
 
-def is_optional(kind: Any) -> bool:
-  union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-  return union and type(None) in typing.get_args(kind)
+def _described(kind: Any) -> str:
+  """An element of a tuple in words."""
+  words = describe(kind)
+  tuples = [k for k in _choices(kind) if typing.get_origin(k) is tuple]
+  return f"{words}, in parentheses" if tuples else words
 
 
-def _inner(kind: Any) -> Any:
-  """The one type beside None."""
-  kinds = [k for k in typing.get_args(kind) if k is not type(None)]
-  if len(kinds) != 1:
+def flaggable(kind: Any) -> Any:
+  """The alternatives of a type that a flag can hold.
+
+  Raises:
+    TypeError: there is none.
+  """
+  if not _is_union(kind):
+    describe(kind)
+    return kind
+  held = []
+  for choice in typing.get_args(kind):
+    with contextlib.suppress(TypeError):
+      if choice is not type(None):
+        describe(choice)
+      held.append(choice)
+  if not set(held) - {type(None)}:
     raise TypeError(f"no flag can hold a field of type {kind}")
-  return kinds[0]
+  return typing.Union[tuple(held)]  # noqa: UP007
+
+
+def is_optional(kind: Any) -> bool:
+  """Whether None is a value of the type."""
+  return _is_union(kind) and type(None) in typing.get_args(kind)
+
+
+def _is_union(kind: Any) -> bool:
+  return typing.get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _choices(kind: Any) -> list[Any]:
+  """The types that a value may have, None left out."""
+  if not _is_union(kind):
+    return [kind]
+  return [k for k in typing.get_args(kind) if k is not type(None)]

@@ -117,7 +117,7 @@ class FlagsTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, "path=: must be given"):
       parsed(Needs)
 
-  @parameterized.parameters(dict, list[int], int | str, tuple[int, str])
+  @parameterized.parameters(dict, list[int], int | dict, tuple[int, str])
   def test_type_that_no_flag_can_hold_is_refused_on_definition(self, kind):
     cls = dataclasses.make_dataclass("C", [("x", kind)])
     with self.assertRaisesRegex(TypeError, "no flag can hold"):

@@ -6,7 +6,7 @@ under another name. In Feature Choice each latent chooses its rows.
 """
 
 from functools import partial
-from typing import Unpack
+from typing import Literal, Unpack
 
 from saejax.errors import InputError
 from saejax.recipes import common
@@ -20,8 +20,10 @@ def batchtopk(
   n: int,
   k: float,
   *,
-  aux: str = "dead",
+  aux: Literal["dead", "zipf"] = "dead",
   signed: bool = False,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """BatchTopK SAE: the k B largest pre-activations of a batch of B rows.
@@ -39,9 +41,12 @@ def batchtopk(
   Args:
     d: width of the activations.
     n: latents.
-    k: latents a row on average, which may be a fraction.
+    k: mean number of active latents per row, which may be a fraction.
     aux: which latents AuxK revives, "dead" or "zipf": see `feature_choice`.
     signed: rank |a| and keep a with its sign, as `row_sparse.abstopk` does.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -60,6 +65,8 @@ def batchtopk(
     ),
     aux=aux,
     signed=signed,
+    k_aux=k_aux,
+    aux_weight=aux_weight,
   )
 
 
@@ -68,11 +75,12 @@ def feature_choice(
   n: int,
   k: float,
   *,
-  budget: str = "uniform",
+  budget: Literal["uniform", "zipf"] = "uniform",
   alpha: float = 1.0,
   beta: float = 5.0,
-  aux: str = "dead",
-  batch_rows: int | None = None,
+  aux: Literal["dead", "zipf"] = "dead",
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """Feature Choice SAE: latent i keeps its m_i largest of the batch's B rows.
@@ -93,19 +101,21 @@ def feature_choice(
   Args:
     d: width of the activations.
     n: latents.
-    k: latents a row on average, which may be a fraction.
-    budget: "uniform" or "zipf".
+    k: mean number of active latents per row, which may be a fraction.
+    budget: rows of each latent, "uniform" or "zipf".
     alpha, beta: of the zipf law, m_i ~ 1 / (rank_i + beta)^alpha.
     aux: which latents AuxK revives, "dead" or "zipf".
-    batch_rows: B, to refuse now what the first batch would be refused for:
-      fewer rows than n / k, which leave latents without one.
-    **options: see `common.Options`.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
+    **options: see `common.Options`; batch_rows below n / k, which leave
+      latents without a row, are refused where they are given.
 
   References:
     Ayonrinde, Adaptive Sparse Allocation with Mutual Choice & Feature Choice
     Sparse Autoencoders, 2024, arXiv:2411.02124.
   """
-  share = _share(n, k, budget, alpha, beta, batch_rows)
+  share = _share(n, k, budget, alpha, beta, options)
   return _allotted(
     "feature_choice",
     d,
@@ -116,6 +126,8 @@ def feature_choice(
     shares=rules.ColumnShares(share),
     aux=aux,
     law=(alpha, beta),
+    k_aux=k_aux,
+    aux_weight=aux_weight,
   )
 
 
@@ -124,13 +136,13 @@ def mc_then_fc(
   n: int,
   k: float,
   *,
-  steps: int,
   phases: tuple[float, float] = (0.8, 0.2),
-  budget: str = "zipf",
+  budget: Literal["uniform", "zipf"] = "zipf",
   alpha: float = 1.0,
   beta: float = 5.0,
-  aux: str = "zipf",
-  batch_rows: int | None = None,
+  aux: Literal["dead", "zipf"] = "zipf",
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """Mutual Choice, then Feature Choice.
@@ -140,17 +152,24 @@ def mc_then_fc(
   fixed and sets its budget. Thresholds are those of the second phase.
 
   Args:
-    d, n, k: see `feature_choice`.
-    steps: of the whole run.
-    phases: fractions of the steps, which sum to 1.
-    budget, alpha, beta, aux, batch_rows, **options: see `feature_choice`.
+    d: width of the activations.
+    n: latents.
+    k: mean number of active latents per row, which may be a fraction.
+    phases: fractions of the run, which sum to 1.
+    budget: rows of each latent in the second phase, "uniform" or "zipf".
+    alpha, beta: of the zipf law, m_i ~ 1 / (rank_i + beta)^alpha.
+    aux: which latents AuxK revives, "dead" or "zipf".
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
+    **options: see `feature_choice`.
 
   References:
     Ayonrinde, Adaptive Sparse Allocation with Mutual Choice & Feature Choice
     Sparse Autoencoders, 2024, arXiv:2411.02124.
   """
-  (switch,) = common.switches(phases, steps)
-  share = _share(n, k, budget, alpha, beta, batch_rows)
+  (switch,) = common.switches(phases, common.run_steps(options, "phases"))
+  share = _share(n, k, budget, alpha, beta, options)
   return _allotted(
     "mc_then_fc",
     d,
@@ -166,20 +185,20 @@ def mc_then_fc(
     aux=aux,
     law=(alpha, beta),
     freeze_step=switch,
+    k_aux=k_aux,
+    aux_weight=aux_weight,
   )
 
 
-def _share(n, k, budget, alpha, beta, batch_rows) -> budgets.Zipf:
+def _share(n, k, budget, alpha, beta, options) -> budgets.Zipf:
   """The budget by name; uniform is the law with alpha 0."""
   common.check_mean_k(k, n)
-  if budget not in ("uniform", "zipf"):
-    raise InputError("budget", budget, "must be uniform or zipf", "use one")
-  if alpha < 0:
-    raise InputError("alpha", alpha, "must be at least 0", "such as 1")
-  if beta <= -1:
+  common.check_choice("budget", budget, ("uniform", "zipf"))
+  common.check_least("alpha", alpha, 0)
+  if not beta > -1:
     raise InputError("beta", beta, "must be above -1", "such as 5")
-  if batch_rows is not None:
-    budgets.check_rows(k, n, batch_rows)
+  if "batch_rows" in options:
+    budgets.check_rows(k, n, options["batch_rows"])
   return budgets.Zipf(k, alpha if budget == "zipf" else 0.0, beta)
 
 
@@ -192,6 +211,8 @@ def _allotted(
   *,
   activation: activations.Activation,
   aux: str,
+  k_aux: int | None,
+  aux_weight: float,
   shares: rules.ColumnShares | None = None,
   law: tuple[float, float] = (1.0, 5.0),
   freeze_step: int = 0,
@@ -199,8 +220,7 @@ def _allotted(
 ) -> Recipe:
   """A method that selects over the batch: the error, AuxK, thresholds."""
   common.check_mean_k(k, n)
-  if aux not in ("dead", "zipf"):
-    raise InputError("aux", aux, "must be dead or zipf", "use one")
+  common.check_choice("aux", aux, ("dead", "zipf"))
   moving, among = (() if shares is None else (shares,)), _kept(signed)
   if freeze_step or aux == "zipf":
     moving = (density.Density(freeze_step=freeze_step), *moving)
@@ -218,7 +238,7 @@ def _allotted(
     init=partial(initial.init, activation=activation),
     terms={"mse": Term(fn=losses.mse)},
     rules=moving,
-    aux=among,
+    aux=common.aux_k(k_aux, aux_weight, **among),
     finish=finish.to_jumprelu
     if shares is None
     else finish.to_column_thresholds,

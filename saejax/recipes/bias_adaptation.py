@@ -1,7 +1,8 @@
 """Methods that hold firing rates by moving biases, without a sparsity loss."""
 
+import dataclasses
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import jax.numpy as jnp
 
@@ -25,7 +26,7 @@ def gba(
   every: int = 50,
   up: float = 0.01,
   down: float = 0.01,
-  form: str = "jump",
+  form: Literal["jump", "relu"] = "jump",
   train_b_pre: bool | None = None,
   **options: Unpack[common.Options],
 ) -> Recipe:
@@ -67,6 +68,7 @@ def gba(
   """
   rule = _rule(n, groups, htf, ltf, every, up, down, form)
   moves = form == "jump" if train_b_pre is None else train_b_pre
+  rates = {"activation.b": 0.0, "decoder.b": float(moves)}
   return common.compose(
     "gba",
     d,
@@ -74,25 +76,47 @@ def gba(
     options,
     init=partial(_init, activation=bias_gate.BiasGate(jnp.zeros((n,)), form)),
     terms={"mse": Term(fn=losses.mse, weight=0.5)},
-    optimizer=optimizers.multiplied(
-      common.adam, {"activation.b": 0.0, "decoder.b": float(moves)}
-    ),
+    optimizer=optimizers.multiplied(common.adam, rates),
     rules=(rule,),
+    transcodes=False,
     finish=bias_rule.to_threshold,
   )
 
 
-def ba(d: int, n: int, *, target: float, **settings: Any) -> Recipe:
+def ba(
+  d: int,
+  n: int,
+  *,
+  frequency: float,
+  every: int = 50,
+  up: float = 0.01,
+  down: float = 0.01,
+  form: Literal["jump", "relu"] = "jump",
+  train_b_pre: bool | None = None,
+  **options: Unpack[common.Options],
+) -> Recipe:
   """Bias Adaptation: `gba` with one group, every latent held to one frequency.
 
   Args:
     d: width of the activations.
     n: latents.
-    target: frequency that no latent should exceed.
-    **settings: of `gba`, but its groups and their frequencies.
+    frequency: fraction of rows on which no latent should fire more often.
+    every: steps between adaptations; their rows must be several times
+      1 / frequency.
+    up, down: rates of adaptation, gamma in the paper.
+    form: "jump" (values without the bias) or "relu" (with it).
+    train_b_pre: whether b_pre leaves 0; by default under "jump" alone.
+    **options: see `common.Options`.
+
+  References:
+    Chen et al., Taming Polysemanticity in LLMs: Provable Feature Recovery via
+    Sparse Autoencoders, 2025, arXiv:2506.14002.
   """
-  common.check_fraction("target", target)
-  return gba(d, n, groups=1, htf=target, ltf=target, **settings)
+  common.check_fraction("frequency", frequency)
+  given = {"every": every, "up": up, "down": down, "form": form}
+  rates = {"groups": 1, "htf": frequency, "ltf": frequency}
+  made = gba(d, n, **rates, **given, train_b_pre=train_b_pre, **options)
+  return dataclasses.replace(made, name="ba")
 
 
 def _rule(n, groups, htf, ltf, every, up, down, form):
@@ -108,10 +132,7 @@ def _rule(n, groups, htf, ltf, every, up, down, form):
   common.check_least("every", every, 1)
   common.check_least("up", up, 0)
   common.check_least("down", down, 0)
-  if form not in bias_gate.FORMS:
-    raise InputError(
-      "form", form, f"must be {' or '.join(bias_gate.FORMS)}", "such as jump"
-    )
+  common.check_choice("form", form, bias_gate.FORMS)
   targets = bias_rule.targets(groups, htf, ltf)
   return bias_rule.BiasAdaptation(targets, every, up, down)
 

@@ -17,6 +17,8 @@ def topafa(
   n: int,
   *,
   coefficient: float = 1 / 32,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """Top-AFA SAE: as many latents a row as make |z| equal its norm.
@@ -34,6 +36,9 @@ def topafa(
     d: width of the activations.
     n: latents.
     coefficient: of the norm term; 1/128 to 1/16 in the paper.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -51,7 +56,8 @@ def topafa(
       "mse": Term(fn=losses.mse),
       "afa": common.penalty(losses.norm_mismatch, coefficient * d),
     },
-    aux={"score": "norm", "normalised": False},
+    aux=common.aux_k(k_aux, aux_weight, score="norm", normalised=False),
+    transcodes=False,
     optimizer=partial(common.adam, b2=0.99),
   )
 
@@ -60,13 +66,15 @@ def adaptivek(
   d: int,
   n: int,
   *,
-  steps: int,
   min_k: int = 20,
   max_k: int = 320,
   scores: tuple[float, float] = (0.0, 10.0),
   steepness: float = 6.0,
   probe_weight: float = 0.05,
   l1_weight: float = 0.005,
+  probe_phase: float = 0.1,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """AdaptiveK SAE: k of each row from its score, as a linear probe predicts it.
@@ -77,7 +85,7 @@ def adaptivek(
   does not: 0.005 suits coordinates with a mean square near 1. On rows with a
   mean square norm of 1 it outweighs the error; 0.005 / d is the same balance
   there. The probe (`row_budgets.Probe`) is a ridge fit to the sample that the
-  weights are drawn with; in the last tenth of the steps it learns beside the
+  weights are drawn with; in the last `probe_phase` of the steps it learns beside the
   SAE, from `training.parts.probe.loss` alone since k is rounded. It keeps an encode
   of its own. Where the paper's code fits on 80 % of its rows
   ours fits on the sample.
@@ -85,13 +93,16 @@ def adaptivek(
   Args:
     d: width of the activations.
     n: latents.
-    steps: of the whole run.
     min_k, max_k: bounds of a row's k; with the default steepness k is from
       5 % to 95 % of the way between them.
     scores: least and largest; what the probe predicts is clipped to them.
     steepness: of the sigmoid from a score to k, see `row_budgets.Probe`.
     probe_weight: of the probe's loss; 0.05 in the paper's text, 0.9 in its code.
     l1_weight: of |z|_1 relative to the rows' norm.
+    probe_phase: fraction of the run, its last, in which the probe learns.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -109,7 +120,11 @@ def adaptivek(
   if not least < most:
     raise InputError("scores", scores, "must be in order", "such as (0, 10)")
   common.check_least("steepness", steepness, 0)
-  start = common.switches((0.9, 0.1), steps)[0]
+  common.check_least("probe_weight", probe_weight, 0)
+  common.check_least("l1_weight", l1_weight, 0)
+  common.check_fraction("probe_phase", probe_phase)
+  steps = common.run_steps(options, "probe_phase")
+  (start,) = common.switches((1 - probe_phase, probe_phase), steps)
   return common.compose(
     "adaptivek",
     d,
@@ -132,7 +147,7 @@ def adaptivek(
       ),
     },
     rules=(probe.Pull(start),),
-    aux={},
+    aux=common.aux_k(k_aux, aux_weight),
     optimizer=probe.optimizer(common.adam, start_step=start, clip_norm=1.0),
     needs=("score",),
     static_k=True,

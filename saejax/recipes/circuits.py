@@ -18,7 +18,7 @@ from saejax.training.recipe import Recipe, Term
 
 def circuit_codes(
   d: int,
-  n: int = 200,
+  n: int,
   *,
   coefficient: float = 0.02,
   **options: Unpack[common.Options],
@@ -35,7 +35,7 @@ def circuit_codes(
 
   Args:
     d: width of the outputs.
-    n: latents, the number of codes.
+    n: latents, the number of codes; 200 in the paper.
     coefficient: of the L1 term; the paper takes 0.05 for docstrings. It suits
       coordinates with a mean square near 1: on rows of norm 1 the L1 term
       outweighs the error, and heads share codes.
@@ -56,6 +56,7 @@ def circuit_codes(
       "l1": common.penalty(losses.l1, coefficient),
     },
     unit_norm=False,
+    transcodes=False,
     optimizer=optax.adam,
     project=_unit,
   )

@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Required, TypedDict
 
@@ -11,36 +12,94 @@ from jaxtyping import Array
 
 from saejax.errors import InputError
 from saejax.sae.prep import Identity, Prep
-from saejax.training.parts import constraints, losses, rules, schedules
-from saejax.training.recipe import Recipe, Record, Term, constant
+from saejax.training.parts import constraints, losses, schedules
+from saejax.training.parts.rules import DeadTracker
+from saejax.training.recipe import Recipe, Record, Rule, Term, constant
 
 # OpenAI's settings: an eps far below the size of SAE gradients.
 adam = partial(optax.adam, b1=0.9, b2=0.999, eps=6.25e-10)
 
 
+AUX_WEIGHT = 1 / 32  # of the AuxK term in the papers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+  """Reconstruction target of a transcoder, `Batch.target`.
+
+  Attributes:
+    d: width of the target.
+    prep: of the target.
+  """
+
+  d: int
+  prep: Prep = Identity()
+
+  def __post_init__(self):
+    check_least("target.d", self.d, 1)
+
+
 class Options(TypedDict, total=False):
-  """Settings that every recipe takes.
+  """Settings of a run, which every recipe takes.
 
   Attributes:
     dead_after_tokens: silence after which a latent is dead.
+    steps: batches of the whole run; needed by methods with durations, which
+      are fractions of it.
+    batch_rows: rows per batch, for methods whose budgets depend on it.
     prep: of the activations; none by default.
-    schedule: factor of the learning rate.
-    clip_norm: largest global norm of the gradients; none by default.
+    schedule: factor of the learning rate; by default the method's own, or 1.
+    clip_norm: largest global norm of the gradients; by default the method's
+      own, or none.
     ema_decay: of the weight average; none by default.
     dtype: of matmul operands; float32 by default.
-    k_aux: dead latents kept in a row by AuxK; by default the power of two
-      nearest d/2, at most n. These two count only for methods with AuxK.
-    aux_weight: of the AuxK term; 1/32 by default, 0 leaves it out.
+    target: what is reconstructed from x, for a transcoder; x by default.
+    defaults: of these settings (prep, schedule, clip_norm), for methods that
+      have none of their own.
   """
 
   dead_after_tokens: Required[int]
+  steps: int
+  batch_rows: int
   prep: Prep
   schedule: Callable[[Array], Array]
   clip_norm: float | None
   ema_decay: float | None
   dtype: str
-  k_aux: int | None
-  aux_weight: float
+  target: Target
+  defaults: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class AuxK:
+  """The arguments of the AuxK term, see `aux_k`."""
+
+  k: int | None
+  weight: float
+  choices: Mapping[str, Any]
+
+  def terms(self, tracker: DeadTracker, d: int, n: int) -> dict[str, Term]:
+    """The term, or none where its weight is 0."""
+    k = _k_aux(d, n, self.k)
+    if not self.weight:
+      return {}
+    given = {"among": tracker, **self.choices}
+    return {"aux": losses.aux_k(k, weight=self.weight, **given)}
+
+
+def aux_k(k_aux: int | None, aux_weight: float, **choices: Any) -> AuxK:
+  """AuxK: dead latents learn to reconstruct what the live ones leave.
+
+  Args:
+    k_aux: dead latents revived per row; None: the power of two nearest d/2.
+    aux_weight: of the term; 0 leaves it out.
+    **choices: further arguments of `losses.aux_k`.
+
+  Raises:
+    InputError: the weight is negative.
+  """
+  check_least("aux_weight", aux_weight, 0)
+  return AuxK(k_aux, aux_weight, choices)
 
 
 def compose(
@@ -51,9 +110,10 @@ def compose(
   *,
   init: Callable[..., Any],
   terms: Mapping[str, Term],
-  aux: Mapping[str, Any] | None = None,
+  aux: AuxK | None = None,
   unit_norm: bool = True,
-  rules: tuple[rules.Rule, ...] = (),
+  transcodes: bool = True,
+  rules: tuple[Rule, ...] = (),
   **parts: Any,
 ) -> Recipe:
   """A recipe from a method's own parts and the settings all methods take.
@@ -65,97 +125,136 @@ def compose(
     options: see `Options`.
     init: draws the weights; given n, d, prep and dtype too.
     terms: the method's loss.
-    aux: arguments of `losses.aux_k` other than the defaults ({} for none); None
-      for methods without AuxK.
+    aux: of methods with AuxK, see `aux_k`.
     unit_norm: whether decoder rows are held at unit norm.
+    transcodes: whether the decoder may have a width of its own, as a target
+      of another site needs: `init` then takes d_target and target_prep.
     rules: of the method, beside the tracker of dead latents.
     **parts: other fields of `Recipe`.
 
   Raises:
     InputError: an option that no run could use.
   """
-  _check(options)
-  tracker = _tracker(options)
-  weight = options.get("aux_weight", 1 / 32)
-  k_aux = _k_aux(d, n, options)
-  if aux is not None and weight:
-    term = losses.aux_k(k_aux, weight=weight, **{"among": tracker, **aux})
-    terms = {**terms, "aux": term}
+  given = {**options.get("defaults", {}), **options}
+  _check(given)
+  tracker = DeadTracker(options["dead_after_tokens"])
+  if aux is not None:
+    terms = {**terms, **aux.terms(tracker, d, n)}
   if unit_norm:
     parts = {
       "gradient": constraints.without_parallel_gradient,
       "project": constraints.unit_norm_decoder,
       **parts,
     }
-  return Recipe(
+  draw = partial(
+    init,
+    n=n,
+    d=d,
+    prep=given.get("prep", Identity()),
+    dtype=given.get("dtype", "float32"),
+  )
+  made = Recipe(
     name=name,
-    init=partial(
-      init,
-      n=n,
-      d=d,
-      prep=options.get("prep", Identity()),
-      dtype=options.get("dtype", "float32"),
-    ),
+    init=draw,
     terms=terms,
     rules=(tracker, *rules),
-    schedule=options.get("schedule", constant),
-    clip_norm=options.get("clip_norm"),
-    ema_decay=options.get("ema_decay"),
+    schedule=given.get("schedule", constant),
+    clip_norm=given.get("clip_norm"),
+    ema_decay=given.get("ema_decay"),
     **{"optimizer": adam, **parts},
   )
+  if "target" not in options:
+    return made
+  return _transcoder(made, options["target"], transcodes)
 
 
 def penalty(
   fn: Callable[[Record], Array],
   coefficient: float,
-  steps: int = 0,
-  names: tuple[str, str] = ("coefficient", "coefficient_steps"),
+  warmup: float = 0.0,
+  options: Options | None = None,
+  *,
+  names: tuple[str, str] = ("coefficient", "coefficient_warmup"),
 ) -> Term:
   """A term whose weight rises from 0 over some steps, times a member's own.
 
   Args:
     fn: of the term.
     coefficient: its weight after the rise.
-    steps: that the rise takes; 0 for none.
+    warmup: fraction of the run that the rise takes; 0 for none.
+    options: of the run.
     names: of the two settings, for errors.
 
   Raises:
-    InputError: one is negative.
+    InputError: the coefficient is negative, or the duration impossible.
   """
   check_least(names[0], coefficient, 0)
-  check_least(names[1], steps, 0)
+  steps = duration(names[1], warmup, options)
   return Term(fn=fn, weight=schedules.ramp(coefficient, steps), swept=True)
 
 
-def transcoder(
-  recipe: Recipe, d_target: int, target_prep: Prep = Identity()
-) -> Recipe:
-  """The same method, reconstructing `Batch.target` from x.
-
-  For recipes whose weights are drawn by `sae.initial.init`. There is no
-  pre-bias, and W_enc starts independent of W_dec.
+def duration(field: str, fraction: float, options: Options | None) -> int:
+  """Steps of a fraction of the run, at least one unless that is 0.
 
   Args:
-    recipe: the method.
-    d_target: width of the target.
-    target_prep: of the target.
+    field: name of the setting, for errors.
+    fraction: of the steps of the run.
+    options: of the run.
 
   Raises:
-    InputError: no width.
+    InputError: not a fraction, or of a run whose length is not known.
   """
-  if d_target < 1:
-    raise InputError("d_target", d_target, "must be at least 1", "the width")
+  if not 0 <= fraction <= 1:
+    raise InputError(
+      field, fraction, "must be a fraction of the run, in [0, 1]", "such as 0.1"
+    )
+  if not fraction:
+    return 0
+  return max(1, round(fraction * run_steps(options, field)))
+
+
+def run_steps(options: Options | None, field: str) -> int:
+  """The steps of the run, which a setting is a fraction of.
+
+  Raises:
+    InputError: they are not given, or below 1.
+  """
+  steps = (options or {}).get("steps")
+  if steps is None or steps < 1:
+    raise InputError(
+      "steps",
+      steps,
+      f"must be at least 1: {field} is a fraction of the run",
+      "give the steps of the whole run",
+    )
+  return steps
+
+
+def _transcoder(recipe: Recipe, target: Target, can: bool) -> Recipe:
+  """The same method, reconstructing `Batch.target` from x.
+
+  There is no pre-bias, and W_enc starts independent of W_dec.
+
+  Raises:
+    InputError: the method's encoder or loss needs the decoder's width.
+  """
+  if not can:
+    raise InputError(
+      "target",
+      recipe.name,
+      "is not for methods that need the decoder to have the width of x",
+      "leave target out, or take another recipe",
+    )
   draw: Any = recipe.init
   return dataclasses.replace(
     recipe,
-    init=partial(draw, d_target=d_target, target_prep=target_prep),
+    init=partial(draw, d_target=target.d, target_prep=target.prep),
     needs=(*recipe.needs, "target"),
   )
 
 
-def _k_aux(d: int, n: int, options: Options) -> int:
-  """k_aux as given, else the default of `Options`."""
-  k_aux = options.get("k_aux")
+def _k_aux(d: int, n: int, k_aux: int | None) -> int:
+  """k_aux as given, else the power of two nearest d/2, at most n."""
   if k_aux is None:
     return min(losses.default_k_aux(d), n)
   if not 1 <= k_aux <= n:
@@ -163,10 +262,16 @@ def _k_aux(d: int, n: int, options: Options) -> int:
   return k_aux
 
 
-def _check(options: Options) -> None:
-  """Refuses settings with which no run could end well."""
+def _check(options: Mapping[str, Any]) -> None:
+  """Refuses settings with which no run could end well, and unknown ones."""
+  for name in set(options) - set(Options.__annotations__):
+    raise InputError(
+      name,
+      options[name],
+      "is neither an argument of the recipe nor an option of a run",
+      f"options are {', '.join(Options.__annotations__)}",
+    )
   check_least("dead_after_tokens", options["dead_after_tokens"], 1)
-  check_least("aux_weight", options.get("aux_weight", 0.0), 0)
   clip, decay = options.get("clip_norm"), options.get("ema_decay")
   if clip is not None and not clip > 0:
     raise InputError("clip_norm", clip, "must be above 0", "None leaves them")
@@ -174,15 +279,11 @@ def _check(options: Options) -> None:
     raise InputError("ema_decay", decay, "must be in [0, 1)", "such as 0.999")
 
 
-def _tracker(options: Options) -> rules.DeadTracker:
-  return rules.DeadTracker(options["dead_after_tokens"])
-
-
-def check_k(k: int, n: int) -> None:
+def check_k(k: int, n: int, field: str = "k") -> None:
   """Refuses a k that no row can have."""
   if not (1 <= k <= n and k == int(k)):
     raise InputError(
-      "k", k, f"must be a whole number in [1, n={n}]", "lower k or raise n"
+      field, k, f"must be a whole number in [1, n={n}]", "lower k or raise n"
     )
 
 
@@ -196,6 +297,12 @@ def check_least(field: str, value: float, least: float) -> None:
   """Refuses what is below the least, or not a number."""
   if not value >= least:
     raise InputError(field, value, f"must be at least {least:g}", "raise it")
+
+
+def check_finite(field: str, value: float) -> None:
+  """Refuses infinities and what is not a number."""
+  if not math.isfinite(value):
+    raise InputError(field, value, "must be finite", "such as 0")
 
 
 def check_fraction(field: str, value: float) -> None:
@@ -233,3 +340,11 @@ def switches(phases: Sequence[float], steps: int) -> tuple[int, ...]:
       "phases", phases, f"each needs one of the {steps} steps", "train longer"
     )
   return tuple(ends[:-1])
+
+
+def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
+  """Refuses a name that is not in a list."""
+  known = list(choices)
+  if value not in known:
+    rule = f"must be one of {', '.join(known)}"
+    raise InputError(field, value, rule, f"such as {known[0]}")

@@ -1,18 +1,19 @@
 """Methods whose rows come with a condition: a timestep, a layer."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Unpack
+from typing import Literal, Unpack
 
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from saejax.errors import InputError
 from saejax.recipes import common, row_sparse
 from saejax.sae import activations, condition_preps, initial
-from saejax.sae.context import Batch
-from saejax.sae.prep import Identity, Prep
+from saejax.sae.context import Batch, as_batch
+from saejax.sae.prep import Prep
 from saejax.sae.sae import SAE
 from saejax.training.parts.condition_variance import ConditionVariance
 from saejax.training.recipe import Recipe, Term
@@ -24,9 +25,10 @@ def tide(
   k: int,
   *,
   timesteps: int | None = None,
-  modulation: str = "learned",
-  rows: Batch | None = None,
+  modulation: Literal["learned", "table", "standardise"] = "learned",
   window_rows: float = 10_000.0,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """TIDE: one TopK SAE for all timesteps, behind a trained affine of the time.
@@ -44,14 +46,17 @@ def tide(
   Args:
     d: width of the activations.
     n: latents; the paper takes 16 d.
-    k: latents kept in a row; about 5 % of d.
+    k: active latents per row; about 5 % of d.
     timesteps: number of whole timesteps; None for times in [0, 1], whose
       statistics are kept in 50 bins.
     modulation: "learned" by a sinusoidal embedding and an MLP, "table" of
       learned gamma and beta, or "standardise": fixed, each timestep's
-      coordinates at mean 0 and deviation 1.
-    rows: with their conditions; for "standardise", and only for it.
+      coordinates at mean 0 and deviation 1 over the sample that weights are
+      drawn with.
     window_rows: of the running statistics of a timestep.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -59,22 +64,23 @@ def tide(
     Transformers, 2025, arXiv:2503.07050.
   """
   common.check_k(k, n)
-  if timesteps is not None and timesteps < 1:
+  if timesteps is not None and not timesteps >= 1:
     raise InputError("timesteps", timesteps, "must be at least 1", "raise it")
   if not window_rows > 0:
     raise InputError("window_rows", window_rows, "must be above 0", "raise it")
   count = timesteps or condition_preps.CONTINUOUS_BINS
   conditions = ConditionVariance(count, timesteps is None, window_rows)
-  draw, fixed = _modulation(modulation, rows, conditions, options)
+  common.check_choice("modulation", modulation, MODULATIONS)
   return common.compose(
     "tide",
     d,
     n,
     options,
-    init=partial(_modulated, k=k, draw=draw, fixed=fixed),
+    init=partial(_modulated, k=k, kind=modulation, of=conditions),
     terms={"nmse": Term(fn=conditions.loss)},
     rules=(conditions,),
-    aux={},
+    aux=common.aux_k(k_aux, aux_weight),
+    transcodes=False,
     needs=("cond",),
   )
 
@@ -84,20 +90,54 @@ def _modulated(
   *,
   d: int,
   k: int,
-  draw: Callable[..., condition_preps.Modulation],
-  fixed: condition_preps.Table | None,
+  kind: str,
+  of: ConditionVariance,
   prep: Prep,
+  sample: Batch | None = None,
   **given,
 ) -> SAE:
   """A TopK SAE behind a modulation; the weights do not depend on which."""
-  modulation = draw(jax.random.fold_in(key, 1), d) if fixed is None else fixed
+  of_kind = MODULATIONS[kind]
+  modulation = of_kind(jax.random.fold_in(key, 1), d, of, prep, sample)
   return initial.init(
     key,
     d=d,
     activation=activations.TopK(k),
-    prep=condition_preps.Modulated(modulation, prep, frozen=fixed is not None),
+    prep=condition_preps.Modulated(
+      modulation, prep, frozen=kind == "standardise"
+    ),
+    sample=sample,
     **given,
   )
+
+
+def _learned(key, d, of, prep, sample) -> condition_preps.Modulation:
+  del prep, sample
+  return condition_preps.sinusoidal(key, d, continuous=of.continuous)
+
+
+def _table(key, d, of, prep, sample) -> condition_preps.Modulation:
+  del key, prep, sample
+  return condition_preps.table(d, of.count, continuous=of.continuous)
+
+
+def _standardised(key, d, of, prep, sample) -> condition_preps.Modulation:
+  """Each condition's coordinates at mean 0 and deviation 1 over the sample."""
+  if sample is None:  # nothing but its shape
+    return _table(key, d, of, prep, sample)
+  sample = as_batch(sample)
+  cond = condition_preps.required(sample.cond)
+  x, _ = prep.apply(sample.x, cond)
+  return condition_preps.standardised(
+    x, cond, of.count, continuous=of.continuous
+  )
+
+
+MODULATIONS: dict[str, Callable[..., condition_preps.Modulation]] = {
+  "learned": _learned,
+  "table": _table,
+  "standardise": _standardised,
+}
 
 
 def layergroup(
@@ -105,7 +145,10 @@ def layergroup(
   n: int,
   k: int = 128,
   *,
-  scale: Float[Array, "layers"],
+  layers: int | None = None,
+  scale: tuple[float, ...] | None = None,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """One TopK SAE for a group of layers, each divided by its own mean norm.
@@ -121,8 +164,13 @@ def layergroup(
   Args:
     d: width of the activations.
     n: latents; the paper takes 16 d.
-    k: latents kept in a row.
-    scale: mean norm of each layer's rows, see `conditioned.per_condition`.
+    k: active latents per row.
+    layers: in the group; needed where no scale is given.
+    scale: mean norm of the rows of each layer; by default that of the sample
+      that weights are drawn with.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -131,47 +179,43 @@ def layergroup(
   """
   common.check_no_prep("layergroup", options)
   given: common.Options = {"clip_norm": 1.0, **options}
-  given["prep"] = condition_preps.scaled(scale, d)
-  recipe = row_sparse.topk(d, n, k, **given)
-  return dataclasses.replace(recipe, name="layergroup", needs=("cond",))
-
-
-def _modulation(
-  kind: str,
-  rows: Batch | None,
-  of: ConditionVariance,
-  options: common.Options,
-) -> tuple[
-  Callable[..., condition_preps.Modulation], condition_preps.Table | None
-]:
-  """How a modulation of that kind is drawn, or the one that is fixed.
-
-  Raises:
-    InputError: an unknown kind, or rows with the wrong one.
-  """
-  draws = {
-    "learned": partial(condition_preps.sinusoidal, continuous=of.continuous),
-    "table": lambda key, d: condition_preps.table(
-      d, of.count, continuous=of.continuous
-    ),
-  }
-  if kind not in (*draws, "standardise"):
-    raise InputError(
-      "modulation",
-      kind,
-      "must be one of learned, table, standardise",
-      "use learned",
-    )
-  if kind in draws and rows is None:
-    return draws[kind], None
-  if kind in draws or rows is None or rows.cond is None:
-    raise InputError(
-      "rows",
-      None if rows is None else rows.x.shape,
-      "modulation=standardise takes rows with their conditions, others none",
-      "give Batch(x=..., cond=...) with standardise alone",
-    )
-  inside, _ = options.get("prep", Identity()).apply(rows.x, rows.cond)
-  return draws["table"], condition_preps.standardised(
-    inside, rows.cond, of.count, continuous=of.continuous
+  recipe = row_sparse.topk(d, n, k, k_aux=k_aux, aux_weight=aux_weight, **given)
+  count = _layers(layers, scale)
+  start = condition_preps.scaled(scale or np.ones(count), d)
+  fit = None if scale else partial(condition_preps.per_condition, count=count)
+  return dataclasses.replace(
+    recipe,
+    name="layergroup",
+    init=partial(_scaled, draw=recipe.init, prep=start, fit=fit),
+    needs=(*recipe.needs, "cond"),
   )
+
+
+def _layers(layers: int | None, scale: Sequence[float] | None) -> int:
+  """How many layers a group has, said in one of two ways."""
+  if (layers is None) == (scale is None):
+    raise InputError(
+      "layers", layers, "must be given, or scale in its place", "give one"
+    )
+  if scale is not None and not (len(scale) and min(scale) > 0):
+    raise InputError(
+      "scale", scale, "must be positive numbers", "give the mean norms"
+    )
+  if layers is not None:
+    common.check_least("layers", layers, 1)
+  return len(scale) if scale is not None else layers or 1
+
+
+def _scaled(
+  key: PRNGKeyArray,
+  *,
+  draw: Callable[..., SAE],
+  prep: Prep,
+  fit: Callable[..., Prep] | None,
+  sample: Batch | None = None,
+) -> SAE:
+  """The SAE behind the scale of each layer: given, or fitted to the sample."""
+  if fit and sample is not None:
+    sample = as_batch(sample)
+    prep = fit(sample.x, condition_preps.required(sample.cond))
+  return draw(key, sample=sample, prep=prep)

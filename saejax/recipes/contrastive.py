@@ -18,7 +18,7 @@ def csae(
   *,
   sparsity: float = 1e-3,
   coefficient: float = 1e-3,
-  sparsity_warmup_steps: int = 1000,
+  sparsity_warmup: float = 0.1,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """Contrastive SAE: half of the latents agree in a pair, half do not overlap.
@@ -40,7 +40,7 @@ def csae(
     n: latents, even.
     sparsity: of the L1 term.
     coefficient: of the contrast.
-    sparsity_warmup_steps: over which the L1 term rises.
+    sparsity_warmup: fraction of the run in which the L1 term rises.
     **options: see `common.Options`; gradients are clipped at norm 1.
 
   References:
@@ -49,11 +49,18 @@ def csae(
   """
   if n % 2:
     raise InputError("n", n, "must be even, for two halves", "add a latent")
+  common.check_least("coefficient", coefficient, 0)
   pairs = {
     "common": Term(fn=contrast.common, weight=coefficient),
     "different": Term(fn=contrast.different, weight=coefficient),
   }
-  names = ("sparsity", "sparsity_warmup_steps")
+  l1 = common.penalty(
+    losses.l1_decoder_norm,
+    sparsity,
+    sparsity_warmup,
+    options,
+    names=("sparsity", "sparsity_warmup"),
+  )
   return common.compose(
     "csae",
     d,
@@ -64,9 +71,7 @@ def csae(
     ),
     terms={
       "mse": Term(fn=losses.mse),
-      "l1": common.penalty(
-        losses.l1_decoder_norm, sparsity, sparsity_warmup_steps, names
-      ),
+      "l1": l1,
       **(pairs if coefficient else {}),
     },
     optimizer=optax.adam,

@@ -17,8 +17,9 @@ def kronsae(
   *,
   m: int = 2,
   q: int = 4,
-  h: int | None = None,
   shared: bool = False,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """KronSAE: latents are pairs of few pre-latents, on where both are.
@@ -37,13 +38,15 @@ def kronsae(
 
   Args:
     d: width of the activations.
-    n: latents, h m q.
-    k: latents kept in a row.
-    m: base units of a head.
-    q: extension units of a head.
-    h: heads; n / (m q) by default.
+    n: latents, m q for each head.
+    k: active latents per row.
+    m: base units per head.
+    q: extension units per head.
     shared: whether the extension units are the base units. With m = q = 1 this
       is TopK.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -51,13 +54,13 @@ def kronsae(
     Features Correlation, 2025, arXiv:2505.22255.
   """
   common.check_k(k, n)
-  heads = n // (m * q) if h is None and m > 0 and q > 0 else h or 0
-  if min(heads, m, q) < 1 or heads * m * q != n:
-    raise InputError(
-      "h, m, q", (heads, m, q), f"must multiply to n={n}", "change one of them"
-    )
+  for field, units in (("m", m), ("q", q)):
+    if not (units >= 1 and n % (m * q) == 0):
+      raise InputError(
+        field, units, f"m q={m * q} must divide n={n}", "change m, q or n"
+      )
   if shared and m != q:
-    raise InputError("m, q", (m, q), "must be equal if shared", "change one")
+    raise InputError("q", q, f"must be m={m} if shared", "change one")
   return common.compose(
     "kronsae",
     d,
@@ -65,10 +68,11 @@ def kronsae(
     options,
     init=partial(
       kron.init,
-      sizes=(heads, m, q),
+      sizes=(n // (m * q), m, q),
       shared=shared,
       activation=activations.TopK(k),
     ),
     terms={"mse": Term(fn=losses.mse, weight=1 / d)},
-    aux={},
+    aux=common.aux_k(k_aux, aux_weight),
+    transcodes=False,
   )

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 from saejax.errors import InputError
 from saejax.recipes import batch_sparse, common, row_sparse
@@ -14,6 +14,11 @@ from saejax.training.parts import constraints, losses, nested_losses, rules
 from saejax.training.recipe import Recipe, Term
 
 FRACTIONS = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+MEASURES = {
+  "row_normalised_mse": nested_losses.row_normalised_mse,
+  "normalised_mse": losses.normalised_mse,
+  "mse": losses.mse,
+}
 
 
 def matryoshka(
@@ -21,11 +26,16 @@ def matryoshka(
   n: int,
   k: float,
   *,
-  prefixes: Sequence[int] | Sequence[float] | nested_losses.Sampled = FRACTIONS,
-  weights: Sequence[float] | None = None,
-  reduction: str = "mean",
+  prefixes: tuple[int, ...] | tuple[float, ...] = FRACTIONS,
+  weights: tuple[float, ...] | None = None,
+  sampled: int = 0,
+  sampled_power: float = 0.5,
+  sampled_shortest: int = 1,
+  reduction: Literal["mean", "sum"] = "mean",
   bias_only: bool = True,
   sort_decay: float | None = None,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """Matryoshka SAE: BatchTopK whose first m latents reconstruct x alone.
@@ -46,49 +56,63 @@ def matryoshka(
   Args:
     d: width of the activations.
     n: latents.
-    k: latents a row on average, which may be a fraction.
+    k: mean number of active latents per row, which may be a fraction.
     prefixes: widths, increasing, the last n; or fractions of n for the groups
-      between them, which sum to 1; or `nested.Sampled`.
+      between them, which sum to 1.
     weights: of the prefixes, 1 by default; not for sampled ones.
+    sampled: number of prefixes whose widths are drawn anew at each step, n
+      included, instead of `prefixes`; 10 in the code. 0 draws none.
+    sampled_power: of their distribution; below 1 favours short prefixes.
+    sampled_shortest: least width of a sampled prefix.
     reduction: "mean" divides by the sum of the weights, "sum" does not.
     bias_only: count b_dec alone as one more prefix of weight 1.
     sort_decay: keep latents sorted by energy, averaged with this decay (0.95 in
       the code of sampled prefixes); None leaves them where they are.
-    **options: see `batch_sparse.batchtopk`.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
+    **options: see `common.Options`.
 
   References:
     Bussmann et al., Learning Multi-Level Features with Matryoshka Sparse
     Autoencoders, 2025, arXiv:2503.17547.
   """
-  if reduction not in ("mean", "sum"):
-    raise InputError("reduction", reduction, "must be mean or sum", "use one")
-  base = batch_sparse.batchtopk(d, n, k, **options)
-  if isinstance(prefixes, nested_losses.Sampled):
-    _check_sampled(prefixes, n, weights)
+  common.check_choice("reduction", reduction, ("mean", "sum"))
+  base = batch_sparse.batchtopk(
+    d, n, k, k_aux=k_aux, aux_weight=aux_weight, **options
+  )
+  if sampled:
+    drawn = _sampled(sampled, sampled_power, sampled_shortest, n, weights)
     loss = nested_losses.sampled_prefixes(
-      prefixes, reduction=reduction, bias=bias_only
+      drawn, reduction=reduction, bias=bias_only
     )
   else:
-    lengths = _widths(prefixes, n)
-    shares = _weights(weights, len(lengths))
-    if bias_only:
-      lengths, shares = (0, *lengths), (1.0, *shares)
-    whole = sum(shares) if reduction == "mean" else 1.0
-    shares = tuple(share / whole for share in shares)
-    loss = nested_losses.prefixes(lengths, shares, order="latent")
+    loss = _fixed(_widths(prefixes, n), weights, reduction, bias_only)
   sort = () if sort_decay is None else (_sort(sort_decay),)
   return _with_terms(
     base, "matryoshka", {"mse": Term(fn=loss)}, rules=(*base.rules, *sort)
   )
 
 
+def _fixed(lengths, weights, reduction: str, bias_only: bool):
+  """The loss of prefixes of given widths."""
+  shares = _weights(weights, len(lengths))
+  if bias_only:
+    lengths, shares = (0, *lengths), (1.0, *shares)
+  whole = sum(shares) if reduction == "mean" else 1.0
+  shares = tuple(share / whole for share in shares)
+  return nested_losses.prefixes(lengths, shares, order="latent")
+
+
 def msae(
   d: int,
   n: int,
   *,
-  levels: int | Sequence[int] = 64,
-  weights: str | Sequence[float] = "uniform",
-  measure: nested_losses.RowLoss = nested_losses.row_normalised_mse,
+  levels: int | tuple[int, ...] = 64,
+  weights: Literal["uniform", "reverse"] | tuple[float, ...] = "uniform",
+  measure: Literal[
+    "row_normalised_mse", "normalised_mse", "mse"
+  ] = "row_normalised_mse",
   **options: Unpack[common.Options],
 ) -> Recipe:
   """MSAE: one reconstruction from each of several TopK of one encoding.
@@ -96,8 +120,9 @@ def msae(
       x_hat_k = relu(top_k(a)) W_dec + b_dec
       loss = sum_k c_k R(x, x_hat_k) / sum_k c_k
 
-  R is |x - x_hat|^2 over |x - m|^2 of the same row, m the mean of all rows so far,
-  averaged over rows; the authors' notes say that plain squares do better (`losses.mse`). Decoder
+  R is |x - x_hat|^2 over |x - m|^2 of the same row, m the mean of all rows so
+  far, averaged over rows; the authors' notes say that plain squares do better
+  (measure "mse"). Decoder
   rows start at norm 0.1 and are held at 1 by moving their norms to the encoder.
   No penalty, no AuxK; gradients are clipped at norm 1. Their cap tanh(z / c) is
   off in their settings and not here. The SAE keeps every positive latent where n
@@ -111,7 +136,8 @@ def msae(
       most n, with n at the end.
     weights: "uniform"; "reverse", N, N-1, ..., 1 from the sparsest level on; or
       one for each level.
-    measure: a row loss, R.
+    measure: R: "row_normalised_mse", "normalised_mse" as in TopK, or "mse" for
+      plain squares.
     **options: see `common.Options`.
 
   References:
@@ -120,15 +146,11 @@ def msae(
   """
   ks = _doubling(levels, n) if isinstance(levels, int) else tuple(levels)
   _check_levels("levels", ks, n)
-  named = {"uniform": None, "reverse": range(len(ks), 0, -1)}
-  if isinstance(weights, str) and weights not in named:
-    raise InputError("weights", weights, f"must be of {list(named)}", "use one")
-  given = named[weights] if isinstance(weights, str) else weights
-  shares = _weights(given, len(ks))
-  shares = tuple(share / sum(shares) for share in shares)
+  common.check_choice("measure", measure, MEASURES)
+  shares = _level_weights(weights, len(ks))
   rows = activations.TopK(ks[-1], ordered=True)
   keep = activations.ReLU() if ks[-1] == n else rows
-  centred = measure is nested_losses.row_normalised_mse
+  centred = measure == "row_normalised_mse"
   return common.compose(
     "msae",
     d,
@@ -137,7 +159,9 @@ def msae(
     init=partial(initial.init, activation=keep, row_norm=0.1),
     terms={
       "levels": Term(
-        fn=nested_losses.prefixes(ks, shares, order="value", measure=measure)
+        fn=nested_losses.prefixes(
+          ks, shares, order="value", measure=MEASURES[measure]
+        )
       )
     },
     rules=(rules.DataMean(),) if centred else (),
@@ -145,14 +169,28 @@ def msae(
   )
 
 
+def _level_weights(
+  weights: str | Sequence[float], count: int
+) -> tuple[float, ...]:
+  """Weights by name or as given, with sum 1."""
+  named = {"uniform": None, "reverse": range(count, 0, -1)}
+  if isinstance(weights, str):
+    common.check_choice("weights", weights, named)
+  given = named[weights] if isinstance(weights, str) else weights
+  shares = _weights(given, count)
+  return tuple(share / sum(shares) for share in shares)
+
+
 def hierarchical_topk(
   d: int,
   n: int,
   k: int,
   *,
-  ranks: str | Sequence[int] = "all",
-  weights: Sequence[float] | None = None,
+  ranks: Literal["all", "powers"] | tuple[int, ...] = "all",
+  weights: tuple[float, ...] | None = None,
   normalise_weights: bool = True,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """HierarchicalTopK: the errors of all prefixes of a TopK code at once.
@@ -168,18 +206,21 @@ def hierarchical_topk(
   Args:
     d: width of the activations.
     n: latents.
-    k: latents kept in a row.
+    k: active latents per row.
     ranks: J: "all" of 1..k, "powers" of two below k and k, or a list that ends
       with k: latents beyond the last rank would be kept and never trained.
     weights: of the ranks of J, 1 by default.
     normalise_weights: divide by their sum.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
     Balagansky et al., Train One Sparse Autoencoder Across Multiple Sparsity
     Budgets to Preserve Interpretability and Accuracy, 2025, arXiv:2505.24473.
   """
-  base = row_sparse.topk(d, n, k, **options)
+  base = row_sparse.topk(d, n, k, k_aux=k_aux, aux_weight=aux_weight, **options)
   chosen = _ranks(ranks, k)
   at = dict(zip(chosen, _weights(weights, len(chosen)), strict=True))
   loss = nested_losses.ranks(
@@ -200,6 +241,8 @@ def multi_topk(
   *,
   factor: int = 4,
   weight: float = 1 / 8,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """Multi-TopK: the error at k and, with a smaller weight, at 4 k.
@@ -213,9 +256,12 @@ def multi_topk(
   Args:
     d: width of the activations.
     n: latents, at least factor k.
-    k: latents kept in a row.
-    factor: 4.
-    weight: 1/8.
+    k: active latents per row.
+    factor: of k, for the wider reconstruction.
+    weight: of the wider reconstruction's error.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -226,8 +272,9 @@ def multi_topk(
   if not 2 <= factor <= n // k or factor != int(factor):
     rule = f"must be a whole number of at least 2, with factor k at most n={n}"
     raise InputError("factor", factor, rule, "lower k or raise n")
+  common.check_least("weight", weight, 0)
   return _with_terms(
-    row_sparse.topk(d, n, k, **options),
+    row_sparse.topk(d, n, k, k_aux=k_aux, aux_weight=aux_weight, **options),
     "multi_topk",
     {
       "nmse": Term(fn=nested_losses.at_k(k, losses.normalised_mse)),
@@ -311,8 +358,8 @@ def _doubling(first: int, n: int) -> tuple[int, ...]:
 def _ranks(ranks: str | Sequence[int], k: int) -> tuple[int, ...]:
   """Ranks by name or as given, of which the last is k."""
   named = {"all": range(1, k + 1), "powers": _powers(k)}
-  if isinstance(ranks, str) and ranks not in named:
-    raise InputError("ranks", ranks, f"must be of {list(named)}", "use one")
+  if isinstance(ranks, str):
+    common.check_choice("ranks", ranks, named)
   chosen = tuple(named[ranks] if isinstance(ranks, str) else ranks)
   _check_levels("ranks", chosen, k)
   if chosen[-1] != k:
@@ -325,8 +372,10 @@ def _powers(k: int) -> tuple[int, ...]:
   return _doubling(1, int(k))
 
 
-def _check_sampled(sampled: nested_losses.Sampled, n: int, weights) -> None:
-  """Refuses lengths that cannot be drawn, and weights for them."""
+def _sampled(
+  count: int, power: float, shortest: int, n: int, weights
+) -> nested_losses.Sampled:
+  """Widths to be drawn; refuses those that cannot be, and weights for them."""
   if weights is not None:
     raise InputError(
       "weights",
@@ -334,20 +383,13 @@ def _check_sampled(sampled: nested_losses.Sampled, n: int, weights) -> None:
       "sampled prefixes are weighted alike",
       "leave weights out",
     )
-  if not (1 <= sampled.shortest <= n and sampled.power > 0):
-    raise InputError(
-      "prefixes",
-      sampled,
-      f"shortest must be in [1, n={n}] and power above 0",
-      "such as Sampled(power=0.5, shortest=1)",
-    )
-  if not 1 <= sampled.count <= n - sampled.shortest + 1:
-    raise InputError(
-      "prefixes",
-      sampled,
-      f"count must be in [1, {n - sampled.shortest + 1}] distinct lengths",
-      "lower count",
-    )
+  common.check_k(shortest, n, "sampled_shortest")
+  if not power > 0:
+    raise InputError("sampled_power", power, "must be above 0", "such as 0.5")
+  if not 1 <= count <= n - shortest + 1:
+    rule = f"must be in [1, {n - shortest + 1}] distinct widths"
+    raise InputError("sampled", count, rule, "lower it")
+  return nested_losses.Sampled(count=count, power=power, shortest=shortest)
 
 
 def _sort(decay: float) -> nested_losses.SortByEnergy:

@@ -21,6 +21,8 @@ def ortsae(
   chunk: int = 8192,
   every: int = 5,
   signed: bool = False,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """OrtSAE: BatchTopK whose decoder rows are pushed apart.
@@ -35,12 +37,15 @@ def ortsae(
   Args:
     d: width of the activations.
     n: latents.
-    k: latents a row on average, which may be a fraction.
+    k: mean number of active latents per row, which may be a fraction.
     gamma: of the penalty; 0 leaves it out.
     chunk: most latents compared with each other.
     every: steps between those with the penalty, whose gamma is not raised.
     signed: s_i^2 whatever its sign.
-    **options: see `batch_sparse.batchtopk`.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
+    **options: see `common.Options`.
 
   References:
     Korznikov et al., OrtSAE: Orthogonal Sparse Autoencoders Uncover Atomic
@@ -49,7 +54,9 @@ def ortsae(
   common.check_least("gamma", gamma, 0)
   common.check_least("chunk", chunk, 2)
   common.check_least("every", every, 1)
-  base = batch_sparse.batchtopk(d, n, k, **options)
+  base = batch_sparse.batchtopk(
+    d, n, k, k_aux=k_aux, aux_weight=aux_weight, **options
+  )
   penalty = orthogonality.nearest(chunk=chunk, every=every, signed=signed)
   more = {"ortho": common.penalty(penalty, gamma)} if gamma else {}
   return dataclasses.replace(base, name="ortsae", terms={**base.terms, **more})
@@ -60,9 +67,11 @@ def ra_sae(
   n: int,
   k: int,
   *,
-  points: Float[Array, "p d"] | int,
+  points: Float[Array, "p d"] | int | None = None,
   delta: float = 1.0,
   multiplier: bool = True,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """RA-SAE: TopK whose decoder rows lie near convex combinations of points.
@@ -77,12 +86,16 @@ def ra_sae(
   Args:
     d: width of the activations.
     n: latents.
-    k: latents kept in a row.
-    points: C, raw rows such as `archetypal.kmeans` of the data, at least n; the
-      prep is applied to them too. Or p: each member takes that many centroids
-      of the sample that weights are drawn with, by its own key.
-    delta: in the units of the prepared rows. 0 keeps rows inside the hull.
+    k: active latents per row.
+    points: p, at least n, which is the default: each member takes that many
+      centroids of the sample that weights are drawn with, by its own key. Or
+      C, raw rows, to which the prep is applied too.
+    delta: largest |Lambda_i|, in the units of the prepared rows; 0 keeps rows
+      inside the hull.
     multiplier: whether m is learned, else 0.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -92,6 +105,7 @@ def ra_sae(
     Using Sparse Autoencoders, 2025, arXiv:2506.19708.
   """
   common.check_k(k, n)
+  points = n if points is None else points
   archetypal.check_points(points, d, n, delta)
   return common.compose(
     "ra_sae",
@@ -106,8 +120,9 @@ def ra_sae(
       multiplied=multiplier,
     ),
     terms={"nmse": Term(fn=losses.normalised_mse)},
-    aux={},
+    aux=common.aux_k(k_aux, aux_weight),
     unit_norm=False,
+    transcodes=False,
     gradient=constraints.without_decoder_bias,
     project=archetypal.project,
   )

@@ -19,7 +19,15 @@ from saejax.training.parts import constraints, finish, losses
 from saejax.training.recipe import Recipe, Term, unchanged
 
 
-def topk(d: int, n: int, k: int, **options: Unpack[common.Options]) -> Recipe:
+def topk(
+  d: int,
+  n: int,
+  k: int,
+  *,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
+  **options: Unpack[common.Options],
+) -> Recipe:
   """TopK SAE: each row keeps its k largest pre-activations.
 
       loss = |x - x_hat|^2 / var(x) + 1/32 |e - e_hat|^2 / var(e)
@@ -30,7 +38,10 @@ def topk(d: int, n: int, k: int, **options: Unpack[common.Options]) -> Recipe:
   Args:
     d: width of the activations.
     n: latents.
-    k: latents kept in a row.
+    k: active latents per row.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -45,7 +56,7 @@ def topk(d: int, n: int, k: int, **options: Unpack[common.Options]) -> Recipe:
     options,
     init=partial(initial.init, activation=activations.TopK(k)),
     terms={"nmse": Term(fn=losses.normalised_mse)},
-    aux={},
+    aux=common.aux_k(k_aux, aux_weight),
   )
 
 
@@ -54,7 +65,7 @@ def relu_l1(
   n: int,
   *,
   coefficient: float,
-  coefficient_steps: int = 0,
+  coefficient_warmup: float = 0.0,
   decoder_norm: bool = False,
   tied: bool = False,
   **options: Unpack[common.Options],
@@ -74,7 +85,7 @@ def relu_l1(
     d: width of the activations.
     n: latents.
     coefficient: of the L1 term.
-    coefficient_steps: over which it rises from 0.
+    coefficient_warmup: fraction of the run in which it rises from 0.
     decoder_norm: weight the penalty by the norms of a free decoder.
     tied: encode with the decoder's rows, as used: z = relu(x W_dec^T + b_enc),
       x_hat = z W_dec, without b_dec.
@@ -101,9 +112,10 @@ def relu_l1(
     ),
     terms={
       "mse": Term(fn=losses.mse),
-      "l1": common.penalty(fn, coefficient, coefficient_steps),
+      "l1": common.penalty(fn, coefficient, coefficient_warmup, options),
     },
     unit_norm=False,
+    transcodes=not tied,
     gradient=constraints.without_decoder_bias if tied else unchanged,
   )
 
@@ -113,7 +125,7 @@ def k_sparse(
   n: int,
   k: int,
   *,
-  anneal_steps: int,
+  anneal: float = 0.5,
   k_start: int | None = None,
   alpha: float = 1.0,
   **options: Unpack[common.Options],
@@ -135,20 +147,21 @@ def k_sparse(
   Args:
     d: width of the activations.
     n: latents.
-    k: latents kept in a row from `anneal_steps` on.
-    anneal_steps: length of the line, half of the run in the paper.
-    k_start: at step 0; n by default.
-    alpha: at least 1.
+    k: active latents per row, in the end.
+    anneal: fraction of the run in which k falls, half of it in the paper.
+    k_start: active latents per row at step 0; n by default.
+    alpha: factor of k after training, at least 1.
     **options: see `common.Options`.
 
   References:
     Makhzani and Frey, k-Sparse Autoencoders, 2013, arXiv:1312.5663.
   """
   common.check_k(k, n)
-  common.check_k(n if k_start is None else k_start, n)
+  common.check_k(n if k_start is None else k_start, n, "k_start")
   if not 1 <= alpha <= n / k:
     raise InputError("alpha", alpha, f"must be in [1, n/k={n / k:g}]", "use 1")
-  budget = budgets.Annealed(k, k_start or n, max(1, anneal_steps))
+  steps = max(1, common.duration("anneal", anneal, options))
+  budget = budgets.Annealed(k, k_start or n, steps)
   return common.compose(
     "k_sparse",
     d,
@@ -165,12 +178,19 @@ def k_sparse(
     terms={"mse": Term(fn=losses.mse)},
     optimizer=partial(optax.sgd, momentum=0.9),
     unit_norm=False,
+    transcodes=False,
     finish=finish.ToTopK(alpha, keep="signed"),
   )
 
 
 def abstopk(
-  d: int, n: int, k: int, **options: Unpack[common.Options]
+  d: int,
+  n: int,
+  k: int,
+  *,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
+  **options: Unpack[common.Options],
 ) -> Recipe:
   """AbsTopK SAE: the k pre-activations of largest size, with their signs.
 
@@ -190,7 +210,10 @@ def abstopk(
   Args:
     d: width of the activations.
     n: latents.
-    k: latents kept in a row.
+    k: active latents per row.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -206,13 +229,19 @@ def abstopk(
     options,
     init=partial(initial.init, activation=activations.TopK(k, **kept)),
     terms={"mse": Term(fn=losses.mse)},
-    aux={**kept, "normalised": False},
+    aux=common.aux_k(k_aux, aux_weight, normalised=False, **kept),
     optimizer=partial(common.adam, b2=0.99),
   )
 
 
 def group_max(
-  d: int, n: int, k: int, **options: Unpack[common.Options]
+  d: int,
+  n: int,
+  k: int,
+  *,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
+  **options: Unpack[common.Options],
 ) -> Recipe:
   """The largest pre-activation of each of k groups of neighbours, then ReLU.
 
@@ -222,6 +251,9 @@ def group_max(
     d: width of the activations.
     n: latents.
     k: groups, a divisor of n.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -237,5 +269,5 @@ def group_max(
     options,
     init=partial(initial.init, activation=groups.GroupMax(k)),
     terms={"nmse": Term(fn=losses.normalised_mse)},
-    aux={},
+    aux=common.aux_k(k_aux, aux_weight),
   )

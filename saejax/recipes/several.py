@@ -1,59 +1,26 @@
-"""Methods with several SAEs: ensembles, and members that learn together.
+"""Methods with several SAEs: members that learn together.
 
-Naive bagging needs no recipe: members of one run (`training.fit`, or several
-seeds of `training.loop`) read the same stream, and `sae.ensembles.flatten`
-makes one SAE of them.
+Ensembles need no recipe. Bagging: members of one run read the same stream, and
+`sae.ensembles.flatten` makes one SAE of them. Boosting: any recipe with the
+prep `sae.ensembles.residual` is the next stage behind SAEs already trained.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Unpack
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from saejax.recipes import common
-from saejax.sae import activations, decoders, encoders, ensembles
+from saejax.sae import activations, decoders, encoders
 from saejax.sae.context import Batch
 from saejax.sae.prep import Prep
 from saejax.sae.sae import SAE
 from saejax.training.parts import constraints, coupling, losses
 from saejax.training.recipe import Recipe, Term
-
-
-def boosting_stage(
-  make: Callable[..., Recipe],
-  stages: Sequence[SAE],
-  sample: Float[Array, "s d"] | Batch,
-  *,
-  inner: str = "centre_scale",
-) -> Recipe:
-  """The next stage of boosting: a recipe behind the residual of trained SAEs.
-
-      r = x - sum_l g_l(r_l),   loss = the base's, of r
-
-  Stages are trained one after the other; the SAE of the last one is the whole
-  ensemble. Its J n latents are found in turn: it has no encoder of one matrix.
-  The scale of the residual and the initial b_dec are fitted to each stage.
-
-  Frozen stages are leaves of the new SAE, so that the optimizer holds moments
-  of 0 for them: 3 J n d numbers in place of n d.
-
-  Args:
-    make: the base recipe as a function of its `prep`.
-    stages: trained so far, in order; none for the first stage. Each with its
-      own prep, not behind a residual: see `ensembles.stages_of`.
-    sample: raw rows, for the scale of the residual.
-    inner: kind of the prep behind the residual, see `sae.prep.from_stats`.
-
-  References:
-    Ensembling Sparse Autoencoders, 2025, arXiv:2505.16077.
-  """
-  recipe = make(prep=ensembles.residual(stages, sample, inner))
-  return dataclasses.replace(recipe, name=f"boosting_{recipe.name}")
 
 
 def mfr(
@@ -62,8 +29,8 @@ def mfr(
   k: int,
   *,
   coefficient: float = 0.005,
-  warmup_steps: int = 100,
-  match: str = "max",
+  coefficient_warmup: float = 0.1,
+  match: Literal["max", "hungarian"] = "max",
   detach_peers: bool = False,
   restart_above: float | None = 2.5,
   **options: Unpack[common.Options],
@@ -89,9 +56,12 @@ def mfr(
   Args:
     d: width of the activations.
     n: latents.
-    k: latents kept in a row.
+    k: active latents per row.
     coefficient: of the coupling; the paper's for GPT-2.
-    warmup_steps, match, detach_peers: see `coupling.MutualFeatures`.
+    coefficient_warmup: fraction of the run in which it rises from 0; 100 steps
+      in the paper.
+    match: "max", the nearest row, or "hungarian", the best assignment.
+    detach_peers: whether a row is drawn to its match without drawing it.
     restart_above: see `coupling.RestartMember`; None never restarts. The paper
       fixes the target rate at 32/512, here it is k/n.
     **options: see `common.Options`.
@@ -103,6 +73,7 @@ def mfr(
   common.check_k(k, n)
   common.check_least("coefficient", coefficient, 0)
   coupling.check(n, match)
+  warmup = common.duration("coefficient_warmup", coefficient_warmup, options)
   recipe = common.compose(
     "mfr",
     d,
@@ -113,12 +84,12 @@ def mfr(
     unit_norm=False,
     optimizer=optax.adam,
     gradient=constraints.without_decoder_bias,
-    coupling=coupling.MutualFeatures(
-      coefficient, warmup_steps, match, detach_peers
-    ),
+    coupling=coupling.MutualFeatures(coefficient, warmup, match, detach_peers),
+    transcodes=False,
   )
   if restart_above is None:
     return recipe
+  common.check_least("restart_above", restart_above, 0)
   draw = partial(recipe.init, sample=None)
   restart = coupling.RestartMember(draw, k / n, restart_above)
   return dataclasses.replace(recipe, rules=(*recipe.rules, restart))

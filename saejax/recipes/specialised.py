@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from saejax.errors import InputError
 from saejax.recipes import common
+from saejax.sae import files
 from saejax.sae.context import Batch
 from saejax.sae.sae import SAE
 from saejax.training.parts import losses
@@ -16,8 +18,10 @@ from saejax.training.recipe import Recipe, Term
 
 
 def ssae(
-  init_from: SAE,
+  d: int,
+  n: int,
   *,
+  init_from: str | SAE,
   t: float = 500.0,
   relative: bool = False,
   coefficient: float = 0.0,
@@ -35,41 +39,54 @@ def ssae(
   l_b instead. Decoder rows are free, their norms weigh the penalty.
 
   Args:
-    init_from: the general SAE, as it was trained; its prep, activation and
+    d: width of the activations, that of the general SAE.
+    n: latents, as many as the general SAE has.
+    init_from: folder of the general SAE, or the SAE; its prep, activation and
       dtype are kept.
     t: tilt; 0 is the mean.
     relative: see `tilted.Tilted`.
     coefficient: of the L1 term; that of the general SAE, 0 for TopK.
-    **options: see `common.Options`; prep and dtype are the general SAE's.
+    **options: see `common.Options`; the prep and dtype are those of the general
+      SAE.
 
   References:
     Muhamed et al., Decoding Dark Matter: Specialized Sparse Autoencoders for
     Interpreting Rare Concepts in Foundation Models, 2024, arXiv:2411.00743.
   """
   common.check_no_prep("ssae", options)
+  general = files.load(init_from) if isinstance(init_from, str) else init_from
+  if (general.d, general.n) != (d, n):
+    raise InputError(
+      "init_from",
+      f"d={general.d}, n={general.n}",
+      f"must have the sizes asked for, d={d}, n={n}",
+      "ask for those of the general SAE",
+    )
+  common.check_least("t", t, 0)
   penalty = common.penalty(losses.l1_decoder_norm, coefficient)
   return common.compose(
     "ssae",
-    init_from.d,
-    init_from.n,
-    {**options, "prep": init_from.prep, "dtype": init_from.dtype},
-    init=partial(_same_weights, init_from=init_from),
+    d,
+    n,
+    {**options, "prep": general.prep, "dtype": general.dtype},
+    init=partial(_same_weights, general=general),
     terms={
-      "mse": Term(fn=losses.mse, weight=1 / init_from.d),
+      "mse": Term(fn=losses.mse, weight=1 / d),
       **({"l1": penalty} if coefficient else {}),
     },
     reduce=Tilted(t, relative),
     unit_norm=False,
+    transcodes=False,
   )
 
 
 def _same_weights(
   key: PRNGKeyArray,
   *,
-  init_from: SAE,
+  general: SAE,
   sample: Batch | None = None,
   **given,
 ) -> SAE:
   """A copy of the SAE: the state of a training is donated."""
   del key, sample, given
-  return jax.tree.map(jnp.array, init_from)
+  return jax.tree.map(jnp.array, general)

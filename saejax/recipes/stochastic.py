@@ -1,7 +1,7 @@
 """Methods that draw random numbers in training, and a control of one."""
 
 from functools import partial
-from typing import Unpack
+from typing import Literal, Unpack
 
 from saejax.errors import InputError
 from saejax.recipes import common
@@ -16,7 +16,6 @@ from saejax.sae import (
 from saejax.training.parts import finish, importance, kl, losses
 from saejax.training.recipe import Recipe, Term, as_trained
 
-WARMUP = ("coefficient", "warmup_steps")
 # What is penalised, what selects, and what users hold. `Ranked` keeps the same
 # as `TopK` and holds every pre-activation in training.
 PENALISED = {
@@ -34,10 +33,12 @@ def vsae(
   n: int,
   k: int,
   *,
-  coefficient: float,
-  warmup_steps: int,
-  posterior: str = "none",
+  coefficient: float = 0.5,
+  kl_warmup: float = 0.1,
+  posterior: Literal["none", "fixed", "learned"] = "none",
   masked: bool = False,
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """Variational TopK SAE: latents from a Gaussian posterior, the k of largest |z|.
@@ -58,23 +59,30 @@ def vsae(
   Args:
     d: width of the activations.
     n: latents.
-    k: latents kept in a row.
+    k: active latents per row.
     coefficient: of the divergence; 0.5 in the paper's configuration, 500 in
       the defaults of its code. It scales with the norm of the rows.
-    warmup_steps: over which it rises from 0; a tenth of the run in the paper.
+    kl_warmup: fraction of the run in which the coefficient rises from 0.
     posterior: "none", "fixed" or "learned".
     masked: only the latents that are kept count in the divergence.
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
     Analysis of Variational Sparse Autoencoders, 2025.
   """
   common.check_k(k, n)
-  if posterior not in gaussian.POSTERIORS:
-    known = ", ".join(gaussian.POSTERIORS)
-    raise InputError("posterior", posterior, f"must be one of {known}", "none")
+  common.check_choice("posterior", posterior, gaussian.POSTERIORS)
   kept = {"score": "magnitude", "keep": "signed"}
-  divergence = kl.masked_kl if masked else kl.kl
+  divergence = common.penalty(
+    kl.masked_kl if masked else kl.kl,
+    coefficient,
+    kl_warmup,
+    options,
+    names=("coefficient", "kl_warmup"),
+  )
   return common.compose(
     "vsae",
     d,
@@ -87,11 +95,8 @@ def vsae(
       row_norm=0.1,
       pre_bias=False,
     ),
-    terms={
-      "mse": Term(fn=losses.mse),
-      "kl": common.penalty(divergence, coefficient, warmup_steps, WARMUP),
-    },
-    aux=kept,
+    terms={"mse": Term(fn=losses.mse), "kl": divergence},
+    aux=common.aux_k(k_aux, aux_weight, **kept),
     unit_norm=False,
   )
 
@@ -102,7 +107,9 @@ def topk_l2(
   k: int,
   *,
   coefficient: float = 0.01,
-  over: str = "kept",
+  over: Literal["kept", "all"] = "kept",
+  k_aux: int | None = None,
+  aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """TopK with a penalty on the squares of its latents, a control for `vsae`.
@@ -117,17 +124,19 @@ def topk_l2(
   Args:
     d: width of the activations.
     n: latents.
-    k: latents kept in a row.
+    k: active latents per row.
     coefficient: of the penalty.
     over: which latents are penalised, those "kept" or "all".
+    k_aux: dead latents revived per row; by default the power of two nearest
+      d/2.
+    aux_weight: of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
     Analysis of Variational Sparse Autoencoders, 2025.
   """
   common.check_k(k, n)
-  if over not in PENALISED:
-    raise InputError("over", over, "must be kept or all", "use kept")
+  common.check_choice("over", over, PENALISED)
   fn, activation, end = PENALISED[over]
   return common.compose(
     "topk_l2",
@@ -135,11 +144,8 @@ def topk_l2(
     n,
     options,
     init=partial(initial.init, activation=activation(k)),
-    terms={
-      "mse": Term(fn=losses.mse),
-      "l2": common.penalty(fn, coefficient),
-    },
-    aux={},
+    terms={"mse": Term(fn=losses.mse), "l2": common.penalty(fn, coefficient)},
+    aux=common.aux_k(k_aux, aux_weight),
     finish=end,
   )
 
@@ -149,12 +155,12 @@ def atm(
   n: int,
   *,
   coefficient: float,
-  warmup_steps: int = 0,
+  coefficient_warmup: float = 0.0,
   c: float = 0.0,
   r: float = 1.0,
   decay: float = 0.99,
   weights: tuple[float, float, float] = (1 / 3, 1 / 3, 1 / 3),
-  start_step: int = 1000,
+  mask_start: float = 0.2,
   per_row: bool = False,
   deterministic: bool = False,
   **options: Unpack[common.Options],
@@ -172,11 +178,12 @@ def atm(
     d: width of the activations.
     n: latents.
     coefficient: of the L1 term.
-    warmup_steps: over which it rises from 0.
-    c, r: threshold and steepness of the probability; r = 0 never masks.
+    coefficient_warmup: fraction of the run in which it rises from 0.
+    c: threshold of the probability, in deviations above the mean importance.
+    r: steepness of the probability; 0 never masks.
     decay: of the running importance.
     weights: in it, of a latent's size, rate and need.
-    start_step: first step that masks.
+    mask_start: fraction of the run before the first step that masks.
     per_row: draw a mask for each row instead of each batch.
     deterministic: leave latents out for good that end masked half of the time
       or more; by default all are kept in use.
@@ -187,11 +194,13 @@ def atm(
     Autoencoder Training, 2025, arXiv:2510.08855.
   """
   common.check_least("r", r, 0)
+  common.check_finite("c", c)
   if not 0 <= decay < 1:
     raise InputError("decay", decay, "must be in [0, 1)", "such as 0.99")
   if len(weights) != 3 or min(weights) < 0 or not sum(weights) > 0:
     rule = "must be three numbers of at least 0, not all 0"
     raise InputError("weights", weights, rule, "such as 1/3 each")
+  start_step = common.duration("mask_start", mask_start, options)
   return common.compose(
     "atm",
     d,
@@ -204,7 +213,7 @@ def atm(
     ),
     terms={
       "mse": Term(fn=losses.mse),
-      "l1": common.penalty(losses.l1, coefficient, warmup_steps, WARMUP),
+      "l1": common.penalty(losses.l1, coefficient, coefficient_warmup, options),
     },
     rules=(
       importance.Importance(

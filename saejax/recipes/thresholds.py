@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import Unpack
+from typing import Literal, Unpack
 
 import numpy as np
 import optax
@@ -12,7 +12,6 @@ from saejax.recipes import common
 from saejax.sae import activations, budgets, initial
 from saejax.sae import gated as gates
 from saejax.sae import jumprelu as jump
-from saejax.sae.prep import Identity, Prep
 from saejax.training.parts import (
   constraints,
   finish,
@@ -23,6 +22,17 @@ from saejax.training.parts import (
 )
 from saejax.training.recipe import Recipe, Term, same
 
+Kernel = Literal[
+  "rectangle",
+  "triangular",
+  "epanechnikov",
+  "quartic",
+  "gaussian",
+  "cosine",
+  "silverman",
+  "cauchy",
+]
+
 # DeepMind's settings: no momentum.
 adam = partial(optax.adam, b1=0.0, b2=0.999, eps=1e-8)
 
@@ -32,12 +42,17 @@ def jumprelu(
   n: int,
   *,
   coefficient: float,
-  penalty: sparsity.Penalty = sparsity.l0,
-  coefficient_steps: int = 10_000,
+  penalty: Literal["l0", "l0_target", "tanh", "tanh_quadratic", "power"] = "l0",
+  target_l0: float | None = None,
+  target_scope: Literal["batch", "row"] = "batch",
+  tanh_scale: float = 4.0,
+  tanh_rate: float = 0.01,
+  exponent: float = 0.5,
+  coefficient_warmup: float = 0.1,
   silent_weight: float = 0.0,
   theta: float = 0.001,
-  eps: float = 0.001,
-  kernel: str = "rectangle",
+  bandwidth: float = 0.001,
+  kernel: Kernel = "rectangle",
   ste_to_input: bool = False,
   post_jump: bool = False,
   theta_rate: float = 1.0,
@@ -50,27 +65,34 @@ def jumprelu(
       loss = |x - x_hat|^2 + coefficient sum_i H(a_i - theta_i)
 
   summed over d and over latents, averaged over rows. Gradients in theta come
-  from a kernel of width eps (`sae.jumprelu`), so eps and theta are in the units
+  from a kernel of width eps, the bandwidth, so eps and theta are in the units
   of a: the defaults are for rows of mean square norm 1, and rows of norm sqrt(d)
   need about sqrt(d) times as much, else hardly a row falls in the window and L0
   stays where it is. L0 stops falling from some coefficient on, since Adam
-  forgets the size of the one gradient that theta gets from it; `l0_target` does
-  not have that fault. The paper's settings; its code learns log theta instead,
+  forgets the size of the one gradient that theta gets from it; the penalty
+  "l0_target" does not have that fault. The paper's settings; its code learns log theta instead,
   from which small thresholds hardly move.
 
   Args:
     d: width of the activations.
     n: latents.
     coefficient: of the penalty.
-    penalty: `sparsity.l0`, `l0_target(...)`, `tanh(...)` and others there.
-    coefficient_steps: over which the coefficient rises from 0.
-    silent_weight: of `sparsity.below_threshold`, which goes with tanh.
-    theta: all thresholds at the start.
-    eps: bandwidth of the kernel.
+    penalty: by name in `training.parts.sparsity`.
+    target_l0: active latents per row that "l0_target" aims at, and needs.
+    target_scope: whether "l0_target" compares the mean of the "batch" or every
+      "row".
+    tanh_scale: c of "tanh" and "tanh_quadratic".
+    tanh_rate: of "tanh_quadratic": how frequent latents may be.
+    exponent: of "power".
+    coefficient_warmup: fraction of the run in which the coefficient rises from
+      0; 10,000 steps in the paper.
+    silent_weight: of `sparsity.below_threshold`, which goes with "tanh".
+    theta: all thresholds at the start, in the units of a.
+    bandwidth: width of the kernel, in the units of a.
     kernel: by name in `sae.jumprelu.KERNELS`.
     ste_to_input: whether the estimators reach a too.
     post_jump: H is taken of z instead of a, as in the published listing;
-      thresholds are then held at eps/2 or above.
+      thresholds are then held at bandwidth/2 or above.
     theta_rate: multiplies the learning rate of theta.
     free_decoder: decoder rows may have any norm; for penalties that know it.
     pre_bias: whether b_dec is subtracted from x.
@@ -82,14 +104,17 @@ def jumprelu(
   """
   common.check_least("silent_weight", silent_weight, 0)
   common.check_least("theta_rate", theta_rate, 0)
-  least = eps / 2 if post_jump else 0.0
-  _check(kernel=kernel, eps=eps, theta=theta, least=least)
+  least = bandwidth / 2 if post_jump else 0.0
+  _check(kernel=kernel, bandwidth=bandwidth, theta=theta, least=least)
   activation = jump.JumpReLU(
-    np.full((n,), theta, np.float32), eps, kernel, ste_to_input, post_jump
+    np.full((n,), theta, np.float32), bandwidth, kernel, ste_to_input, post_jump
+  )
+  fn = _penalty(
+    penalty, target_l0, target_scope, tanh_scale, tanh_rate, exponent
   )
   terms = {
     "mse": Term(fn=losses.mse),
-    "sparsity": common.penalty(penalty, coefficient, coefficient_steps),
+    "sparsity": common.penalty(fn, coefficient, coefficient_warmup, options),
   }
   if silent_weight:
     terms["silent"] = Term(fn=sparsity.below_threshold, weight=silent_weight)
@@ -110,20 +135,59 @@ def jumprelu(
   )
 
 
-def _check(*, kernel: str, eps: float, theta: float, least: float) -> None:
-  """Refuses estimators that do not exist or do not work."""
-  if kernel not in jump.KERNELS:
+def _penalty(
+  name: str,
+  target_l0: float | None,
+  scope: str,
+  tanh_scale: float,
+  tanh_rate: float,
+  exponent: float,
+) -> sparsity.Penalty:
+  """A penalty by its name; refuses settings that it cannot have."""
+  common.check_choice("target_scope", scope, ("batch", "row"))
+  if name == "l0_target":
+    if target_l0 is None or not target_l0 > 0:
+      raise InputError(
+        "target_l0", target_l0, "must be above 0 for l0_target", "such as 32"
+      )
+    return sparsity.l0_target(target_l0, scope)
+  if target_l0 is not None:
     raise InputError(
-      "kernel", kernel, f"must be one of {', '.join(jump.KERNELS)}", "pick one"
+      "target_l0",
+      target_l0,
+      f"is not read by the penalty {name}",
+      "leave it out, or use the penalty l0_target",
     )
-  if not eps > 0:
-    raise InputError("eps", eps, "must be above 0", "such as 0.001")
-  if theta < least:
+  for field, value in (
+    ("tanh_scale", tanh_scale),
+    ("tanh_rate", tanh_rate),
+    ("exponent", exponent),
+  ):
+    if not value > 0:
+      raise InputError(field, value, "must be above 0", "raise it")
+  named = {
+    "l0": sparsity.l0,
+    "tanh": sparsity.tanh(tanh_scale),
+    "tanh_quadratic": sparsity.tanh_quadratic(tanh_scale, tanh_rate),
+    "power": sparsity.power(exponent),
+  }
+  common.check_choice("penalty", name, (*named, "l0_target"))
+  return named[name]
+
+
+def _check(
+  *, kernel: str, bandwidth: float, theta: float, least: float
+) -> None:
+  """Refuses estimators that do not exist or do not work."""
+  common.check_choice("kernel", kernel, jump.KERNELS)
+  if not bandwidth > 0:
+    raise InputError("bandwidth", bandwidth, "must be above 0", "such as 0.001")
+  if not theta >= least:
     raise InputError(
       "theta",
       theta,
       f"must be at least {least:g} with this estimator",
-      "raise it, or lower eps with post_jump",
+      "raise it, or lower bandwidth with post_jump",
     )
 
 
@@ -132,7 +196,7 @@ def gated(
   n: int,
   *,
   coefficient: float,
-  coefficient_steps: int = 0,
+  coefficient_warmup: float = 0.0,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """Gated SAE: whether a latent is on and how strongly, by two heads.
@@ -153,25 +217,23 @@ def gated(
     d: width of the activations.
     n: latents.
     coefficient: of the penalty.
-    coefficient_steps: over which it rises from 0; dictionary_learning's is 2000.
+    coefficient_warmup: fraction of the run in which it rises from 0; 2000 steps
+      in dictionary_learning.
     **options: see `common.Options`.
 
   References:
     Rajamanoharan et al., Improving Dictionary Learning with Gated Sparse
     Autoencoders, 2024, arXiv:2404.16014.
   """
-  gate_l1 = common.penalty(sparsity.gate_l1, coefficient, coefficient_steps)
+  fn, path = sparsity.gate_l1, Term(fn=sparsity.gate_path)
+  gate_l1 = common.penalty(fn, coefficient, coefficient_warmup, options)
   return common.compose(
     "gated",
     d,
     n,
     options,
     init=partial(initial.init, activation=gates.Gate(), encoder=gates.init),
-    terms={
-      "mse": Term(fn=losses.mse),
-      "gate_l1": gate_l1,
-      "gate_path": Term(fn=sparsity.gate_path),
-    },
+    terms={"mse": Term(fn=losses.mse), "gate_l1": gate_l1, "gate_path": path},
     optimizer=adam,
     finish=finish.inference_form,
   )
@@ -182,51 +244,47 @@ def gemma_scope(
   n: int,
   *,
   coefficient: float,
-  coefficient_steps: int = 10_000,
-  warmup_steps: int = 1000,
+  coefficient_warmup: float = 0.1,
+  rate_warmup: float = 0.01,
   theta: float = 0.001,
-  eps: float = 0.001,
-  d_target: int | None = None,
-  target_prep: Prep = Identity(),
+  bandwidth: float = 0.001,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """Gemma Scope: JumpReLU as it was trained on Gemma 2, also as a transcoder.
+  """Gemma Scope: JumpReLU as it was trained on Gemma 2.
 
   The loss of `jumprelu` without a pre-bias; the learning rate rises from a tenth
   along a cosine, the coefficient from 0 in a straight line. Their rate is 7e-5
-  at 4096 rows a batch, of mean square norm 1 (`prep`), as are the targets of
-  transcoders. Theirs starts from He-uniform directions, ours from isotropic
+  at 4096 rows per batch, of mean square norm 1 (`prep`), as are the targets of
+  their transcoders (`common.Options.target`). Theirs starts from He-uniform directions, ours from isotropic
   ones.
 
   Args:
     d: width of the activations.
     n: latents.
     coefficient: of L0.
-    coefficient_steps: over which it rises.
-    warmup_steps: over which the learning rate rises.
-    theta: all thresholds at the start.
-    eps: bandwidth of the kernel.
-    d_target: width of `Batch.target`, for a transcoder.
-    target_prep: of the target.
+    coefficient_warmup: fraction of the run in which it rises; 10,000 steps in
+      the paper.
+    rate_warmup: fraction of the run in which the learning rate rises; 1000
+      steps in the paper.
+    theta: all thresholds at the start, in the units of a.
+    bandwidth: width of the kernel, in the units of a.
     **options: see `common.Options`.
 
   References:
     Lieberum et al., Gemma Scope: Open Sparse Autoencoders Everywhere All At Once
     on Gemma 2, 2024, arXiv:2408.05147.
   """
+  warmup = common.duration("rate_warmup", rate_warmup, options)
   recipe = jumprelu(
     d,
     n,
     coefficient=coefficient,
-    coefficient_steps=coefficient_steps,
+    coefficient_warmup=coefficient_warmup,
     theta=theta,
-    eps=eps,
-    **{"schedule": schedules.cosine_warmup(warmup_steps), **options},
+    bandwidth=bandwidth,
+    **{"schedule": schedules.cosine_warmup(warmup), **options},
   )
-  recipe = dataclasses.replace(recipe, name="gemma_scope")
-  if d_target is None:
-    return recipe
-  return common.transcoder(recipe, d_target, target_prep)
+  return dataclasses.replace(recipe, name="gemma_scope")
 
 
 def llama_scope(
@@ -234,14 +292,14 @@ def llama_scope(
   n: int,
   k: int,
   *,
-  steps: int,
-  warmup_steps: int = 5000,
+  anneal: float = 0.1,
+  rate_warmup: float = 0.05,
   **options: Unpack[common.Options],
 ) -> Recipe:
   """Llama Scope: TopK by the size of what a latent adds, k annealed from d/2.
 
       keep the k_t largest a_i |w_i| of each row, with values max(a_i, 0)
-      k_t = ceil(d/2 + (k - d/2) t / T), then k;   T a tenth of the steps
+      k_t = ceil(d/2 + (k - d/2) t / T), then k;   T = anneal times the steps
       loss = mean_d (x - x_hat)^2 / |x - mean_B x|
 
   averaged over rows. No gradient flows through the norms that rank. Decoder rows
@@ -254,9 +312,10 @@ def llama_scope(
   Args:
     d: width of the activations.
     n: latents.
-    k: latents kept in a row, in the end.
-    steps: of the run, whose last fifth lowers the learning rate to 1 %.
-    warmup_steps: over which the learning rate rises.
+    k: active latents per row, in the end.
+    anneal: fraction of the run in which k falls.
+    rate_warmup: fraction of the run in which the learning rate rises, 5000
+      steps in the paper; its last fifth lowers it to 1 %.
     **options: see `common.Options`; gradients are clipped at norm 0.001 unless
       it says otherwise.
 
@@ -265,13 +324,13 @@ def llama_scope(
     with Sparse Autoencoders, 2024, arXiv:2410.20526.
   """
   common.check_k(k, n)
-  if steps < 1:
-    raise InputError("steps", steps, "must be at least 1", "raise")
-  budget = budgets.Annealed(
-    k, max(k, d / 2), max(1, steps // 10), round_up=True
-  )
+  annealing = max(1, common.duration("anneal", anneal, options))
+  budget = budgets.Annealed(k, max(k, d / 2), annealing, round_up=True)
   schedule = schedules.warmup_decay(
-    steps, warmup_steps=warmup_steps, decay_fraction=0.2, end=0.01
+    common.run_steps(options, "rate_warmup"),
+    warmup_steps=common.duration("rate_warmup", rate_warmup, options),
+    decay_fraction=0.2,
+    end=0.01,
   )
   return common.compose(
     "llama_scope",

@@ -32,14 +32,14 @@ class SAEConfig:
         "such as topk",
       )
     checks.distinct(self, "n", "k")
-    if self.sweeps == catalogue.K and max(self.k) > min(self.n):
+    if self.sweeps == "k" and max(self.k) > min(self.n):
       raise InputError(
         "k",
         max(self.k),
         f"must be in [1, n={min(self.n)}]",
         "lower k or raise the smallest n",
       )
-    if self.coefficients and self.sweeps != catalogue.COEFFICIENT:
+    if self.coefficients and self.sweeps != "coefficient":
       raise InputError(
         "coefficients",
         self.coefficients,
@@ -53,5 +53,5 @@ class SAEConfig:
 
   @property
   def sweeps(self) -> str:
-    """What moves L0 of the method."""
+    """Argument that moves L0 of the method."""
     return catalogue.METHODS[self.recipe].sweeps

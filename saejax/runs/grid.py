@@ -18,7 +18,7 @@ from saejax.data.batches import StoreBatches, spread
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
 from saejax.evals import reading, reconstruction
-from saejax.recipes import catalogue
+from saejax.recipes import arguments, catalogue
 from saejax.runs.config import SAEConfig
 from saejax.sae import files, prep
 from saejax.training import log, loop
@@ -187,7 +187,7 @@ def members(n: int, sae: SAEConfig, train: loop.TrainConfig) -> list[Member]:
     exponent=train.learning_rate_exponent,
   )
   rate *= catalogue.METHODS[sae.recipe].rate
-  ks = sae.k if sae.sweeps == catalogue.K else (0,)
+  ks = sae.k if sae.sweeps == "k" else (0,)
   return [
     Member(k=k, seed=seed, learning_rate=rate, coefficient=coefficient)
     for k in ks
@@ -200,27 +200,30 @@ def recipe(grid: Grid, n: int, total_steps: int, k: int) -> Recipe:
   """The recipe that the flags select, for the rows of the store."""
   train = grid.train
   tokens = total_steps * train.batch_rows
-  setting = catalogue.Setting(
+  options = {
+    "dead_after_tokens": train.dead_after_tokens or rules.dead_after(tokens),
+    "steps": total_steps,
+    "batch_rows": train.batch_rows,
+    "prep": grid.prep,
+    "schedule": schedules.warmup_decay(
+      total_steps,
+      warmup_steps=train.warmup_steps,
+      decay_fraction=train.decay_fraction,
+    ),
+    "clip_norm": train.clip_norm,
+    "ema_decay": train.ema_decay,
+    "dtype": train.dtype,
+  }
+  sae = grid.sae
+  given = {"k": k, "k_aux": sae.k_aux or None, "aux_weight": sae.aux_weight}
+  known = {leaf.name for leaf in arguments.of(sae.recipe)}
+  return arguments.make(
+    sae.recipe,
     d=grid.store.d,
     n=n,
-    steps=total_steps,
-    options={
-      "dead_after_tokens": train.dead_after_tokens or rules.dead_after(tokens),
-      "prep": grid.prep,
-      "schedule": schedules.warmup_decay(
-        total_steps,
-        warmup_steps=train.warmup_steps,
-        decay_fraction=train.decay_fraction,
-      ),
-      "clip_norm": train.clip_norm,
-      "ema_decay": train.ema_decay,
-      "dtype": train.dtype,
-      "k_aux": grid.sae.k_aux or None,
-      "aux_weight": grid.sae.aux_weight,
-    },
-    batch_rows=train.batch_rows,
+    arguments={name: v for name, v in given.items() if name in known},
+    **options,
   )
-  return catalogue.recipe(grid.sae.recipe, setting, k)
 
 
 def _as_trained(

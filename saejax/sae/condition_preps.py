@@ -5,12 +5,14 @@
 """
 
 import math
+from functools import partial
 from typing import Any, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from saejax.errors import InputError
@@ -129,27 +131,32 @@ def per_condition(
 
   Raises:
     InputError: a condition without rows, or whose rows are all equal (all 0
-      where not centred).
+      where not centred). Inside `jit` its scale is NaN or 0 instead.
   """
-  rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
-  which = np.asarray(cond).reshape(-1)
-  centre, scale = np.zeros((count, rows.shape[-1])), np.zeros(count)
-  for c in range(count):
-    own = rows[which == c]
-    if centred and len(own):
-      centre[c] = own.mean(axis=0)
-    norms = np.linalg.norm(own - centre[c], axis=-1)
-    if not norms.sum() > 0:
+  rows, which = _rows(x), jnp.asarray(cond).reshape(-1)
+  own = partial(_means, which=which, count=count)
+  centre = own(rows) if centred else jnp.zeros((count, rows.shape[-1]))
+  scale = own(jnp.linalg.norm(rows - centre[which], axis=-1))
+  if not isinstance(scale, core.Tracer):
+    for c in np.flatnonzero(~(np.asarray(scale) > 0)):
       raise InputError(
         "cond",
-        c,
+        int(c),
         "every condition needs rows that are not all the same",
         "give more rows, or fewer conditions",
       )
-    scale[c] = norms.mean()
-  return PerCondition(
-    jnp.asarray(centre, jnp.float32), jnp.asarray(scale, jnp.float32)
-  )
+  return PerCondition(centre, scale)
+
+
+def _rows(x: Float[Array, "*b d"]) -> Float[Array, "r d"]:
+  return jnp.asarray(x, jnp.float32).reshape(-1, x.shape[-1])
+
+
+def _means(values: Array, *, which: Array, count: int) -> Array:
+  """The mean over the rows of each condition; NaN without rows."""
+  total = jax.ops.segment_sum(values, which, count)
+  rows = jax.ops.segment_sum(jnp.ones(len(which)), which, count)
+  return total / rows.reshape(-1, *[1] * (values.ndim - 1))
 
 
 class Modulation(Protocol):
@@ -266,24 +273,19 @@ def standardised(
   Raises:
     InputError: the rows do not vary.
   """
-  rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
-  which = np.asarray(bins(jnp.asarray(cond), count, continuous)).reshape(-1)
-  floor = MIN_STD * np.sqrt(rows.var(axis=0).mean())
-  if not floor > 0:
+  rows = _rows(x)
+  which = bins(jnp.asarray(cond), count, continuous).reshape(-1)
+  floor = MIN_STD * jnp.sqrt(jnp.mean(jnp.var(rows, axis=0)))
+  if not isinstance(floor, core.Tracer) and not floor > 0:
     raise InputError("rows", len(rows), "must vary", "give other rows")
-  mean = np.tile(rows.mean(axis=0), (count, 1))
-  std = np.tile(rows.std(axis=0), (count, 1))
-  for c in range(count):
-    own = rows[which == c]
-    if len(own) > 1:
-      mean[c], std[c] = own.mean(axis=0), own.std(axis=0)
-  std = np.maximum(std, floor)
-  gamma, beta = -np.log(std), -mean / std
-  return Table(
-    jnp.asarray(gamma, jnp.float32),
-    jnp.asarray(beta, jnp.float32),
-    continuous=continuous,
-  )
+  own = partial(_means, which=which, count=count)
+  mean = own(rows)
+  std = jnp.sqrt(own(jnp.square(rows - mean[which])))
+  several = jax.ops.segment_sum(jnp.ones(len(rows)), which, count)[:, None] > 1
+  mean = jnp.where(several, mean, jnp.mean(rows, axis=0))
+  std = jnp.where(several, std, jnp.std(rows, axis=0))
+  std = jnp.maximum(std, floor)
+  return Table(-jnp.log(std), -mean / std, continuous=continuous)
 
 
 class Modulated(preps.Prep):

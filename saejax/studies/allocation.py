@@ -91,14 +91,7 @@ def methods(
 ) -> dict[str, Callable[[int], Recipe]]:
   """From k to the recipe of each allocation."""
   options = arms.options(config.study, rows)
-  choice = partial(
-    batch_sparse.feature_choice, batch_rows=config.study.batch_rows
-  )
-  phased = partial(
-    batch_sparse.mc_then_fc,
-    batch_rows=config.study.batch_rows,
-    steps=config.study.steps,
-  )
+  choice, phased = batch_sparse.feature_choice, batch_sparse.mc_then_fc
   recipes = {
     "TopK": row_sparse.topk,
     "MC (BatchTopK)": batch_sparse.batchtopk,

@@ -20,10 +20,9 @@ from saejax import checks
 from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.evals import cost, frontier
-from saejax.recipes import catalogue
 from saejax.report import curves, extras, page, study
 from saejax.runs import folder as run_folder
-from saejax.studies import arms, scores
+from saejax.studies import arms, scores, short_runs
 
 REFERENCE = "topk"
 
@@ -36,7 +35,7 @@ class Config:
   harvest: HarvestConfig = HarvestConfig()  # of the first site
   more_sites: tuple[str, ...] = ()  # model:layer of others, same corpus
   study: arms.StudyConfig = arms.StudyConfig(seeds=3)
-  methods: tuple[str, ...] = tuple(catalogue.METHODS)  # names in the catalogue
+  methods: tuple[str, ...] = tuple(short_runs.VARIANTS)  # in studies.short_runs
   expansion: float = 2.0  # latents over width of the rows
   k: tuple[int, ...] = (8, 16, 32)  # latents a row, where a method has a k
 
@@ -51,11 +50,11 @@ class Config:
         "give one or more, separated by commas",
       )
     for name in self.methods:
-      if name not in catalogue.METHODS:
+      if name not in short_runs.VARIANTS:
         raise InputError(
           "methods",
           name,
-          f"must be among {', '.join(catalogue.METHODS)}",
+          f"must be among {', '.join(short_runs.VARIANTS)}",
           "leave it out",
         )
     for site in self.more_sites:
@@ -115,26 +114,19 @@ def all_arms(
   ks: tuple[int, ...],
   site: str,
 ) -> list[arms.Arm]:
-  """An arm for each method of the catalogue on one site."""
-  setting = catalogue.Setting(
-    d=rows.d,
-    n=n,
-    steps=config.steps,
-    options=arms.options(config, rows),
-    batch_rows=config.batch_rows,
-  )
-  made = []
+  """An arm for each method of `short_runs` on one site."""
+  options, made = arms.options(config, rows), []
   for name in names:
-    method = catalogue.METHODS[name]
+    variant = short_runs.VARIANTS[name]
     made.append(
       arms.Arm(
         name=f"{site} {name}",
-        make=partial(catalogue.recipe, name, setting),
+        make=partial(variant.make, d=rows.d, n=n, options=options),
         n=n,
-        k=ks if method.sweeps == catalogue.K else (0,),
-        coefficients=method.coefficients,
-        rate=method.rate,
-        facts={"method": name, "family": method.family, "site": site},
+        k=ks if variant.sweeps == short_runs.K else (0,),
+        coefficients=variant.coefficients,
+        rate=variant.method.rate,
+        facts={"method": name, "family": variant.method.family, "site": site},
       )
     )
   return made
@@ -219,7 +211,7 @@ def _summary(compared: Sequence[Mapping[str, Any]]) -> page.Table:
       c["method"],
       {
         "method": c["method"],
-        "paper": catalogue.METHODS[c["method"]].paper,
+        "paper": short_runs.VARIANTS[c["method"]].method.paper,
         "over_parameters": c["over_parameters"],
         "over_flops": c["over_flops"],
         "over_seconds": c["over_seconds"],

@@ -175,6 +175,8 @@ def options(config: StudyConfig, rows: Rows) -> dict[str, Any]:
   """The settings that all recipes of a study share."""
   return {
     "dead_after_tokens": rules.dead_after(config.steps * config.batch_rows),
+    "steps": config.steps,
+    "batch_rows": config.batch_rows,
     "prep": rows.prep,
     "schedule": schedules.warmup_decay(
       config.steps,

@@ -25,7 +25,6 @@ from saejax.report import curves, extras, page, study
 from saejax.runs import folder as run_folder
 from saejax.sae import prep
 from saejax.studies import arms
-from saejax.training.parts import sparsity
 
 ROWS, HELD_OUT = 131_072, 4096
 PLANTED_KEY = 1_000_003
@@ -166,7 +165,7 @@ def resonance_arms(
     arms.Arm(
       name=f"BA p={target:g}",
       make=lambda k, p=target: bias_adaptation.ba(
-        d, n, target=p, every=every, **options
+        d, n, frequency=p, every=every, **options
       ),
       n=n,
       rows=rows,
@@ -184,10 +183,10 @@ def resonance_arms(
       d,
       n,
       coefficient=1.0,
-      penalty=sparsity.l0_target(active),
-      coefficient_steps=config.steps // 10,
+      penalty="l0_target",
+      target_l0=active,
       theta=0.05,
-      eps=0.05,
+      bandwidth=0.05,
       **options,
     ),
   }
@@ -252,10 +251,10 @@ def real_arms(
         d,
         n,
         coefficient=1.0,
-        penalty=sparsity.l0_target(k),
-        coefficient_steps=config.steps // 10,
+        penalty="l0_target",
+        target_l0=k,
         theta=0.05,
-        eps=0.05,
+        bandwidth=0.05,
         **options,
       ),
       k=(8, 16, 32),

@@ -16,7 +16,6 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.evals import ensembles as metrics
 from saejax.evals import reconstruction
-from saejax.recipes import row_sparse, several
+from saejax.recipes import row_sparse
 from saejax.report import curves, extras, page, study
 from saejax.runs import folder as run_folder
 from saejax.sae import ensembles, files
@@ -164,11 +163,8 @@ class Study:
       if not stages:  # the first member of the bag
         sae = self._trained(f"member-{seed}", seed, self._recipe())
       else:
-        recipe = several.boosting_stage(
-          partial(self.base, self.n, self.k),
-          stages,
-          arms.sample(self.rows.train),
-        )
+        behind = ensembles.residual(stages, arms.sample(self.rows.train))
+        recipe = self.base(self.n, self.k, prep=behind)
         sae = self._trained(f"stage-{seed}", seed, recipe)
       if j + 1 in self.sizes:
         yield j + 1, sae, time.monotonic() - began

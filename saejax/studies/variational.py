@@ -86,7 +86,7 @@ def main(config: Config) -> None:
 def all_arms(config: Config, rows: arms.Rows) -> list[arms.Arm]:
   """TopK, and each form of the posterior and the control at every weight."""
   options = arms.options(config.study, rows)
-  vsae = partial(stochastic.vsae, warmup_steps=max(1, config.study.steps // 10))
+  vsae = stochastic.vsae
   methods = {
     "posterior none": partial(vsae, posterior="none"),
     "posterior none, masked": partial(vsae, posterior="none", masked=True),

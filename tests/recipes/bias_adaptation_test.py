@@ -111,7 +111,7 @@ class CompositionTest(parameterized.TestCase):
     x = toy.rows(30, 8)
     ends = []
     for recipe in (
-      bias_adaptation.ba(8, 16, target=0.2, every=2, **DEAD),
+      bias_adaptation.ba(8, 16, frequency=0.2, every=2, **DEAD),
       bias_adaptation.gba(8, 16, groups=1, htf=0.2, ltf=0.2, every=2, **DEAD),
     ):
       one = jax.jit(step.make_step(recipe))
@@ -164,7 +164,7 @@ class RefusalsTest(parameterized.TestCase):
   @parameterized.parameters(0.0, 1.0, -0.5)
   def test_targets_are_frequencies(self, target):
     with self.assertRaisesRegex(InputError, "^target="):
-      bias_adaptation.ba(8, 20, target=target, **DEAD)
+      bias_adaptation.ba(8, 20, frequency=target, **DEAD)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class SettingsTest(parameterized.TestCase):
     (D, N, {"k_aux": 5}, 5),
   )
   def test_k_aux_is_half_of_d_at_most_n(self, d, n, given, want):
-    self.assertEqual(common._k_aux(d, n, {**DEAD, **given}), want)
+    self.assertEqual(common._k_aux(d, n, given.get("k_aux")), want)
 
   @parameterized.parameters(
     ("k_aux", N + 1),
@@ -59,7 +59,9 @@ RECIPES = {
   "relu_l1": lambda: row_sparse.relu_l1(D, N, coefficient=0.1, **DEAD),
   "batchtopk": lambda: batch_sparse.batchtopk(D, N, K, **DEAD),
   "feature_choice": lambda: batch_sparse.feature_choice(D, N, K, **DEAD),
-  "jumprelu": lambda: thresholds.jumprelu(D, N, coefficient=0.1, **DEAD),
+  "jumprelu": lambda: thresholds.jumprelu(
+    D, N, coefficient=0.1, steps=10, **DEAD
+  ),
   "llama_scope": lambda: thresholds.llama_scope(D, N, K, steps=10, **DEAD),
   "msae": lambda: nested.msae(D, N, levels=(2, 5), **DEAD),
   "hierarchical_topk": lambda: nested.hierarchical_topk(D, N, K, **DEAD),

@@ -25,7 +25,7 @@ def pairs(i):
 
 
 def csae(**settings):
-  settings = {"sparsity": 0.1, "sparsity_warmup_steps": 50, **settings}
+  settings = {"sparsity": 0.1, "steps": 100, "sparsity_warmup": 0.5, **settings}
   return contrastive.csae(D, N, dead_after_tokens=10_000, **settings)
 
 

@@ -109,10 +109,10 @@ class KronSAETest(parameterized.TestCase):
     self.assertGreater(found["kron"], found["half"] + 0.05)
 
   @parameterized.parameters(
-    ({"m": 3}, r"h, m, q=\(2, 3, 4\): must multiply to n=32"),
-    ({"h": 5}, r"h, m, q=\(5, 2, 4\)"),
-    ({"m": 0}, "h, m, q"),
-    ({"shared": True}, r"m, q=\(2, 4\): must be equal"),
+    ({"m": 3}, "m=3: m q=12 must divide n=32"),
+    ({"m": 0}, "m=0: "),
+    ({"q": 3}, "m=2: m q=6 must divide n=32"),
+    ({"shared": True}, "q=4: must be m=2 if shared"),
     ({"k": 40}, "k=40"),
   )
   def test_refuses(self, settings, said):

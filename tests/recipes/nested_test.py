@@ -12,8 +12,7 @@ from saejax.recipes import batch_sparse, nested, row_sparse
 from saejax.sae import activations, decoders, truncate
 from saejax.training import fit, step
 from saejax.training.members import Member
-from saejax.training.parts import constraints, losses
-from saejax.training.parts.nested_losses import Sampled
+from saejax.training.parts import constraints
 from saejax.training.recipe import Hyper
 from tests import contract, family, limits, toy
 from tests.limits import loss_and_gradients
@@ -22,9 +21,7 @@ D, N = contract.D, contract.N
 DEAD = {"dead_after_tokens": 10_000}
 CASES = {
   "matryoshka": contract.Case(
-    make=lambda: nested.matryoshka(
-      D, N, 3, prefixes=Sampled(count=4), sort_decay=0.95, **DEAD
-    ),
+    make=lambda: nested.matryoshka(D, N, 3, sampled=4, sort_decay=0.95, **DEAD),
     floor=0.76,  # measured 0.82
   ),
   "msae": contract.Case(
@@ -73,7 +70,7 @@ class LimitsTest(parameterized.TestCase):
       {"prefixes": (1.0,), "reduction": "sum"},
       {"prefixes": (4, 9, N), "weights": (0, 0, 1)},
       {"prefixes": (4, 9, N), "weights": (0, 0, 1), "reduction": "sum"},
-      {"prefixes": Sampled(count=1)},
+      {"sampled": 1},
     ):
       got = nested.matryoshka(D, N, 3, bias_only=False, **settings, **DEAD)
       limits.assert_alike(self, got, want, rtol=1e-6)
@@ -118,13 +115,13 @@ class LimitsTest(parameterized.TestCase):
         N,
         levels=(2, 5, 9),
         weights=weights or "uniform",
-        measure=losses.normalised_mse,
+        measure="normalised_mse",
         **DEAD,
       )
       close(loss_and_gradients(got, engine=engine), loss_and_gradients(want))
 
   def test_msae_of_one_level_is_topk(self):
-    got = nested.msae(D, N, levels=(4,), measure=losses.normalised_mse, **DEAD)
+    got = nested.msae(D, N, levels=(4,), measure="normalised_mse", **DEAD)
     want = row_sparse.topk(D, N, 4, **NO_AUX)
     close(loss_and_gradients(got), loss_and_gradients(want))
 
@@ -132,7 +129,7 @@ class LimitsTest(parameterized.TestCase):
   def test_relu_l1_without_a_penalty_is_the_last_level_of_msae(self, free):
     # The same reduction, pre-bias and decoder.
     decoder = decoders.Free if free else decoders.Normalised
-    got = nested.msae(D, N, levels=(N,), measure=losses.mse, **DEAD)
+    got = nested.msae(D, N, levels=(N,), measure="mse", **DEAD)
     want = row_sparse.relu_l1(D, N, coefficient=0.0, decoder_norm=free, **DEAD)
     close(
       loss_and_gradients(got, decoder=decoder),
@@ -145,10 +142,10 @@ class LimitsTest(parameterized.TestCase):
       N,
       levels=(2, 8, N),
       weights=(0, 0, 1),
-      measure=losses.mse,
+      measure="mse",
       **DEAD,
     )
-    want = nested.msae(D, N, levels=(N,), measure=losses.mse, **DEAD)
+    want = nested.msae(D, N, levels=(N,), measure="mse", **DEAD)
     self.assertEqual(got.init.keywords["activation"], activations.ReLU())
     close(loss_and_gradients(got), loss_and_gradients(want), rtol=1e-6)
 
@@ -304,11 +301,11 @@ class BadInputTest(parameterized.TestCase):
     ("prefixes", {"prefixes": (0.5, 0.4)}),
     ("prefixes", {"prefixes": (1.5, -0.5)}),
     ("prefixes", {"prefixes": (0.001, 0.999)}),
-    ("prefixes", {"prefixes": Sampled(count=0)}),
-    ("prefixes", {"prefixes": Sampled(count=N + 1)}),
-    ("prefixes", {"prefixes": Sampled(power=0.0)}),
-    ("prefixes", {"prefixes": Sampled(shortest=N + 1)}),
-    ("weights", {"prefixes": Sampled(), "weights": (1.0,)}),
+    ("sampled", {"sampled": -1}),
+    ("sampled", {"sampled": N + 1}),
+    ("sampled_power", {"sampled": 2, "sampled_power": 0.0}),
+    ("sampled_shortest", {"sampled": 2, "sampled_shortest": N + 1}),
+    ("weights", {"sampled": 2, "weights": (1.0,)}),
     ("weights", {"prefixes": (4, N), "weights": (1.0,)}),
     ("weights", {"prefixes": (4, N), "weights": (0.0, 0.0)}),
     ("weights", {"prefixes": (4, N), "weights": (-1.0, 2.0)}),

@@ -18,7 +18,7 @@ from safetensors import numpy as safetensors
 from saejax.recipes import batch_sparse, nested, row_sparse, thresholds
 from saejax.sae import decoders, encoders, gated
 from saejax.training import recipe, step
-from saejax.training.parts import losses, rules, sparsity
+from saejax.training.parts import losses, rules
 from saejax.training.recipe import Hyper
 
 GOLDEN = safetensors.load_file(
@@ -37,8 +37,8 @@ jumprelu = functools.partial(
   D,
   N,
   coefficient=COEFFICIENT,
-  coefficient_steps=0,
-  eps=EPS,
+  coefficient_warmup=0.0,
+  bandwidth=EPS,
   theta=EPS,
   **DEAD,
 )
@@ -67,7 +67,7 @@ CASES = {
     **{**AUX, "aux_weight": 0.0},
   ),
   "jumprelu_post_jump": lambda: jumprelu(
-    penalty=sparsity.l0_target(TARGET), post_jump=True
+    penalty="l0_target", target_l0=TARGET, post_jump=True
   ),
   "gated": lambda: thresholds.gated(D, N, coefficient=COEFFICIENT, **DEAD),
 }
@@ -79,10 +79,12 @@ for reach in ("", "_to_input"):
     f"jumprelu_quadratic{reach}": functools.partial(
       ours,
       coefficient=COEFFICIENT * 2 * TARGET,
-      penalty=sparsity.l0_target(TARGET, "row"),
+      penalty="l0_target",
+      target_l0=TARGET,
+      target_scope="row",
     ),
     f"jumprelu_tanh{reach}": functools.partial(
-      ours, penalty=sparsity.tanh(4.0), silent_weight=COEFFICIENT
+      ours, penalty="tanh", silent_weight=COEFFICIENT
     ),
   }
 

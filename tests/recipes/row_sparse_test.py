@@ -52,7 +52,7 @@ CASES = {
   ),
   "k_sparse": contract.Case(
     make=lambda: row_sparse.k_sparse(
-      contract.D, contract.N, 3, anneal_steps=300, dead_after_tokens=10_000
+      contract.D, contract.N, 3, steps=600, dead_after_tokens=10_000
     ),
     floor=0.75,
   ),
@@ -247,10 +247,12 @@ class CompositionTest(parameterized.TestCase):
 
   def test_the_penalty_of_relu_l1_can_rise(self):
     make = functools.partial(row_sparse.relu_l1, 8, 20, dead_after_tokens=100)
-    weight = make(coefficient=0.5, coefficient_steps=10).terms["l1"].weight
+    weight = (
+      make(coefficient=0.5, coefficient_warmup=0.5, steps=20).terms["l1"].weight
+    )
     got = [float(weight(jnp.int32(i))) for i in (0, 5, 10, 99)]
     self.assertEqual(got, [0, 0.25, 0.5, 0.5])
-    for field, value in (("coefficient", -1.0), ("coefficient_steps", -1)):
+    for field, value in (("coefficient", -1.0), ("coefficient_warmup", -1)):
       with self.assertRaisesRegex(errors.InputError, f"^{field}="):
         make(**{"coefficient": 0.5, field: value})
 
@@ -284,7 +286,7 @@ class CompositionTest(parameterized.TestCase):
 def k_sparse(d, n, k, **settings):
   """A k-sparse recipe and its SAE as users hold it."""
   recipe = row_sparse.k_sparse(
-    d, n, k, anneal_steps=9, dead_after_tokens=100, **settings
+    d, n, k, steps=18, dead_after_tokens=100, **settings
   )
   sae = jax.jit(lambda: recipe.init(jax.random.key(0), sample=None))()
   return recipe, recipe.finish(sae, {}, None)
@@ -363,9 +365,7 @@ class KSparseTest(parameterized.TestCase):
       on = jax.random.bernoulli(b, p).astype(jnp.float32)
       return on @ strokes + 0.15 * jax.random.normal(c, (count, 64)), y
 
-    recipe = row_sparse.k_sparse(
-      64, n, 8, anneal_steps=150, dead_after_tokens=10**6
-    )
+    recipe = row_sparse.k_sparse(64, n, 8, steps=300, dead_after_tokens=10**6)
     draw = lambda i: pictures(toy.key(5, i), 128)[0]
     one = fit.member(0, learning_rate=1e-2)
     (sae,), _, _ = fit.fit(recipe, draw, steps=300, members=[one])

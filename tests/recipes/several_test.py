@@ -31,7 +31,7 @@ def base(**options):
 def first_stage():
   """A quickly trained SAE."""
   sample = contract.rows(jnp.asarray(10**6))
-  recipe = several.boosting_stage(base, (), sample)
+  recipe = base(prep=ensembles.residual((), sample))
   return train(recipe)
 
 
@@ -44,13 +44,14 @@ def train(recipe, steps=200, seed=0):
 def second_stage():
   """The recipe of boosting behind the first stage."""
   sample = contract.rows(jnp.asarray(10**6))
-  return several.boosting_stage(
-    base, ensembles.stages_of(first_stage()), sample
-  )
+  stages = ensembles.stages_of(first_stage())
+  return base(prep=ensembles.residual(stages, sample))
 
 
 def mutual(**settings):
-  return several.mfr(D, N, 3, dead_after_tokens=10_000, **settings)
+  return several.mfr(
+    D, N, 3, dead_after_tokens=10_000, **{"steps": 1000, **settings}
+  )
 
 
 CASES = {
@@ -94,7 +95,7 @@ class BoostingTest(parameterized.TestCase):
   def test_the_first_stage_is_the_base(self):
     sample = contract.rows(jnp.asarray(10**6))
     prep = ensembles.residual((), sample).inner
-    one = train(several.boosting_stage(base, (), sample), steps=20)
+    one = train(base(prep=ensembles.residual((), sample)), steps=20)
     plain = train(base(prep=prep), steps=20)
     np.testing.assert_array_equal(one.W_enc, plain.W_enc)
     np.testing.assert_allclose(
@@ -108,9 +109,7 @@ class BoostingTest(parameterized.TestCase):
 
   def test_refuses_stages_of_another_width(self):
     with self.assertRaisesRegex(errors.InputError, "width 16 of the rows"):
-      several.boosting_stage(
-        base, (toy.sae(d=8),), contract.rows(jnp.asarray(0))
-      )
+      ensembles.residual((toy.sae(d=8),), contract.rows(jnp.asarray(0)))
 
 
 class BaggingTest(absltest.TestCase):
@@ -161,7 +160,7 @@ class MutualFeaturesTest(parameterized.TestCase):
     similar, found = [], []
     for weight in (0.0, 0.005):
       recipe = several.mfr(
-        32, 64, 4, coefficient=weight, dead_after_tokens=10**6
+        32, 64, 4, coefficient=weight, steps=1000, dead_after_tokens=10**6
       )
       saes, _, _ = fit.fit(
         recipe, rows, steps=300, members=self.members(0, 1), stacked=True

@@ -30,7 +30,9 @@ def random_sae():
 
 def ssae(**settings):
   settings = {"t": 10.0, "coefficient": 0.3 / D, **settings}
-  return specialised.ssae(random_sae(), dead_after_tokens=10_000, **settings)
+  return specialised.ssae(
+    D, N, init_from=random_sae(), dead_after_tokens=10_000, **settings
+  )
 
 
 CASES = {"ssae": contract.Case(make=ssae, floor=0.64)}
@@ -65,7 +67,9 @@ class SpecialisedTest(parameterized.TestCase):
     x, rare = mixture(jnp.asarray(10**6), rows=4096)
     mean, worst, of_rare = {}, {}, {}
     for t in (0.0, 20.0):
-      recipe = specialised.ssae(start, t=t, dead_after_tokens=10**6)
+      recipe = specialised.ssae(
+        D, 8, init_from=start, t=t, dead_after_tokens=10**6
+      )
       sae = fit.fit(recipe, draw, steps=300, members=members)[0][0]
       error = np.asarray(jnp.sum((x - toy.reconstruct(sae, x)) ** 2, axis=-1))
       mean[t], worst[t] = error.mean(), error.max()
@@ -76,7 +80,7 @@ class SpecialisedTest(parameterized.TestCase):
 
   def test_it_starts_from_the_general_sae_and_keeps_its_prep(self):
     general = toy.sae(d=D, n=N, prep_=toy.affine(D), dtype="bfloat16")
-    recipe = specialised.ssae(general, dead_after_tokens=100)
+    recipe = specialised.ssae(D, N, init_from=general, dead_after_tokens=100)
     for seed in (0, 1):
       toy.assert_trees_equal(
         recipe.init(jax.random.key(seed), sample=None), general

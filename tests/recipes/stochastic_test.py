@@ -26,7 +26,8 @@ CASES = {
       N,
       3,
       coefficient=0.01,
-      warmup_steps=60,
+      kl_warmup=0.1,
+      steps=600,
       posterior="learned",
       dead_after_tokens=10_000,
     ),
@@ -40,7 +41,7 @@ CASES = {
   ),
   "atm": contract.Case(
     make=lambda: stochastic.atm(
-      D, N, coefficient=0.3, start_step=300, dead_after_tokens=10_000
+      D, N, coefficient=0.3, steps=600, mask_start=0.5, dead_after_tokens=10_000
     ),
     floor=0.8,
     tolerance=0.05,  # in training some latents are masked
@@ -61,7 +62,7 @@ def draw(i):
 class VSAETest(parameterized.TestCase):
   def test_without_a_posterior_its_latents_are_those_of_topk(self):
     recipe = stochastic.vsae(
-      D, N, 3, coefficient=0.0, warmup_steps=1, dead_after_tokens=100
+      D, N, 3, coefficient=0.0, kl_warmup=0.0, dead_after_tokens=100
     )
     sae = recipe.init(jax.random.key(0), sample=draw(0))
     topk = sae.replace(
@@ -77,7 +78,7 @@ class VSAETest(parameterized.TestCase):
   @parameterized.parameters(20, 10_000)  # with dead latents, and without
   def test_without_a_divergence_it_trains_as_topk_does(self, dead):
     options = {"clip_norm": 1.0, "dead_after_tokens": dead}
-    ours = stochastic.vsae(D, N, 3, coefficient=0, warmup_steps=1, **options)
+    ours = stochastic.vsae(D, N, 3, coefficient=0, kl_warmup=0.0, **options)
 
     def init(key, **settings):
       return initial.init(
@@ -95,7 +96,7 @@ class VSAETest(parameterized.TestCase):
       options,
       init=init,
       terms={"mse": Term(fn=losses.mse)},
-      aux={},
+      aux=common.aux_k(None, common.AUX_WEIGHT),
       unit_norm=False,
     )
     few = lambda i: draw(i)[:16]
@@ -119,7 +120,8 @@ class VSAETest(parameterized.TestCase):
       N,
       3,
       coefficient=1.0,
-      warmup_steps=30,
+      kl_warmup=0.075,
+      steps=400,
       dead_after_tokens=2000,
       aux_weight=0.0,
     )
@@ -146,7 +148,7 @@ class VSAETest(parameterized.TestCase):
         N,
         3,
         coefficient=0.1,
-        warmup_steps=1,
+        kl_warmup=0.0,
         posterior="laplace",
         dead_after_tokens=100,
       )
@@ -157,7 +159,8 @@ class VSAETest(parameterized.TestCase):
       N,
       3,
       coefficient=0.5,
-      warmup_steps=10,
+      kl_warmup=0.1,
+      steps=100,
       masked=True,
       dead_after_tokens=100,
     )
@@ -174,7 +177,7 @@ class ControlTest(parameterized.TestCase):
     self,
   ):
     settings = {"dead_after_tokens": 100}
-    vsae = stochastic.vsae(D, N, 3, coefficient=1, warmup_steps=1, **settings)
+    vsae = stochastic.vsae(D, N, 3, coefficient=1, kl_warmup=0.0, **settings)
     sae = vsae.init(jax.random.key(0), sample=None)
     want = variational.kl(contract.record(vsae, sae, draw(0)))
     recipe = stochastic.topk_l2(D, N, 3, over="all", **settings)
@@ -205,7 +208,7 @@ class ControlTest(parameterized.TestCase):
 class ATMTest(parameterized.TestCase):
   def test_a_checkpoint_restores_masking_exactly(self):
     recipe = stochastic.atm(
-      D, N, coefficient=0.3, start_step=2, dead_after_tokens=100
+      D, N, coefficient=0.3, steps=10, mask_start=0.2, dead_after_tokens=100
     )
     mesh = sharding.make_mesh((1, 1, 1))
     group = Group(lambda k: recipe, [fit.member(0)], mesh=mesh, stacked=False)
@@ -220,7 +223,7 @@ class ATMTest(parameterized.TestCase):
   def test_without_steepness_it_is_relu_l1(self):
     settings = {"coefficient": 0.3, "dead_after_tokens": 1000}
     recipes = (
-      stochastic.atm(D, N, r=0.0, start_step=0, **settings),
+      stochastic.atm(D, N, r=0.0, mask_start=0.0, **settings),
       row_sparse.relu_l1(D, N, **settings),
     )
     ours, want = (
@@ -233,7 +236,7 @@ class ATMTest(parameterized.TestCase):
 
   def test_what_users_hold_masks_nothing_or_the_rare_for_good(self):
     make = lambda **how: stochastic.atm(
-      D, N, coefficient=0.3, dead_after_tokens=100, **how
+      D, N, coefficient=0.3, steps=10, dead_after_tokens=100, **how
     )
     recipe = make()
     sae = recipe.init(jax.random.key(0), sample=None)
@@ -244,7 +247,7 @@ class ATMTest(parameterized.TestCase):
   def test_settings_of_the_importance_reach_it(self):
     given = {"c": 0.5, "r": 2.0, "decay": 0.9, "weights": (1.0, 0.0, 0.0)}
     recipe = stochastic.atm(
-      D, N, coefficient=0.3, dead_after_tokens=100, **given
+      D, N, coefficient=0.3, steps=10, dead_after_tokens=100, **given
     )
     (rule,) = (r for r in recipe.rules if isinstance(r, importance.Importance))
     for name, value in given.items():
@@ -257,10 +260,10 @@ class ATMTest(parameterized.TestCase):
     ("weights", (0.0, 0.0, 0.0)),
     ("coefficient", -0.1),
     ("coefficient", float("nan")),
-    ("warmup_steps", -1),
+    ("coefficient_warmup", -1),
   )
   def test_refuses(self, field, value):
-    settings = {"coefficient": 0.1, field: value}
+    settings = {"coefficient": 0.1, "steps": 10, field: value}
     with self.assertRaises(errors.InputError) as caught:
       stochastic.atm(D, N, dead_after_tokens=100, **settings)
     self.assertEqual(caught.exception.field, field)

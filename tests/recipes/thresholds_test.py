@@ -9,13 +9,13 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax import errors
-from saejax.recipes import row_sparse, thresholds
+from saejax.recipes import common, row_sparse, thresholds
 from saejax.sae import convert, encoders, folding
 from saejax.sae.activations import Ranked, ReLU, TopK
 from saejax.sae.context import Batch, Pre
 from saejax.sae.prep import Affine
 from saejax.training import fit, step
-from saejax.training.parts import constraints, losses, sparsity
+from saejax.training.parts import constraints, losses
 from saejax.training.recipe import Hyper
 from tests import contract, toy
 
@@ -24,7 +24,10 @@ DEAD = {"dead_after_tokens": 10_000}
 TARGETS = toy.dictionary(N, D_TARGET, seed=4)
 FRAME = {
   "prep": Affine(centre=jnp.zeros(D), scale=jnp.float32(1.5)),
-  "target_prep": Affine(centre=jnp.ones(D_TARGET), scale=jnp.float32(2.0)),
+  "target": common.Target(
+    d=D_TARGET,
+    prep=Affine(centre=jnp.ones(D_TARGET), scale=jnp.float32(2.0)),
+  ),
 }
 
 jumprelu = partial(
@@ -32,8 +35,9 @@ jumprelu = partial(
   D,
   N,
   theta=0.1,
-  eps=0.1,
-  coefficient_steps=100,
+  bandwidth=0.1,
+  coefficient_warmup=1 / 6,
+  steps=600,
   **DEAD,
 )
 transcoder = partial(
@@ -41,16 +45,16 @@ transcoder = partial(
   D,
   N,
   coefficient=0.03,
-  coefficient_steps=100,
-  warmup_steps=50,
+  coefficient_warmup=1 / 6,
+  rate_warmup=1 / 12,
   theta=0.1,
-  eps=0.1,
-  d_target=D_TARGET,
+  bandwidth=0.1,
+  steps=600,
   **FRAME,
   **DEAD,
 )
 llama_scope = partial(
-  thresholds.llama_scope, D, N, 3, steps=600, warmup_steps=20, **DEAD
+  thresholds.llama_scope, D, N, 3, steps=600, rate_warmup=1 / 30, **DEAD
 )
 
 
@@ -89,7 +93,9 @@ class JumpReLUTest(parameterized.TestCase):
   def test_one_program_reaches_several_targets(self):
     targets = (2, 5)
     saes, states, _ = fit.fit(
-      jumprelu(coefficient=10.0, penalty=sparsity.l0_target(3.0), eps=0.2),
+      jumprelu(
+        coefficient=10.0, penalty="l0_target", target_l0=3.0, bandwidth=0.2
+      ),
       contract.rows,
       steps=800,
       members=[
@@ -109,7 +115,7 @@ class JumpReLUTest(parameterized.TestCase):
   def test_a_members_coefficient_multiplies_the_penalty(self):
     both = []
     for swept, own in ((2.0, 0.3), (1.0, 0.6)):
-      recipe = jumprelu(coefficient=own, coefficient_steps=0)
+      recipe = jumprelu(coefficient=own, coefficient_warmup=0.0)
       state = step.init_state(recipe, jax.random.key(0))
       hyper = Hyper(jnp.float32(1e-3), coefficient=jnp.float32(swept))
       batch = contract.rows(jnp.asarray(0))
@@ -145,7 +151,7 @@ class JumpReLUTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({"kernel": "box"}, "kernel=box: must be one of rectangle"),
-    ({"eps": 0.0}, "eps=0.0"),
+    ({"bandwidth": 0.0}, "bandwidth=0.0"),
     ({"theta": -0.1}, "theta=-0.1"),
     ({"theta": 0.04, "post_jump": True}, "theta=0.04: must be at least 0.05"),
   )
@@ -234,8 +240,8 @@ class GemmaScopeTest(parameterized.TestCase):
   def test_a_transcoder_needs_a_target(self):
     with self.assertRaisesRegex(errors.InputError, "needs target of every row"):
       transcoder().check(("x",), 1)
-    with self.assertRaisesRegex(errors.InputError, "d_target=0"):
-      transcoder(d_target=0)
+    with self.assertRaisesRegex(errors.InputError, "target.d=0"):
+      common.Target(d=0)
 
 
 class LlamaScopeTest(parameterized.TestCase):

@@ -125,6 +125,7 @@ def _group(
   scale = condition_preps.per_condition(
     rows.train.x, cond, int(cond.max()) + 1
   ).scale
+  scale = tuple(np.asarray(scale).tolist())
   return arms.Arm(
     name=name,
     make=lambda k: recipes.layergroup(rows.d, N, k, scale=scale, **options),

@@ -94,9 +94,7 @@ def trees(
       d, n, 0.75, prefixes=(4, 16), reduction="sum", bias_only=False, **options
     ),
     "batchtopk": lambda k: batch_sparse.batchtopk(d, n, 0.75, **options),
-    "atm": lambda k: stochastic.atm(
-      d, n, coefficient=0.1, start_step=config.steps // 5, **options
-    ),
+    "atm": lambda k: stochastic.atm(d, n, coefficient=0.1, **options),
     "relu_l1": lambda k: row_sparse.relu_l1(d, n, coefficient=0.1, **options),
   }
 
@@ -130,7 +128,13 @@ def coupled(
     return arms.Arm(
       name=f"mfr {name} {replicate}",
       make=lambda k_: several.mfr(
-        d, n, k, coefficient=coefficient, restart_above=None, **options
+        d,
+        n,
+        k,
+        coefficient=coefficient,
+        coefficient_warmup=min(1.0, 100 / config.steps),
+        restart_above=None,
+        **options,
       ),
       n=n,
       seed=2 * replicate,
@@ -182,7 +186,7 @@ def rare(
     arms.Arm(
       name=f"ssae {name} {seed}",
       make=lambda k_, seed=seed, t=t: specialised.ssae(
-        general()[seed], t=t, relative=True, **tuning
+        d, n, init_from=general()[seed], t=t, relative=True, **tuning
       ),
       n=n,
       facts={"arm": f"ssae {name}", "seed": seed},

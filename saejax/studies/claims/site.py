@@ -1,7 +1,6 @@
 """The arms of claims about the activations of a site, and what is measured."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,8 +15,7 @@ from saejax.evals import (
   shrinkage,
   truncation,
 )
-from saejax.recipes import catalogue, row_sparse
-from saejax.studies import arms
+from saejax.studies import arms, short_runs
 from saejax.studies.claims.claim import TRUNCATED, Sizes
 
 
@@ -37,16 +35,6 @@ class Site:
   config: arms.StudyConfig
   sizes: Sizes
 
-  def setting(self, n: int, **options: Any) -> catalogue.Setting:
-    """What recipes know of a run here."""
-    return catalogue.Setting(
-      d=self.rows.d,
-      n=n,
-      steps=self.config.steps,
-      options={**arms.options(self.config, self.rows), **options},
-      batch_rows=self.config.batch_rows,
-    )
-
   def arm(
     self,
     method: str,
@@ -54,28 +42,31 @@ class Site:
     label: str | None = None,
     n: int | None = None,
     k: tuple[int, ...] | None = None,
-    make: Callable[[catalogue.Setting, int], Any] | None = None,
-    **options: Any,
+    **given: Any,
   ) -> arms.Arm:
-    """A method of the catalogue, or a variant of it, on this site.
+    """A method of `short_runs`, or a variant of it, on this site.
 
     Args:
-      method: name in the catalogue.
+      method: name in `short_runs`.
       label: of the arm, the method's name by default.
       n: latents; the site's by default.
       k: active latents per token; the site's by default.
-      make: the variant's recipe.
-      **options: of the recipe, instead of the site's.
+      **given: arguments of the recipe, instead of those of the method.
     """
-    line = catalogue.METHODS[method]
-    setting = self.setting(n or self.sizes.n, **options)
+    line = short_runs.VARIANTS[method]
+    variant = dataclasses.replace(
+      line, arguments=lambda *at: {**line.arguments(*at), **given}
+    )
+    options = arms.options(self.config, self.rows)
     return arms.Arm(
       name=f"{self.name} {label or method}",
-      make=partial(make or line.make, setting),
+      make=partial(
+        variant.make, d=self.rows.d, n=n or self.sizes.n, options=options
+      ),
       n=n or self.sizes.n,
-      k=(k or self.sizes.k) if line.sweeps == catalogue.K else (0,),
+      k=(k or self.sizes.k) if line.sweeps == short_runs.K else (0,),
       coefficients=line.coefficients,
-      rate=line.rate,
+      rate=line.method.rate,
       rows=self.rows,
       facts={"data": self.name, "arm": label or method},
     )
@@ -88,9 +79,7 @@ def site_arms(site: Site) -> list[arms.Arm]:
   wide = (sizes.low // 2, *sizes.k, 2 * high, 4 * high)
   of_many = (sizes.n // 2, 3 * sizes.n // 4)
   kron = arm("kronsae")
-  fixed = lambda s, k: row_sparse.k_sparse(
-    s.d, s.n, k, anneal_steps=1, k_start=k, **s.options
-  )
+  fixed = {"anneal": 0.0, "k_start": sizes.sparse}
   return [
     arm("topk", k=tuple(dict.fromkeys(k for k in wide if k))),
     arm("topk", label="topk 2n", n=2 * sizes.n),
@@ -103,7 +92,7 @@ def site_arms(site: Site) -> list[arms.Arm]:
       n=_equal_cost(site, kron, sizes.mid),
     ),
     arm("k_sparse", label="k_sparse annealed", k=sparse),
-    arm("k_sparse", label="k_sparse fixed k", k=sparse, make=fixed),
+    arm("k_sparse", label="k_sparse fixed k", k=sparse, **fixed),
     arm("batchtopk", label="batchtopk sparse", k=sparse),
     arm("feature_choice_zipf", label="feature_choice sparse", k=sparse),
     arm("msae", k=(high,)),

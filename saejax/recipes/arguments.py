@@ -1,0 +1,198 @@
+"""The arguments of recipes: found from signatures, given by name.
+
+A recipe is a function
+
+    name(d, n, <its arguments>, **options) -> Recipe
+
+whose arguments are its configuration: name, type and default from the
+signature, one line of documentation from the Args of the docstring. `options`
+are the settings of the run (`common.Options`).
+"""
+
+import importlib
+import importlib.util
+import inspect
+import pathlib
+import re
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from saejax import fields
+from saejax.errors import InputError
+from saejax.recipes import catalogue
+from saejax.training.recipe import Recipe
+
+Function = Callable[..., Recipe]
+SIZES = ("d", "n")  # given by the rows and the run
+
+
+def find(name: str) -> Function:
+  """The function of a recipe.
+
+  Args:
+    name: in the catalogue, or "module:function" for one of your own; the
+      module may lie in the working directory.
+
+  Raises:
+    InputError: there is none, or it is not a recipe.
+  """
+  if name in catalogue.METHODS:
+    return catalogue.METHODS[name].make
+  module, colon, function = name.partition(":")
+  if not colon:
+    raise InputError(
+      "recipe",
+      name,
+      f"must be one of {', '.join(catalogue.METHODS)}",
+      "or give module:function for a recipe of your own",
+    )
+  try:
+    made: Any = getattr(_module(module), function)
+  except (ImportError, AttributeError) as error:
+    rule = f"cannot be imported ({error})"
+    raise InputError("recipe", name, rule, "give module:function") from error
+  parameters = _parameters(made) if callable(made) else []
+  takes = [p.name for p in parameters]
+  if (
+    takes[:2] != [*SIZES]
+    or parameters[-1].kind is not parameters[-1].VAR_KEYWORD
+  ):
+    raise InputError(
+      "recipe",
+      name,
+      "must be a function (d, n, ..., **options) that returns a Recipe",
+      "see docs/own-method.md",
+    )
+  return typing.cast(Function, made)
+
+
+def _module(name: str) -> Any:
+  """A module, also one of the working directory."""
+  try:
+    return importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    path = pathlib.Path(*name.split(".")).with_suffix(".py")
+    if error.name != name.partition(".")[0] or not path.is_file():
+      raise
+  spec = importlib.util.spec_from_file_location(name, path)
+  if spec is None or spec.loader is None:
+    raise ImportError(f"{path} is not a module")
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module
+  spec.loader.exec_module(module)
+  return module
+
+
+def of(recipe: str | Function) -> tuple[fields.Leaf, ...]:
+  """The arguments of a recipe, in order.
+
+  Args:
+    recipe: its name, see `find`, or its function.
+
+  Raises:
+    InputError: there is no such recipe.
+    TypeError: an argument has a type that no flag can hold, or none.
+  """
+  fn = find(recipe) if isinstance(recipe, str) else recipe
+  hints, said = typing.get_type_hints(fn), docs(fn)
+  found = []
+  for p in _parameters(fn):
+    if p.name in SIZES or p.kind is p.VAR_KEYWORD:
+      continue
+    default = fields.MISSING if p.default is p.empty else p.default
+    kind = hints.get(p.name, type(default))
+    found.append(
+      fields.Leaf(
+        name=p.name,
+        kind=fields.flaggable(kind),
+        default=default,
+        comment=said.get(p.name, ""),
+      )
+    )
+  return tuple(found)
+
+
+def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:
+  return list(inspect.signature(fn).parameters.values())
+
+
+def docs(fn: Callable[..., Any]) -> dict[str, str]:
+  """Argument -> what the Args of the docstring say of it, on one line."""
+  lines = (inspect.getdoc(fn) or "").splitlines()
+  if "Args:" not in lines:
+    return {}
+  said: dict[str, list[str]] = {}
+  names: list[str] = []
+  for line in lines[lines.index("Args:") + 1 :]:
+    if line and not line.startswith(" "):
+      break
+    if entry := re.match(r"  ([*\w][*\w, ]*): (.*)", line):
+      names = [name.strip("* ") for name in entry[1].split(",")]
+      line = entry[2]
+    for name in names:
+      said.setdefault(name, []).append(line.strip())
+  return {name: " ".join(filter(None, text)) for name, text in said.items()}
+
+
+def having(argument: str) -> list[str]:
+  """Names of the recipes that have an argument."""
+  return [
+    name
+    for name, method in catalogue.METHODS.items()
+    if any(leaf.name == argument for leaf in of(method.make))
+  ]
+
+
+def make(
+  recipe: str | Function,
+  *,
+  d: int,
+  n: int,
+  arguments: Mapping[str, Any],
+  **options: Any,
+) -> Recipe:
+  """A recipe from its name, its arguments and the settings of a run.
+
+  Args:
+    recipe: name or function, see `find`.
+    d: width of the activations.
+    n: latents.
+    arguments: by name; those left out have their defaults.
+    **options: see `common.Options`.
+
+  Raises:
+    InputError: the recipe has no such argument, lacks one that must be given,
+      or refuses a value.
+  """
+  fn = find(recipe) if isinstance(recipe, str) else recipe
+  check_names(recipe, arguments)
+  return fn(d, n, **arguments, **options)
+
+
+def check_names(recipe: str | Function, names: Sequence[str] | Mapping) -> None:
+  """Refuses arguments that a recipe has not, and the lack of those it needs.
+
+  Raises:
+    InputError: see above.
+  """
+  called = recipe if isinstance(recipe, str) else recipe.__name__
+  known = {leaf.name: leaf for leaf in of(recipe)}
+  for name in names:
+    if name not in known:
+      value = names[name] if isinstance(names, Mapping) else ""
+      rule = f"{called} has no such argument, but {', '.join(known) or 'none'}"
+      raise InputError(name, value, rule, elsewhere(name))
+  for leaf in known.values():
+    if leaf.default is fields.MISSING and leaf.name not in names:
+      rule = f"must be given for {called}: {leaf.comment}"
+      raise InputError(leaf.name, "", rule, f"give {leaf.name}")
+
+
+def elsewhere(argument: str) -> str:
+  """Which recipes have an argument, in words."""
+  others = having(argument)
+  if not others:
+    return "no recipe has it"
+  return f"it is an argument of {', '.join(others)}"
