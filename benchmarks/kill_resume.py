@@ -290,8 +290,8 @@ def stop(
   process.send_signal(number)
   code = process.wait(timeout=trial.config.timeout_seconds)
   text = trial.log.read_text(errors="replace")
-  # 0: it ended by itself before the signal came.
-  if code not in (0, 128 + number) or "Traceback" in text:
+  # 0 or -number: the work was done, and Python was on its way out.
+  if code not in (0, -number, 128 + number) or "Traceback" in text:
     raise RuntimeError(f"{number.name} gave {code}:\n{text[-2000:]}")
 
 

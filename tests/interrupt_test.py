@@ -123,14 +123,19 @@ class InterruptTest(parameterized.TestCase):
     after = [signal.getsignal(number) for number in interrupt.SIGNALS]
     self.assertEqual(after, before)
 
-  def test_only_scripts_and_config_run_install_handlers(self):
+  def test_only_the_commands_install_handlers_and_do_so_before_jax(self):
     for path in (ROOT / "saejax").rglob("*.py"):
-      if path.name not in ("config.py", "interrupt.py"):
+      if path.name not in ("command.py", "config.py", "interrupt.py"):
         self.assertNotIn("interrupt.install", path.read_text(), path)
-    for path in (ROOT / "experiments").glob("*.py"):
-      head = path.read_text().split("interrupt.install()")[0]
-      self.assertLess(len(head), len(path.read_text()), path)
-      self.assertEqual(head.count("\nfrom"), 1, path)  # that of interrupt
+    code = "import sys, saejax.command; print('jax' in sys.modules)"
+    done = subprocess.run(
+      [sys.executable, "-c", code],
+      capture_output=True,
+      text=True,
+      cwd=ROOT,
+      check=True,
+    )
+    self.assertEqual(done.stdout, "False\n")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ class Config:
   real_n: int = 768  # latents on real rows
 
   def __post_init__(self):
-    checks.at_least(self, 1, "every", "active", "d", "n", "real_n")
+    checks.at_least(
+      self, 1, "directions", "every", "active", "d", "n", "real_n"
+    )
     checks.at_most(self, self.directions, "active")
     checks.distinct(self, "phase_n", "phase_d", "phase_active")
     checks.distinct(self, "targets", least=1e-6, most=1)

@@ -18,6 +18,7 @@ SMALL = (
   "--harvest.chunk_rows=512",
   "--harvest.calibration_rows=512",
   "--study.steps=6",
+  "--study.warmup_steps=2",
   "--study.batch_rows=128",
 )
 

@@ -10,7 +10,7 @@ from saejax.studies.claims import causal, training
 from saejax.studies.claims import claim as claims
 from tests import shared
 
-CONFIG = arms.StudyConfig(steps=4, batch_rows=64, seeds=2)
+CONFIG = arms.StudyConfig(steps=4, batch_rows=64, seeds=2, warmup_steps=2)
 ROWS = 1024
 LAYERS = 2
 
