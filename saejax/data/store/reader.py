@@ -368,13 +368,7 @@ def open(  # pylint: disable=redefined-builtin
     ) from error
   except InputError:
     raise
-  except (
-    KeyError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    OverflowError,
-  ) as error:
+  except (LookupError, TypeError, ValueError, AttributeError) as error:
     raise manifest.broken(
       path,
       f"meta.json, stats.json, ledger or manifest is not of a store "
