@@ -51,9 +51,8 @@ class Config:
   real_n: int = 768  # latents on real rows
 
   def __post_init__(self):
-    checks.at_least(
-      self, 1, "directions", "every", "active", "d", "n", "real_n"
-    )
+    checks.at_least(self, 1, "directions", "every", "d", "n", "real_n")
+    checks.at_least(self, 1, "active")
     checks.at_most(self, self.directions, "active")
     checks.distinct(self, "phase_n", "phase_d", "phase_active")
     checks.distinct(self, "targets", least=1e-6, most=1)
@@ -110,9 +109,8 @@ def planted_rows(
     on = synthetic.exactly(where, rows, active, np.ones((n,), np.float32))
     return synthetic.coefficients(size, on) @ V
 
-  x, held_out = jax.jit(
-    lambda: (draw(keys[1], ROWS), draw(keys[2], HELD_OUT))
-  )()
+  both = jax.jit(lambda: (draw(keys[1], ROWS), draw(keys[2], HELD_OUT)))
+  x, held_out = both()
   scale = float(np.sqrt(np.mean(np.sum(np.square(x), axis=-1))))
   about = {"directions": n, "d": d, "active": active, "seed": seed}
   made = arms.planted({"x": x / scale}, {"x": held_out / scale}, about)
