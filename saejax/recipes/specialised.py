@@ -62,6 +62,7 @@ def ssae(
       f"must have the sizes asked for, d={d}, n={n}",
       "ask for those of the general SAE",
     )
+  common.check_finite("t", t)
   common.check_least("t", t, 0)
   penalty = common.penalty(losses.l1_decoder_norm, coefficient)
   return common.compose(

@@ -163,7 +163,7 @@ class RefusalsTest(parameterized.TestCase):
 
   @parameterized.parameters(0.0, 1.0, -0.5)
   def test_targets_are_frequencies(self, target):
-    with self.assertRaisesRegex(InputError, "^target="):
+    with self.assertRaisesRegex(InputError, "^frequency="):
       bias_adaptation.ba(8, 20, frequency=target, **DEAD)
 
 
