@@ -23,7 +23,7 @@ _NAMES = {
   "InputError": "saejax.errors",
   "Store": "saejax.data.store.reader",
   "about": "saejax.sae.files",
-  "evaluate": "saejax.evals.reconstruction",
+  "evaluate": "saejax.evals.held_out",
   "init": "saejax.sae.initial",
   "load": "saejax.sae.files",
   "open_store": "saejax.data.store.reader:open",
@@ -93,7 +93,7 @@ if TYPE_CHECKING:
   from saejax.data.store.reader import open as open_store
   from saejax.errors import InputError as InputError
   from saejax.evals.examples import top_examples as top_examples
-  from saejax.evals.reconstruction import evaluate as evaluate
+  from saejax.evals.held_out import evaluate as evaluate
   from saejax.sae.files import about as about
   from saejax.sae.files import load as load
   from saejax.sae.files import save as save

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from saejax.evals import matching, reconstruction, recovery
+from saejax.evals import held_out, matching, recovery
 from saejax.sae.sae import SAE
 
 FFR_TAU = 0.1
@@ -64,10 +64,7 @@ def random_ids(
 
 def rates(sae: SAE, x: Float[np.ndarray, "rows d"]) -> Float[np.ndarray, "n"]:
   """Share of rows on which each latent is not 0."""
-  starts = range(0, len(x), BATCH_ROWS)
-  batches = (x[i : i + BATCH_ROWS] for i in starts)
-  zero = np.zeros(x.shape[-1], np.float32)
-  return reconstruction.evaluate(sae, batches, mean=zero).density
+  return held_out.evaluate(sae, x).density
 
 
 def ffr(

@@ -76,7 +76,8 @@ class Reconstruction:
   Attributes:
     rows: rows evaluated.
     nonfinite_rows: rows left out because a value was not finite.
-    nmse, fvu: shares of the squared norm; NaN where the denominator is 0.
+    nmse, fvu: shares of the squared norm; NaN where the denominator is 0, and
+      nmse where no training mean was given.
     l0: latents a row.
     dead: share of latents, in [0, 1].
     cosine: in [-1, 1].
@@ -105,6 +106,10 @@ class Reconstruction:
     logs = np.clip(np.log10(live), edges[0], edges[-1])
     counts, _ = np.histogram(logs, edges)
     return {"log10_edges": edges.tolist(), "counts": counts.tolist()}
+
+  def without_nmse(self) -> "Reconstruction":
+    """The metrics where no training mean is known: nmse is NaN."""
+    return dataclasses.replace(self, nmse=float("nan"))
 
   def record(self) -> dict[str, float | int]:
     """The scalars, for results.json."""
@@ -227,17 +232,6 @@ def compute(sums: Sums) -> Reconstruction:
     cosine=float(sums.cosine) / rows,
     density=fired / rows,
   )
-
-
-def evaluate(
-  sae: SAE,
-  batches: Iterable[Float[np.ndarray, "B d"] | Batch],
-  *,
-  mean: Float[Array, "d"],
-  frame: str = "prep",
-) -> Reconstruction:
-  """The metrics of one SAE over rows; see `evaluate_many`."""
-  return evaluate_many([sae], batches, means=[mean], frame=frame)[0]
 
 
 def evaluate_many(

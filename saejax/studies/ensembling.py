@@ -25,7 +25,7 @@ from saejax import checks, terminal
 from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.evals import ensembles as metrics
-from saejax.evals import reconstruction
+from saejax.evals import held_out
 from saejax.recipes import row_sparse
 from saejax.report import curves, extras, page, study
 from saejax.runs import folder as run_folder
@@ -199,8 +199,8 @@ class Study:
     return files.load(path)
 
   def _point(self, kind, size, replicate, sae, seconds) -> dict[str, Any]:
-    found = reconstruction.evaluate(
-      sae, arms.chunks(self.rows.held_out), mean=self.rows.mean, frame="raw"
+    found = held_out.evaluate(
+      sae, arms.chunks(self.rows.held_out), mean=self.rows.mean
     )
     encode = jax.jit(lambda x: ensembles.encode_stages(sae, x))
     rows = self.rows.held_out.x[:MEET_ROWS]

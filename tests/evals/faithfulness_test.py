@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest
 
 from saejax.data import streams, synthetic
-from saejax.evals import faithfulness, reconstruction
+from saejax.evals import faithfulness, held_out
 from saejax.recipes import row_sparse
 from saejax.sae import activations, encoders
 from saejax.training import fit
@@ -99,7 +99,7 @@ class OwnDataTest(absltest.TestCase):
     recipe = row_sparse.topk(24, 48, 4, dead_after_tokens=20_000)
     draw = streams.array_draw({"x": x}, batch_rows=256, seed=0)
     (sae,), _, _ = fit.fit(recipe, draw, steps=400, members=[fit.member()])
-    fvu = lambda z: reconstruction.evaluate(sae, [z], mean=z.mean(axis=0)).fvu
+    fvu = lambda z: held_out.evaluate(sae, z).fvu
     self.assertLess(fvu(x), fvu(y) - 0.1)
 
 

@@ -48,6 +48,11 @@ def definition(sae, x, mean):
   }
 
 
+def evaluate(sae, batches, mean):
+  """The metrics of one SAE, the mean being in the frame of its prep."""
+  return reconstruction.evaluate_many([sae], batches, means=[mean])[0]
+
+
 class Shift(flax.struct.PyTreeNode):
   """Stands in for an SAE: x_hat = x + shift, latent `first` always fires."""
 
@@ -81,7 +86,7 @@ class ReconstructionTest(parameterized.TestCase):
     kwargs = {} if prep is None else {"prep": prep}
     sae = make_sae(activation, **kwargs)
     x, mean = rows(), np.full(12, 0.1, np.float32)
-    got = reconstruction.evaluate(sae, [x[:64], x[64:]], mean=mean)
+    got = evaluate(sae, [x[:64], x[64:]], mean=mean)
     for name, value in definition(sae, x, mean).items():
       np.testing.assert_allclose(
         getattr(got, name), value, rtol=1e-5, err_msg=name
@@ -91,10 +96,10 @@ class ReconstructionTest(parameterized.TestCase):
   def test_batches_do_not_change_the_result(self):
     sae, x = make_sae(activations.TopK(3)), rows(90)
     mean = x.mean(0)
-    whole = reconstruction.evaluate(sae, [x], mean=mean)
+    whole = evaluate(sae, [x], mean=mean)
     for sizes in ((40, 40, 10), (7,) * 12 + (6,), (20, 60, 10)):
       parts = np.split(x, np.cumsum(sizes)[:-1])
-      got = reconstruction.evaluate(sae, parts, mean=mean)
+      got = evaluate(sae, parts, mean=mean)
       self.assertEqual(got.rows, 90)
       self.assertEqual(got.l0, whole.l0)
       np.testing.assert_array_equal(got.density, whole.density)
@@ -107,7 +112,7 @@ class ReconstructionTest(parameterized.TestCase):
     x = rows(130)
     before = reconstruction.batch_sums._cache_size()
     parts = [x[:50], x[50:100], x[100:]]
-    reconstruction.evaluate(sae, parts, mean=np.zeros(12, np.float32))
+    evaluate(sae, parts, mean=np.zeros(12, np.float32))
     self.assertEqual(reconstruction.batch_sums._cache_size() - before, 1)
 
   @parameterized.named_parameters(
@@ -140,7 +145,7 @@ class ReconstructionTest(parameterized.TestCase):
   def test_fewer_rows_than_a_budget_of_columns_needs_keep_k_a_row(self):
     sae = make_sae(activations.Ranked(budgets.Zipf(3), "column"))
     sae = sae.replace(encoder=sae.encoder.replace(b=jnp.full(24, 9.0)))
-    got = reconstruction.evaluate(
+    got = evaluate(
       sae, [rows(44)[:40], rows(44)[40:]], mean=np.zeros(12, np.float32)
     )
     self.assertEqual(got.l0, 3)
@@ -148,9 +153,7 @@ class ReconstructionTest(parameterized.TestCase):
   def test_outliers_move_nmse_and_not_fvu(self):
     sae, x = make_sae(activations.TopK(3)), rows(200)
     moved = np.concatenate([x, 2000 * rows(2, seed=5)]).mean(0)
-    near, far = (
-      reconstruction.evaluate(sae, [x], mean=m) for m in (x.mean(0), moved)
-    )
+    near, far = (evaluate(sae, [x], mean=m) for m in (x.mean(0), moved))
     np.testing.assert_allclose(near.fvu, far.fvu, rtol=1e-4)
     self.assertLess(far.nmse, 0.5 * near.nmse)
 
@@ -158,9 +161,7 @@ class ReconstructionTest(parameterized.TestCase):
     sae = make_sae(activations.TopK(3), target_prep=Identity(), d_target=12)
     x, y = rows(30), rows(30, seed=7)
     y[4, 2] = np.nan
-    got = reconstruction.evaluate(
-      sae, [Batch(x=x, target=y)], mean=np.zeros(12, np.float32)
-    )
+    got = evaluate(sae, [Batch(x=x, target=y)], mean=np.zeros(12, np.float32))
     self.assertEqual((got.rows, got.nonfinite_rows), (29, 1))
     self.assertTrue(np.isfinite(got.fvu))
 
@@ -172,22 +173,20 @@ class ReconstructionTest(parameterized.TestCase):
         W=jnp.zeros_like(sae.decoder.W), b=jnp.asarray(x.mean(0))
       )
     )
-    got = reconstruction.evaluate(sae, [x], mean=x.mean(0))
+    got = evaluate(sae, [x], mean=x.mean(0))
     self.assertAlmostEqual(got.nmse, 1.0, places=5)
     self.assertAlmostEqual(got.fvu, 1.0, places=5)
 
   def test_fvu_is_about_the_rows_own_mean_whatever_the_mean_given(self):
     sae, x = make_sae(activations.TopK(3)), rows()
-    near = reconstruction.evaluate(sae, [x], mean=x.mean(0))
-    far = reconstruction.evaluate(sae, [x], mean=x.mean(0) + 3)
+    near = evaluate(sae, [x], mean=x.mean(0))
+    far = evaluate(sae, [x], mean=x.mean(0) + 3)
     np.testing.assert_allclose(near.fvu, far.fvu, rtol=1e-5)
     self.assertLess(far.nmse, 0.2 * near.nmse)
 
   def test_padding_values_do_not_fire(self):
     x = np.abs(rows()) + 0.1
-    got = reconstruction.evaluate(
-      Shift(jnp.zeros(12)), [x], mean=np.zeros(12, np.float32)
-    )
+    got = evaluate(Shift(jnp.zeros(12)), [x], mean=np.zeros(12, np.float32))
     np.testing.assert_array_equal(got.density, [1, 0, 0, 0])
     self.assertEqual(got.dead, 0.75)
     self.assertEqual(got.l0, 1.0)
@@ -216,7 +215,7 @@ class ReconstructionTest(parameterized.TestCase):
       for part in (x[:40], x[40:])
     ]
     merged = reconstruction.compute(reconstruction.merge(*half))
-    whole = reconstruction.evaluate(sae, [x[:40], x[40:]], mean=mean)
+    whole = evaluate(sae, [x[:40], x[40:]], mean=mean)
     self.assertEqual(merged.nmse, whole.nmse)
     np.testing.assert_array_equal(merged.density, whole.density)
 
@@ -231,16 +230,14 @@ class ReconstructionTest(parameterized.TestCase):
     read = iter([x[:60], x[60:]])  # cannot be read twice
     together = reconstruction.evaluate_many(saes, read, means=means)
     for sae, mean, got in zip(saes, means, together, strict=True):
-      alone = reconstruction.evaluate(sae, [x[:60], x[60:]], mean=mean)
+      alone = evaluate(sae, [x[:60], x[60:]], mean=mean)
       self.assertEqual(got.record(), alone.record())
 
   def test_stored_bfloat16_rows_are_taken(self):
     sae, x = make_sae(activations.TopK(3)), rows()
     low = x.astype(ml_dtypes.bfloat16)
-    got = reconstruction.evaluate(sae, [low], mean=x.mean(0))
-    same = reconstruction.evaluate(
-      sae, [low.astype(np.float32)], mean=x.mean(0)
-    )
+    got = evaluate(sae, [low], mean=x.mean(0))
+    same = evaluate(sae, [low.astype(np.float32)], mean=x.mean(0))
     self.assertEqual(got.nmse, same.nmse)
 
   def test_rows_that_are_not_finite_are_counted_and_left_out(self):
@@ -248,14 +245,14 @@ class ReconstructionTest(parameterized.TestCase):
     broken = np.concatenate([x, np.full((3, 12), np.nan, np.float32)])
     broken[-1] = 1
     broken[-1, 4] = np.inf
-    got = reconstruction.evaluate(sae, [broken], mean=x.mean(0))
-    want = reconstruction.evaluate(sae, [x], mean=x.mean(0))
+    got = evaluate(sae, [broken], mean=x.mean(0))
+    want = evaluate(sae, [x], mean=x.mean(0))
     self.assertEqual((got.rows, got.nonfinite_rows), (100, 3))
     np.testing.assert_allclose(got.nmse, want.nmse, rtol=1e-6)
     np.testing.assert_array_equal(got.density, want.density)
 
   def test_weights_that_are_not_finite_show(self):
-    got = reconstruction.evaluate(
+    got = evaluate(
       Shift(jnp.full(12, jnp.nan)), [rows()], mean=np.zeros(12, np.float32)
     )
     self.assertTrue(np.isnan(got.nmse) and np.isnan(got.cosine))
@@ -264,7 +261,7 @@ class ReconstructionTest(parameterized.TestCase):
     sae = make_sae(activations.TopK(3))
     for batches in ([], [np.full((4, 12), np.nan, np.float32)]):
       with self.assertRaisesRegex(errors.InputError, "held_out_rows=0"):
-        reconstruction.evaluate(sae, batches, mean=np.zeros(12, np.float32))
+        evaluate(sae, batches, mean=np.zeros(12, np.float32))
 
   def test_no_dense_latents_on_the_sparse_path(self):
     B, n = 33, 4099
