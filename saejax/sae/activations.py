@@ -1,13 +1,13 @@
-"""From pre-activations to latents: what is kept, and with which value.
+"""Activations: map pre-activations to latents, by a selection and a value.
 
 An activation maps an encoder's `Pre` and the pass's `Context` to latents
-z [*b, n]. What is ranked (the score) and what is kept (the value) are chosen
-apart, by name:
+z [*b, n]. The ranked quantity (the score) and the kept value are chosen
+independently, by name:
 
     score  value: a      magnitude: |a|      norm: a |w_i|
     keep   relu: max(a, 0)      signed: a
 
-An activation that keeps at most `row_k` latents a row, and ranks a or |a|, is
+An activation that keeps at most `row_k` latents per row, and ranks a or |a|, is
 `fused`: it also maps its row's `row_k` largest pre-activations to their values,
 which is all the sparse engine computes.
 """
@@ -39,35 +39,35 @@ SCOPES = ("row", "batch", "column")
 
 
 class Activation(Part):
-  """The base of activations; a subclass gives at least `__call__`.
+  """Base class of activations; a subclass defines at least `__call__`.
 
-  What a subclass cannot answer it does not define: the method then raises a
-  NotImplementedError that names the class.
+  A method that a subclass does not define raises a NotImplementedError that
+  names the class.
   """
 
   @property
   def row_k(self) -> int | None:
-    """Most latents a row keeps; None where a row is unbounded."""
+    """Maximum number of latents kept per row; None where it is unbounded."""
     return None
 
   @property
   def mean_k(self) -> float | None:
-    """Latents kept per row on average; None where nothing sets it."""
+    """Mean number of latents kept per row; None where nothing sets it."""
     return self.row_k
 
   @property
   def fused(self) -> bool:
-    """Whether the sparse engine serves it, given an encoder that has one."""
+    """Whether the sparse engine supports it, given an encoder that has one."""
     return False
 
   @property
   def by_magnitude(self) -> bool:
-    """Whether the largest are those of |a|."""
+    """Whether pre-activations are ranked by |a|."""
     return False
 
   @property
   def by_norm(self) -> bool:
-    """Whether the norms of decoder rows decide what is kept."""
+    """Whether the norms of decoder rows influence the selection."""
     return False
 
   @property
@@ -76,12 +76,12 @@ class Activation(Part):
     return False
 
   def with_k(self, k: int) -> "Activation":
-    """The same with another static k; itself where there is none."""
+    """Returns a copy with another static k; itself where it has no k."""
     del k
     return self
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
-    """Latents of pre-activations."""
+    """Maps pre-activations to latents."""
     raise NotImplementedError
 
   def keep_largest(
@@ -98,15 +98,15 @@ class Activation(Part):
     return encoder, self
 
   def threshold(self, theta: Float[Array, "n"] | Float[Array, ""]):
-    """A threshold on what is ranked here, which keeps the same values."""
+    """The `Threshold` at theta with this activation's score and kept value."""
     return Threshold(theta)
 
   def unit_norms(self, norms: Float[Array, "n"]) -> "Activation":
     """The activation once decoder norms are folded into pre-activations.
 
     Args:
-      norms: of the decoder's rows; pre-activations are multiplied by them, and
-        the rows divided.
+      norms: norms of the decoder's rows; pre-activations are multiplied by
+        them, and the rows divided.
     """
     raise NotImplementedError(
       f"{type(self).__name__} would keep other latents once decoder norms are "
@@ -122,17 +122,17 @@ class Activation(Part):
   def flattened(
     self, members: Sequence["Activation"], alphas: Sequence[float], n: int
   ) -> "Activation":
-    """The activation of all members' latents, one member after the other.
+    """The activation of all members' latents, concatenated member by member.
 
     Args:
       members: activations that differ from this one in their arrays alone.
-      alphas: pre-activations of each member are multiplied by its own.
-      n: latents of each.
+      alphas: factor of the pre-activations, per member.
+      n: latents per member.
     """
     raise NotImplementedError(self._without("a form for several members"))
 
   def _without(self, what: str) -> str:
-    return f"{type(self).__name__} has no answer: it does not define {what}"
+    return f"{type(self).__name__} does not define {what}"
 
 
 class ReLU(Activation):
@@ -156,9 +156,9 @@ class TopK(Activation):
   by the size of what a latent adds.
 
   Attributes:
-    k: latents kept.
+    k: active latents per row.
     score, keep: see the module.
-    ordered: sparse latents come largest first, for losses over ranks.
+    ordered: whether sparse latents come largest first, for losses over ranks.
 
   References:
     Makhzani and Frey, k-Sparse Autoencoders, 2013, arXiv:1312.5663.
@@ -240,7 +240,7 @@ class BlockTopK(Activation):
   Latents are cut into `blocks` runs of equal length; within one this is TopK.
 
   Attributes:
-    k: latents kept in a block.
+    k: active latents per block.
     blocks: number of them; divides n.
     score, keep: see the module.
   """
@@ -287,7 +287,7 @@ class BlockTopK(Activation):
 
 
 class Ranked(Activation):
-  """The top-k selections whose k is a budget, or is shared between rows.
+  """Top-k selection with a variable k, or with one k shared by many rows.
 
   By scope, as the field calls them:
 
@@ -298,9 +298,9 @@ class Ranked(Activation):
       column  Feature Choice: the m_i highest scores of latent i over the batch;
               made by `FeatureChoice(k)`
 
-  Batch and column scope make a row's latents depend on the rest of the batch:
-  they are for training, and a threshold takes their place afterwards. Rows of
-  weight 0 take no part in either.
+  Under batch and column scope a row's latents depend on the rest of the batch:
+  these scopes are for training, and a threshold replaces them afterwards. Rows
+  of weight 0 are excluded from both.
 
   Attributes:
     budget: see `sae.budgets`; gives latents per row (scope "row" and "batch",
@@ -389,10 +389,10 @@ def FeatureChoice(
 
 
 class Threshold(Activation):
-  """Values whose score lies strictly above a threshold: the inference form.
+  """Keeps values whose score is strictly above a threshold: the inference form.
 
   Attributes:
-    theta: in the units of the score, [n] or one for all []; frozen.
+    theta: frozen thresholds in the units of the score, [n], or one for all [].
     score, keep: see the module.
   """
 
@@ -427,7 +427,7 @@ class Threshold(Activation):
 def scaled_thetas(
   members: Sequence[Any], alphas: Sequence[float], n: int
 ) -> Float[Array, "n_all"]:
-  """The thresholds of members of n latents each, times a number of each."""
+  """Concatenated thresholds of members of n latents, each times its factor."""
   return jnp.concatenate(
     [
       alpha * jnp.broadcast_to(member.theta, (n,))
@@ -437,11 +437,11 @@ def scaled_thetas(
 
 
 class Phased(Activation):
-  """One activation until a step, another from there on; the last outside.
+  """One activation before a step, another from it on and outside training.
 
   Attributes:
-    before, after: the two.
-    switch_step: first step of the second.
+    before, after: the two activations.
+    switch_step: first step that uses `after`.
   """
 
   before: Activation

@@ -1,4 +1,4 @@
-"""A tied network of unit directions, each with an amplitude of its own.
+"""A tied SAE of unit directions, each with its own amplitude.
 
     a_i = w_i (x - b_pre),    x_hat = sum_i amplitude_i w_i z_i + b_pre
 
@@ -13,12 +13,13 @@ from saejax.sae.part import Part
 
 
 class Amplitude(Part):
-  """W_dec rows a_i w_i.
+  """A decoder with rows a_i w_i.
 
   Attributes:
-    W: rows w_i, of unit norm under `training.parts.constraints.unit_norm_decoder`.
+    W: rows w_i, kept at unit norm by
+      `training.parts.constraints.unit_norm_decoder`.
     a: amplitudes.
-    b: added to every reconstruction.
+    b: decoder bias.
   """
 
   W: Float[Array, "n d"]

@@ -22,13 +22,13 @@ class Archetypal(Part):
   Attributes:
     A: rows on the simplex, [n, p].
     relaxation: Lambda [n, d], rows of norm at most `delta`.
-    log_multiplier: m, one number.
-    b: added to every reconstruction [d].
+    log_multiplier: m, a scalar.
+    b: decoder bias [d].
     points: C [p, d], frozen.
     delta: 0 keeps rows inside the hull, a large one leaves them free.
     multiplied: whether m is learned.
 
-  What holds for A and Lambda is restored by `projected` after each update.
+  `projected` restores the constraints on A and Lambda after each update.
 
   References:
     Fel et al., Archetypal SAE: Adaptive and Stable Dictionary Learning for
@@ -54,11 +54,13 @@ class Archetypal(Part):
     return (hull + self.relaxation) * jnp.exp(m)
 
   def projected(self) -> "Archetypal":
-    """A's negative entries cut and its rows divided by their sums; Lambda's
-    rows shortened to delta.
+    """The decoder with A projected to the simplex and Lambda's rows clipped.
 
-    A row of A without a positive entry would stay at 0 for ever: it starts
-    anew at the point of its largest entry.
+    Negative entries of A become 0 and its rows are divided by their sums;
+    rows of Lambda longer than delta are scaled to that norm.
+
+    A row of A without a positive entry would stay at 0 for ever: it is reset
+    to the point of its largest entry.
     """
     positive = jax.nn.relu(self.A)
     total = jnp.sum(positive, axis=-1, keepdims=True)
@@ -71,7 +73,7 @@ class Archetypal(Part):
 
 
 def project(sae: SAE) -> SAE:
-  """The decoder back where it is to be."""
+  """Projects the decoder to its constraints, see `Archetypal.projected`."""
   decoder: Archetypal = sae.decoder  # pyright: ignore[reportAssignmentType]
   return sae.replace(decoder=decoder.projected())
 
@@ -79,7 +81,7 @@ def project(sae: SAE) -> SAE:
 def check_points(
   points: Float[Array, "p d"] | int, d: int, n: int, delta: float
 ) -> None:
-  """Refuses points and a relaxation that no decoder can start from.
+  """Raises an InputError for points or a delta that give no valid decoder.
 
   Raises:
     InputError: points of another width or fewer than n; delta below 0.
@@ -113,22 +115,22 @@ def init(
   sample: Batch | None = None,
   dtype: str = "float32",
 ) -> SAE:
-  """Latent i starts at point i, and reads how much of it there is.
+  """Draws an SAE whose latent i starts at point i, in encoder and decoder.
 
       A = [I 0],  Lambda = 0,  m = 0,  W_enc_i = c_i / |c_i|^2,  b = 0
 
   Args:
-    key: of the centroids; with points given every member starts alike.
+    key: seeds the centroids; with given points all members start equal.
     n: latents, at most p.
     d: width of the activations.
     points: raw rows, the prep is applied to them as to the data; or p, for that
       many centroids of the sample.
     activation: a -> z.
     delta, multiplied: see `Archetypal`.
-    prep: of the activations.
-    sample: raw rows for the centroids. Without one they are random directions,
-      which serve for nothing but their shape.
-    dtype: of matmul operands.
+    prep: applied to the activations.
+    sample: raw rows for the centroids. Without a sample they are random
+      directions, which only serve to give the shapes.
+    dtype: dtype of matmul operands.
 
   Raises:
     InputError: more centroids than the sample has rows.
@@ -180,16 +182,17 @@ def init(
 def kmeans(
   key: PRNGKeyArray, x: Float[Array, "s d"], count: int, steps: int = 20
 ) -> Float[Array, "count d"]:
-  """Centroids of rows: k-means++ starts, then Lloyd's steps.
+  """Centroids of rows by k-means: k-means++ seeding, then Lloyd's algorithm.
 
-  A centroid without rows stays where it is. Costs count s d a step, and memory
-  s count: give a sample of some ten thousand rows.
+  A centroid without rows stays where it is. With s rows a step costs
+  count s d multiplications and s count numbers of memory: use a sample of
+  about ten thousand rows.
 
   Args:
-    key: of the starts.
-    x: rows, at least `count`.
-    count: centroids.
-    steps: of Lloyd's algorithm.
+    key: seeds the initial centroids.
+    x: at least `count` rows.
+    count: number of centroids.
+    steps: iterations of Lloyd's algorithm.
 
   References:
     Arthur and Vassilvitskii, k-means++: The Advantages of Careful Seeding,
@@ -202,7 +205,7 @@ def kmeans(
 
   def seed(i, carry):
     centres, least = carry
-    # Rows by their squared distance to the nearest start so far.
+    # A row is drawn in proportion to its squared distance to the nearest seed.
     drawn = x[jax.random.categorical(keys[i], jnp.log(least))]
     return centres.at[i].set(drawn), jnp.minimum(least, squares(drawn))
 

@@ -1,4 +1,4 @@
-"""The axes of every array of an SAE, of its optimizer's moments, or of a part."""
+"""Axis names of the arrays of an SAE, of optimizer moments, or of a part."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ STAGE = "n_stage"  # one row per latent of an SAE inside another's prep
 
 
 def axes(tree: Any, *, stacked: bool = False) -> Any:
-  """The names of the axes of each array, in a tree of the same structure.
+  """Names the axes of each array, in a tree of equal structure.
 
   An array's names are those that its field declares (see `part`), wherever the
   part stands in the tree: nested in other parts, or in the state of an
@@ -28,10 +28,9 @@ def axes(tree: Any, *, stacked: bool = False) -> Any:
       among the names.
 
   Returns:
-    A tuple of names in the place of each array: use it as
-    `jax.tree.map(f, tree, axes(tree))`. () in the place of a single number,
-    None in the place of an array that is
-    not shaped as its field says, or that belongs to no part.
+    A tuple of names for each array, () for a scalar, and None for an array
+    that is not shaped as its field says or belongs to no part. Use it as
+    `jax.tree.map(f, tree, axes(tree))`.
 
   Raises:
     TypeError: a part holds an array that its class does not declare.

@@ -1,4 +1,4 @@
-"""A gate whose bias is set from outside the gradient."""
+"""An activation gated by a bias that a rule sets, not the gradient."""
 
 import flax.struct
 import jax
@@ -12,7 +12,7 @@ FORMS = ("jump", "relu")
 
 
 class BiasGate(Activation):
-  """What passes the gate y = a + b > 0; b gets no gradient.
+  """Keeps latents whose gate y = a + b is positive; b gets no gradient.
 
       jump  z = a where y > 0, else 0: the bias moves the gate alone
       relu  z = max(y, 0)

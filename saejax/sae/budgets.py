@@ -1,7 +1,7 @@
-"""How many latents a `Ranked` activation keeps.
+"""Budgets: the number of latents that a `Ranked` activation keeps.
 
-A budget maps an encoder's `Pre` and the `Context` to latents a row, one number
-or [*b, 1]; or, for scope "column", to rows a latent [n].
+A budget maps an encoder's `Pre` and the `Context` to latents per row, a scalar
+or [*b, 1]; or, for scope "column", to rows per latent [n].
 """
 
 import math
@@ -18,25 +18,25 @@ from saejax.sae.part import Part
 
 
 class Budget(Part):
-  """The base of budgets."""
+  """Base class of budgets."""
 
   @property
   def mean_k(self) -> float | None:
-    """Latents per row on average, in the end; None where rows decide it."""
+    """Final mean number of latents per row; None where rows determine it."""
     return None
 
   def with_k(self, k: int) -> "Budget":
-    """The same with another k; itself where there is none."""
+    """Returns a copy with another k; itself where it has no k."""
     del k
     return self
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "..."]:
-    """Latents a row, or rows a latent."""
+    """Latents per row, or rows per latent."""
     raise NotImplementedError
 
 
 class Constant(Budget):
-  """k latents a row, which under batch scope may be a fraction."""
+  """k latents per row, which may be fractional under batch scope."""
 
   k: float = flax.struct.field(pytree_node=False)
 
@@ -52,15 +52,15 @@ class Constant(Budget):
 
 
 class Annealed(Budget):
-  """From k_start to k in a straight line over the first steps, then k.
+  """Anneals k linearly from k_start over the first steps, then stays at k.
 
       k_t = k_start + (k - k_start) min(t / steps, 1), rounded down
 
   Attributes:
-    k: in the end, and outside training.
-    k_start: at step 0.
-    steps: that the line takes.
-    round_up: instead of down.
+    k: final value, also used outside training.
+    k_start: value at step 0.
+    steps: duration of the annealing.
+    round_up: whether k_t is rounded up instead of down.
   """
 
   k: float = flax.struct.field(pytree_node=False)
@@ -81,7 +81,7 @@ class Annealed(Budget):
       return k
     t = jnp.minimum(ctx.step.astype(jnp.float32) / self.steps, 1.0)
     k_t = self.k_start + (k - self.k_start) * t
-    # An allowance for rounding in what is a whole number.
+    # Tolerance: float rounding must not push a whole number to the next one.
     return jnp.ceil(k_t - 1e-3) if self.round_up else jnp.floor(k_t + 1e-3)
 
 
@@ -89,18 +89,18 @@ RANK = "rank"  # statistic: place of each latent, 0 the most frequent
 
 
 class Zipf(Budget):
-  """Rows a latent, for scope "column", by a Zipf-Mandelbrot law of its rank.
+  """Rows per latent, for scope "column", by a Zipf-Mandelbrot law of its rank.
 
       m_i = clip(c p(r_i), 1, B),   p(r) ~ 1 / (r + beta)^alpha,  r = 1 .. n
 
   with c such that sum_i m_i = M = k B, rounded by largest remainder; B counts
-  the rows of weight other than 0. alpha = 0 gives every latent M / n rows. Where
-  padding leaves so few rows that M < n, some latents have none. Ranks are the statistic "rank"; without it a
-  latent's rank is its index, as nothing is known of it.
+  the rows of non-zero weight. alpha = 0 gives every latent M / n rows. Where
+  padding leaves so few rows that M < n, some latents have none. Ranks are the
+  statistic "rank"; without it a latent's rank is its index.
 
   Attributes:
-    k: latents a row on average.
-    alpha, beta: of the law.
+    k: mean number of latents per row.
+    alpha, beta: exponent and offset of the law.
 
   References:
     Ayonrinde, Adaptive Sparse Allocation with Mutual Choice & Feature Choice
@@ -119,10 +119,10 @@ class Zipf(Budget):
     return self.replace(k=k)
 
   def __call__(self, pre: Pre, ctx: Context) -> Int[Array, "n"]:
-    """Rows of each latent.
+    """Number of rows of each latent.
 
     Raises:
-      InputError: k B lies below n, so that some latents would have no row.
+      InputError: k B is below n, so that some latents would have no row.
     """
     *batch, n = pre.a.shape
     if ctx.k is None:
@@ -144,16 +144,16 @@ def zipf(n: int, alpha: float, beta: float) -> Float[Array, "n"]:
 def allot(
   shares: Float[Array, "n"], total: Float[Array, ""], most: Float[Array, ""]
 ) -> Int[Array, "n"]:
-  """Whole numbers in [1, most] of a given sum, near c shares for some c.
+  """Integers in [1, most] with a given sum, proportional to the shares.
 
-  clip(c shares, 1, most) with c found by bisection, then rounded down and what
-  is left given to the largest remainders, lowest index first. Exact for totals
-  to n most below 2^24; totals below n leave out the 1.
+  clip(c shares, 1, most) with c found by bisection, rounded down; the remainder
+  goes to the largest fractional parts, lowest index first. Exact for totals up
+  to n most below 2^24. For totals below n the lower bound is 0.
 
   Args:
-    shares: positive.
-    total: the sum.
-    most: the largest of them.
+    shares: positive weights.
+    total: sum of the result.
+    most: upper bound of each integer.
   """
   least = jnp.where(total < shares.shape[-1], 0.0, 1.0)
   sized = lambda c: jnp.clip(c * shares, least, most)
@@ -174,16 +174,16 @@ def allot(
 
 
 def check_rows(k: float, n: int, rows: int) -> None:
-  """Refuses batches in which k a row leave latents without a row of their own.
+  """Raises an InputError for batches too small to give every latent a row.
 
   Raises:
-    InputError: k rows lies outside [n, n rows].
+    InputError: k rows is outside [n, n rows].
   """
   if not n <= k * rows <= n * rows:
     raise InputError(
       "batch_rows",
       rows,
-      f"k batch_rows = {k * rows:g} must be in [n={n}, n batch_rows]: each "
-      "latent needs a row and has no more than all",
+      f"k batch_rows = {k * rows:g} must be in [n={n}, n batch_rows], so that "
+      "each latent gets between one row and all rows",
       f"use batches of at least {math.ceil(n / k)} rows, or another k or n",
     )

@@ -19,7 +19,7 @@ from saejax.errors import InputError
 from saejax.sae import prep as preps
 from saejax.sae.part import Part
 
-CONTINUOUS_BINS = 50  # of times in [0, 1]
+CONTINUOUS_BINS = 50  # number of bins of times in [0, 1]
 EMBEDDING = 256  # width of the embedding of a time and of its MLP
 LONGEST_PERIOD = 10_000.0
 STEPS_OF_UNIT_TIME = 1000.0  # times in [0, 1] are embedded as 0 .. 1000
@@ -27,10 +27,10 @@ MIN_STD = 1e-6  # relative to the deviation over all coordinates
 
 
 def bins(cond: Array, count: int, continuous: bool) -> Int[Array, "*b"]:
-  """Which of `count` tables each row reads; beyond the ends the last one.
+  """The index of the table that each row reads, clipped to [0, count).
 
   Raises:
-    InputError: whole numbers where times in [0, 1] are wanted.
+    InputError: integers where times in [0, 1] are required.
   """
   if continuous:
     check_times(cond)
@@ -39,10 +39,10 @@ def bins(cond: Array, count: int, continuous: bool) -> Int[Array, "*b"]:
 
 
 def check_times(cond: Array) -> None:
-  """Refuses whole timesteps where times in [0, 1] are wanted.
+  """Raises an InputError for integer timesteps instead of times in [0, 1].
 
   Raises:
-    InputError: see above.
+    InputError: the conditions have an integer dtype.
   """
   if jnp.issubdtype(cond.dtype, jnp.integer):
     raise InputError(
@@ -54,27 +54,27 @@ def check_times(cond: Array) -> None:
 
 
 def required(cond: Array | None) -> Array:
-  """The conditions.
+  """Returns the conditions, or raises where the batch has none.
 
   Raises:
-    InputError: there are none.
+    InputError: the batch has no conditions.
   """
   if cond is None:
     raise InputError(
       "cond",
       None,
-      "this SAE reads a condition of every row",
-      "give Batch(x=..., cond=...)",
+      "this SAE needs the condition of every row",
+      "pass Batch(x=..., cond=...)",
     )
   return cond
 
 
 class PerCondition(preps.Prep):
-  """x' = (x - centre_c) / scale_c, c the row's condition; frozen.
+  """x' = (x - centre_c) / scale_c with c the row's condition; frozen.
 
   Attributes:
-    centre: subtracted, one row a condition, in the units of x.
-    scale: divided by, one number a condition, in the units of x.
+    centre: subtracted row per condition, in the units of x.
+    scale: divisor per condition, in the units of x.
   """
 
   centre: Float[Array, "c d"]
@@ -98,18 +98,18 @@ class PerCondition(preps.Prep):
 
 
 def scaled(scale: Float[Array, "c"], d: int) -> PerCondition:
-  """The prep that divides the rows of each condition by a number of its own.
+  """The prep that divides the rows of each condition by its scale.
 
   Raises:
-    InputError: a number that is not positive.
+    InputError: a scale is not positive.
   """
   scale = jnp.asarray(scale, jnp.float32)
   if scale.ndim != 1 or not bool(jnp.all((scale > 0) & jnp.isfinite(scale))):
     raise InputError(
       "scale",
       scale,
-      "must be one positive number a condition",
-      "give the mean norm of each one's rows",
+      "must be one positive number per condition",
+      "pass the mean norm of each condition's rows",
     )
   return PerCondition(jnp.zeros((len(scale), d)), scale)
 
@@ -126,7 +126,7 @@ def per_condition(
   Args:
     x: raw rows.
     cond: their conditions in [0, count).
-    count: conditions.
+    count: number of conditions.
     centred: whether each condition's mean is subtracted first.
 
   Raises:
@@ -142,8 +142,8 @@ def per_condition(
       raise InputError(
         "cond",
         int(c),
-        "every condition needs rows that are not all the same",
-        "give more rows, or fewer conditions",
+        "every condition needs rows that are not all equal",
+        "pass more rows, or fewer conditions",
       )
   return PerCondition(centre, scale)
 
@@ -160,13 +160,13 @@ def _means(values: Array, *, which: Array, count: int) -> Array:
 
 
 class Modulation(Protocol):
-  """From conditions to the log scale gamma and the shift beta, [*b, d] each."""
+  """Maps conditions to the log scale gamma and the shift beta, [*b, d] each."""
 
   def __call__(self, cond: Array) -> tuple[Array, Array]: ...
 
 
 class Table(Part):
-  """gamma and beta of their own for each condition.
+  """A table of gamma and beta per condition.
 
   Attributes:
     gamma: log scales.
@@ -190,8 +190,8 @@ class Sinusoidal(Part):
   diffusion models; a time in [0, 1] counts as one of a thousand steps.
 
   Attributes:
-    W_1, b_1, W_2, b_2: of the two hidden layers.
-    W_out, b_out: to gamma and beta; 0 at the start, so that nothing changes.
+    W_1, b_1, W_2, b_2: weights and biases of the two hidden layers.
+    W_out, b_out: output layer; starts at 0, which is the identity modulation.
     continuous: whether conditions are times in [0, 1].
   """
 
@@ -226,7 +226,7 @@ class Sinusoidal(Part):
 
 
 def table(d: int, count: int, *, continuous: bool = False) -> Table:
-  """A table that changes nothing yet."""
+  """A table of zeros: the identity modulation."""
   gamma, beta = jnp.zeros((2, count, d))
   return Table(gamma, beta, continuous=continuous)
 
@@ -234,7 +234,7 @@ def table(d: int, count: int, *, continuous: bool = False) -> Table:
 def sinusoidal(
   key: PRNGKeyArray, d: int, *, width: int = EMBEDDING, continuous: bool = False
 ) -> Sinusoidal:
-  """A sinusoidal embedding and its MLP, which change nothing yet.
+  """A sinusoidal embedding and its MLP, initially the identity modulation.
 
   Hidden weights are normal with variance 1 / inputs.
   """
@@ -267,7 +267,7 @@ def standardised(
   Args:
     x: raw rows.
     cond: their conditions.
-    count: conditions, or bins of times.
+    count: number of conditions, or of bins of times.
     continuous: whether conditions are times in [0, 1].
 
   Raises:
@@ -277,7 +277,7 @@ def standardised(
   which = bins(jnp.asarray(cond), count, continuous).reshape(-1)
   floor = MIN_STD * jnp.sqrt(jnp.mean(jnp.var(rows, axis=0)))
   if not isinstance(floor, core.Tracer) and not floor > 0:
-    raise InputError("rows", len(rows), "must vary", "give other rows")
+    raise InputError("rows", len(rows), "must vary", "pass rows that differ")
   own = partial(_means, which=which, count=count)
   mean = own(rows)
   std = jnp.sqrt(own(jnp.square(rows - mean[which])))
@@ -291,13 +291,13 @@ def standardised(
 class Modulated(preps.Prep):
   """x' = inner(x) exp(gamma(t)) + beta(t), t the row's condition.
 
-  exp, so that there always is an inverse. A direction w of the dictionary is
-  w exp(-gamma(t)) in the units of inner(x). The modulation is trained, unless
-  `frozen`.
+  The exponential makes it always invertible. A direction w of the dictionary
+  is w exp(-gamma(t)) in the units of inner(x). The modulation is trained,
+  unless `frozen`.
 
   Attributes:
-    modulation: gamma and beta.
-    inner: applied first.
+    modulation: maps a condition to gamma and beta.
+    inner: the prep applied first.
     frozen: whether no gradient reaches the modulation.
   """
 

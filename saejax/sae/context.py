@@ -1,7 +1,7 @@
-"""What goes into one pass of an SAE, and what surrounds it.
+"""Inputs of a forward pass: the batch, pre-activations and the context.
 
 `Batch` is the data, `Pre` an encoder's output, `Context` everything else that
-a part may read. Parts take what they need and ignore the rest.
+a part may read. Each part reads only the fields it needs.
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
 class Batch(flax.struct.PyTreeNode):
-  """Rows and what is known of each; fields that a method does not need are None.
+  """Rows and their metadata; fields that a method does not need are None.
 
   Attributes:
     x: activations [*b, d]. Pairs of rows are [R, 2, d].
-    target: what is to be reconstructed instead of x [*b, d_out] (transcoders).
-    cond: condition of each row [*b]: a timestep or the number of a layer.
-    score: a number known of each row [*b], for probes.
-    weight: of each row in the loss [*b]; rows of weight 0 do not count in
-      statistics either.
+    target: reconstruction target of a transcoder [*b, d_out]; None for x.
+    cond: condition of each row [*b]: a timestep or the index of a layer.
+    score: regression target of probes, per row [*b].
+    weight: weight of each row in the loss [*b]; rows of weight 0 are excluded
+      from statistics too.
   """
 
   x: Float[Array, "*b d"]
@@ -33,7 +33,7 @@ class Batch(flax.struct.PyTreeNode):
 
   @property
   def rows(self) -> int:
-    """Number of rows, those of weight 0 included."""
+    """Number of rows, including those of weight 0."""
     count = 1
     for size in self.x.shape[:-1]:
       count *= size
@@ -41,7 +41,7 @@ class Batch(flax.struct.PyTreeNode):
 
   @property
   def flat(self) -> "Batch":
-    """The same rows along one axis."""
+    """The batch with all its leading axes flattened into one."""
     outer = self.x.ndim - 1
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[outer:]), self)
 
@@ -50,14 +50,14 @@ FIELDS = ("x", "target", "cond", "score", "weight")
 
 
 def as_batch(x: Array | Batch | Mapping[str, Array]) -> Batch:
-  """Plain activations, or fields by name, as a batch; other names stay behind."""
+  """Converts an array or a mapping to a batch; unknown names are ignored."""
   if isinstance(x, Mapping):
     return Batch(**{name: x[name] for name in FIELDS if name in x})
   return x if isinstance(x, Batch) else Batch(x=as_array(x))
 
 
 def as_array(x: Any) -> Array:
-  """Nested lists as an array; arrays and shapes as they are."""
+  """Converts nested lists to an array; arrays and shapes are unchanged."""
   return jnp.asarray(x) if isinstance(x, list | tuple) else x
 
 
@@ -66,8 +66,8 @@ class Pre(flax.struct.PyTreeNode):
 
   Attributes:
     a: pre-activations [*b, n].
-    gate: of a gate head [*b, n].
-    mean, logvar: of a Gaussian head [*b, n].
+    gate: output of a gate head [*b, n].
+    mean, logvar: outputs of a Gaussian head [*b, n].
   """
 
   a: Float[Array, "*b n"]
@@ -77,20 +77,20 @@ class Pre(flax.struct.PyTreeNode):
 
 
 class Context(flax.struct.PyTreeNode):
-  """What surrounds one pass.
+  """The context of one forward pass: all that a part may read beside `Pre`.
 
   Attributes:
     batch: the data, in the units of the model.
-    x: its rows prepared, see `sae.prep` [*b, d].
-    decoder: the SAE's; tied encoders read it.
-    W_dec: its rows as used [n, d].
+    x: the batch's rows after the prep, see `sae.prep` [*b, d].
+    decoder: the SAE's decoder, for tied encoders.
+    W_dec: the decoder's rows as used [n, d].
     b_pre: subtracted from x before encoding [d].
     stats: statistics before this batch; empty outside training.
-    step: batches consumed before this one; None outside training.
-    key: of random numbers; None where nothing is sampled.
-    k: overrides a part's k by a traced one, at most as large.
-    coefficient: of this member, where a sweep has one.
-    dtype: of the operands of matmuls.
+    step: number of batches consumed before this one; None outside training.
+    key: random key; None where nothing is sampled.
+    k: traced k that overrides a part's static k, at most as large.
+    coefficient: this member's coefficient, in a sweep over coefficients.
+    dtype: dtype of matmul operands.
     train: whether parts behave as in training (sampling, masks).
   """
 
@@ -113,10 +113,10 @@ class Context(flax.struct.PyTreeNode):
     return jnp.linalg.norm(self.W_dec, axis=-1)
 
   def random_key(self) -> PRNGKeyArray:
-    """The key, for a part that samples.
+    """Returns the random key, or raises where the pass has none.
 
     Raises:
-      ValueError: none was given.
+      ValueError: the pass has no key.
     """
     if self.key is None:
       raise ValueError(

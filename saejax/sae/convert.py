@@ -1,4 +1,4 @@
-"""Exact reductions to an affine encoder with thresholds, and an estimated one."""
+"""Conversions to the inference form: exact ones, and an estimated threshold."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -10,9 +10,10 @@ from saejax.sae.sae import SAE
 
 
 def inference_form(sae: SAE) -> SAE:
-  """Learned thresholds and gates as plain thresholds; other SAEs as they are.
+  """Converts learned thresholds and gates to plain thresholds.
 
-  JumpReLU keeps its theta. Of a gated encoder, exactly:
+  Other SAEs are returned unchanged. JumpReLU keeps its theta. A gated encoder
+  becomes, exactly:
 
       W_enc = exp(r_mag) W,  b_enc = b_mag
       theta = max(b_mag - exp(r_mag) b_gate, 0)
@@ -28,19 +29,19 @@ def inference_form(sae: SAE) -> SAE:
 
 
 def fold_decoder_norms(sae: SAE) -> SAE:
-  """The same reconstructions from decoder rows of unit norm.
+  """Scales decoder rows to unit norm without changing reconstructions.
 
   With c_i = |w_i|:
 
       W_dec_i / c_i,  c_i W_enc_i,  c_i b_enc_i,  c_i theta_i
 
-  so that latents are c_i times as large. What was ranked or compared by the size
-  of what a latent adds, a_i |w_i|, is afterwards by a_i itself, and its
-  threshold stays. The result has the inference form.
+  so that latents are c_i times as large. Latents ranked or compared with a
+  threshold by a_i |w_i| are afterwards by a_i itself; such a threshold stays.
+  The result is in the inference form.
 
   Raises:
     NotImplementedError: the encoder is not affine, or latents are ranked by a_i
-      alone, so that others would be kept.
+      alone, so that the selection would change.
   """
   sae = inference_form(sae)
   norms = jnp.linalg.norm(sae.W_dec, axis=-1)
@@ -58,28 +59,28 @@ def to_jumprelu(
   *,
   k: float | None = None,
 ) -> SAE:
-  """One threshold for all latents in the place of a selection.
+  """Replaces a top-k selection by one threshold for all latents.
 
-  Decoder norms are folded to 1 first where latents are ranked by a_i |w_i|. Then,
-  over the B rows given,
+  Where latents are ranked by a_i |w_i|, decoder norms are folded to 1 first.
+  Then, over the B rows given,
 
       theta = the (B k)-th largest of max(a, 0),  z = a where a > theta
 
-  so that a row keeps k latents on average and rows do not depend on each other.
-  Where magnitudes are ranked it is |a| in the place of both. theta is exact for
-  these rows; on others L0 is within 0.5 % of k with 32,768 rows of MiniLM at
-  n 256, and up to 1.5 % off with 4,096.
+  so that a row has k active latents on average and rows are independent. Where
+  magnitudes are ranked, |a| replaces both. theta is exact for these rows; on
+  others the L0 is within 0.5 % of k when theta is estimated from 32,768 rows
+  (MiniLM, n = 256), and within 1.5 % from 4,096.
 
   Args:
-    sae: whose activation selects, such as `TopK` or `BatchTopK`.
-    x: raw rows; Llama Scope takes 32768.
-    k: latents a row; those of the activation by default.
+    sae: an SAE with a selecting activation, such as `TopK` or `BatchTopK`.
+    x: raw rows; Llama Scope uses 32,768.
+    k: active latents per row; by default that of the activation.
 
   Returns:
     An SAE with a `Threshold`, theta in the frame of the prep.
 
   Raises:
-    InputError: k is not known, there are too few rows for one latent, or no
+    InputError: k is unknown, k times the number of rows is below 1, or no
       latent is positive on any row.
 
   References:
@@ -88,12 +89,15 @@ def to_jumprelu(
   k = sae.activation.mean_k if k is None else k
   if k is None:
     name = type(sae.activation).__name__
-    raise InputError("k", k, f"{name} does not say it", "give k")
+    raise InputError("k", k, f"{name} does not define it", "pass k")
   batch = as_batch(x).flat
   count = int(batch.rows * k + 1e-4)
   if count < 1:
     raise InputError(
-      "x", f"{batch.rows} rows", f"must hold one latent at k={k}", "give more"
+      "x",
+      f"{batch.rows} rows",
+      f"must be at least 1 / k = {1 / k:g} rows",
+      "pass more rows",
     )
   if sae.activation.by_norm:
     sae = fold_decoder_norms(sae)

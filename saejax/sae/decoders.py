@@ -1,6 +1,6 @@
-"""The dictionary: row i is the direction that latent i adds.
+"""Decoders, that is the dictionary: row i is the direction of latent i.
 
-`free` rows may have any norm; held at unit norm by
+Rows of `Free` may have any norm; kept at unit norm by
 `training.parts.constraints.unit_norm_decoder` they are the usual TopK decoder.
 `Normalised` rows have unit norm in every forward pass, so that gradients flow
 through the normalisation and nothing needs projecting.
@@ -28,7 +28,7 @@ def unit_rows(
 
 
 class Decoder(Protocol):
-  """The interface of a decoder; outside it `rows()` is what counts."""
+  """The interface of a decoder; other modules read its `rows()`."""
 
   b: Float[Array, "d"]
 
@@ -41,7 +41,7 @@ class Decoder(Protocol):
 
 
 class Stored(Part):
-  """The base of decoders that make their rows of an array W."""
+  """Base class of decoders that derive their rows from an array W."""
 
   W: Float[Array, "n d"]
   b: Float[Array, "d"]
@@ -73,8 +73,8 @@ class Normalised(Stored):
 class ColumnNormalised(Stored):
   """W_dec = W with each column divided by its norm.
 
-  The weights of all latents into one coordinate of x have unit norm together;
-  rows, the latents' directions, have any.
+  The weights of all latents into one coordinate of x together have unit norm;
+  the rows, the latents' directions, may have any norm.
   """
 
   def rows(self) -> Float[Array, "n d"]:

@@ -1,4 +1,4 @@
-"""From activations in the prep's frame to pre-activations."""
+"""Encoders: map activations in the prep's frame to pre-activations."""
 
 import flax.struct
 import jax.numpy as jnp
@@ -11,23 +11,23 @@ from saejax.sae.part import Part
 
 
 class Encoder(Part):
-  """The base of encoders; a subclass gives at least `__call__`.
+  """Base class of encoders; a subclass defines at least `__call__`.
 
-  What a subclass does not define it does not have: the method then raises a
-  NotImplementedError that names the class.
+  A method that a subclass does not define raises a NotImplementedError that
+  names the class.
   """
 
   def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre:
-    """Every pre-activation of prepared activations."""
+    """Maps prepared activations to all pre-activations."""
     raise NotImplementedError(f"{type(self).__name__} has no __call__")
 
   def width(self, decoder) -> int:
-    """Width of x; that of the decoder unless the encoder has another."""
+    """Width of x; equals the decoder's unless this is a transcoder."""
     return decoder.b.shape[-1]
 
   @property
   def has_largest(self) -> bool:
-    """Whether `largest` is there, which the sparse engine needs."""
+    """Whether `largest` is defined, which the sparse engine needs."""
     return False
 
   def largest(
@@ -56,15 +56,15 @@ class Encoder(Part):
   def threshold_form(
     self,
   ) -> tuple[Float[Array, "n d"], Float[Array, "n"], Float[Array, "n"]]:
-    """W, b and thresholds on W x + b that a gate of its own amounts to."""
-    raise NotImplementedError(f"{type(self).__name__} has no gate of its own")
+    """W, b and thresholds on W x + b that are equivalent to the gate head."""
+    raise NotImplementedError(f"{type(self).__name__} has no gate head")
 
   def folded(self, centre, scale, decoder, *, pre_bias: bool) -> "Encoder":
     """The encoder of raw x that equals this one on (x - centre) / scale.
 
     Args:
-      centre, scale: of the prep.
-      decoder: of the SAE; tied encoders read it.
+      centre, scale: centre and scale of the prep.
+      decoder: decoder of the SAE, for tied encoders.
       pre_bias: whether b_dec is subtracted before encoding, which then holds
         the centre.
     """
@@ -76,12 +76,12 @@ class Encoder(Part):
 def centre_shift(
   W: Float[Array, "n d"], centre, pre_bias: bool
 ) -> Float[Array, "n"] | float:
-  """What a centre adds to W x, unless the pre-bias holds it."""
+  """The shift of W x by a centre; 0 where the pre-bias includes the centre."""
   return 0.0 if pre_bias else jnp.sum(W * centre, axis=-1)
 
 
 class Linear(Encoder):
-  """The base of encoders a = (x - b_pre) W^T + b.
+  """Base class of encoders a = (x - b_pre) W^T + b.
 
   A subclass defines `affine`: W [n, d] and b [n].
   """
@@ -91,7 +91,7 @@ class Linear(Encoder):
     return True
 
   def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre:
-    """Every pre-activation, accumulated in float32."""
+    """Maps prepared activations to all pre-activations, in float32."""
     W, b = self.affine(ctx.decoder)
     return Pre(a=matmul(x - ctx.b_pre, W, ctx.dtype) + b)
 
@@ -127,7 +127,7 @@ class Linear(Encoder):
 
 
 class Affine(Linear):
-  """W and b of its own; row i of W is latent i."""
+  """An encoder with its own W and b; row i of W is latent i."""
 
   W: Float[Array, "n d"]
   b: Float[Array, "n"]
@@ -142,12 +142,12 @@ class Affine(Linear):
 
 
 class Tied(Linear):
-  """W is the decoder's, b its own.
+  """An encoder with the decoder's W and its own b.
 
   Attributes:
     b: added to the pre-activations.
-    raw: W is the decoder's stored array, before its class normalises or scales
-      it; False takes the rows as used.
+    raw: whether W is the decoder's stored array, before its class normalises
+      or scales it, instead of the rows as used.
   """
 
   b: Float[Array, "n"]
@@ -158,12 +158,12 @@ class Tied(Linear):
 
 
 def tied(W: Float[Array, "n d"]) -> Tied:
-  """An encoder by the decoder's rows as used, with biases 0."""
+  """An encoder tied to the decoder's rows as used, with biases 0."""
   return Tied(b=jnp.zeros(W.shape[:1]))
 
 
 class UnitRows(Linear):
-  """W with each row divided by its norm, b; gradients see the division."""
+  """An encoder that divides each row of W by its norm in every forward pass."""
 
   W: Float[Array, "n d"]
   b: Float[Array, "n"]
@@ -180,7 +180,7 @@ class UnitRows(Linear):
 def matmul(
   x: Float[Array, "*b d"], W: Float[Array, "n d"], dtype: str
 ) -> Float[Array, "*b n"]:
-  """x W^T with operands of a dtype, accumulated in float32."""
+  """x W^T with operands cast to a dtype, accumulated in float32."""
   return jnp.matmul(
     x.astype(dtype), W.T.astype(dtype), preferred_element_type=jnp.float32
   )

@@ -1,18 +1,18 @@
-"""Several SAEs as one.
+"""Ensembles of SAEs as one SAE: bagging and boosting.
 
 Bagging: the mean of J members is one plain SAE of J n latents (`flatten`).
 
     sum_j alpha_j (z_j W_j + b_j) = concat_j(alpha_j z_j) concat_j(W_j) + b
 
-alpha is put into the latents, so that the decoder's rows keep their norms.
+alpha multiplies the latents, so that the decoder's rows keep their norms.
 
-Boosting: stage j is trained on what the stages before it leave of x.
+Boosting: stage j is trained on the residual of the stages before it.
 
     r_1 = x,   r_j = x - sum_{l<j} g_l(r_l),   x_hat = sum_j g_j(r_j)
 
-The earlier stages are a prep (`Residual`) of the last one, which thereby is the
-whole ensemble: it encodes in turn, stage by stage, and only its decoder is the
-plain concatenation (`decoder_of_stages`).
+The earlier stages are a prep (`Residual`) of the last one, which is thereby the
+whole ensemble: it encodes stage by stage, and only its decoder is a plain
+concatenation (`decoder_of_stages`).
 
 References:
   Ensembling Sparse Autoencoders, 2025, arXiv:2505.16077.
@@ -35,24 +35,24 @@ from saejax.sae.sae import SAE
 
 
 def flatten(saes: Sequence[SAE], weights: Sequence[float] | None = None) -> SAE:
-  """One SAE of all members' latents, whose output is their weighted mean.
+  """Concatenates members to one SAE whose output is their weighted mean.
 
       x_hat = sum_j alpha_j g_j(x)
 
-  W_enc, b_enc and thresholds are multiplied by alpha_j, decoder rows stay as
-  they are. TopK members give `BlockTopK`: k latents of each. Where the members'
-  preps differ they are folded into the weights.
+  W_enc, b_enc and thresholds are multiplied by alpha_j; decoder rows are
+  unchanged. TopK members give `BlockTopK`: k latents per member. Preps that
+  differ between members are folded into the weights.
 
   Args:
-    saes: members with affine encoders and activations of one kind that can be
-      `flattened` (ReLU, TopK, thresholds), as `Recipe.finish` leaves them.
-    weights: alpha, above 0; 1/J each by default.
+    saes: members with affine encoders and activations of one class that defines
+      `flattened` (ReLU, TopK, thresholds), as returned by `Recipe.finish`.
+    weights: alpha per member, above 0; 1/J by default.
 
   Raises:
-    InputError: members that cannot be one SAE, or weights that are not one
-      positive number a member.
-    NotImplementedError: an encoder that is not affine, an activation that has
-      no form for several members, or preps that differ and cannot be folded.
+    InputError: the members differ in structure, or the weights are not one
+      positive number per member.
+    NotImplementedError: an encoder is not affine, an activation has no form for
+      several members, or preps differ and cannot be folded.
   """
   alphas = [1 / len(saes)] * len(saes) if weights is None else list(weights)
   _check_members(saes, alphas)
@@ -87,7 +87,7 @@ def _check_members(saes: Sequence[SAE], alphas: Sequence[float]) -> None:
       "weights",
       alphas,
       f"must be {len(saes)} positive numbers",
-      "give one a member",
+      "pass one weight per member",
     )
   kinds = [
     (jax.tree.structure(s.activation), s.d, s.n, s.dtype, s.target_prep)
@@ -98,13 +98,13 @@ def _check_members(saes: Sequence[SAE], alphas: Sequence[float]) -> None:
       raise InputError(
         "saes",
         kind[:4],
-        f"members must be alike; the first is {kinds[0][:4]}",
-        "give members of one run",
+        f"members must have equal structure; the first is {kinds[0][:4]}",
+        "pass members of one run",
       )
 
 
 def _equal(one: Any, two: Any) -> bool:
-  """Whether two parts have one structure and equal arrays."""
+  """Whether two parts have the same structure and equal arrays."""
   leaves, structure = jax.tree.flatten(one)
   others, other = jax.tree.flatten(two)
   return structure == other and all(
@@ -113,18 +113,18 @@ def _equal(one: Any, two: Any) -> bool:
 
 
 class Residual(preps.Prep):
-  """What frozen SAEs leave of x, one after the other, and then another prep.
+  """The residual of x after frozen SAEs in turn, then an inner prep.
 
       r_1 = x;   r_{l+1} = r_l - g_l(r_l);   x' = inner(r_J)
 
-  Undoing adds the reconstructions g_l(r_l) back, so that an SAE behind this
-  prep reconstructs x and not the residual. No gradient reaches the stages, and
-  x' carries none to them. With stages each trained behind the ones before it,
-  the last SAE is the boosted ensemble.
+  Undoing adds the reconstructions g_l(r_l) back, so that an SAE with this prep
+  reconstructs x and not the residual. No gradient reaches the stages. Where
+  each stage was trained on the residual of those before it, the last SAE is
+  the boosted ensemble.
 
   Attributes:
-    stages: earlier SAEs with preps of their own, in the form for inference.
-    inner: applied to what they leave.
+    stages: earlier SAEs with their own preps, in the inference form.
+    inner: prep applied to the residual.
   """
 
   stages: tuple[SAE, ...]
@@ -149,8 +149,8 @@ class Residual(preps.Prep):
   ) -> Array:
     if statistics is None:
       raise ValueError(
-        "a residual cannot be undone without what the earlier stages "
-        "reconstruct of the rows; use reconstruct(x)"
+        "a residual cannot be undone without the earlier stages' "
+        "reconstructions of the rows; use reconstruct(x)"
       )
     given, inner_statistics = statistics
     return self.inner.undo(x, inner_statistics) + given
@@ -164,18 +164,18 @@ def residual(
   sample: Float[Array, "s d"] | Batch,
   kind: str = "centre_scale",
 ) -> Residual:
-  """The prep of the next stage, its inner one fitted to what the stages leave.
+  """The prep of the next stage, its inner prep fitted to the residuals.
 
-  Residuals have another scale than x, so each stage has its own.
+  Residuals have another scale than x, so each stage has its own inner prep.
 
   Args:
-    stages: the SAEs trained so far; none for the first stage.
+    stages: the SAEs trained so far; empty for the first stage.
     sample: raw rows.
-    kind: of the inner prep, see `prep.from_stats`.
+    kind: kind of the inner prep, see `prep.from_stats`.
 
   Raises:
-    InputError: a stage of another width than the rows.
-    ValueError: an unknown kind, or residuals that do not vary.
+    InputError: a stage has another width than the rows.
+    ValueError: the kind is unknown, or the residuals do not vary.
   """
   sample = as_batch(sample)
   width = sample.x.shape[-1]
@@ -185,7 +185,7 @@ def residual(
         "stages",
         stage.d,
         f"every stage must have the width {width} of the rows",
-        "give SAEs trained on this site",
+        "pass SAEs trained on this site",
       )
   left, _ = Residual(tuple(stages)).apply(sample.x, sample.cond)
   rows = np.asarray(left, np.float64).reshape(-1, width)
@@ -197,7 +197,7 @@ def residual(
 
 
 def stages_of(sae: SAE) -> tuple[SAE, ...]:
-  """The SAEs that a boosted one is made of, in order; the last without them."""
+  """The stages of a boosted SAE in order, the last with its inner prep only."""
   stages, prep = sae.prep.split()
   return (*stages, sae.replace(prep=prep))
 
@@ -205,7 +205,7 @@ def stages_of(sae: SAE) -> tuple[SAE, ...]:
 def encode_stages(
   sae: SAE, x: Float[Array, "*b d"] | Batch
 ) -> Float[Array, "*b n_all"]:
-  """The latents of every stage, concatenated; each reads what is left."""
+  """The concatenated latents of all stages, each reading its residual."""
   batch = as_batch(x)
   latents = []
   for stage in stages_of(sae):

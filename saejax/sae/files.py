@@ -1,4 +1,4 @@
-"""A trained SAE in a folder: `sae.safetensors` and `sae.json`.
+"""Saves and loads a trained SAE: a folder of `sae.safetensors` and `sae.json`.
 
 The JSON names each part and its static choices; the arrays are named by their
 path in the pytree. Writing is atomic and durable: the folder appears whole or
@@ -40,15 +40,16 @@ def save(
   *,
   about: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes an SAE to `folder`, replacing one that is there.
+  """Writes an SAE to `folder`, replacing an existing one.
 
   Args:
-    sae: with concrete arrays.
+    sae: an SAE of concrete arrays.
     folder: created with its parents.
-    about: JSON-able facts kept beside the structure: model, site, metrics.
+    about: JSON-serialisable metadata: model, site, metrics.
 
   Raises:
-    InputError: no space, or not writable; an SAE that is there is as it was.
+    InputError: the disk is full or the folder not writable; an existing SAE is
+      unchanged.
   """
   folder = pathlib.Path(folder)
   arrays = {
@@ -84,11 +85,11 @@ def save(
 
 @contextlib.contextmanager
 def _writable(folder: pathlib.Path) -> Iterator[None]:
-  """Turns errors of the disk into one InputError."""
+  """Turns disk errors into an InputError."""
   with durable.disk_errors(folder.parent, field="sae", what=folder.name):
     try:
       yield
-    except SafetensorError as error:  # it has the system's error as text
+    except SafetensorError as error:  # carries the OS error only as text
       code = re.search(r"os error (\d+)", str(error))
       if code is None:
         raise
@@ -105,11 +106,11 @@ def load(
 
   Args:
     folder: as given to `save`.
-    parts: classes of parts defined outside saejax, by the name in the file.
+    parts: classes of parts defined outside saejax, by their name in the file.
 
   Raises:
-    InputError: no SAE there, a damaged file, one of a later version, or an
-      unknown part.
+    InputError: the folder holds no SAE, a damaged file, a file of a later
+      version, or an unknown part.
   """
   with _readable(folder) as folder:
     structure = _structure(folder)
@@ -122,10 +123,10 @@ def load(
 
 
 def about(folder: str | os.PathLike[str]) -> dict[str, Any]:
-  """The facts saved beside an SAE.
+  """Reads the metadata saved with an SAE.
 
   Raises:
-    InputError: as `load`.
+    InputError: as for `load`.
   """
   with _readable(folder) as folder:
     return _structure(folder)["about"]
@@ -139,7 +140,7 @@ def _structure(folder: pathlib.Path) -> dict[str, Any]:
     raise InputError(
       "sae",
       path,
-      f"is of version {version}, this saejax reads {VERSION}",
+      f"has format version {version}, this saejax reads {VERSION}",
       "install the saejax that wrote it, or save the SAE again",
     )
   return durable.read_sealed(path, field="sae", remedy=_REMEDY)
@@ -147,7 +148,7 @@ def _structure(folder: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _readable(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """Whatever a missing or damaged file raises, as one InputError."""
+  """Turns the errors of a missing or damaged file into an InputError."""
   try:
     yield pathlib.Path(folder)
   except InputError:
@@ -163,13 +164,13 @@ def _readable(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     raise InputError(
       "sae",
       folder,
-      f"must hold a whole {STRUCTURE} and {ARRAYS} ({error})",
-      f"give the folder of a saved SAE, or {_REMEDY}",
+      f"must hold a complete {STRUCTURE} and {ARRAYS} ({error})",
+      f"pass the folder of a saved SAE, or {_REMEDY}",
     ) from error
 
 
 def _describe(node) -> dict[str, Any]:
-  """A part's class, static fields and sub-parts; arrays stay out."""
+  """A part's class, static fields and sub-parts, without its arrays."""
   cls = type(node)
   static, children = {}, {}
   for field in dataclasses.fields(node):
@@ -210,7 +211,10 @@ def _build(node, arrays, prefix: str, parts: Mapping[str, type]):
 
 
 def _find(name: str, parts: Mapping[str, type]) -> type:
-  """The class of a part: one of ours, or one that the caller vouches for."""
+  """The class of a part: one of saejax, or one passed by the caller.
+
+  Other names are never imported: a file must not be able to run code.
+  """
   if name in parts:
     return parts[name]
   module, _, cls = name.rpartition(".")
@@ -222,6 +226,6 @@ def _find(name: str, parts: Mapping[str, type]) -> type:
   raise InputError(
     "parts",
     name,
-    "must be a part of this version of saejax or be given by the caller",
+    "must be a part of this version of saejax or be passed by the caller",
     f"pass load(..., parts={{{name!r}: YourClass}})",
   )

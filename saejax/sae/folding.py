@@ -1,4 +1,4 @@
-"""The same SAE on raw activations, its preps folded into the weights."""
+"""Folds an SAE's preps into its weights, for use on raw activations."""
 
 from saejax.sae import decoders
 from saejax.sae.prep import Identity
@@ -19,9 +19,9 @@ def fold_prep(sae: SAE) -> SAE:
   norm.
 
   Raises:
-    NotImplementedError: a prep or the encoder is not linear, so that no weights
-      can hold it; it is named.
-    ValueError: b_dec of a transcoder is subtracted from x.
+    NotImplementedError: a prep or the encoder is not linear; the message names
+      it.
+    ValueError: a transcoder subtracts b_dec from x.
   """
   target = sae.prep if sae.target_prep is None else sae.target_prep
   if sae.prep == Identity() == target:

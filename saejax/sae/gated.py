@@ -1,4 +1,4 @@
-"""The gated encoder: one head says whether a latent is on, one how strongly."""
+"""The gated encoder: one head gates a latent, one gives its magnitude."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ class Gated(encoders.Encoder):
       a    = p exp(r_mag) + b_mag
 
   Attributes:
-    W: rows of both heads.
+    W: weights shared by both heads.
     b_gate: bias of the gate.
     b_mag: bias of the magnitude.
     r_mag: logarithm of the magnitude's scale.
@@ -52,7 +52,7 @@ class Gated(encoders.Encoder):
     return scale[:, None] * self.W, self.b_mag, theta
 
   def folded(self, centre, scale, decoder, *, pre_bias: bool) -> "Gated":
-    """Both heads, the magnitude's shift times exp(r_mag)."""
+    """Folds both heads; the magnitude's shift is scaled by exp(r_mag)."""
     del decoder
     W = self.W / scale
     shift = encoders.centre_shift(W, centre, pre_bias)
@@ -64,7 +64,7 @@ class Gated(encoders.Encoder):
 
 
 def init(W: Float[Array, "n d"]) -> Gated:
-  """An encoder with those rows; every other number 0."""
+  """An encoder with the rows W; all other parameters are 0."""
   zeros = lambda: jnp.zeros(W.shape[:1])
   return Gated(W=W, b_gate=zeros(), b_mag=zeros(), r_mag=zeros())
 
@@ -72,20 +72,20 @@ def init(W: Float[Array, "n d"]) -> Gated:
 class Gate(Activation):
   """The activation of a gated SAE: z = max(a, 0) where the gate is above 0.
 
-  No gradient reaches the gate from here: the loss has terms of its own for it.
+  The step function gives the gate no gradient: separate loss terms train it.
   """
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
     return jnp.where(opened(pre), jax.nn.relu(pre.a), 0)
 
   def threshold_form(self, encoder) -> tuple[encoders.Encoder, Activation]:
-    """An affine encoder and its thresholds, exactly."""
+    """The exactly equivalent affine encoder and thresholds."""
     W, b, theta = encoder.threshold_form()
     return encoders.Affine(W=W, b=b), Threshold(theta)
 
 
 def opened(pre: Pre) -> Array:
-  """Where the gate is above 0.
+  """Boolean mask of latents whose gate is above 0.
 
   Raises:
     ValueError: the encoder has no gate head.

@@ -1,4 +1,4 @@
-"""An encoder whose latents are drawn from a Gaussian posterior."""
+"""An encoder whose pre-activations are drawn from a Gaussian posterior."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ LOGVAR_RANGE = (-6.0, 2.0)
 
 
 class Gaussian(encoders.Encoder):
-  """A mean, and around it in training a sample.
+  """Predicts a mean, and in training draws a sample around it.
 
       mu = relu((x - b_pre) W^T + b)
       a  = mu                               posterior "none"
@@ -28,9 +28,9 @@ class Gaussian(encoders.Encoder):
   with eps standard normal. Outside training a = mu.
 
   Attributes:
-    W, b: of the mean.
-    W_var, b_var: of the logarithm of the variance, None unless it is learned.
-    posterior: see above.
+    W, b: weights and biases of the mean.
+    W_var, b_var: those of the log variance, None unless it is learned.
+    posterior: "none", "fixed" or "learned", see above.
   """
 
   W: Float[Array, "n d"]
@@ -40,7 +40,7 @@ class Gaussian(encoders.Encoder):
   posterior: str = flax.struct.field(pytree_node=False)
 
   def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre:
-    """Raises: ValueError, it samples and the pass has no key."""
+    """Samples in training. Raises ValueError where the pass then has no key."""
     x = x - ctx.b_pre
     mean = jax.nn.relu(encoders.matmul(x, self.W, ctx.dtype) + self.b)
     logvar = None
@@ -59,14 +59,14 @@ def scale(logvar: Float[Array, "*b n"] | None) -> Float[Array, "*b n"] | float:
 
 
 def init(key: PRNGKeyArray, *, posterior: str, **around: Any) -> SAE:
-  """Weights of `initial.init`, with a Gaussian head on the same rows.
+  """Draws an SAE as `initial.init` does, with a Gaussian head on its W_enc.
 
   W_var is uniform on +-sqrt(6 / ((1 + 0.01^2) d)), b_var is -2.
 
   Args:
-    key: of the weights.
+    key: random key.
     posterior: see `Gaussian`.
-    **around: of `initial.init`.
+    **around: arguments of `initial.init`.
   """
   rows_key, var_key = jax.random.split(key)
   head = partial(_head, var_key, posterior)

@@ -1,4 +1,4 @@
-"""One latent of each of k groups of neighbours."""
+"""GroupMax: keeps one latent in each of k contiguous groups."""
 
 import flax.struct
 import jax
@@ -12,11 +12,11 @@ from saejax.sae.context import Context, Pre
 class GroupMax(Activation):
   """The largest pre-activation of each of k contiguous groups, then ReLU.
 
-  Groups have n / k latents; of equal ones the lowest index is kept. A k of the
-  pass that does not divide n leaves the last group larger.
+  Groups have n / k latents; ties keep the lowest index. A traced k
+  (`Context.k`) that does not divide n makes the last group larger.
 
   Attributes:
-    k: groups, a divisor of n.
+    k: number of groups, a divisor of n.
 
   References:
     EleutherAI, sparsify, activation "groupmax".
@@ -41,7 +41,7 @@ class GroupMax(Activation):
 
 
 def _first_of_groups(a: Float[Array, "*b n"], k: int):
-  """Of each latent, the index of the largest of its group."""
+  """For each latent, the index of the largest latent of its group."""
   groups = a.reshape(*a.shape[:-1], k, -1)
   first = jnp.argmax(groups, axis=-1)
   first += jnp.arange(k) * groups.shape[-1]
@@ -49,7 +49,7 @@ def _first_of_groups(a: Float[Array, "*b n"], k: int):
 
 
 def _first(a: Float[Array, "*b n"], k: Array):
-  """The same with a traced number of groups."""
+  """As `_first_of_groups`, for a traced number of groups."""
   n = a.shape[-1]
   group = jnp.minimum(jnp.arange(n) // (n // k), k - 1)
   starts = jnp.diff(group, prepend=-1) != 0

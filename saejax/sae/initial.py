@@ -1,4 +1,4 @@
-"""Weights at step 0."""
+"""Initialisation of an SAE's weights."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +15,7 @@ from saejax.sae.sae import SAE
 
 
 def affine(W: Float[Array, "n d"]) -> encoders.Affine:
-  """An encoder of its own with those weights and biases 0."""
+  """An untied encoder with weights W and biases 0."""
   return encoders.Affine(W=W, b=jnp.zeros(W.shape[:1]))
 
 
@@ -36,27 +36,27 @@ def init(
   d_target: int | None = None,
   target_prep: Prep = Identity(),
 ) -> SAE:
-  """An untrained SAE: W_dec rows random directions, W_enc = W_dec, b_enc 0.
+  """Draws an untrained SAE: random rows of W_dec, W_enc = W_dec, b_enc = 0.
 
-  Tied at the start only, unless the encoder says otherwise: afterwards each
-  learns on its own. b_dec is the geometric median of `sample`, or 0. The rows
-  of a transcoder's W_enc are directions of their own, and it has no pre-bias.
+  Encoder and decoder are equal at the start only, unless the encoder is tied.
+  b_dec is the geometric median of `sample`, or 0. A transcoder's W_enc has
+  independent random rows, and it has no pre-bias.
 
   Args:
-    key: of the random directions.
+    key: random key.
     d: width of the activations.
     n: latents.
     activation: a -> z.
     sample: raw activations for b_dec.
-    prep: of the activations.
-    encoder: from W_dec to the encoder.
-    decoder: from W= and b= to the decoder.
+    prep: applied to the activations.
+    encoder: function of W_dec that gives the encoder.
+    decoder: function of W= and b= that gives the decoder.
     row_norm: norm of each row of W_dec and W_enc.
     pre_bias: whether b_dec is subtracted before encoding.
-    centre: whether b_dec starts at the sample's median; else at 0.
-    dtype: of matmul operands.
+    centre: whether b_dec starts at the sample's median instead of at 0.
+    dtype: dtype of matmul operands.
     d_target: width of the target, for a transcoder.
-    target_prep: of a transcoder's target.
+    target_prep: prep of a transcoder's target.
   """
   transcodes = d_target is not None
   W = W_enc = row_norm * directions(key, n, d_target if transcodes else d)

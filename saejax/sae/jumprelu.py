@@ -1,9 +1,9 @@
-"""JumpReLU: a learned threshold a latent, its gradient estimated by a kernel.
+"""JumpReLU: a learned threshold per latent with a kernel gradient estimate.
 
     z = a H(a - theta)      H(t) = 1 where t > 0, else 0
 
-Neither z nor H has a useful derivative in theta. With p the density of a at
-the threshold, that of the expected loss has p(theta) in it, which a kernel of
+Neither z nor H has a useful derivative in theta. The derivative of the expected
+loss contains p(theta), the density of a at the threshold, which a kernel K of
 unit mass and bandwidth eps estimates from the rows near it:
 
     dz/dtheta := -theta K(a - theta)      dz/da := H
@@ -25,8 +25,8 @@ from jaxtyping import Array, Float
 from saejax.sae.activations import Activation, Threshold, scaled_thetas
 from saejax.sae.context import Context, Pre
 
-# From t = a - theta and the bandwidth eps to a density; h = eps/2 is the half
-# width.
+# Kernels map t = a - theta and the bandwidth eps to a density; h = eps/2 is the
+# half width.
 KERNELS: dict[str, Callable[[Array, float], Array]] = {
   "rectangle": lambda t, eps: _within(t, eps / 2, 1.0) / eps,
   "triangular": lambda t, eps: _bump(t, eps, lambda s: 1 - jnp.abs(s)),
@@ -48,7 +48,7 @@ KERNELS: dict[str, Callable[[Array, float], Array]] = {
 
 
 def _within(t, reach: float, value):
-  """value where |t| < reach, else 0."""
+  """Returns value where |t| < reach, else 0."""
   return jnp.where(jnp.abs(t) < reach, value, 0.0)
 
 
@@ -78,8 +78,8 @@ def jump(
     a: pre-activations.
     theta: thresholds.
     eps: bandwidth, in the units of a.
-    kernel: by name in `KERNELS`.
-    ste_to_input: dz/da is H + theta K instead of H.
+    kernel: name in `KERNELS`.
+    ste_to_input: whether dz/da is H + theta K instead of H.
   """
   del eps, kernel, ste_to_input
   return jnp.where(a > theta, a, 0)
@@ -119,20 +119,20 @@ def _step_jvp(eps, kernel, ste_to_input, primals, tangents):
 class JumpReLU(Activation):
   """z_i = a_i where a_i > theta_i, else 0; theta is learned.
 
-  theta itself is the leaf, not its logarithm, under which Adam moves small
-  thresholds too slowly. It is held at >= 0 after each update
-  (`training.parts.constraints.thresholds_above`) and never clamped here: a clamp has
-  gradient 0 and would pin the latent.
+  theta itself is the leaf, not its logarithm, with which Adam would move small
+  thresholds too slowly. It is kept >= 0 after each update by
+  `training.parts.constraints.thresholds_above` and never clamped here: a clamp
+  has gradient 0 and would pin the latent.
 
   Attributes:
     theta: thresholds in the units of a, float32.
     eps: bandwidth of the kernel, in the units of a.
-    kernel: by name in `KERNELS`.
+    kernel: name in `KERNELS`.
     ste_to_input: whether the estimators reach a too; see `jump` and `step`.
-    post_jump: H is taken of z instead of a, as in the published listing and in
-      dictionary_learning. Where theta > eps/2 this halves its gradient; below,
-      every latent that is off lies in the kernel's window and the gradient is
-      wrong by orders of magnitude.
+    post_jump: whether H is taken of z instead of a, as in the published listing
+      and in dictionary_learning. Where theta > eps/2 this halves its gradient;
+      below, every inactive latent is in the kernel's window and the gradient
+      is wrong by orders of magnitude.
 
   References:
     Rajamanoharan et al., Jumping Ahead: Improving Reconstruction Fidelity with
@@ -154,7 +154,7 @@ class JumpReLU(Activation):
     return step(a, self.theta, *self._estimator)
 
   def threshold_form(self, encoder) -> tuple[Any, Threshold]:
-    """The same encoder, and theta as a plain threshold."""
+    """The unchanged encoder, and theta as a plain `Threshold`."""
     return encoder, Threshold(jnp.maximum(self.theta, 0))
 
   def flattened(self, members, alphas, n) -> "JumpReLU":

@@ -1,8 +1,8 @@
-"""A Kronecker-factored encoder: pairs of few pre-latents make many latents.
+"""The Kronecker-factored encoder of KronSAE: a latent per pair of units.
 
-Each of h heads has m base and q extension units; each pair of them is a latent,
-on where both are, so that n = h m q latents cost h (m + q) encoder rows.
-Head e, base i, extension j make latent (e m + i) q + j.
+Each of h heads has m base and q extension units; each pair of them is a latent
+that is active where both are, so that n = h m q latents need h (m + q) encoder
+rows. Head e, base i and extension j give latent (e m + i) q + j.
 """
 
 from typing import NamedTuple
@@ -25,16 +25,16 @@ SLOPE = 10.0  # largest partial derivative of mand
 def mand(p: Float[Array, "..."], s: Float[Array, "..."]) -> Float[Array, "..."]:
   """sqrt(p s), a differentiable AND of two non-negative numbers.
 
-  0 where either is, else positive; p where they are equal. The derivatives are
-  0 where it is 0, and bounded elsewhere:
+  It is 0 where either is 0, else positive, and p where p = s. The derivatives
+  are 0 where it is 0, and bounded elsewhere:
 
       dz/dp = min(sqrt(s / p) / 2, 10),   dz/ds = min(sqrt(p / s) / 2, 10)
 
-  The paper's listing takes sqrt(p s + 1e-5), which is never 0, so that latents
-  which are off would be kept and count as alive.
+  The paper's listing uses sqrt(p s + 1e-5), which is never 0: inactive latents
+  would be kept and count as alive.
 
   Args:
-    p, s: of shapes that broadcast; at least 0.
+    p, s: non-negative arrays of broadcastable shapes.
   """
   return jnp.sqrt(p * s)
 
@@ -56,13 +56,13 @@ class Kron(encoders.Encoder):
       p = relu((x - b_pre) P^T + b_P),   s = relu((x - b_pre) Q^T + b_Q)
       a[e, i, j] = mand(p[e, i], s[e, j])
 
-  It is not affine, so that no SAE with one encoder row a latent equals it: it
-  keeps an encode of its own, and cannot be exported.
+  It is not affine, so no SAE with one encoder row per latent equals it: it
+  keeps its own encode and cannot be exported.
 
   Attributes:
-    P: base rows of each head.
-    b_P: their biases.
-    Q, b_Q: of the extension units; None where they are the base units.
+    P: rows of the base units, per head.
+    b_P: biases of the base units.
+    Q, b_Q: those of the extension units; None where they are the base units.
 
   References:
     Kurochkin et al., Train Sparse Autoencoders Efficiently by Utilizing
@@ -88,7 +88,7 @@ class Kron(encoders.Encoder):
     return p, p if self.Q is None else heads(self.Q, self.b_Q)
 
   def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre:
-    """Every latent."""
+    """Maps prepared activations to all pre-activations."""
     p, s = self.units(x, ctx)
     z = mand(p[..., :, None], s[..., None, :])
     return Pre(a=z.reshape(*x.shape[:-1], -1))
@@ -109,8 +109,8 @@ class Kron(encoders.Encoder):
   ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
     """The k largest latents of each row, largest first.
 
-    No other latent is computed, unless only those `among` some compete: the
-    others then come after them, with value -inf.
+    Other latents are not computed. With `among`, latents that are not among
+    those given come after all others, with value -inf.
     """
     del ordered, magnitude  # nothing is negative
     if among is None:
@@ -121,15 +121,15 @@ class Kron(encoders.Encoder):
 def corner_top_k(
   p: Float[Array, "*b h m"], s: Float[Array, "*b h q"], k: int
 ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
-  """The k largest of mand(p, s) over all pairs, without computing all.
+  """The k largest of mand(p, s) over all pairs, without computing all pairs.
 
   They lie in the k heads whose largest pair is largest, and in each of those
   among its k largest p and k largest s. Exact; equal values come lowest index
   first, unless rounding made them equal.
 
   Args:
-    p, s: at least 0.
-    k: pairs kept, at most h m q.
+    p, s: non-negative.
+    k: number of pairs, at most h m q.
 
   Returns:
     Values, largest first, with their gradient, and the indices of the latents.
@@ -165,7 +165,7 @@ def _parts(index: Int[Array, "..."], m: int, q: int):
 
 
 class Cost(NamedTuple):
-  """What an encoder holds, and multiplications of a row encoded and decoded."""
+  """Encoder weights, and multiplications to encode and decode one row."""
 
   parameters: int
   multiplications: int
@@ -178,7 +178,7 @@ def cost(d: int, k: int, h: int, m: int, q: int) -> Cost:
 
 
 def affine_cost(d: int, k: int, n: int) -> Cost:
-  """Of an SAE with one encoder row a latent: n (d + 1) and d n + k d."""
+  """Cost of an SAE with one encoder row per latent: n (d + 1) and d n + k d."""
   return Cost(n * (d + 1), d * n + k * d)
 
 
@@ -197,15 +197,15 @@ def init(
   """Encoder entries N(0, 1 / 2n); W_dec rows P_i + Q_j at unit norm; biases 0.
 
   Args:
-    key: of the encoder.
+    key: random key.
     n: latents, the product of the sizes.
     d: width of the activations.
     sizes: heads h, base units m and extension units q of each.
     activation: a -> z.
     shared: whether the extension units are the base units.
-    prep: of the activations.
+    prep: applied to the activations.
     sample: not used.
-    dtype: of matmul operands.
+    dtype: dtype of matmul operands.
   """
   del sample
   h, m, q = sizes

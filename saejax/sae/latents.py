@@ -1,7 +1,7 @@
-"""Latents of a batch: sparse where a row keeps at most k, dense elsewhere.
+"""Latents of a batch: sparse where rows have at most k, else dense.
 
-All forms answer the same questions, so losses, statistics and metrics read any
-of them: `decode(W)`, `dense()`, `sum(weights)`, `squares()`, `count()`,
+Both classes have the same methods, so that losses, statistics and metrics take
+either: `decode(W)`, `dense()`, `sum(weights)`, `squares()`, `count()`,
 `fired()`.
 """
 
@@ -15,11 +15,11 @@ from saejax.sae.part import Part
 
 
 class SparseLatents(Part):
-  """At most k latents of each row; a value of 0 is padding.
+  """At most k active latents per row; a value of 0 is padding.
 
   Attributes:
-    values: [*b, k].
-    indices: which latent each value belongs to, [*b, k] in [0, n).
+    values: values of the active latents [*b, k].
+    indices: index of each value's latent [*b, k], in [0, n).
     n: number of latents.
   """
 
@@ -59,7 +59,7 @@ class SparseLatents(Part):
 
 
 class DenseLatents(Part):
-  """Every latent of each row, z [*b, n]."""
+  """All latents of each row, z [*b, n]."""
 
   z: Float[Array, "*b n"]
 
@@ -100,12 +100,12 @@ Latents = SparseLatents | DenseLatents
 
 
 def _counted(hits, weight):
-  """Hits on rows whose weight is not 0."""
+  """Restricts hits to rows of non-zero weight."""
   return hits if weight is None else hits & (weight != 0)[..., None]
 
 
 def _spread(values, indices, n: int):
-  """Values at their indices along a last axis of length n; repeats add."""
+  """Scatters values to a last axis of length n; repeated indices add."""
   k = values.shape[-1]
   one = lambda v, i: jnp.zeros((n,), values.dtype).at[i].add(v)
   rows = jax.vmap(one)(values.reshape(-1, k), indices.reshape(-1, k))

@@ -8,17 +8,17 @@ from jaxtyping import Array, Float
 from saejax.sae.activations import Activation
 from saejax.sae.context import Context, Pre
 
-PROBABILITY = "mask_probability"  # statistic [n] that a rule keeps
+PROBABILITY = "mask_probability"  # statistic [n] updated by a rule
 
 
 class RandomMask(Activation):
-  """z = relu(a) m in training, with m_i = 0 with probability p_i, else 1.
+  """ReLU with random masks in training: z = relu(a) m, P(m_i = 0) = p_i.
 
-  p is a statistic, from before the batch. Nothing is masked outside training,
+  p is a statistic of the batches before. Nothing is masked outside training,
   and nothing is rescaled.
 
   Attributes:
-    per_row: whether each row draws a mask of its own, instead of each batch.
+    per_row: whether a mask is drawn per row instead of per batch.
 
   References:
     Time-Aware Feature Selection: Adaptive Temporal Masking for Stable Sparse
@@ -28,7 +28,7 @@ class RandomMask(Activation):
   per_row: bool = flax.struct.field(pytree_node=False, default=False)
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
-    """Raises: ValueError, training without a key or without the statistic."""
+    """Masks in training. Raises ValueError without a key or the statistic."""
     z = jax.nn.relu(pre.a)
     if not ctx.train:
       return z

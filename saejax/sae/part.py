@@ -1,4 +1,4 @@
-"""The base of the parts that an SAE is made of, and the axes of their arrays.
+"""Base class of the parts of an SAE, and the axes of their arrays.
 
 The axes of a part's array are its annotation: `W: Float[Array, "n d"]` has one
 row per latent. The first axis decides how the array is treated:
@@ -37,15 +37,14 @@ class Part(flax.struct.PyTreeNode):
   Defining a class with an array field that names no axes, such as
   `theta: jax.Array`, raises a TypeError.
 
-  The structure of a part names its class. JAX (0.10 and 0.11) takes dataclass
-  nodes of two classes with equal fields for one tree structure. Their hashes
-  differ, but where those collide in a cache, one class silently gets the
-  program compiled for the other. A static field with the class's name keeps
-  the structures apart.
+  A static field holds the class's name, because JAX (0.10 and 0.11) treats
+  dataclass nodes of two classes with equal fields as equal tree structures.
+  Their hashes differ, but where those collide in a cache, one class silently
+  gets the program compiled for the other.
   """
 
   def __repr__(self) -> str:
-    """The class and its fields, arrays by dtype and shape."""
+    """The class and its fields; arrays are shown by dtype and shape."""
     return shown(self)
 
   def __init_subclass__(cls, **kwargs):
@@ -59,13 +58,13 @@ class Part(flax.struct.PyTreeNode):
       cls.__repr__ = Part.__repr__  # a dataclass's own would print every number
     super().__init_subclass__(**kwargs)
     for field in _array_fields(cls):
-      # A class defined further down the file is checked when it is used.
+      # An annotation may name a class defined later: checked on first use.
       with contextlib.suppress(NameError):
         _declared(cls, field.name)
 
 
 def shown(value: Any) -> str:
-  """A part or a field of one as text, without the numbers of arrays."""
+  """Text of a part or a field, without the values of arrays."""
   if isinstance(value, Part):
     fields = ", ".join(
       f"{field.name}={shown(getattr(value, field.name))}"
@@ -81,7 +80,7 @@ def shown(value: Any) -> str:
 
 
 def axes_of(cls: type, name: str, rank: int) -> Axes | None:
-  """The axes that a class declares for an array of that rank in a field.
+  """The axes that a class declares for an array of some rank in a field.
 
   Returns:
     Names of axes; None where none of the field's annotations has that rank.
@@ -98,8 +97,8 @@ def axes_of(cls: type, name: str, rank: int) -> Axes | None:
     ) from error
   if not declared:
     raise TypeError(
-      f"{cls.__qualname__}.{name} holds an array and declares none; annotate "
-      'it with its axes, such as Float[Array, "n d"]'
+      f"{cls.__qualname__}.{name} holds an array but its annotation has none; "
+      'annotate it with its axes, such as Float[Array, "n d"]'
     )
   for axes in declared:
     free = any(axis.startswith("*") for axis in axes)
@@ -121,7 +120,7 @@ def _declared(cls: type, name: str) -> tuple[Axes, ...]:
 
   Raises:
     TypeError: an array without named axes, or two that have equal ranks.
-    NameError: the annotation names what is not defined (yet).
+    NameError: the annotation uses a name that is not defined (yet).
   """
   owner = next(c for c in cls.__mro__ if name in inspect.get_annotations(c))
   annotation = inspect.get_annotations(owner)[name]

@@ -1,15 +1,16 @@
-"""What is done to an activation before the encoder, and undone after decoding.
+"""Preps: invertible transforms of activations around encoder and decoder.
 
-A prep belongs to the SAE that was trained behind it and is stored with it: an
-SAE applied without its prep is wrong in silence. Its arrays are frozen: no
-gradient reaches them.
+A prep is stored with the SAE that was trained on its output: without it the SAE
+would silently give wrong results. Its arrays are frozen: no gradient reaches
+them.
 
     x', statistics = prep.apply(x, cond);   x = prep.undo(x', statistics)
 
-x' is called prepared, or in the frame of the prep; latents, losses and W_dec
-are in that frame, x and reconstructions in the units of the model. `statistics`
-holds what undoing needs of each row, such as its mean (None for linear preps);
-`cond` is the condition of each row, for the preps that have one.
+x' is called prepared, or in the frame of the prep, that is in its coordinates
+and units; latents, losses and W_dec are in that frame, x and reconstructions in
+the units of the model. `statistics` holds the numbers per row that `undo`
+needs, such as its mean (None for linear preps); `cond` is the condition of each
+row, for preps that depend on one.
 """
 
 from collections.abc import Mapping
@@ -26,16 +27,16 @@ STD_EPS = 1e-5  # added to a row's standard deviation
 
 
 class Prep(Part):
-  """The base of preps; a subclass gives at least `apply` and `undo`."""
+  """Base class of preps; a subclass defines at least `apply` and `undo`."""
 
   def apply(
     self, x: Float[Array, "*b d"], cond: Array | None = None
   ) -> tuple[Array, Any]:
-    """Prepared rows, and the statistics of rows that undoing needs."""
+    """Returns prepared rows, and the statistics of rows that `undo` needs."""
     raise NotImplementedError(f"{type(self).__name__} has no apply")
 
   def undo(self, x: Float[Array, "*b d"], statistics: Any = None) -> Array:
-    """Rows in the units of the model."""
+    """Converts prepared rows back to the units of the model."""
     raise NotImplementedError(f"{type(self).__name__} has no undo")
 
   def affine(self) -> tuple[Array | float, Array | float]:
@@ -50,7 +51,7 @@ class Prep(Part):
     )
 
   def split(self) -> tuple[tuple[Any, ...], "Prep"]:
-    """SAEs whose reconstructions are subtracted first, and the prep after."""
+    """Splits into SAEs whose residual is taken first, and the prep after."""
     return (), self
 
 
@@ -74,7 +75,7 @@ class Affine(Prep):
 
   Attributes:
     centre: subtracted, in the units of x.
-    scale: divided by, one number, in the units of x.
+    scale: scalar divisor, in the units of x.
   """
 
   centre: Float[Array, "d"]
@@ -95,7 +96,7 @@ class Affine(Prep):
 
 
 class RowLayerNorm(Prep):
-  """x' = (x - mean) / (std + 1e-5), each row by its own mean and deviation.
+  """x' = (x - mean) / (std + 1e-5), with each row's own mean and deviation.
 
   The deviation is the unbiased one (divisor d - 1), as in the code of OpenAI's
   released SAEs. Undoing needs the row's (mean, std).
@@ -127,7 +128,7 @@ KINDS = ("none", "centre_scale", "scale", "scale_sqrt_d", "row_layer_norm")
 
 
 def from_stats(kind: str, stats: Mapping[str, Any]) -> Prep:
-  """The prep of that kind, its numbers taken from a store's statistics.
+  """Builds a prep of some kind from the statistics of a store.
 
   Args:
     kind: "none"; "centre_scale", after which rows have mean 0 and mean square
@@ -137,7 +138,7 @@ def from_stats(kind: str, stats: Mapping[str, Any]) -> Prep:
     stats: "mean" [d], and "mean_square", the mean of |x|^2 over rows.
 
   Raises:
-    ValueError: unknown kind, or rows that do not vary.
+    ValueError: the kind is unknown, or the rows do not vary.
   """
   if kind == "none":
     return Identity()

@@ -1,4 +1,4 @@
-"""Budgets that give each row a number of latents of its own."""
+"""Budgets with a separate number of latents for each row."""
 
 import flax.struct
 import jax
@@ -10,12 +10,12 @@ from saejax.sae.context import Context, Pre
 
 
 class NormMatch(Budget):
-  """As many latents as bring |z| closest to the norm of the row.
+  """The number of latents that brings |z| closest to the norm of the row.
 
       g_i = relu(a_i) |w_i|, largest first;   c_j = sqrt(g_1^2 + ... + g_j^2)
       k = argmin_{1 <= j < n} |c_j - |x - b_pre||
 
-  the smallest j of equals. For the scope "row" and the score "norm".
+  the smallest j among ties. For the scope "row" and the score "norm".
 
   References:
     Lee et al., Evaluating and Designing Sparse Autoencoders by Approximating
@@ -27,27 +27,27 @@ class NormMatch(Budget):
     g = jnp.sort(jnp.square(jax.nn.relu(a) * norms), axis=-1, descending=True)
     c = jnp.sqrt(jnp.cumsum(g, axis=-1))
     off = jnp.abs(c - jnp.linalg.norm(x, axis=-1, keepdims=True))
-    # The code's 1e4 in the place of the last c: all n are never kept.
+    # As in the official code the last c is 1e4: all n are never kept.
     off = jnp.where(jnp.arange(a.shape[-1]) < a.shape[-1] - 1, off, jnp.inf)
     k = 1 + jnp.argmin(off, axis=-1, keepdims=True)
     return k.astype(jnp.float32)
 
 
 class Probe(Budget):
-  """A number of latents from a row's score, as a linear probe predicts it.
+  """The number of latents as a function of the score a linear probe predicts.
 
       y = clip(x w + b, least, most),   s = (y - least) / (most - least)
       k = round(min_k + (max_k - min_k) sigmoid(steepness (s - 1/2)))
 
-  x is raw, not in the frame of the prep. k has no gradient: w and b learn from
-  a loss of their own, see `training.parts.probe`. For the scope "row".
+  x is raw, not in the frame of the prep. k has no gradient: w and b are trained
+  by a separate loss, see `training.parts.probe`. For the scope "row".
 
   Attributes:
-    w, b: of the probe.
-    penalty: on |w|^2, of the fit, a row; frozen.
-    min_k, max_k: bounds, neither of which is reached.
+    w, b: weights and bias of the probe.
+    penalty: ridge penalty of the fit per row; frozen.
+    min_k, max_k: exclusive bounds of k before rounding.
     least, most: range of the scores.
-    steepness: of the sigmoid.
+    steepness: slope of the sigmoid.
 
   References:
     AdaptiveK Sparse Autoencoders: Dynamic Sparsity Allocation for Interpretable
@@ -68,7 +68,7 @@ class Probe(Budget):
     return x.astype(jnp.float32) @ self.w + self.b
 
   def at(self, score: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """Latents at a score."""
+    """Number of latents for a score."""
     score = jnp.clip(score, self.least, self.most)
     s = (score - self.least) / (self.most - self.least)
     share = jax.nn.sigmoid(self.steepness * (s - 0.5))

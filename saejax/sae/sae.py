@@ -1,7 +1,7 @@
 """The SAE: prep, encoder, activation, decoder, in one frozen pytree.
 
-"In the frame of the prep" means of prepared rows x', see `sae.prep`; "in the
-units of the model" means of x as the subject model gives it.
+"In the frame of the prep" means in the coordinates of prepared rows x', see
+`sae.prep`; "in the units of the model" means those of the raw activations x.
 """
 
 from collections.abc import Mapping
@@ -24,16 +24,16 @@ from saejax.sae.prep import Prep
 
 
 class Forward(flax.struct.PyTreeNode):
-  """One pass, in the frame of the prep.
+  """The intermediate values of one forward pass, in the frame of the prep.
 
   Attributes:
-    ctx: what surrounded it; `ctx.batch` is the data, `ctx.x` its rows prepared.
+    ctx: context of the pass: `ctx.batch` the data, `ctx.x` its prepared rows.
     target: the reconstruction target, prepared: x, or a transcoder's own
       target [*b, d].
     x_hat: reconstruction [*b, d].
-    latents: what was kept.
-    pre: pre-activations, None where they were never held (sparse engine).
-    statistics: of each row, which undoing the prep needs; None for linear
+    latents: the active latents.
+    pre: pre-activations, None in the sparse engine, which never holds them all.
+    statistics: statistics per row that the prep's `undo` needs; None for linear
       preps.
   """
 
@@ -63,19 +63,19 @@ class SAE(flax.struct.PyTreeNode):
       z     = activation(a)
       x_hat = prep^-1(z W_dec + b_dec)
 
-  A pytree of float arrays (leaves) and static choices: it goes through `jit`,
-  `vmap` and `grad` as it is, and every method takes any batch shape. Where a
-  method takes x, it takes an array, nested lists, or a `Batch` with what else is
-  known of the rows. `sae(x)` is `sae.reconstruct(x)`.
+  A pytree of float arrays (leaves) and static choices: it works with `jit`,
+  `vmap` and `grad`, and every method takes any batch shape. An argument x is an
+  array, nested lists, or a `Batch` with metadata of the rows. `sae(x)` is
+  `sae.reconstruct(x)`.
 
   Attributes:
-    prep: applied to x first, undone last; frozen unless it says otherwise.
+    prep: applied to x first, undone last; frozen unless it is trained.
     encoder: x' -> a.
     activation: a -> z.
     decoder: z -> x'.
-    target_prep: of the target, for a transcoder; None where x is the target.
+    target_prep: prep of a transcoder's target; None where x is the target.
     pre_bias: whether b_dec is subtracted before encoding.
-    dtype: of the operands of matmuls, "float32" or "bfloat16"; accumulation,
+    dtype: dtype of matmul operands, "float32" or "bfloat16"; accumulation,
       selection and statistics are float32.
   """
 
@@ -111,12 +111,12 @@ class SAE(flax.struct.PyTreeNode):
 
   @property
   def d(self) -> int:
-    """Width of what is reconstructed."""
+    """Width of the reconstruction."""
     return self.decoder.b.shape[-1]
 
   @property
   def has_sparse_engine(self) -> bool:
-    """Whether only the kept latents of a row need be computed."""
+    """Whether it can run with only the active latents of each row."""
     return self.activation.fused and self.encoder.has_largest
 
   def __call__(self, x: Float[Array, "*b d"] | Batch) -> Float[Array, "*b d"]:
@@ -124,7 +124,7 @@ class SAE(flax.struct.PyTreeNode):
     return self.reconstruct(x)
 
   def __repr__(self) -> str:
-    """Shapes and parts, a line each; no numbers."""
+    """Shapes and parts, one line each, without values."""
     parts = "".join(
       f"\n  {name}={part.shown(value)},"
       for name in ("prep", "encoder", "activation", "decoder", "target_prep")
@@ -133,15 +133,15 @@ class SAE(flax.struct.PyTreeNode):
     return f"SAE({parts}\n  pre_bias={self.pre_bias}, dtype={self.dtype!r})"
 
   def encode(self, x: Float[Array, "*b d"] | Batch) -> Float[Array, "*b n"]:
-    """Latents z of activations x, every one of them."""
+    """Encodes activations x to all latents z."""
     ctx, _ = self._context(as_batch(x))
     return self.activation(self.encoder(ctx.x, ctx), ctx)
 
   def encode_sparse(self, x: Float[Array, "*b d"] | Batch) -> SparseLatents:
-    """The at most k non-zero latents of each row, largest first.
+    """Encodes activations x to at most k latents per row, largest first.
 
     Raises:
-      ValueError: the activation does not bound how many a row keeps.
+      ValueError: the activation does not bound the active latents per row.
     """
     if self.has_sparse_engine:
       ctx, _ = self._context(as_batch(x))
@@ -154,14 +154,15 @@ class SAE(flax.struct.PyTreeNode):
   def decode(
     self, z: Float[Array, "*b n"] | SparseLatents, statistics: Any = None
   ) -> Float[Array, "*b d"]:
-    """Activations of latents, in the units of x (of the target, if another).
+    """Decodes latents, to the units of x (of the target, for a transcoder).
 
     Args:
       z: latents.
-      statistics: of the rows, from a forward pass; for preps that need them.
+      statistics: those of the rows, from a forward pass; for preps that need
+        them.
 
     Raises:
-      ValueError: the prep needs statistics and there are none.
+      ValueError: the prep needs statistics and none are passed.
     """
     return self._output_prep.undo(self.decode_in_frame(z), statistics)
 
@@ -200,13 +201,13 @@ class SAE(flax.struct.PyTreeNode):
   def reconstruct(
     self, x: Float[Array, "*b d"] | Batch
   ) -> Float[Array, "*b d"]:
-    """x encoded and decoded, in the units of x (of the target, if another)."""
+    """Encodes and decodes x; a transcoder gives the units of its target."""
     out = self.forward(x)
     return self._output_prep.undo(out.x_hat, out.statistics)
 
   @property
   def _output_prep(self) -> Prep:
-    """The prep of what is reconstructed."""
+    """The prep of the reconstruction target."""
     return self.prep if self.target_prep is None else self.target_prep
 
   def forward(
@@ -221,13 +222,14 @@ class SAE(flax.struct.PyTreeNode):
     key: PRNGKeyArray | None = None,
     train: bool = False,
   ) -> Forward:
-    """One pass with everything that losses and metrics read.
+    """Runs a forward pass and returns all that losses and metrics read.
 
     Args:
       x: activations, or a batch.
-      engine: "dense" (plain autodiff), "sparse" (only the kept latents are
-        touched; refuses unbounded rows), or "auto": sparse where it can be.
-      k: overrides the activation's k by a traced one, at most as large.
+      engine: "dense" (plain autodiff), "sparse" (decodes only the active
+        latents; raises where their number per row is unbounded), or "auto":
+        sparse where possible.
+      k: traced k that overrides the activation's, at most as large.
       coefficient, stats, step, key, train: see `Context`.
     """
     if engine not in ("auto", "dense", "sparse"):
@@ -244,7 +246,7 @@ class SAE(flax.struct.PyTreeNode):
     )
     pre = None
     if engine == "sparse" or (engine == "auto" and self.has_sparse_engine):
-      # A k of its own drops ranks, which takes an order.
+      # A smaller traced k drops the last ranks, so latents must be ordered.
       ordered = k is not None or self.activation.is_ordered
       latents = self._sparse_latents(ctx, ordered=ordered)
     else:
@@ -254,7 +256,7 @@ class SAE(flax.struct.PyTreeNode):
     target = ctx.x
     if self.target_prep is not None:
       if batch.target is None:
-        raise ValueError("this SAE has a target: give Batch(x=..., target=...)")
+        raise ValueError("this SAE has a target: pass Batch(x=..., target=...)")
       _check_width("target", batch.target, self.d)
       target, statistics = self.target_prep.apply(batch.target, batch.cond)
     return Forward(
@@ -286,7 +288,7 @@ class SAE(flax.struct.PyTreeNode):
     if not self.has_sparse_engine:
       raise ValueError(
         f"{type(self.encoder).__name__} with {type(self.activation).__name__} "
-        "has no sparse engine; use the dense one"
+        'has no sparse engine; use engine="dense"'
       )
     values, indices = self.encoder.largest(
       ctx.x,
@@ -302,15 +304,15 @@ class SAE(flax.struct.PyTreeNode):
     row_k = self.activation.row_k
     if row_k is None:
       raise ValueError(
-        f"{type(self.activation).__name__} does not bound how many latents a "
-        "row keeps; use encode, or the dense engine"
+        f"{type(self.activation).__name__} does not bound the number of active "
+        "latents per row; use encode, or the dense engine"
       )
     return row_k
 
 
 def _check_width(name: str, a: Array, width: int) -> None:
-  """Refuses an array whose last axis has another size."""
+  """Raises a ValueError for an array whose last axis has another size."""
   if a.shape[-1:] != (width,):
     last = ", ".join(["...", *map(str, a.shape[-1:])])
-    got = f"[{last}]" if a.ndim else "a number"
+    got = f"[{last}]" if a.ndim else "a scalar"
     raise ValueError(f"{name} must be [..., {width}], got {got}")

@@ -1,19 +1,20 @@
-"""Thresholds estimated from rows: order statistics of the scores, exact.
+"""Thresholds estimated from rows by exact order statistics of the scores.
 
     batch    theta   = the c-th largest of max(score, 0) over all rows and latents
     columns  theta_i = the m_i-th largest of max(score_i, 0) over the rows
 
-A latent is kept where its score is above. The share of further rows above the
-m-th largest of B is m / (B + 1) in the mean, whatever the distribution. (A mean
-of such values over several batches lies above the threshold that lets m rows
-through, by 40 % of them for normal scores and m = 1: hence one sample of many
-rows, and no midpoint with the next value, which would let m + 1/2 through.)
+A latent is active where its score is above the threshold. The expected share of
+new rows above the m-th largest of B is m / (B + 1), whatever the distribution.
+(The mean of such values over several batches lies above the threshold that m
+rows exceed: with normal scores and m = 1, 40 % fewer rows exceed it. Hence one
+sample of many rows, and no midpoint with the next value, which m + 1/2 rows
+would exceed.)
 
 Scores are computed for a block of latents at a time, so that no array of all
-rows by all latents is held. Over all latents the order statistic is found by two
-histograms of the floats' bits, each one pass of encoding: the 15 high bits, then
-the 16 low ones of those that share them. Within a block of columns it is found
-bit by bit. Counts over all latents are added up on the host in int64.
+rows by all latents is held. Over all latents the order statistic is found by
+two histograms of the floats' bits, each one pass of encoding: the 15 high bits,
+then the 16 low bits of scores that share them. Within a block of columns it is
+found bit by bit. Counts over all latents are summed on the host in int64.
 """
 
 from collections.abc import Iterator
@@ -37,16 +38,16 @@ LOW_BITS = 16
 def of_batch(
   sae: SAE, rows: Batch, count: int, *, score: str, entries: int = ENTRIES
 ) -> np.float32:
-  """The count-th largest of max(score, 0) over all rows [B] and latents.
+  """The count-th largest of max(score, 0) over all rows and latents.
 
-  0 where fewer are positive.
+  It is 0 where fewer scores are positive.
 
   Args:
-    sae: with an affine encoder.
-    rows: raw rows [B].
-    count: at least 1.
-    score: by name in `activations.SCORES`.
-    entries: scores held at once.
+    sae: an SAE with an affine encoder.
+    rows: B raw rows.
+    count: rank of the score, at least 1.
+    score: name in `activations.SCORES`.
+    entries: scores held in memory at once.
 
   Raises:
     InputError: no score is positive.
@@ -54,7 +55,7 @@ def of_batch(
   """
   blocks = partial(_blocks, sae, rows, score, entries)
   high = _added(_histogram(bits >> LOW_BITS) for bits in blocks())
-  # Bits 0 are scores that are not positive; they are in no histogram.
+  # Non-positive scores have bits 0 and are in no histogram.
   at, before = _place(high, count)
   if not high.any():
     _refuse(sae.n)
@@ -74,16 +75,16 @@ def of_columns(
   score: str,
   entries: int = ENTRIES,
 ) -> Float[np.ndarray, "n"]:
-  """The m_i-th largest of max(score_i, 0) of each latent over the rows [B].
+  """The m_i-th largest of max(score_i, 0) over the rows, for each latent.
 
-  0 where fewer are positive.
+  It is 0 where fewer scores are positive.
 
   Args:
-    sae: with an affine encoder.
-    rows: raw rows [B].
+    sae: an SAE with an affine encoder.
+    rows: B raw rows.
     counts: m_i, in [1, B].
-    score: by name in `activations.SCORES`.
-    entries: scores held at once.
+    score: name in `activations.SCORES`.
+    entries: scores held in memory at once.
 
   Raises:
     InputError: no score is positive.
@@ -101,7 +102,7 @@ def of_columns(
 
 
 def spread(shares: Float[np.ndarray, "n"], rows: int) -> Int[np.ndarray, "n"]:
-  """Whole numbers near shares times rows, with their sum, in [1, rows].
+  """Rounds shares times rows to integers in [1, rows], keeping their sum.
 
   Rounded by largest remainder, lowest index first.
   """
@@ -118,7 +119,7 @@ def _refuse(n: int) -> None:
     "threshold",
     "none",
     f"cannot be estimated: none of {n} latents is positive on any row",
-    "train on, lower the learning rate, or raise k",
+    "train longer, lower the learning rate, or raise k",
   )
 
 
@@ -136,7 +137,7 @@ def _blocks(
 
 @partial(jax.jit, static_argnums=4)
 def _bits(ctx: Context, W, b, W_dec, score: str) -> Int[Array, "B l"]:
-  """Positive floats are ordered as their bits are; 0 where not positive."""
+  """Bits of max(score, 0): positive floats have the order of their bits."""
   a = encoders.matmul(ctx.x - ctx.b_pre, W, ctx.dtype) + b
   scores = SCORES[score](Pre(a=a), ctx.replace(W_dec=W_dec))
   positive = jnp.maximum(scores.astype(jnp.float32), 0)
@@ -145,7 +146,7 @@ def _bits(ctx: Context, W, b, W_dec, score: str) -> Int[Array, "B l"]:
 
 @jax.jit
 def _histogram(bins: Int[Array, "B l"]) -> Int[Array, "h"]:
-  """Entries in each bin; bin 0 stays empty."""
+  """Number of entries in each bin; bin 0 stays empty."""
   size = (1 << LOW_BITS) + 1
   bins = jnp.where(bins > 0, bins, size).reshape(-1)
   return jnp.zeros((size,), jnp.int32).at[bins].add(1, mode="drop")
@@ -153,13 +154,13 @@ def _histogram(bins: Int[Array, "B l"]) -> Int[Array, "h"]:
 
 @jax.jit
 def _low(bits: Int[Array, "B l"], high: int) -> Int[Array, "B l"]:
-  """1 + the low bits of entries with those high bits, 0 for others."""
+  """1 + the low bits of entries with the given high bits, else 0."""
   low = bits & ((1 << LOW_BITS) - 1)
   return jnp.where(bits >> LOW_BITS == high, low + 1, 0)
 
 
 def _added(histograms) -> Int[np.ndarray, "h"]:
-  """Their sum on the host, beyond what int32 holds."""
+  """Sums histograms on the host in int64, as int32 could overflow."""
   total = np.zeros((1 << LOW_BITS) + 1, np.int64)
   for histogram in histograms:
     total += np.asarray(histogram, np.int64)
@@ -171,7 +172,7 @@ def _place(
 ) -> tuple[int | None, int]:
   """The bin of the count-th largest entry, and how many lie above that bin.
 
-  None where there are fewer entries.
+  Returns None where there are fewer entries.
   """
   above = np.cumsum(histogram[::-1])
   i = int(np.searchsorted(above, count))

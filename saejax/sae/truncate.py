@@ -1,4 +1,4 @@
-"""A smaller SAE from the first latents of a larger one."""
+"""Truncates an SAE to its first latents."""
 
 import jax
 
@@ -8,19 +8,19 @@ from saejax.sae.sae import SAE
 
 
 def truncate(sae: SAE, m: int) -> SAE:
-  """The SAE of the first m latents alone, for dictionaries that are nested.
+  """The SAE of the first m latents, for nested (Matryoshka) dictionaries.
 
-  Encoder and decoder become plain ones. With a threshold its latents are the
-  first m of the whole SAE; an activation that ranks latents now ranks m of them,
-  and keeps at most m.
+  Encoder and decoder become `Affine` and `Free`. With a threshold its latents
+  equal the first m of the whole SAE; an activation that ranks latents now ranks
+  m of them, and keeps at most m.
 
   Raises:
-    InputError: m outside [1, n].
+    InputError: m is outside [1, n].
     ValueError: the encoder is not affine.
   """
   n = sae.n
   if not 1 <= m <= n:
-    raise InputError("m", m, f"must be in [1, n={n}]", "lower it")
+    raise InputError("m", m, f"must be in [1, n={n}]", f"use {n} or less")
   activation = sae.activation
   if activation.row_k is not None and activation.row_k > m:
     activation = activation.with_k(m)

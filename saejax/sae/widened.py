@@ -1,4 +1,4 @@
-"""The activation of Multi-TopK: TopK of k, and of several k in training."""
+"""Multi-TopK: TopK with k at inference and a multiple of k in training."""
 
 import flax.struct
 import jax
@@ -10,15 +10,15 @@ from saejax.sae.context import Context, Pre
 
 
 class Widened(activations.Activation):
-  """The activation of Multi-TopK: TopK of k, and of factor k in training.
+  """Multi-TopK: TopK with k latents, and with factor k latents in training.
 
-  Sparse latents come largest first, so that a loss may read the first k, and
-  the reconstruction is trained at both numbers of latents (Gao et al. 2024,
+  Sparse latents come largest first, so that a loss can read the first k and
+  train the reconstruction at both numbers of latents (Gao et al. 2024,
   "Multi-TopK").
 
   Attributes:
-    k: latents kept.
-    factor: times k are kept in training.
+    k: active latents per row outside training.
+    factor: multiple of k kept in training.
   """
 
   k: int = flax.struct.field(pytree_node=False)

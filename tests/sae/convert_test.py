@@ -126,10 +126,10 @@ class ToJumpReLUTest(parameterized.TestCase):
     self.assertEqual(out.activation.theta, 0)
 
   def test_is_refused_where_it_cannot_be_estimated(self):
-    with self.assertRaisesRegex(errors.InputError, "ReLU does not say it"):
+    with self.assertRaisesRegex(errors.InputError, "ReLU does not define it"):
       convert.to_jumprelu(toy.sae(activation=ReLU()), X)
     sae = toy.sae(activation=Ranked(budgets.Constant(0.1)))
-    with self.assertRaisesRegex(errors.InputError, "one latent at k=0.1"):
+    with self.assertRaisesRegex(errors.InputError, "must be at least 1 / k"):
       convert.to_jumprelu(sae, X[:5])
 
   def test_theta_does_not_depend_on_the_weights_type(self):

@@ -122,14 +122,16 @@ class FlattenTest(parameterized.TestCase):
 
   def test_refuses_members_that_cannot_be_one(self):
     for saes, rule in (
-      ([member(0), member(1, n=30)], "must be alike"),
-      ([member(0), member(1, activations.TopK(5))], "must be alike"),
-      ([member(0), member(1, activations.ReLU())], "must be alike"),
+      ([member(0), member(1, n=30)], "equal structure"),
+      ([member(0), member(1, activations.TopK(5))], "equal structure"),
+      ([member(0), member(1, activations.ReLU())], "equal structure"),
     ):
       with self.assertRaisesRegex(errors.InputError, rule):
         ensembles.flatten(saes)
     blocks = member(0).replace(activation=activations.BlockTopK(2, 2))
-    with self.assertRaisesRegex(NotImplementedError, "BlockTopK has no answer"):
+    with self.assertRaisesRegex(
+      NotImplementedError, "BlockTopK does not define"
+    ):
       ensembles.flatten([blocks])
     for weights in ([1.0], [1.0, 0.0], [1.0, float("nan")]):
       with self.assertRaisesRegex(errors.InputError, "positive numbers"):

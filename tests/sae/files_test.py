@@ -196,7 +196,7 @@ class FilesTest(parameterized.TestCase):
   )
   def test_a_damaged_structure_is_refused(self, edit):
     self.change(edit)
-    self.assertRefused("must hold a whole sae.json and sae.safetensors")
+    self.assertRefused("must hold a complete sae.json and sae.safetensors")
 
   def test_a_later_version_is_refused(self):
     self.change(lambda s: s.update(version=files.VERSION + 1))
