@@ -1,4 +1,4 @@
-"""How SAEs are trained: the recipe, the step, members, the loop, checkpoints."""
+"""Training of SAEs: the recipe, the step, members, the loop, checkpoints."""
 
 from saejax import lazy as _lazy
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: state and data position together, or not at all.
+"""Checkpoints of a run: state and data position, written atomically.
 
 A checkpoint is a folder `<step>` (`<step>-1` where a step is saved again)
 that Orbax writes under a temporary name and renames when it is whole. It
@@ -7,12 +7,12 @@ process. Then `sums.json` is written in it, with the checksum of every file, the
 fingerprint of the run and the metric, so that nothing about a checkpoint lies
 outside it: a folder without it is incomplete.
 
-Kept are the last one and the best one. Older ones are renamed away and then
+The last and the best checkpoint are kept. Older ones are renamed and then
 removed after the new one is complete, so that a kill at any moment leaves a
-last good checkpoint; the disk holds three for a moment. A restore checks every
-byte: a damaged checkpoint is renamed to `<step>.damaged` and the one before it
-is restored. Leaves are stored flat, without the static fields of the tree: who
-restores brings the tree.
+last good checkpoint; the disk briefly holds three. A restore checks every byte:
+a damaged checkpoint is renamed to `<step>.damaged` and the one before it is
+restored. Leaves are stored flat, without the static fields of the tree: the
+caller of restore passes the tree.
 
 The folder is on a local or shared file system.
 """
@@ -40,7 +40,7 @@ ENVIRONMENT = "environment"
 
 
 class DataIterator(Protocol):
-  """What has a position that JSON can hold; Grain's iterators do."""
+  """An iterator with a JSON-serialisable position, such as Grain's."""
 
   def get_state(self) -> Any: ...
 
@@ -61,16 +61,18 @@ class Checkpoints:
   fingerprint's "environment" and only warned about.
 
   Args:
-    folder: is made by the first save.
-    fingerprint: JSON-able settings that must be equal on resume: recipe, its
-      arguments, sizes, data. Nested mappings are compared entry by entry.
-    keep_best: keep the checkpoint of the lowest metric beside the last one.
-    say: takes a line about a checkpoint that is damaged or incomplete; prints
+    folder: created by the first save.
+    fingerprint: JSON-serialisable settings that must be equal on resume:
+      recipe, its arguments, sizes, data. Nested mappings are compared entry by
+      entry.
+    keep_best: whether to keep the checkpoint of the lowest metric beside the
+      last one.
+    say: called with a line about each damaged or incomplete checkpoint; prints
       it on standard error by default.
 
   Raises:
-    InputError: where the folder holds checkpoints of other settings, or only
-      damaged ones. Nothing has been changed then.
+    InputError: the folder holds checkpoints of other settings, or only damaged
+      ones. Nothing is changed then.
   """
 
   def __init__(
@@ -104,7 +106,7 @@ class Checkpoints:
     for path, fault in found.damaged.items():
       self._set_aside(path, fault)
     for path in found.incomplete:
-      self._say(f"{path} is incomplete (no {folders.SUMS}) and is removed")
+      self._say(f"{path} is incomplete (no {folders.SUMS}): removed")
       if jax.process_index() == 0:
         folders.remove(path)
 
@@ -123,7 +125,7 @@ class Checkpoints:
     return self._saved[-1] if self._saved else None
 
   def best(self) -> Saved | None:
-    """The complete checkpoint of the lowest metric, the earliest of equals."""
+    """The complete checkpoint with the lowest metric, the earliest of ties."""
     return folders.best(self._saved)
 
   def save(
@@ -133,20 +135,20 @@ class Checkpoints:
     iterator: DataIterator | None = None,
     metric: float | None = None,
   ) -> None:
-    """Takes a copy of state and position, and writes it in the background.
+    """Copies state and position, and writes the copy in the background.
 
-    When it returns, the caller may donate or overwrite `state` and move
-    `iterator` on. One save is under way at a time: a second waits for the
-    first. Every process of a run must call it.
+    When it returns, the caller may donate or overwrite `state` and advance
+    `iterator`. One save runs at a time: a second waits for the first. Every
+    process of a run must call it.
 
     Args:
       step: the number of steps done; the same step may be saved again.
-      state: pytree of arrays, typed keys among them, sharded or not.
-      iterator: its position is saved; None for a run without one.
-      metric: lower is better; None or non-finite never is the best.
+      state: pytree of arrays, including typed keys, sharded or not.
+      iterator: the data iterator whose position is saved; None for none.
+      metric: lower is better; None or non-finite is never the best.
 
     Raises:
-      InputError: where the disk is full, for this save or the one before.
+      InputError: the disk is full, for this save or the one before.
     """
     self.wait()
     arrays = orbax_io.flatten(state)
@@ -169,10 +171,10 @@ class Checkpoints:
     self._pending = self._pool.submit(self._finish, response, saved, note)
 
   def wait(self) -> None:
-    """Waits for the save under way; raises what went wrong in it.
+    """Waits for the save in progress; raises its error.
 
     Raises:
-      InputError: where the disk is full.
+      InputError: the disk is full.
     """
     pending, self._pending = self._pending, None
     if pending is not None:
@@ -180,7 +182,7 @@ class Checkpoints:
         pending.result()
 
   def close(self) -> None:
-    """Waits for the save under way and lets the thread go."""
+    """Waits for the save in progress and ends the thread."""
     try:
       self.wait()
     finally:
@@ -198,15 +200,15 @@ class Checkpoints:
     Args:
       template: the tree to fill, of arrays or of `jax.ShapeDtypeStruct`; its
         leaves give shape, dtype and sharding (default: the first device).
-      iterator: is set to the position that was saved.
-      step: which checkpoint; by default the last that is whole.
+      iterator: set to the saved position.
+      step: step of the checkpoint; by default that of the last intact one.
 
     Returns:
-      The step and the state, or None where there is no checkpoint.
+      The step and the state, or None if there is no checkpoint.
 
     Raises:
-      InputError: where the step, the shapes or the files are not right. The
-        iterator is as it was then.
+      InputError: the step does not exist, the shapes differ or files are
+        damaged. The iterator is unchanged then.
     """
     self.wait()
     chosen = self._choose(step)
@@ -221,8 +223,8 @@ class Checkpoints:
       raise errors.InputError(
         "run_dir",
         chosen.path,
-        "the checkpoint must hold the position in the data, and does not",
-        "name another run_dir to start anew",
+        "the checkpoint does not hold the position in the data",
+        "choose another run_dir to start a new run",
       )
     try:
       arrays, position = orbax_io.load(
@@ -241,7 +243,7 @@ class Checkpoints:
     return chosen.step, jax.tree.unflatten(jax.tree.structure(template), leaves)
 
   def _choose(self, step: int | None) -> Saved | None:
-    """The checkpoint to restore: the newest whole one, or that of a step."""
+    """The checkpoint to restore: the newest intact one, or that of a step."""
     while step is None and self._saved:
       chosen = self._saved[-1]
       fault = folders.fault(chosen.path)
@@ -287,7 +289,7 @@ class Checkpoints:
     response.result()
     process, count = jax.process_index(), jax.process_count()
     folders.write_sums(saved.path, note, process=process, processes=count)
-    # Later steps are of a future that was given up by restoring this past.
+    # Later steps belong to a course that restoring an earlier one abandoned.
     known = [s for s in self._saved if s.step <= saved.step] + [saved]
     keep = {saved}
     if self._keep_best and (best := folders.best(known)):
@@ -304,7 +306,7 @@ class Checkpoints:
       yield
     except Exception as e:
       if jax.process_index() == 0:
-        # A torn write gives its space back.
+        # Removing the torn write frees its space.
         folders.clean(self.folder)
         for path in folders.scan(self.folder).incomplete:
           folders.remove(path)
@@ -312,12 +314,12 @@ class Checkpoints:
         raise
       what = "a checkpoint" if step is None else f"the checkpoint of {step}"
       last = self.last()
-      left = f"step {last.step} is intact" if last else "none was there before"
+      left = f"step {last.step} is intact" if last else "there is no other"
       raise errors.InputError(
         "run_dir",
         self.folder,
         f"the disk must have room for {what} ({left})",
-        "free space and repeat the same command, or name another run_dir",
+        "free space and repeat the same command, or choose another run_dir",
       ) from e
 
   def _check_fingerprint(self) -> None:
@@ -333,7 +335,7 @@ class Checkpoints:
         "run_dir",
         self.folder,
         f"holds a run with {differing[0]}{more}",
-        "name another run_dir, or repeat the settings of its run.flags",
+        "choose another run_dir, or repeat the settings of its run.flags",
       )
     differing = differences(
       {ENVIRONMENT: theirs.get(ENVIRONMENT)},
@@ -341,8 +343,8 @@ class Checkpoints:
     )
     if differing:
       warnings.warn(
-        f"{self.folder} was written with {'; '.join(differing)}: the run goes"
-        " on, but not bit for bit as it would have there",
+        f"{self.folder} was written with {'; '.join(differing)}: the run is"
+        " resumed, but not bit for bit as it would have been there",
         stacklevel=3,
       )
 
@@ -350,7 +352,7 @@ class Checkpoints:
 def _damaged(
   folder: pathlib.Path, path: pathlib.Path, fault: str
 ) -> errors.InputError:
-  """The refusal where no whole checkpoint is left."""
+  """The error where no intact checkpoint is left."""
   return errors.InputError(
     "run_dir",
     path,
@@ -367,7 +369,7 @@ def _check_leaves(
     raise errors.InputError(
       "run_dir",
       folder,
-      f"holds a state of other shapes: {differing[0]}"
+      f"holds a state of different shapes: {differing[0]}"
       f" ({len(differing)} of {len(ours)} arrays differ)",
-      "name another run_dir, or repeat the settings of its run.flags",
+      "choose another run_dir, or repeat the settings of its run.flags",
     )

@@ -1,8 +1,8 @@
-"""The folder of a run's checkpoints: which are complete, whole, left over.
+"""The folder of a run's checkpoints: finds complete, damaged and stale ones.
 
 After Orbax has renamed a checkpoint, each process hashes its share of the files
 and writes `sums.json` beside them; with it the checkpoint is complete. The
-first process's file also holds what is noted of the checkpoint: step, metric,
+first process's file also holds the note of the checkpoint: step, metric,
 fingerprint, the specs of the leaves.
 """
 
@@ -36,11 +36,11 @@ class Saved(NamedTuple):
 
 
 class Found(NamedTuple):
-  """What a folder of checkpoints holds.
+  """The checkpoints found in a folder.
 
   Attributes:
-    complete: checkpoints in the order in which they were saved.
-    damaged: folders whose note cannot be read, and why.
+    complete: complete checkpoints in the order in which they were saved.
+    damaged: folders whose note cannot be read, with the reason.
     incomplete: folders that Orbax finished and that have no sums.
   """
 
@@ -50,7 +50,7 @@ class Found(NamedTuple):
 
 
 def scan(folder: pathlib.Path) -> Found:
-  """The checkpoints in a folder; other folders are none of ours."""
+  """Finds the checkpoints in a folder; ignores other folders."""
   found, damaged, incomplete = [], {}, []
   for path in sorted(folder.iterdir()) if folder.is_dir() else []:
     match = _NAME.fullmatch(path.name)
@@ -78,7 +78,7 @@ def scan(folder: pathlib.Path) -> Found:
 
 
 def new_path(folder: pathlib.Path, step: int) -> pathlib.Path:
-  """A name for a checkpoint of a step that no folder has."""
+  """An unused path for a checkpoint of a step."""
   path, serial = folder / f"{step}", 0
   while path.exists():
     serial += 1
@@ -93,12 +93,12 @@ def write_sums(
   process: int = 0,
   processes: int = 1,
 ) -> None:
-  """Completes a checkpoint: its files are durable, hashed and listed.
+  """Completes a checkpoint: syncs, hashes and lists its files.
 
   Args:
-    path: of the checkpoint.
-    note: JSON-able facts, kept by process 0.
-    process: which; it takes every processes-th file.
+    path: folder of the checkpoint.
+    note: JSON-serialisable note, written by process 0.
+    process: index of this process; it hashes every processes-th file.
     processes: number of processes; process 0 waits for the others.
   """
   mine = _files(path)[process::processes]
@@ -120,7 +120,7 @@ def write_sums(
 
 
 def read_note(path: pathlib.Path) -> dict[str, Any]:
-  """What was noted of a complete checkpoint.
+  """Reads the note of a complete checkpoint.
 
   Raises:
     InputError: the file is missing or damaged.
@@ -129,7 +129,7 @@ def read_note(path: pathlib.Path) -> dict[str, Any]:
 
 
 def fault(path: pathlib.Path) -> str | None:
-  """The first file of a checkpoint that is not as it was written, and why."""
+  """The first damaged file of a checkpoint and the reason; None if intact."""
   try:
     for process in range(read_note(path)["processes"]):
       for name, wanted in _read(path / _sums(process))["files"].items():
@@ -147,20 +147,20 @@ def fault(path: pathlib.Path) -> str | None:
 
 
 def best(saved: list[Saved]) -> Saved | None:
-  """The checkpoint of the lowest metric, the earliest of equals."""
+  """The checkpoint with the lowest metric, the earliest of ties."""
   rated = [(s.metric, s) for s in saved if s.metric is not None]
   return min(rated, key=lambda r: r[0])[1] if rated else None
 
 
 def finite(metric: float | None) -> float | None:
-  """A metric as it is kept: none where it is not finite."""
+  """Returns the metric, or None where it is not finite."""
   if metric is None or not math.isfinite(metric):
     return None
   return float(metric)
 
 
 def clean(folder: pathlib.Path) -> None:
-  """Removes what killed saves and removals left behind."""
+  """Removes leftovers of killed saves and removals."""
   if folder.is_dir():
     for path in folder.iterdir():
       if _LEFTOVER.fullmatch(path.name):
@@ -168,7 +168,7 @@ def clean(folder: pathlib.Path) -> None:
 
 
 def remove(path: pathlib.Path) -> None:
-  """Renames first, so that no half-removed checkpoint looks whole."""
+  """Removes a checkpoint; renames it first, so that no part looks complete."""
   trash = path.with_name(path.name + ".removed")
   with contextlib.suppress(OSError):
     path.rename(trash)
@@ -178,7 +178,7 @@ def remove(path: pathlib.Path) -> None:
 def set_aside(path: pathlib.Path) -> None:
   """Renames a damaged checkpoint, so that its step can be saved again.
 
-  It is kept for a look until the run is opened again.
+  It is kept for inspection until the run is opened again.
   """
   aside = path.with_name(path.name + ".damaged")
   shutil.rmtree(aside, ignore_errors=True)

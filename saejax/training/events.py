@@ -1,7 +1,7 @@
 """A TensorBoard event file, written in the caller's thread.
 
-`tensorboardX.SummaryWriter` writes in a thread of its own, where a full disk
-is an error nobody hears of.
+`tensorboardX.SummaryWriter` writes in its own thread, where the error of a full
+disk would be lost.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import tensorboardX
 from tensorboardX.proto import event_pb2, summary_pb2
 
-# Protocol buffers make their classes at import; no type checker sees them.
+# Protocol buffers create their classes at import, unseen by type checkers.
 _proto: Any = event_pb2
 _summary: Any = summary_pb2
 
@@ -23,13 +23,13 @@ class EventFile:
   """Scalars by tag, on disk when a call returns.
 
   Args:
-    folder: for event files; made where it is missing.
-    purge_step: TensorBoard forgets what earlier files have from this step on.
+    folder: folder of event files; created if missing.
+    purge_step: TensorBoard drops records of earlier files from this step on.
   """
 
   def __init__(self, folder: pathlib.Path, purge_step: int):
     folder.mkdir(parents=True, exist_ok=True)
-    number = len(list(folder.iterdir()))  # a new name within one second too
+    number = len(list(folder.iterdir()))  # distinguishes files of one second
     name = f"events.out.tfevents.{int(time.time())}.{number}"
     path = folder / f"{name}.{socket.gethostname()}.{os.getpid()}"
     self._writer = tensorboardX.RecordWriter(str(path))
@@ -40,7 +40,7 @@ class EventFile:
     self._writer.flush()
 
   def scalars(self, step: int, now: float, tags: Mapping[str, float]) -> None:
-    """Adds the values of a step at a time in seconds since 1970."""
+    """Adds scalars of a step; `now` is in seconds since 1970."""
     values = [
       _summary.Summary.Value(tag=tag, simple_value=value)
       for tag, value in tags.items()

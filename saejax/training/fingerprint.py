@@ -1,4 +1,4 @@
-"""Comparison of settings: what differs between two runs, by name."""
+"""Compares the settings of two runs and names the differences."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ def differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
   if both_lists and len(theirs) == len(ours):
     theirs, ours = dict(enumerate(theirs)), dict(enumerate(ours))
   if not (isinstance(theirs, Mapping) and isinstance(ours, Mapping)):
-    # Text, for NaN differs from itself and 1 from 1.0 nowhere else.
+    # As text: NaN must equal itself, and 1 must differ from 1.0.
     same = json.dumps(theirs) == json.dumps(ours)
     return [] if same else [f"{name}={_shown(theirs)} (now {_shown(ours)})"]
   lines = []

@@ -1,9 +1,9 @@
-"""One process a folder: a kernel lock that dies with its holder.
+"""Exclusive lock of a run's folder: a kernel lock that ends with its process.
 
 The lock is `flock` on `folder/.lock`; the file also names the holder for the
-refusal's message. The kernel releases the lock when the process ends, however
-it ends, so that a killed run never leaves a stale lock behind. The file itself
-stays: removing it would let two processes hold locks on two files of one name.
+error message. The kernel releases the lock when the process ends in any way, so
+that a killed run never leaves a stale lock behind. The file itself stays:
+removing it would let two processes hold locks on two files of one name.
 """
 
 import errno
@@ -26,15 +26,15 @@ class RunLock:
     with RunLock(folder):
       ...
 
-  It guards any folder with one writer: a run, a store that is being harvested.
+  It protects any folder with one writer: a run, or a store during a harvest.
 
   Args:
-    folder: is made where absent.
-    field: the setting that names the folder, for the message of refusal.
+    folder: created if missing.
+    field: the setting that names the folder, for the error message.
 
   Raises:
-    InputError: on entering, where another holder is alive, or where the folder
-      cannot be made or written to.
+    InputError: on entering, if another process holds the lock, or the folder
+      cannot be created or written to.
   """
 
   def __init__(self, folder: str | os.PathLike[str], *, field: str = "run_dir"):
@@ -55,7 +55,7 @@ class RunLock:
       raise RuntimeError(f"{self.folder} is already locked by this object")
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
-      # No O_TRUNC: the holder's name must survive a refused attempt.
+      # No O_TRUNC: the holder's name must survive a failed attempt.
       # O_CLOEXEC: a child that outlives us must not keep the lock.
       file = os.open(
         self.folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
@@ -65,7 +65,7 @@ class RunLock:
         self.field,
         self.folder,
         f"the folder must be writable ({e.strerror})",
-        "name another folder or change its permissions",
+        "choose another folder or change its permissions",
       ) from e
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,24 +76,24 @@ class RunLock:
         raise errors.InputError(
           self.field,
           self.folder,
-          f"one process a folder, and {held} is using it",
-          "wait for that process or stop it, or name another folder",
+          f"the folder is in use by {held}",
+          "wait for that process or stop it, or choose another folder",
         ) from None
       raise errors.InputError(
         self.field,
         self.folder,
         f"the folder must allow file locks ({e.strerror})",
-        "name a folder on a file system with locks",
+        "choose a folder on a file system with locks",
       ) from e
     try:
       os.ftruncate(file, 0)
       os.pwrite(file, json.dumps(_self()).encode(), 0)
     except OSError:
-      pass  # On a full disk the lock holds all the same, only nameless.
+      pass  # On a full disk the lock still holds, without the holder's name.
     self._file = file
 
   def release(self) -> None:
-    """Gives the lock back; without effect where it is not held."""
+    """Releases the lock; no effect where it is not held."""
     if self._file is not None:
       os.close(self._file)
       self._file = None
@@ -113,4 +113,4 @@ def _holder(file: int) -> str:
     held = json.loads(os.pread(file, 4096, 0))
     return f"process {held['pid']} on {held['host']} (since {held['since']})"
   except (OSError, ValueError, KeyError, TypeError):
-    return "another process"  # it has locked and not yet written its name
+    return "another process"  # it holds the lock and has not written its name

@@ -1,6 +1,6 @@
-"""What a run tells: metric files for programs, one line for the terminal.
+"""Logging of a run: metric files for programs, a progress line for people.
 
-`metrics.jsonl` has one record a line, in strict JSON:
+`metrics.jsonl` has one record per line, in strict JSON:
 
   {"kind": "train", "step": 100, "total_steps": 1000, "tokens": 204800,
    "timing": {"time": 1.7e9, "seconds": 12.5, "tokens_per_second": 81920.0,
@@ -8,10 +8,11 @@
    "members": {"n512-k8": {"loss": 0.21, "l0": 8.0, "dead": 0.0}},
    "after": "...", "sum": "..."}  # see `metrics_file`
 
-`time` is in seconds since 1970, `seconds` is the run's own time summed over
-its resumes, `wait_share` the share of recent time spent waiting for data.
-What JSON cannot say is the text "NaN", "Infinity" or "-Infinity"; `read` turns
-it back. All but `timing` and the checksums is the same however often the run was interrupted.
+`time` is in seconds since 1970, `seconds` is the run's time summed over its
+resumes, `wait_share` the share of recent time spent waiting for data. Values
+that JSON cannot express are the text "NaN", "Infinity" or "-Infinity"; `read`
+converts them back. Everything but `timing` and the checksums is independent of
+how often the run was interrupted.
 
 The same scalars go to TensorBoard event files in `events/`, tagged
 `member/name` and, but for training, `member/kind/name`.
@@ -36,8 +37,8 @@ from saejax.training.metrics_file import METRICS
 
 EVENTS = "events"
 
-_WINDOW_SECONDS = 60.0  # over which rates are taken
-_REDRAW_SECONDS = 0.2  # the line of a terminal
+_WINDOW_SECONDS = 60.0  # over which rates are averaged
+_REDRAW_SECONDS = 0.2  # between updates of a terminal's progress line
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -52,20 +53,20 @@ class RunLog:
         log.record(step, tokens, {"n512-k8": {"loss": loss, "l0": l0}})
         log.progress(step, tokens)
 
-  A step's record is with the system when `record` returns: record a step
-  before the checkpoint of that step, and after a kill no record is missing.
+  `record` returns after the record is written to the system: record a step
+  before its checkpoint, and no record is missing after a kill.
 
   Args:
     folder: the run folder.
-    step: the step that the run goes on from; records of later steps are cut,
-      because the run will write them again.
+    step: the step that the run resumes from; records of later steps are
+      removed, because the run will write them again.
     total_steps: for the percentage and the remaining time; None if unknown.
-    stream: where progress goes; None for standard error. When it breaks, as
-      when a terminal is closed, the run goes on without it.
-    interval_seconds: between progress lines where the stream is no terminal.
+    stream: output of progress; None for standard error. If it breaks, as when
+      a terminal is closed, the run continues without it.
+    interval_seconds: time between progress lines if the stream is no terminal.
 
   Raises:
-    InputError: where the folder cannot be written to or the disk is full.
+    InputError: the folder cannot be written to or the disk is full.
   """
 
   def __init__(
@@ -86,7 +87,7 @@ class RunLog:
     self._waited = 0.0
     self._saved_at: float | None = None
     self._start = time.monotonic()
-    # (time, tokens, seconds waited): what rates are taken over.
+    # (time, tokens, seconds waited) of the window that rates are taken over.
     self._samples: collections.deque[tuple[float, int, float]]
     self._samples = collections.deque()
     self._first: tuple[float, int] | None = None  # (time, step) of this process
@@ -118,7 +119,7 @@ class RunLog:
       self._waited += time.monotonic() - start
 
   def saved(self) -> None:
-    """Notes that a checkpoint was just saved."""
+    """Records that a checkpoint was just saved."""
     self._saved_at = time.monotonic()
 
   def record(
@@ -132,10 +133,10 @@ class RunLog:
     """Writes one record to both files.
 
     Args:
-      step: steps done; each pair of kind and step is to be recorded once.
-      tokens: tokens (rows) seen by then.
-      members: for each member its scalars by name; anything `float` takes.
-      kind: what was measured on, such as "train" or "held_out".
+      step: number of completed steps; record each pair of kind and step once.
+      tokens: tokens (rows) seen so far.
+      members: scalars by name for each member; anything `float` takes.
+      kind: the data measured on, such as "train" or "held_out".
     """
     values = {
       member: {name: float(v) for name, v in scalars.items()}
@@ -177,9 +178,9 @@ class RunLog:
           self._shown[name] = sum(found) / len(found)
 
   def progress(self, step: int, tokens: int, *, force: bool = False) -> None:
-    """Shows where the run is, at most once an interval; cheap to call.
+    """Shows the run's progress, at most once per interval; cheap to call.
 
-    Loss, L0 and dead share are those last recorded, as a mean over members.
+    Loss, L0 and dead fraction are those last recorded, averaged over members.
     """
     now = time.monotonic()
     if self._first is None:
@@ -193,7 +194,7 @@ class RunLog:
       self._screen.status(self._fields(step, now))
 
   def line(self, text: str) -> None:
-    """Prints a line of its own, above the progress line of a terminal."""
+    """Prints a separate line, above the progress line of a terminal."""
     self._screen.line(text)
 
   def close(self) -> None:
@@ -228,7 +229,7 @@ class RunLog:
     return fields
 
   def _rates(self) -> tuple[float, float]:
-    """Tokens a second and the share of time waiting, over the window."""
+    """Tokens per second and the share of time waiting, over the window."""
     if len(self._samples) < 2:
       return 0.0, 0.0
     start, tokens, waited = self._samples[0]
@@ -251,9 +252,9 @@ class RunLog:
         "run_dir",
         self.folder,
         rule if full else f"the run folder must be writable ({e.strerror})",
-        "free space and repeat the same command, or name another run_dir"
+        "free space and repeat the same command, or choose another run_dir"
         if full
-        else "name another run_dir or change its permissions",
+        else "choose another run_dir or change its permissions",
       ) from e
 
 
@@ -262,15 +263,15 @@ def read(
   *,
   say: Callable[[str], None] = terminal.say,
 ) -> list[dict[str, Any]]:
-  """The records of a run in order, with non-finite values as floats.
+  """Reads the records of a run in order, with non-finite values as floats.
 
   Args:
-    folder: of the run.
-    say: takes a line that names what is damaged or missing; prints it on
+    folder: the run folder.
+    say: called with a line that names damaged or missing records; prints it on
       standard error by default.
 
   Raises:
-    InputError: the file is there and cannot be read.
+    InputError: the file exists and cannot be read.
   """
   path = pathlib.Path(folder) / METRICS
   try:
@@ -280,7 +281,7 @@ def read(
       "run_dir",
       path,
       f"must be readable ({error.strerror})",
-      "change its permissions",
+      "make the file readable",
     ) from error
   if parsed.faults:
     say(metrics_file.said(path, parsed.faults))
@@ -302,6 +303,6 @@ def _strict(value: float) -> float | str:
 
 
 def _write_all(file: Any, data: bytes) -> None:
-  """An unbuffered file may take a part only, as when the disk fills up."""
+  """Writes all bytes; one unbuffered write may take only a part of them."""
   while data:
     data = data[file.write(data) :]

@@ -1,8 +1,8 @@
-"""`metrics.jsonl`: records in lines, each with a checksum and a link.
+"""The file `metrics.jsonl`: one record per line, chained by checksums.
 
 `sum` is the checksum of a line's record, `after` that of the line before it, so
-that a changed byte and a line lost, doubled or moved are found and named. The
-records of other lines are read all the same. A last line without its end was
+that a changed byte and a lost, repeated or moved line are detected and named.
+The records of other lines are still read. A last line without a line break was
 torn by a kill and is dropped.
 """
 
@@ -18,12 +18,12 @@ AFTER = "after"
 
 
 class Parsed(NamedTuple):
-  """What a file of records holds.
+  """The parsed content of a file of records.
 
   Attributes:
-    records: the whole ones by step, each kind and step once.
-    faults: a line for each that is damaged or out of place.
-    last: checksum of the last whole line; "" where there is none.
+    records: intact records by step, each kind and step once.
+    faults: a message for each damaged or misplaced line.
+    last: checksum of the last intact line; "" if there is none.
     content: the bytes of the file.
   """
 
@@ -34,17 +34,17 @@ class Parsed(NamedTuple):
 
 
 def line(record: Mapping[str, Any], after: str) -> tuple[bytes, str]:
-  """The line of a record, and its checksum."""
+  """Formats a record as a line; returns it and its checksum."""
   sealed = durable.seal({**record, AFTER: after})
   text = json.dumps(sealed, allow_nan=False) + "\n"
   return text.encode(), sealed[durable.SUM]
 
 
 def parse(path: pathlib.Path) -> Parsed:
-  """The records of a file; none where it is missing.
+  """Parses the records of a file; a missing file has none.
 
   Raises:
-    OSError: it cannot be read.
+    OSError: the file cannot be read.
   """
   content = path.read_bytes() if path.exists() else b""
   found: dict[tuple[Any, Any], dict[str, Any]] = {}
@@ -69,10 +69,11 @@ def parse(path: pathlib.Path) -> Parsed:
 
 
 def cut(path: pathlib.Path, step: int) -> Parsed:
-  """Leaves the records up to a step, by a durable replacement.
+  """Removes records after a step, by an atomic and durable replacement.
 
   Returns:
-    What is left. Its faults are those of the file as it was, but for its end.
+    The remaining records, with the faults of the file before, except those of
+    its end.
   """
   before = parse(path)
   kept, left, last = [], [], ""
@@ -92,11 +93,11 @@ def cut(path: pathlib.Path, step: int) -> Parsed:
 def said(path: pathlib.Path, faults: list[str]) -> str:
   """The faults of a file in one line."""
   more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
-  return f"{path}: {faults[0]}{more}; records that are not whole are left out"
+  return f"{path}: {faults[0]}{more}; damaged records are left out"
 
 
 def _whole(text: bytes) -> dict[str, Any] | None:
-  """The record of a line; None where it is not as it was written."""
+  """The record of a line; None where it is damaged."""
   try:
     record = json.loads(text)
   except (ValueError, RecursionError):

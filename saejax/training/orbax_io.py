@@ -1,4 +1,4 @@
-"""Arrays and a text in one folder by Orbax: written behind, read back.
+"""Arrays and a text in one folder by Orbax: asynchronous writes, and reads.
 
 Leaves are stored flat, by their path in the tree.
 """
@@ -21,15 +21,15 @@ Response = ocp.AsyncResponse[None]
 def begin(
   path: pathlib.Path, arrays: Mapping[str, Any], position: str | None
 ) -> Response:
-  """Copies arrays and begins to write them; the folder appears when whole.
+  """Copies arrays and starts writing them; the folder appears when complete.
 
   Args:
-    path: of the new folder.
-    arrays: by name; they may be donated when this returns.
-    position: a text of each process; None for none.
+    path: the new folder.
+    arrays: arrays by name; they may be donated when this returns.
+    position: a text per process; None for none.
 
   Returns:
-    A handle whose `result` waits for the end of the write.
+    A handle whose `result` waits until the write is complete.
   """
   items: dict[str, Any] = {"state": dict(arrays)}
   if position is not None:
@@ -41,7 +41,7 @@ def begin(
 def load(
   path: pathlib.Path, abstract: Mapping[str, Any], *, position: bool
 ) -> tuple[dict[str, Any], str]:
-  """The arrays, placed as `abstract` says, and the text ("" if not wanted)."""
+  """Reads arrays, sharded as in `abstract`, and the text ("" if not wanted)."""
   text = _Position(None)
   items: dict[str, Any] = {"state": dict(abstract)}
   if position:
@@ -52,7 +52,7 @@ def load(
 
 
 class _Position(ocp.StatefulCheckpointable):
-  """The iterator's position as text, one file a process."""
+  """The iterator's position as text, one file per process."""
 
   def __init__(self, text: str | None):
     self.text = text
@@ -75,7 +75,7 @@ class _Position(ocp.StatefulCheckpointable):
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
-  """Leaves by path, such as `0.sae.W_enc`; anything but arrays becomes one."""
+  """Leaves by path, such as `0.sae.W_enc`, converted to arrays."""
   leaves = [
     x if hasattr(x, "sharding") else jnp.asarray(x)
     for x in jax.tree.leaves(tree)
@@ -107,19 +107,19 @@ def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _context() -> ocp.Context:
   context = ocp.Context()
-  # Weights do not compress, and who restores always says where to.
+  # Weights do not compress, and a restore always gives the shardings.
   context.array.saving.use_compression = False
   context.array.saving.enable_write_sharding_file = False
   return context
 
 
 def disk_full(e: BaseException | None) -> bool:
-  """Whether no space, a quota or a file size limit stopped a write."""
+  """Whether a write failed for lack of space, a quota or a file size limit."""
   numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
   while e is not None:
     if isinstance(e, OSError) and e.errno in numbers:
       return True
-    # TensorStore gives the number of the system's error in its text.
+    # TensorStore gives the OS error number only in its text.
     code = re.search(r"os_error_code='(\d+)'", str(e))
     if code and int(code[1]) in numbers:
       return True
@@ -128,7 +128,7 @@ def disk_full(e: BaseException | None) -> bool:
 
 
 class NotOfOrbax(logging.Filter):
-  """Keeps Orbax from logging what is no news, or what we raise ourselves."""
+  """Filters Orbax's routine log records and errors that are raised anyway."""
 
   def filter(self, record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname

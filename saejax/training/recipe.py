@@ -1,6 +1,6 @@
-"""What a training method is: a composition of parts, named once.
+"""Recipe: a training method as a composition of parts.
 
-A recipe names its parts; the train step knows none of them by name.
+A recipe names its parts; the train step does not depend on any of them.
 """
 
 import dataclasses
@@ -26,9 +26,10 @@ class Hyper(flax.struct.PyTreeNode):
   """Numbers that differ between members of one run; never leaves of the SAE.
 
   Attributes:
-    learning_rate: peak, before the schedule.
-    k: latents a row may keep where members share one program, else None.
-    coefficient: multiplies the weight of swept terms, else None.
+    learning_rate: peak learning rate, before the schedule.
+    k: maximum number of active latents per row where members share a program,
+      else None.
+    coefficient: factor of the weight of swept terms, or None.
   """
 
   learning_rate: Float[Array, ""]
@@ -37,13 +38,13 @@ class Hyper(flax.struct.PyTreeNode):
 
 
 class Record(flax.struct.PyTreeNode):
-  """All that a loss term or a rule may read of one pass over a batch.
+  """The data of one training pass that loss terms and rules read.
 
   Attributes:
-    forward: reconstruction, latents and surroundings, in the prep's frame.
+    forward: reconstruction, latents and context, in the prep's frame.
     sae: the weights of this pass.
-    stats: statistics; for a term this batch is included.
-    engine: "dense" or "sparse"; terms hand it on, they do not branch on it.
+    stats: statistics; for a term they include this batch.
+    engine: "dense" or "sparse"; terms pass it on, they do not branch on it.
   """
 
   forward: Forward
@@ -59,15 +60,15 @@ class Record(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Term:
-  """One named scalar of the loss.
+  """A named term of the loss.
 
   Attributes:
-    fn: from a record to one value a row [*b], or to a scalar of the batch.
+    fn: function of a record that gives one value per row [*b], or a scalar.
     weight: factor, or a function of the step.
     swept: whether a member's own coefficient multiplies the weight.
-    active: from the statistics before the batch and the number of its rows to
-      whether the term can be other than 0; None means always. Where no member
-      needs the term its work is skipped.
+    active: function of the statistics before the batch and the number of its
+      rows that says whether the term can be non-zero; None means always. The
+      term is not computed in steps where it is 0 for all members.
   """
 
   fn: Callable[[Record], Array]
@@ -77,30 +78,30 @@ class Term:
 
 
 class Rule:
-  """State moved by rules, never by gradients; each method has a default.
+  """Base class of rules, which update statistics without gradients.
 
-  Statistics are added up over the global batch: under `jit` on a mesh the sums
-  and maxima of a rule are reductions over devices.
+  Each method has a default. Statistics are over the global batch: under `jit`
+  on a mesh the sums and maxima of a rule are reductions over devices.
   """
 
   def init(self, sae: SAE) -> Stats:
-    """Statistics before the first batch."""
+    """Initialises the statistics before the first batch."""
     return {}
 
   def axes(self) -> Mapping[str, str]:
-    """The axes of each statistic, written as in annotations: "n", "c d", "".
+    """Names the axes of each statistic as annotations do: "n", "c d", "".
 
     Statistics with `n` first have one row per latent: they are sharded, and
-    move with their latents.
+    permuted or replaced with their latents.
     """
     return {}
 
   def update(self, stats: Stats, record: Record) -> Stats:
-    """Statistics with one more batch; no gradient flows through them."""
+    """Adds one batch to the statistics; no gradient flows through them."""
     return stats
 
   def write(self, state: TrainState) -> TrainState:
-    """What the rule changes after the optimizer's step: see `surgery`."""
+    """Changes the state after the optimizer's step, see `surgery`."""
     return state
 
   def metrics(self, stats: Stats) -> Mapping[str, Array]:
@@ -111,10 +112,11 @@ class Rule:
 def statistics(
   rules: Sequence[Rule], sae: SAE
 ) -> tuple[Stats, tuple[tuple[str, str], ...]]:
-  """The statistics of all rules before the first batch, and their axes.
+  """Initialises the statistics of all rules; returns them and their axes.
 
   Raises:
-    TypeError: a rule names no axes of one of its statistics, or too many.
+    TypeError: a rule does not name the axes of one of its statistics, or names
+      too many.
   """
   stats: dict[str, Array] = {}
   axes: dict[str, str] = {}
@@ -132,7 +134,7 @@ def statistics(
 
 
 class Init(Protocol):
-  """Draws the weights: a key and a sample of raw rows give an SAE."""
+  """Draws the weights from a key and a sample of raw rows."""
 
   def __call__(self, key: PRNGKeyArray, *, sample: Batch | None) -> SAE: ...
 
@@ -140,8 +142,8 @@ class Init(Protocol):
 class Finish(Protocol):
   """Converts a trained SAE to the inference form; runs once, outside jit.
 
-  Takes the SAE with the weights that are handed out, its statistics, and raw
-  training rows for what is estimated (None where there are none).
+  Takes the SAE with its final weights, its statistics, and raw training rows
+  for estimates (or None).
   """
 
   def __call__(self, sae: SAE, stats: Stats, rows: RowSource | None) -> SAE: ...
@@ -153,26 +155,26 @@ def same(sae: SAE) -> SAE:
 
 
 def unchanged(sae: SAE, gradients: SAE) -> SAE:
-  """Gradients as they are."""
+  """Returns the gradients unchanged."""
   del sae
   return gradients
 
 
 def as_trained(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
-  """The inference form is the training form."""
+  """Returns the SAE unchanged: the training form is the inference form."""
   del stats, rows
   return sae
 
 
 def constant(step: Array) -> Array:
-  """A schedule that stays at 1."""
+  """The schedule that is always 1."""
   return jnp.ones_like(step, jnp.float32)
 
 
 def mean(
   values: Float[Array, "*b"], weight: Float[Array, "*b"] | None
 ) -> Float[Array, ""]:
-  """sum_b weight_b values_b / sum_b weight_b; plain mean without weights."""
+  """Weighted mean over rows; the plain mean without weights."""
   if weight is None:
     return jnp.mean(values)
   return jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), 1e-12)
@@ -182,28 +184,28 @@ def mean(
 class Recipe:
   """A training method.
 
-  One step: forward, rules' statistics, terms; row terms are added up row by row
-  and reduced once, batch terms added to that; gradient; `gradient`; clip;
-  `optimizer`; `project`; what rules write; weight EMA of the result.
+  One step: forward, rules' statistics, terms; row terms are summed per row and
+  reduced once, batch terms added to that; gradient; `gradient`; clip;
+  `optimizer`; `project`; rules' `write`; weight EMA of the result.
 
   Attributes:
-    name: of the method.
+    name: name of the method.
     init: draws the weights.
-    terms: the loss, each a named scalar.
-    reduce: from one value a row [*b] and the rows' weights to a scalar.
-    coupling: a loss of all members together: from the stacked SAEs and the step
-      to a scalar. Its gradient is added to each member's own.
-    optimizer: from a learning rate to an optax transformation.
-    schedule: from the step to a factor of the learning rate.
-    gradient: what is done to the gradients before clipping.
-    clip_norm: largest global norm of the gradients; None leaves them.
-    project: puts the weights back on their constraint.
-    ema_decay: of the average of the weights that is kept; None keeps none.
-    rules: statistics and how they move.
+    terms: terms of the loss, by name.
+    reduce: reduces values per row [*b] to a scalar, given the rows' weights.
+    coupling: a loss of all members together: a function of the stacked SAEs and
+      the step. Its gradient is added to each member's own.
+    optimizer: function of a learning rate that gives an optax transformation.
+    schedule: function of the step that gives a factor of the learning rate.
+    gradient: transforms the gradients before clipping.
+    clip_norm: maximum global norm of the gradients; None for no clipping.
+    project: projects the weights to their constraints.
+    ema_decay: decay of the weight EMA; None for no EMA.
+    rules: statistics and their updates.
     finish: converts the trained SAE to the inference form.
     needs: fields of the batch beside x that the method reads.
-    static_k: k sets a part that does not read `Context.k`, so that members of
-      several k cannot share a program.
+    static_k: whether a part depends on k other than through `Context.k`, so
+      that members of different k cannot share a program.
   """
 
   name: str
@@ -223,7 +225,7 @@ class Recipe:
   static_k: bool = False
 
   def check(self, fields: tuple[str, ...], members: int) -> None:
-    """Refuses a stream or a number of members that the method cannot use.
+    """Validates the fields of the batches and the number of members.
 
     Raises:
       InputError: a field of the batch is missing, or a coupled method has one
@@ -235,7 +237,7 @@ class Recipe:
           "batch",
           ", ".join(fields),
           f"{self.name} needs {field} of every row",
-          f"give a stream whose batches have {field} (of {', '.join(FIELDS)})",
+          f"pass batches with the field {field} (fields: {', '.join(FIELDS)})",
         )
     if self.coupling is not None and members < 2:
       raise InputError(

@@ -1,4 +1,4 @@
-"""Raw rows that can be read again: for initial weights and for thresholds."""
+"""Sources of raw rows for initialisation and for estimating thresholds."""
 
 from typing import Protocol
 
@@ -11,10 +11,10 @@ from saejax.sae.context import Batch, as_batch
 
 
 class RowSource(Protocol):
-  """Rows that can be sampled any number of times."""
+  """A source of rows that can be sampled repeatedly."""
 
   def sample(self, rows: int) -> Batch:
-    """At most `rows` raw rows, spread over those there are."""
+    """Returns at most `rows` raw rows, spread over all rows."""
     ...
 
 
@@ -25,18 +25,18 @@ class Held:
     self._batch = batch
 
   def sample(self, rows: int) -> Batch:
-    """Evenly spaced rows."""
+    """Returns evenly spaced rows."""
     count = jax.tree.leaves(self._batch)[0].shape[0]
     which = np.linspace(0, count - 1, min(rows, count)).astype(int)
     return jax.tree.map(lambda a: jnp.asarray(a[which]), self._batch)
 
 
 class Stream:
-  """The rows of a stream of batches, whose position stays."""
+  """The rows of a stream of batches; its position does not change."""
 
   def __init__(self, batches: Batches):
     self._batches = batches
 
   def sample(self, rows: int) -> Batch:
-    """What the stream gives as a sample, on the default device."""
+    """Returns the stream's sample, on the default device."""
     return jax.tree.map(jnp.asarray, as_batch(self._batches.sample(rows)))

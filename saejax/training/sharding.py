@@ -1,9 +1,9 @@
-"""Where arrays lie on a mesh.
+"""Shardings of states and batches on a device mesh.
 
 Mesh axes: `ensemble` (members of a run), `data` (rows of a batch), `latent`
-(latents of an SAE). Row i of every array about latents is latent i, so that
-sharding `latent` is slicing rows. Which arrays these are is said by the axes
-that their fields and rules name (`saejax.sae.part`, `training.state.axes`).
+(latents of an SAE). Arrays with one row per latent are sharded over `latent` by
+rows. Which arrays these are is defined by the axes that fields and rules name
+(`saejax.sae.part`, `training.state.axes`).
 """
 
 import jax
@@ -18,10 +18,10 @@ AXES = ("ensemble", "data", "latent")
 
 
 def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
-  """A mesh of (ensemble, data, latent) devices.
+  """Creates a mesh of (ensemble, data, latent) devices.
 
   Raises:
-    InputError: the shape is not three sizes that fit the devices there are.
+    InputError: the shape is not three sizes whose product fits the devices.
   """
   devices = jax.devices() if devices is None else devices
   if len(shape) != 3 or any(size < 1 for size in shape):
@@ -36,7 +36,7 @@ def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
     raise InputError(
       "train.mesh",
       shape,
-      f"needs {count} devices and {len(devices)} are there",
+      f"needs {count} devices, but {len(devices)} are available",
       "lower a size",
     )
   return jax.make_mesh(
@@ -45,10 +45,10 @@ def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
 
 
 def check(mesh: Mesh, *, n: int, batch_rows: int, members: int) -> None:
-  """Refuses sizes that the mesh does not divide.
+  """Checks that the mesh divides the sizes of a run.
 
   Raises:
-    InputError: naming the size and the axis.
+    InputError: it does not divide one, with the size and the axis.
   """
   for field, value, axis in (
     ("sae.n", n, "latent"),
@@ -62,7 +62,8 @@ def check(mesh: Mesh, *, n: int, batch_rows: int, members: int) -> None:
         field,
         value,
         f"{what} must divide by the {size} devices of the {axis} axis",
-        f"change it, or --train.mesh={','.join(map(str, mesh.shape.values()))}",
+        f"use a multiple of {size}, or another mesh than "
+        f"--train.mesh={','.join(map(str, mesh.shape.values()))}",
       )
 
 
@@ -72,12 +73,12 @@ def state_shardings(
   """The sharding of every leaf of a state, derived from its axes.
 
   Args:
-    mesh: where it lies.
+    mesh: the device mesh.
     state: arrays or shapes.
     stacked: whether every leaf has a leading axis of members.
 
   Raises:
-    InputError: devices do not divide a leaf, which is named.
+    InputError: a mesh axis does not divide a leaf; the message names it.
   """
 
   def sharding(path, leaf, names):
@@ -102,7 +103,7 @@ def state_shardings(
 
 
 def _spec(names: Axes | None) -> P:
-  """Arrays about latents are split along their first axis, others are not."""
+  """Shards arrays with one row per latent along their first axis."""
   if not names or names[0] not in (LATENT, HEAD, STAGE):
     return P()
   return P("latent", *(None,) * (len(names) - 1))

@@ -1,4 +1,4 @@
-"""What a resumed run needs of one member, and the axes of all its arrays."""
+"""The training state of one member, and the axes of all its arrays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,22 +15,22 @@ Stats = Mapping[str, Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """All that a resumed run needs of one member (or of all, stacked).
+  """The complete training state of one member (or of all, stacked).
 
   Attributes:
-    step: batches consumed.
+    step: number of batches consumed.
     sae: the weights.
-    opt_state: of the optimizer.
-    ema: of the weight average, () without one.
-    stats: statistics moved by rules.
-    key: of random numbers inside steps.
-    alive: False from the step on whose loss or gradient was not finite; the
-      member then keeps its last good weights.
+    opt_state: state of the optimizer.
+    ema: state of the weight EMA, () without one.
+    stats: statistics updated by rules.
+    key: random key for steps.
+    alive: False once a loss or gradient was not finite; the member then keeps
+      its last good weights.
     failed_step: that step, -1 while alive.
     halted: True once a batch held non-finite rows under the policy "stop";
-      nothing changes from there on.
-    stats_axes: names of the axes of each statistic, as its rule gives them,
-      such as ("density", "n").
+      nothing changes from then on.
+    stats_axes: names of the axes of each statistic, as named by its rule, such
+      as ("density", "n").
   """
 
   step: Int[Array, ""]
@@ -48,19 +48,19 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def axes(state: TrainState, *, stacked: bool = False) -> TrainState:
-  """The names of the axes of each array, see `saejax.sae.axes.axes`.
+  """Names the axes of each array of a state, see `saejax.sae.axes.axes`.
 
   Arrays of the optimizer have the axes of the weight they belong to. Those that
-  are not shaped like it, as Adafactor's, have None: it is not known which rows
-  belong to which latent.
+  are not shaped like it, such as Adafactor's, have None: it is unknown which
+  rows belong to which latent.
 
   Args:
     state: arrays or shapes.
     stacked: whether every array has a leading axis of members.
 
   Raises:
-    TypeError: a statistic whose rule names no axes, or a part that holds an
-      array its class does not declare.
+    TypeError: no rule names the axes of a statistic, or a part holds an array
+      that its class does not declare.
   """
   at = jax.tree_util.tree_leaves_with_path
   shapes = {path: np.shape(leaf) for path, leaf in at(state.sae)}

@@ -1,9 +1,8 @@
-"""One training step: the same for every recipe, engine and mesh.
+"""The training step, shared by all recipes, engines and meshes.
 
-Members of a run go through it in turn, each with a program of its own, or
-stacked and vmapped. Order: forward, statistics, loss terms, gradient, the
-recipe's constraint on it, clip, optimizer, projection, what rules write, weight
-EMA.
+Members of a run are stepped in turn, each with its own program, or stacked and
+vmapped. Order: forward, statistics, loss terms, gradient, the recipe's
+transform of it, clip, optimizer, projection, rules' `write`, weight EMA.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +28,7 @@ def init_state(
   *,
   sample: Float[Array, "s d"] | Batch | None = None,
 ) -> TrainState:
-  """The state of one member before its first step."""
+  """Initialises the state of one member."""
   weights_key, key = jax.random.split(key)
   sample = None if sample is None else as_batch(sample)
   sae = recipe.project(recipe.init(weights_key, sample=sample))
@@ -55,15 +54,17 @@ def make_step(
   stacked: bool = False,
   skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, Hyper, Array | Batch], tuple[TrainState, Metrics]]:
-  """The step of a recipe: (state, hyper, batch) -> (state, metrics).
+  """Builds the step of a recipe: (state, hyper, batch) -> (state, metrics).
 
   Args:
     recipe: the method.
-    engine: "dense", "sparse", or "auto": sparse where rows are bounded.
+    engine: "dense", "sparse", or "auto": sparse where the number of active
+      latents per row is bounded.
     stacked: whether state and hyper have a leading axis of members. The batch
       has none: all members read the same rows.
-    skip_nonfinite: leave a batch with non-finite rows, loss or gradient out
-      and go on, instead of halting (rows) or freezing the member (its own).
+    skip_nonfinite: whether to skip a batch with non-finite rows, loss or
+      gradient, instead of halting (rows) or freezing the member (loss or
+      gradient).
 
   Returns:
     A pure function to be jitted. Metrics are scalars, [members] if stacked:
@@ -71,7 +72,7 @@ def make_step(
     the rules.
 
   Raises:
-    InputError: members are coupled and not stacked.
+    InputError: the recipe couples members and they are not stacked.
   """
   if recipe.coupling is not None and not stacked:
     raise InputError(
@@ -94,7 +95,7 @@ def make_step(
       partial(_loss_and_gradients, recipe, engine, set(recipe.terms))
     )
     if conditional:
-      # Outside the vmap: inside, a cond would compute both of its branches.
+      # Outside the vmap: inside, a cond would compute both branches.
       needed = jnp.any(
         jnp.stack(
           [
@@ -123,7 +124,7 @@ def make_step(
 
 
 def _coupled(coupling, state: TrainState, out):
-  """Every member's loss and gradients with those of the common loss added."""
+  """Adds the coupling loss and its gradients to each member's own."""
   metrics, stats, gradients = out
   loss = lambda saes: coupling(saes, jnp.max(state.step))
   value, more = jax.value_and_grad(loss)(state.sae)
@@ -146,7 +147,7 @@ def _loss_and_gradients(
   hyper: Hyper,
   batch: Batch,
 ):
-  """Loss, its terms, new statistics and gradients; terms not named are 0."""
+  """Loss, its terms, new statistics and gradients; inactive terms are 0."""
   key = jax.random.fold_in(state.key, state.step)
 
   def loss(sae: SAE):
@@ -195,7 +196,7 @@ def _loss_and_gradients(
 
 
 def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
-  """The update of one member, or none where something is not finite."""
+  """Updates one member; leaves it unchanged where something is not finite."""
   metrics, stats, gradients = out
   gradients = recipe.gradient(state.sae, gradients)
   norm = optax.tree.norm(gradients)
@@ -204,7 +205,7 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
     gradients = jax.tree.map(lambda g: g * scale, gradients)
   rate = hyper.learning_rate * recipe.schedule(state.step)
 
-  # Finite gradients and a finite rate give finite weights.
+  # Finite gradients and a finite learning rate give finite weights.
   finite = (
     jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & jnp.isfinite(rate)
   )
@@ -215,13 +216,13 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
   keep = lambda new, old: jax.tree.map(partial(jnp.where, good), new, old)
 
   ema = state.ema
-  # optax mixes int32 counts with floats, which strict promotion forbids.
+  # optax mixes int32 counts with floats, which strict promotion rejects.
   with jax.numpy_dtype_promotion("standard"):
     updates, opt_state = recipe.optimizer(rate).update(
       gradients, state.opt_state, state.sae
     )
-    # Kept before the projection too: XLA on CPU otherwise computes the whole
-    # optimizer again inside the projection's reduction, and slower.
+    # Selected before the projection too: XLA on CPU otherwise recomputes the
+    # whole optimizer inside the projection's reduction, which is slower.
     moved = keep(optax.apply_updates(state.sae, updates), state.sae)
     written = state.replace(
       sae=recipe.project(moved), opt_state=opt_state, stats=stats
@@ -253,7 +254,7 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
 
 
 def averaged(recipe: Recipe, state: TrainState) -> SAE:
-  """The weights a member ends with: their EMA, projected, where one is kept."""
+  """The final weights of a member: the projected EMA, if there is one."""
   if not recipe.ema_decay:
     return state.sae
   count = jnp.maximum(state.ema.count, 1).astype(jnp.float32)

@@ -1,8 +1,8 @@
-"""Rows of a training state replaced or permuted, latent by latent.
+"""Replaces or permutes latents in all arrays of a training state.
 
-A latent is a row of the weights, of the optimizer's moments, of the weight
-average and of the statistics. Rules change them together or not at all; which
-arrays have one row per latent follows from their axes (`training.state.axes`).
+A latent is a row of the weights, of the optimizer's moments, of the weight EMA
+and of the statistics. Rules change all of them together; which arrays have one
+row per latent follows from their axes (`training.state.axes`).
 """
 
 from collections.abc import Callable, Mapping
@@ -19,11 +19,11 @@ from saejax.training.state import TrainState
 
 
 def permute_latents(state: TrainState, order: Int[Array, "n"]) -> TrainState:
-  """Row i becomes what row order[i] was, everywhere.
+  """Permutes latents: the new row i of every array is the old row order[i].
 
   Raises:
-    ValueError: an array that should have one row per latent has not, or it has
-      one row per head.
+    ValueError: an array should have one row per latent and does not, or has one
+      row per head.
     InputError: the optimizer's arrays are not shaped like the weights.
   """
   return _map(lambda leaf: leaf[order], state)
@@ -37,18 +37,19 @@ def replace_latents(
   stats: Mapping[str, Array] | None = None,
   ema_decay: float | None = None,
 ) -> TrainState:
-  """The latents of a mask start anew: weights from `new`, moments 0.
+  """Replaces the latents of a mask: weights from `new`, optimizer moments 0.
 
   Args:
-    state: of one member.
-    mask: which latents.
+    state: state of one member.
+    mask: latents to replace.
     new: an SAE of the same structure; its rows at the mask are used.
-    stats: new values of statistics of each latent, by name; 0 for the others.
-    ema_decay: of the weight average, where one is kept: it goes on as if the
-      new rows had been there from the start.
+    stats: new values of statistics per latent, by name; 0 for the others.
+    ema_decay: decay of the weight EMA, if there is one: the EMA is set as if
+      the new rows had been there from the start.
 
   Raises:
-    ValueError: a weight average without its decay; as `permute_latents`.
+    ValueError: the state has a weight EMA and no decay is passed; as
+      `permute_latents`.
   """
   given = dict(stats or {})
   where = lambda old, new: jnp.where(
@@ -58,8 +59,8 @@ def replace_latents(
   ema = state.ema
   if jax.tree.leaves(ema):
     if ema_decay is None:
-      raise ValueError("the state keeps a weight average: give its ema_decay")
-    # The average is stored before its bias towards 0 is divided out.
+      raise ValueError("the state has a weight EMA: pass its ema_decay")
+      # The EMA is stored without the correction of its bias towards 0.
     scale = 1 - ema_decay ** ema.count.astype(jnp.float32)
     ema = ema._replace(ema=jax.tree.map(lambda a: a * scale, new))
   started = state.replace(
@@ -74,7 +75,7 @@ def replace_latents(
 def _map(
   f: Callable[..., Array], state: TrainState, *others: TrainState
 ) -> TrainState:
-  """f of every array with one row per latent; the others as they are."""
+  """Applies f to every array with one row per latent."""
   n = state.sae.n
 
   def leaf(path, value, names, *values):
@@ -83,16 +84,20 @@ def _map(
       raise InputError(
         "optimizer",
         name,
-        "must be shaped like its weight where a recipe moves latents, got "
-        f"shape {value.shape}",
+        "must be shaped like its weight where a recipe permutes or replaces "
+        f"latents, got shape {value.shape}",
         "use an optimizer such as optax.adam",
       )
     if names[:1] == (HEAD,):
-      raise ValueError(f"{name} has rows of heads: no latent moves alone")
+      raise ValueError(
+        f"{name} has one row per head: its latents cannot move separately"
+      )
     if names[:1] != (LATENT,):
       return value
     if value.shape[:1] != (n,):
-      raise ValueError(f"{name} is not a row a latent: {value.shape}, n={n}")
+      raise ValueError(
+        f"{name} must have one row per latent (n={n}), got {value.shape}"
+      )
     return f(value, *values)
 
   return jax.tree_util.tree_map_with_path(

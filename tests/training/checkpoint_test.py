@@ -198,7 +198,7 @@ class CheckpointTest(parameterized.TestCase):
       checkpoint.Checkpoints(self.folder, fingerprint=other)
     self.assertEqual(caught.exception.field, "run_dir")
     self.assertIn("sae.k=4 (now 8)", str(caught.exception))
-    self.assertIn("name another run_dir", str(caught.exception))
+    self.assertIn("choose another run_dir", str(caught.exception))
     self.assertEqual(sorted(self.folder.rglob("*")), before)
 
   @parameterized.parameters(

@@ -44,7 +44,7 @@ class RunLockTest(absltest.TestCase):
       lock.RunLock(self.folder).acquire()
     self.assertEqual(caught.exception.field, "run_dir")
     self.assertIn(f"process {holder.pid} on ", str(caught.exception))
-    self.assertIn("name another folder", caught.exception.remedy)
+    self.assertIn("choose another folder", caught.exception.remedy)
 
   def test_a_refused_attempt_leaves_the_holder_named(self):
     holder = self.start_holder()

@@ -21,7 +21,9 @@ class MeshTest(parameterized.TestCase):
       sharding.make_mesh(shape)
 
   def test_refuses_more_devices_than_there_are(self):
-    with self.assertRaisesRegex(errors.InputError, "needs 2 devices and 1 are"):
+    with self.assertRaisesRegex(
+      errors.InputError, "needs 2 devices, but 1 are"
+    ):
       sharding.make_mesh((1, 2, 1), devices=jax.devices()[:1])
 
   @parameterized.parameters(

@@ -114,7 +114,7 @@ class PermuteTest(parameterized.TestCase):
   def test_refuses_heads(self):
     recipe = factored.kronsae(D, N, 2, m=1, q=1, dead_after_tokens=10)
     state = step.init_state(recipe, jax.random.key(0))
-    with self.assertRaisesRegex(ValueError, "encoder.P has rows of heads"):
+    with self.assertRaisesRegex(ValueError, "encoder.P has one row per head"):
       surgery.permute_latents(state, jnp.arange(N))
 
   def test_refuses_an_optimizer_not_shaped_like_its_weights(self):

@@ -1,4 +1,4 @@
-"""What recipes are composed of: losses, constraints, rules, schedules."""
+"""Parts of recipes: losses, constraints, rules, schedules and others."""
 
 from saejax import lazy as _lazy
 

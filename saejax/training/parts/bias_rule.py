@@ -30,27 +30,26 @@ def targets(groups: int, highest: float, lowest: float) -> tuple[float, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class BiasAdaptation(Rule):
-  """Holds each latent's rate near the target of its group, from below.
+  """Keeps each latent's firing rate at or below the target of its group.
 
-  Group j holds the j-th of equal blocks of latents, which start in random
-  directions. After every so many steps, with y = a + b the gate, p_i the
-  fraction of rows since the last time with y > 0, r_i = max(0, max y_i) and T_j
-  the mean of a group's positive r_i (0 without any):
+  Latents are split into equal groups. Every `every` steps, with y = a + b the
+  gate, p_i the fraction of rows since the last adaptation with y_i > 0,
+  r_i = max(0, max y_i) and T_j the mean of group j's positive r_i (0 if none):
 
       p_i > target_j    b_i <- max(b_i - down r_i, -1)
       p_i = 0           b_i <- min(b_i + up T_j, 0)
       otherwise         b_i stays
 
-  Rates between 0 and the target are left alone, so that they end at or below
-  it. The rows between two adaptations must be several times 1 / target of the
-  rarest group, or that group's p_i are 0 or above target by chance. As printed,
-  the paper's algorithm has min and max the other way round, which would let the
+  Rates between 0 and the target are unchanged, so that they end at or below it.
+  The rows between two adaptations must be several times 1 / target of the
+  rarest group, or that group's p_i are 0 or above the target by chance. The
+  paper's printed algorithm has min and max exchanged, which would let the
   biases leave [-1, 0].
 
   Attributes:
-    targets: frequency of each group.
+    targets: target frequency per group.
     every: steps between adaptations.
-    up, down: how fast biases rise and fall.
+    up, down: rates at which biases rise and fall.
 
   References:
     Chen et al., Taming Polysemanticity in LLMs: Provable Feature Recovery via
@@ -73,7 +72,7 @@ class BiasAdaptation(Rule):
     return {ROWS: "", OPEN: "n", LARGEST: "n"}
 
   def update(self, stats: Stats, record: Record) -> Stats:
-    """Counts open gates and keeps the largest y; weight 0 does not count."""
+    """Counts open gates and the largest y; rows of weight 0 are excluded."""
     activation: Any = record.sae.activation
     y = activation.gate(record.forward.pre)
     if record.batch.weight is not None:
@@ -87,7 +86,7 @@ class BiasAdaptation(Rule):
     }
 
   def write(self, state: TrainState) -> TrainState:
-    """Moves the biases and starts counting anew where it is time."""
+    """Moves the biases and resets the counts, every `every` steps."""
     activation: Any = state.sae.activation
     due = (state.step + 1) % self.every == 0
     b = jnp.where(due, self.adapted(activation.b, state.stats), activation.b)
@@ -101,7 +100,7 @@ class BiasAdaptation(Rule):
     )
 
   def adapted(self, b: Float[Array, "n"], stats: Stats) -> Float[Array, "n"]:
-    """Biases after one adaptation."""
+    """Computes the biases after one adaptation."""
     grouped = lambda values: values.reshape(len(self.targets), -1)
     target = jnp.asarray(self.targets, jnp.float32)[:, None]
     b, count, r = (grouped(v) for v in (b, stats[OPEN], stats[LARGEST]))
@@ -115,16 +114,16 @@ class BiasAdaptation(Rule):
     ).ravel()
 
   def metrics(self, stats: Stats) -> Mapping[str, Array]:
-    """open: fraction of gates open since the last adaptation, 0 after it."""
+    """Logs open: fraction of gates open since the last adaptation."""
     seen = jnp.maximum(stats[ROWS], 1) * stats[OPEN].shape[-1]
     return {"open": jnp.sum(stats[OPEN]) / seen}
 
 
 def to_threshold(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
-  """The same function with its parts in the usual form.
+  """Converts the SAE to the inference form, exactly.
 
   A jump gate becomes a threshold -b, a relu gate a bias of the encoder; the
-  decoder's rows are a_i w_i. Exact.
+  decoder's rows are a_i w_i.
   """
   del stats, rows
   gate: Any = sae.activation

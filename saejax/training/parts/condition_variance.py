@@ -1,8 +1,9 @@
-"""The loss of SAEs whose prep is trained and depends on a condition.
+"""A loss for SAEs whose prep is trained and depends on a condition.
 
-In the frame of such a prep a model could lower its loss by shrinking the frame,
-so the error is taken in the units of x, where conditions of large activations
-would count for more: each row is divided by the variance of its condition.
+With the error of prepared rows, an SAE could lower its loss by shrinking the
+prep's scale. The error is therefore taken in the units of x, and each row is
+divided by the variance of its condition, since conditions with large
+activations would otherwise dominate.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ VARIANCE = "condition_variance"
 
 @dataclasses.dataclass(frozen=True)
 class ConditionVariance(Rule):
-  """Mean and variance of raw rows for each condition, and the loss over them.
+  """Tracks mean and variance of raw rows per condition, for the loss.
 
   Exact until a condition has had `window_rows` rows, then an average that
   forgets older ones at that rate, whatever the size of a batch:
@@ -34,9 +35,9 @@ class ConditionVariance(Rule):
       v <- (1 - r) v + r v_batch + r (1 - r) |delta|^2
 
   Attributes:
-    count: conditions, or bins of times in [0, 1].
-    continuous: whether conditions are such times.
-    window_rows: rows that the averages remember.
+    count: number of conditions, or of bins of times in [0, 1].
+    continuous: whether conditions are times in [0, 1].
+    window_rows: time constant of the averages, in rows per condition.
   """
 
   count: int
@@ -79,9 +80,9 @@ class ConditionVariance(Rule):
   def loss(self, record: Record) -> Float[Array, "*b"]:
     """|x - x_hat|^2 / variance of the row's condition, in the units of x.
 
-    Its mean over rows is the mean over conditions of the fraction of variance
-    unexplained, each weighed by its rows. A condition of fewer than two rows so
-    far takes the mean variance of the others.
+    Its mean over rows is the fraction of variance unexplained per condition,
+    averaged over conditions with their numbers of rows as weights. A condition
+    with fewer than two rows so far uses the mean variance of the others.
     """
     forward = record.forward
     x_hat = record.sae.prep.undo(forward.x_hat, forward.statistics)

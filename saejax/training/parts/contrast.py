@@ -1,7 +1,7 @@
-"""Losses of pairs of rows: what two rows share, and what tells them apart.
+"""Contrastive losses of pairs of rows, over common and different latents.
 
-Batches are pairs [R, 2, d]. Latents are split in halves: c, the first n/2, and
-d, the rest.
+Batches are pairs [R, 2, d]. Latents are split in halves: c, the first n/2,
+common to both rows, and d, the rest, different between them.
 
 References:
   Contrastive Sparse Autoencoders for Interpreting Planning of Chess-Playing
@@ -24,7 +24,7 @@ def common(record: Record) -> Float[Array, ""]:
 def different(record: Record) -> Float[Array, ""]:
   """|d_1 d_2|_1 by elements, summed over latents, averaged over pairs.
 
-  It also falls when d shrinks, and so acts as more sparsity on that half.
+  It also falls when d shrinks, and so acts as a sparsity penalty on that half.
   """
   _, d = halves(record)
   return _over_pairs(record, jnp.abs(d[..., 0, :] * d[..., 1, :]))
@@ -42,10 +42,10 @@ def halves(record: Record) -> tuple[Array, Array]:
 
 
 def check_pairs(x: Float[Array, "*b d"]) -> None:
-  """Refuses rows that are not in pairs.
+  """Raises an error for rows that are not in pairs.
 
   Raises:
-    InputError: see above.
+    InputError: x is not [R, 2, d].
   """
   if x.ndim < 3 or x.shape[-2] != 2:
     raise InputError(
@@ -57,7 +57,7 @@ def check_pairs(x: Float[Array, "*b d"]) -> None:
 
 
 def _over_pairs(record: Record, values: Array) -> Float[Array, ""]:
-  """Summed over latents, averaged over pairs; both rows must count."""
+  """Sum over latents, mean over pairs of which both rows have weight."""
   weight = record.batch.weight
   weight = None if weight is None else jnp.prod(weight, axis=-1)
   return mean(jnp.sum(values, axis=-1), weight)

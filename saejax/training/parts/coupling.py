@@ -1,7 +1,7 @@
-"""Losses of all members of a run together, and what happens to whole members.
+"""Coupling losses of all members of a run, and restarts of single members.
 
-A coupling is given to `Recipe.coupling`: from the stacked SAEs and the step to
-a scalar that is added once to the sum of the members' own losses.
+`Recipe.coupling` is a function of the stacked SAEs and the step; the scalar it
+returns is added once to the sum of the members' own losses.
 """
 
 import dataclasses
@@ -23,30 +23,30 @@ from saejax.training.recipe import Record, Rule, Stats
 from saejax.training.state import TrainState
 
 MATCHES = ("max", "hungarian")
-HUNGARIAN_LIMIT = 4096  # latents; the assignment costs n^3 on the host
+HUNGARIAN_LIMIT = 4096  # maximum n; the assignment costs n^3 on the host
 NEEDS_RESTART = "needs_restart"
 RESTARTS = "restarts"
 
 
 @dataclasses.dataclass(frozen=True)
 class MutualFeatures:
-  """Members are to have the same dictionary, in any order.
+  """Penalises differences between members' dictionaries, up to permutation.
 
       C(t) = weight warm(t) mean_{i<j} (1 - sim(W_i, W_j))
 
   over pairs of members, W the decoder's rows at unit norm. sim is the mean
-  cosine of matched rows, with `match` "hungarian" under the best one-to-one
-  assignment, with "max" of each row with the nearest one of the other
-  dictionary, averaged over both sides. Who is matched with whom carries no
-  gradient. warm(t) = (1 - cos(pi t / warmup_steps)) / 2, then 1.
+  cosine of matched rows: with `match` "hungarian" under the best one-to-one
+  assignment, with "max" between each row and the nearest row of the other
+  dictionary, averaged over both directions. The matching has no gradient.
+  warm(t) = (1 - cos(pi t / warmup_steps)) / 2, then 1.
 
-  The paper's code assigns one to one; its text takes the nearest.
+  The paper's code uses the one-to-one assignment; its text the nearest row.
 
   Attributes:
-    weight: of the term.
-    warmup_steps: before its full weight.
+    weight: weight of the term.
+    warmup_steps: steps before the full weight.
     match: "max" or "hungarian", which runs on the host.
-    detach_peers: whether a row is drawn to its match without drawing it.
+    detach_peers: whether only the row, not its match, gets a gradient.
 
   References:
     Marks et al., Enhancing Neural Network Interpretability with
@@ -78,7 +78,7 @@ def similarity(
   match: str = "max",
   detach_peers: bool = False,
 ) -> Float[Array, ""]:
-  """The mean cosine of matched rows of two dictionaries of unit rows."""
+  """Mean cosine of matched rows of two dictionaries of unit rows."""
   fixed_a, fixed_b = jax.lax.stop_gradient((a, b))
   cosines = fixed_a @ fixed_b.T
   if match == "hungarian":
@@ -92,7 +92,7 @@ def similarity(
 
 
 def assignment(cosines: Float[Array, "n n"]) -> Int[Array, "n"]:
-  """Of each row the column of the best one-to-one assignment, on the host."""
+  """For each row, its column in the best one-to-one assignment; on the host."""
 
   def solve(cosines) -> np.ndarray:
     cosines = np.nan_to_num(np.asarray(cosines, np.float64))
@@ -104,14 +104,14 @@ def assignment(cosines: Float[Array, "n n"]) -> Int[Array, "n"]:
 
 
 def check(n: int, match: str) -> None:
-  """Refuses a match that does not exist, or that would take the host too long.
+  """Validates the kind of matching.
 
   Raises:
-    InputError: see above.
+    InputError: the match is unknown, or n is too large to assign on the host.
   """
   if match not in MATCHES:
     raise InputError(
-      "match", match, f"must be one of {', '.join(MATCHES)}", "use max"
+      "match", match, f"must be one of {', '.join(MATCHES)}", "such as max"
     )
   if match == "hungarian" and n > HUNGARIAN_LIMIT:
     raise InputError(
@@ -131,21 +131,21 @@ def imbalance(
 
 @dataclasses.dataclass(frozen=True)
 class RestartMember(Rule):
-  """Draws a member anew when a batch uses its latents too unevenly.
+  """Reinitialises a member when a batch uses its latents too unevenly.
 
-  The member's rate of each latent is the share of the batch's rows on which it
-  is not 0. Where `imbalance` of the rates is above `limit`, the weights are
-  drawn again and the optimizer's state is zeroed; statistics stay. The paper's
-  code repeats the step with the new weights, this one goes on with the next
+  The rate of a latent is the fraction of the batch's rows on which it is
+  active. Where `imbalance` of the rates is above `limit`, the weights are drawn
+  again and the optimizer's state is zeroed; statistics are kept. The paper's
+  code repeats the step with the new weights; here they start with the next
   batch.
 
-  In batches of few rows the score is noise: with about one expected use of a
-  latent it is 2 under perfectly even use.
+  The imbalance is noisy in small batches: if a latent is active on one expected
+  row per batch it is 2 even under perfectly even use.
 
   Attributes:
-    draw: from a key to the weights at step 0.
+    draw: function of a key that gives the initial weights.
     target: the rate under even use, k / n.
-    limit: of the score.
+    limit: maximum imbalance.
   """
 
   draw: Callable[[PRNGKeyArray], SAE]
@@ -167,7 +167,7 @@ class RestartMember(Rule):
     return {**stats, NEEDS_RESTART: uneven, RESTARTS: restarts}
 
   def write(self, state: TrainState) -> TrainState:
-    # The step's own key is folded with the step; this one with what is no step.
+    # The step's key is folded with the step; this one with a value no step has.
     fold = state.step.astype(jnp.uint32) + jnp.uint32(2**31)
     key = jax.random.fold_in(state.key, fold)
     fresh = lambda carry: (
@@ -175,7 +175,8 @@ class RestartMember(Rule):
       self.draw(key),
       jax.tree.map(jnp.zeros_like, carry[2]),
     )
-    # A loop of at most one pass: under vmap a cond would draw at every step.
+    # A while_loop of at most one pass, because under vmap a cond would compute
+    # the draw in every step.
     needs, old = state.stats[NEEDS_RESTART], (state.sae, state.opt_state)
     _, sae, opt_state = jax.lax.while_loop(
       lambda carry: carry[0], fresh, (needs, *old)
@@ -183,12 +184,12 @@ class RestartMember(Rule):
     return state.replace(sae=sae, opt_state=opt_state)
 
   def metrics(self, stats: Stats) -> Stats:
-    """restarts: of this member so far."""
+    """Logs restarts: restarts of this member so far."""
     return {RESTARTS: stats[RESTARTS]}
 
 
 def _rates(record: Record) -> Float[Array, "n"]:
-  """Share of the rows on which each latent is not 0."""
+  """Fraction of rows on which each latent is active."""
   latents, weight = record.forward.latents, record.batch.weight
   values = latents.values if isinstance(latents, SparseLatents) else latents.z
   hits = values != 0

@@ -1,6 +1,6 @@
-"""Which latents fire how often: what methods that allot rows to latents track.
+"""Firing densities of latents and their ranks, for methods with row budgets.
 
-    density q_i   running fraction of rows on which latent i is not 0
+    density q_i   running fraction of rows on which latent i is active
     rank r_i      its place by density, 0 for the highest
 
 Ranks are what `sae.budgets.Zipf` reads.
@@ -24,17 +24,17 @@ UNDERUSED = "tokens_underused"
 
 @dataclasses.dataclass(frozen=True)
 class Density(Rule):
-  """The running density of each latent, and the ranks that it gives.
+  """Tracks the running density of each latent, and the ranks by density.
 
       q <- q + max(rate, 1 / (t + 1)) (f - q)
 
-  with f the fraction of the batch's rows on which a latent is not 0 and t the
-  step, so that the first batches are averaged plainly. Ranks follow q until
-  they are frozen; from the start, they are the indices.
+  with f the fraction of the batch's rows on which a latent is active and t the
+  step, so that q is the plain mean over the first batches. Ranks are updated
+  with q until they are frozen; initially they are the indices.
 
   Attributes:
-    rate: of the average.
-    freeze_step: first step that leaves the ranks alone.
+    rate: rate of the moving average.
+    freeze_step: first step that no longer updates the ranks.
   """
 
   rate: float = 0.01
@@ -50,7 +50,7 @@ class Density(Rule):
     return {DENSITY: "n", budgets.RANK: "n"}
 
   def update(self, stats: Stats, record: Record) -> Stats:
-    """One more batch; rows of weight 0 do not count."""
+    """Adds a batch; rows of weight 0 are excluded."""
     z = record.forward.latents.dense()
     rows = z.reshape(-1, z.shape[-1]) != 0
     weight = record.batch.weight
@@ -67,12 +67,12 @@ class Density(Rule):
     return {**stats, DENSITY: q, budgets.RANK: rank}
 
   def metrics(self, stats: Stats) -> Mapping[str, Array]:
-    """densest: the largest density."""
+    """Logs densest: the largest density."""
     return {"densest": jnp.max(stats[DENSITY])}
 
 
 def ranks(density: Float[Array, "n"]) -> Int[Array, "n"]:
-  """Place of each latent by density, 0 the highest, ties by index."""
+  """Rank of each latent by density, 0 the highest, ties by index."""
   order = jnp.argsort(-density, stable=True)
   places = jnp.arange(density.shape[-1], dtype=jnp.int32)
   return jnp.zeros_like(places).at[order].set(places)
@@ -86,20 +86,20 @@ def underused(
   alpha: float = 1.0,
   beta: float = 5.0,
 ) -> rules.DeadTracker:
-  """The tracker of aux_zipf: latents too rare for their rank, for too long.
+  """The tracker of aux_zipf: finds latents too rare for their rank.
 
       q_i <= eta k p(r_i)      p(r) ~ 1 / (r + beta)^alpha, with sum 1
 
-  for that many tokens in a row; q is what `Density` keeps, which must come
-  before, and r_i its present rank. With eta = 0 and an average of rate 1 these
-  are the dead latents of AuxK. The paper's definition was not to be had; this
-  one counts tokens, as all counters here do, where 100 batches would do.
+  for that many consecutive tokens; q is the statistic of `Density`, a rule that
+  must come before, and r_i the current rank. With eta = 0 and an average of
+  rate 1 these are the dead latents of AuxK. The paper's definition was
+  unavailable; this one counts tokens, as all counters here do, not batches.
 
   Args:
-    tokens: below the floor after which a latent is underused.
-    k: latents a row on average.
-    eta: fraction of the expected density that is enough.
-    alpha, beta: of the law.
+    tokens: tokens below that density after which a latent is underused.
+    k: mean number of active latents per row.
+    eta: fraction of the expected density below which a latent is too rare.
+    alpha, beta: exponent and offset of the law.
 
   References:
     Ayonrinde, Adaptive Sparse Allocation with Mutual Choice & Feature Choice

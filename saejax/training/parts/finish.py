@@ -12,35 +12,35 @@ from saejax.sae.sae import SAE
 from saejax.training.parts import rules
 from saejax.training.recipe import RowSource, Stats
 
-ROWS = 32_768  # that thresholds are estimated from
+ROWS = 32_768  # rows that thresholds are estimated from
 
 
 def inference_form(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
-  """Learned thresholds and gates as plain thresholds, exactly."""
+  """Converts learned thresholds and gates to plain thresholds, exactly."""
   del stats, rows
   return convert.inference_form(sae)
 
 
 def to_jumprelu(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
-  """One threshold in the place of a selection: see `convert.to_jumprelu`.
+  """Replaces a selection by one threshold: see `convert.to_jumprelu`.
 
   Raises:
-    InputError: there are no rows to estimate it from, or none of them makes a
-      latent positive.
+    InputError: there are no rows to estimate it from, or no latent is positive
+      on any of them.
   """
   del stats
   return convert.to_jumprelu(sae, _sampled(rows))
 
 
 def to_column_thresholds(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
-  """A threshold per latent in the place of a selection of rows per latent.
+  """Replaces a selection of rows per latent by a threshold per latent.
 
   Each latent keeps the share of rows that it had in training, the statistic of
   `rules.ColumnShares`; see `sae.thresholds.of_columns`.
 
   Raises:
-    InputError: there are no rows to estimate it from, none of them makes a
-      latent positive, or training never reached the selection per latent.
+    InputError: there are no rows to estimate it from, no latent is positive on
+      any of them, or training never reached the selection per latent.
   """
   share = np.asarray(stats[rules.COLUMN_SHARE])
   if np.isnan(share).any():
@@ -60,26 +60,26 @@ def to_column_thresholds(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
 def _sampled(rows: RowSource | None) -> Batch:
   if rows is None:
     raise InputError(
-      "rows", None, "thresholds are estimated from training rows", "give rows"
+      "rows", None, "thresholds are estimated from training rows", "pass rows"
     )
   return rows.sample(ROWS).flat
 
 
 @dataclasses.dataclass(frozen=True)
 class ToTopK:
-  """TopK of alpha k, rounded, in the place of a budget that moved in training.
+  """Replaces a budget that varied in training by TopK of round(alpha k).
 
   Attributes:
-    alpha: at least 1; more latents than in training.
-    keep: of the activation, see `sae.activations`.
+    alpha: factor of k at inference, at least 1.
+    keep: kept value of the activation, see `sae.activations`.
   """
 
   alpha: float = 1.0
   keep: str = "relu"
 
   def __call__(self, sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
-    """The SAE with a `TopK` of its budget's k."""
+    """Returns the SAE with a `TopK` of round(alpha k)."""
     del stats, rows
-    activation: Any = sae.activation  # one whose budget ends at a k
+    activation: Any = sae.activation  # its budget ends at a fixed k
     k = min(round(self.alpha * activation.budget.k), sae.n)
     return sae.replace(activation=activations.TopK(k, keep=self.keep))

@@ -1,4 +1,4 @@
-"""How much each latent matters, and how often to mask it for that."""
+"""Importance of latents, and the masking probability derived from it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,20 +18,21 @@ PARTS = ("importance_size", "importance_rate", "importance_need")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Importance(Rule):
-  """Running importance of each latent, and the probability of masking it.
+  """Tracks the importance of each latent and its masking probability.
 
       I_j = sum_i weights_i A_ij / mean_j A_ij
       theta = mean_j I_j + c std_j I_j
       p_j = 1 - exp(-r (theta - I_j) / theta) where I_j < theta, else 0
 
-  with A the running means of size, rate and need, see `measures`; that they
-  start at 0 cancels in the division. Nothing is masked before `start_step`.
+  with A the running means of size, rate and need, see `measures`; their bias
+  from starting at 0 cancels in the division. Nothing is masked before
+  `start_step`.
 
   Attributes:
-    c: where the threshold lies, in standard deviations.
-    r: how fast the probability rises below it; 0 never masks.
-    decay: of the running means.
-    weights: of size, rate and need.
+    c: threshold in standard deviations above the mean.
+    r: steepness of the probability below the threshold; 0 never masks.
+    decay: decay of the running means.
+    weights: weights of size, rate and need.
     start_step: first step that masks.
   """
 
@@ -65,7 +66,7 @@ class Importance(Rule):
     return {**stats, **averages, PROBABILITY: p}
 
   def metrics(self, stats: Stats) -> Mapping[str, Array]:
-    """masked: the mean probability of being masked in the next batch."""
+    """Logs masked: mean masking probability in the next batch."""
     return {"masked": jnp.mean(stats[PROBABILITY])}
 
 
@@ -87,14 +88,14 @@ def measures(
       size = mean of s over rows with s > 0;   rate = mean 1[s > 0]
       need = mean max(0, 2 s (e . w) + (2 m - 1) s^2 |w|^2),   e = y - x_hat
 
-  with s = relu(a) before the mask, so that a masked latent can recover, m 1
-  where the latent was used and 0 where it was masked. The need is what the
-  squared error rises by without the latent, or would without it had it been
-  used. A latent that is silent on the batch has size 0.
+  with s = relu(a) before the mask, so that a masked latent can recover, and m =
+  1 where the latent was used, 0 where it was masked. The need is the increase
+  of the squared error without the latent; for a masked latent, relative to the
+  error had it been used. A latent that is inactive on the batch has size 0.
   """
   forward, weight = record.forward, record.batch.weight
   if forward.pre is None:
-    raise ValueError("importance needs every pre-activation: the dense engine")
+    raise ValueError("importance needs all pre-activations: the dense engine")
   s = jax.nn.relu(forward.pre.a)
   rows = jnp.ones(s.shape[:-1]) if weight is None else weight
   rows = (rows / jnp.maximum(jnp.sum(rows), 1e-12))[..., None]
@@ -112,7 +113,7 @@ def measures(
 
 @dataclasses.dataclass(frozen=True)
 class WithoutMasked:
-  """Latents masked at least half of the time are left out for good.
+  """Permanently removes latents with a masking probability of at least 1/2.
 
   z = relu(a) where p < 1/2, else 0; no sampling.
   """

@@ -1,8 +1,8 @@
-"""Divergence of a Gaussian posterior from the standard normal, as loss terms.
+"""KL divergence of a Gaussian posterior from the standard normal, as losses.
 
-Both read the whole of an encoder's means, so they need the dense engine. They
-are sums over latents where the error is a sum over d: their coefficient scales
-with the norm of the rows.
+Both terms read the means of all latents, so they need the dense engine. They
+are sums over latents, while the error is a sum over d: the right coefficient
+scales with the norm of the rows.
 """
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from saejax.training.recipe import Record
 
-LARGEST_MEAN = 10.0  # means count as at most so large
+LARGEST_MEAN = 10.0  # means are clipped to this
 
 
 def kl(record: Record) -> Float[Array, "*b"]:
@@ -25,7 +25,7 @@ def kl(record: Record) -> Float[Array, "*b"]:
 
 
 def masked_kl(record: Record) -> Float[Array, "*b"]:
-  """The same, summed over the latents that are kept."""
+  """The divergence as in `kl`, summed over the active latents only."""
   kept = record.forward.latents.dense() != 0
   return jnp.sum(jnp.where(kept, _each(record), 0), axis=-1)
 

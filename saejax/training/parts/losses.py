@@ -1,8 +1,8 @@
 """Loss terms: functions of a `Record`, in the frame of the SAE's prep.
 
-A row loss returns one value a row; the recipe's `reduce` (the mean) makes a
-scalar of it. A batch loss returns a scalar. Each docstring says what is summed
-and what is averaged, since that sets the size of every coefficient.
+A row loss returns one value per row; the recipe's `reduce` (the mean) reduces
+it to a scalar. A batch loss returns a scalar. Each docstring says what is
+summed and what is averaged, since that sets the scale of every coefficient.
 """
 
 import math
@@ -20,7 +20,7 @@ EPS = 1e-12
 
 
 def mse(record: Record) -> Float[Array, "*b"]:
-  """|y - x_hat|^2 of each row: summed over d. y is x, or the target."""
+  """|y - x_hat|^2 of each row, summed over d; y is x, or the target."""
   return squares(record.forward.target - record.forward.x_hat)
 
 
@@ -37,8 +37,8 @@ def normalised_mse(record: Record) -> Float[Array, "*b"]:
 def batch_norm_mse(record: Record) -> Float[Array, "*b"]:
   """mean_d (y - x_hat)^2 of each row over the row's |y - mean_B y|.
 
-  Grows linearly, not quadratically, with the scale of the rows. 0 where the rows
-  do not vary.
+  It grows linearly, not quadratically, with the scale of the rows, and is 0
+  where the rows do not vary.
 
   References:
     He et al., Llama Scope, 2024, arXiv:2410.20526.
@@ -69,14 +69,14 @@ def l1_decoder_norm(record: Record) -> Float[Array, "*b"]:
 
 
 def l2(record: Record) -> Float[Array, "*b"]:
-  """sum_i z_i^2 of each row, over the latents that are kept."""
+  """sum_i z_i^2 of each row, over the active latents."""
   return record.forward.latents.squares()
 
 
 def l2_before_selection(record: Record) -> Float[Array, "*b"]:
   """sum_i relu(a_i)^2 of each row, over all latents: dense engine."""
   if record.forward.pre is None:
-    raise ValueError("this penalty reads every pre-activation: dense engine")
+    raise ValueError("this penalty reads all pre-activations: dense engine")
   return squares(jax.nn.relu(record.forward.pre.a))
 
 
@@ -90,7 +90,7 @@ def norm_mismatch(record: Record) -> Float[Array, "*b"]:
 
 
 class Revived(Protocol):
-  """A rule that says which latents are dead and to be revived."""
+  """A rule that says which latents are dead and should be revived."""
 
   def dead(self, stats: Stats) -> Bool[Array, "n"]: ...
 
@@ -106,7 +106,7 @@ def aux_k(
   keep: str = "relu",
   normalised: bool = True,
 ) -> Term:
-  """AuxK: dead latents learn to reconstruct what the live ones leave.
+  """AuxK: dead latents learn to reconstruct the residual of the live ones.
 
       e = stop_gradient(y - x_hat)
       e_hat = keep(top_{k_aux} by score among dead latents) W_dec
@@ -116,15 +116,14 @@ def aux_k(
 
   Every dead latent is a candidate. The term is 0 where none is dead or the
   residual does not vary. Gradients reach the encoder and decoder rows of the
-  dead latents that are kept, and b_dec only through the pre-bias; e_hat has no
-  bias of its own.
+  selected dead latents, and b_dec only through the pre-bias; e_hat has no bias.
 
   Args:
-    k_aux: dead latents kept in a row, at most n.
-    among: the rule that says which are dead.
+    k_aux: dead latents revived per row, at most n.
+    among: the rule that says which latents are dead.
     weight: factor in the loss.
-    score, keep: of the activation, see `sae.activations`.
-    normalised: divide by the residual's variance.
+    score, keep: those of the activation, see `sae.activations`.
+    normalised: whether to divide by the residual's variance.
 
   References:
     Gao et al., Scaling and evaluating sparse autoencoders, 2024,
@@ -165,7 +164,7 @@ def _among_all(record, dead, k: int, score: str, keep: str) -> Latents:
 
 
 def _among_largest(record, dead, k: int, score: str, keep: str) -> Latents:
-  """The same from a fused encode in which only the dead compete."""
+  """As `_among_all`, by a fused encode in which only dead latents compete."""
   ctx = record.forward.ctx
   values, indices = record.sae.encoder.largest(
     ctx.x, ctx, k, ordered=False, magnitude=score == "magnitude", among=dead
@@ -178,10 +177,10 @@ def _among_largest(record, dead, k: int, score: str, keep: str) -> Latents:
 def ratio(
   error: Float[Array, "*b"], spread: Float[Array, "*b"]
 ) -> Float[Array, "*b"]:
-  """error / spread, 0 where there is no spread (1e-12 or less).
+  """error / spread, 0 where the spread is 1e-12 or less.
 
-  A batch of one row, or of equal ones, has none: the quotient would be 10^12 and
-  spoil the moments of Adam for good.
+  A batch of one row, or of equal rows, has no spread: a quotient of 10^12 would
+  corrupt Adam's moments for the rest of the run.
   """
   return jnp.where(spread > EPS, error / jnp.maximum(spread, EPS), 0.0)
 
@@ -205,9 +204,10 @@ def mean_row(
 def variance(
   x: Float[Array, "*b d"], weight: Float[Array, "*b"] | None = None
 ) -> Float[Array, ""]:
-  """mean over rows of |x - mean over rows x|^2, both by the rows' weights.
+  """Weighted mean over rows of |x - weighted mean of x|^2.
 
-  0 where it is no more than the rounding of the mean (1e-12 of the mean square).
+  It is 0 where it is within the rounding error of the mean (1e-12 of the mean
+  square).
   """
   spread = mean(squares(x - mean_row(x, weight)), weight)
   return jnp.where(spread > EPS * mean(squares(x), weight), spread, 0.0)

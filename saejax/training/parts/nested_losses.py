@@ -1,11 +1,11 @@
-"""Losses over nested reconstructions: prefixes of a code in some order.
+"""Losses over nested reconstructions: from prefixes of the ordered latents.
 
     loss = sum_j c_j R(y, x_hat_j),  x_hat_j = b_dec + sum of the first j terms
 
 where a term is z_i w_i and the order is that of the latents (Matryoshka) or
 that of the values, largest first (MSAE, HierarchicalTopK). A few prefixes are
-decoded group by group, each added to the one before; all ranks at once go
-through `kernels.nested_decode`, whose memory does not grow with them.
+decoded group by group, each added to the one before; all ranks at once use
+`kernels.nested_decode`, whose memory is independent of their number.
 """
 
 import dataclasses
@@ -38,12 +38,12 @@ def prefixes(
   order: str,
   measure: RowLoss = losses.mse,
 ) -> RowLoss:
-  """sum_j weights_j measure(x_hat of the first lengths_j terms), row by row.
+  """sum_j weights_j measure(x_hat of the first lengths_j terms), per row.
 
   Args:
-    lengths: of the prefixes, increasing; 0 is the bias alone. The last is the
-      whole code, whose reconstruction the pass already has.
-    weights: of the prefixes; those of weight 0 are not computed.
+    lengths: lengths of the prefixes, increasing; 0 is the bias alone. The last
+      is the full reconstruction, which the pass already has.
+    weights: weights of the prefixes; those of weight 0 are not computed.
     order: "latent", the order of the dictionary, or "value", largest first.
     measure: a row loss; it sees the record with the prefix's x_hat.
   """
@@ -57,7 +57,7 @@ def prefixes(
   def loss(record: Record) -> Float[Array, "*b"]:
     if order == "value" and record.forward.ctx.k is not None:
       raise ValueError(
-        "levels belong to the recipe: members of several k cannot be stacked"
+        "levels belong to the recipe: members of different k cannot be stacked"
       )
     total = last * measure(record)
     x_hat, before = jnp.zeros_like(record.forward.x_hat) + record.sae.b_dec, 0
@@ -72,9 +72,9 @@ def prefixes(
 
 
 def at_k(k: int, measure: RowLoss) -> RowLoss:
-  """measure of the reconstruction from the k largest values of each row.
+  """A row loss of the reconstruction from the k largest values of each row.
 
-  A member with a k of its own has that many.
+  A member's own k (`Hyper.k`) replaces k.
   """
 
   def loss(record: Record) -> Float[Array, "*b"]:
@@ -87,9 +87,9 @@ def at_k(k: int, measure: RowLoss) -> RowLoss:
 def row_normalised_mse(record: Record) -> Float[Array, "*b"]:
   """|y - x_hat|^2 of each row over its own |y - m|^2, m the mean of the data.
 
-  Rows count alike whatever their distance from the mean. m is the statistic of
-  `rules.DataMean`; without it 0, as behind a prep that centres. 0 for a row that
-  equals m.
+  Rows have equal weight whatever their distance from the mean. m is the
+  statistic of `rules.DataMean`; without it 0, as after a prep that centres. The
+  loss is 0 for a row that equals m.
   """
   y = record.forward.target
   m = record.stats.get(rules.DATA_MEAN, jnp.zeros(y.shape[-1:]))
@@ -97,12 +97,12 @@ def row_normalised_mse(record: Record) -> Float[Array, "*b"]:
 
 
 def _with(record: Record, x_hat: Float[Array, "*b d"]) -> Record:
-  """The record as if that were the reconstruction."""
+  """Replaces the reconstruction of a record."""
   return record.replace(forward=record.forward.replace(x_hat=x_hat))
 
 
 def _latents_between(record: Record, low: int, high: int) -> Array:
-  """What latents low to high - 1 add."""
+  """The contribution of latents low to high - 1 to the reconstruction."""
   latents, W = record.forward.latents, record.forward.W_dec
   if isinstance(latents, SparseLatents):
     inside = (latents.indices >= low) & (latents.indices < high)
@@ -115,9 +115,9 @@ def _latents_between(record: Record, low: int, high: int) -> Array:
 def _ranks_between(
   record: Record, low: int, high: int, most: Int[Array, ""] | None = None
 ) -> Array:
-  """What the low + 1st to the high-th largest values of each row add.
+  """The contribution of ranks low + 1 to high of each row's values.
 
-  None beyond rank `most`, where it is given.
+  Ranks beyond `most`, if given, contribute nothing.
   """
   latents = _ordered(record)
   if isinstance(latents, SparseLatents):
@@ -143,7 +143,7 @@ ORDERS: Mapping[str, Between] = {
 
 
 def _ordered(record: Record) -> SparseLatents | DenseLatents:
-  """The latents; refuses sparse ones that are not largest first."""
+  """Returns the latents; raises for sparse ones that are not largest first."""
   latents = record.forward.latents
   if (
     isinstance(latents, SparseLatents) and not record.sae.activation.is_ordered
@@ -157,12 +157,12 @@ def _ordered(record: Record) -> SparseLatents | DenseLatents:
 def ranks(weights: Sequence[float], *, normalise: bool = True) -> RowLoss:
   """sum_j weights_j |y - x_hat_j|^2 / var(y), x_hat_j of the j largest values.
 
-  var(y) = mean_B |y - mean_B y|^2, as in `losses.normalised_mse`. A member whose
-  own k is smaller than the weights are long has only the ranks up to k.
+  var(y) = mean_B |y - mean_B y|^2, as in `losses.normalised_mse`. A member with
+  its own k (`Hyper.k`) below len(weights) uses only ranks up to k.
 
   Args:
-    weights: of ranks 1, 2, ...
-    normalise: divide by the sum of the weights.
+    weights: weights of ranks 1, 2, ...
+    normalise: whether to divide by the sum of the weights.
   """
   static = tuple(weights)
 
@@ -194,19 +194,20 @@ def ranks(weights: Sequence[float], *, normalise: bool = True) -> RowLoss:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampled:
-  """Prefixes of the dictionary whose lengths are drawn anew in each step.
+  """Prefixes of the dictionary whose lengths are drawn in every step.
 
-  count - 1 distinct lengths below n, and n:
+  The lengths are count - 1 distinct ones below n, and n:
 
-      P(l) ~ (j/N)^power - ((j-1)/N)^power,  j = l - shortest + 1, N = n - shortest + 1
+      P(l) ~ (j/N)^power - ((j-1)/N)^power,
+      j = l - shortest + 1,  N = n - shortest + 1
 
-  drawn one after the other without replacement. n is always there and is not
-  drawn; its own share, about power / N, goes to the others.
+  drawn one after the other without replacement. n is always included and not
+  drawn; its probability, about power / N, goes to the others.
 
   Attributes:
-    count: prefixes, n included.
-    power: below 1 favours short prefixes; 1 draws them evenly.
-    shortest: length.
+    count: number of prefixes, n included.
+    power: below 1 favours short prefixes; 1 draws lengths uniformly.
+    shortest: minimum length.
   """
 
   count: int = 10
@@ -214,9 +215,9 @@ class Sampled:
   shortest: int = 1
 
   def draw(self, key: PRNGKeyArray, n: int) -> Int[Array, "count"]:
-    """The lengths, increasing, the last one n."""
+    """Draws the lengths, increasing, the last one n."""
     j = jnp.arange(1.0, n - self.shortest + 1)
-    # log(j^p - (j-1)^p), without the difference of nearly equal numbers.
+    # log(j^p - (j-1)^p) without cancellation.
     first = jnp.where(j == 1, -jnp.inf, jnp.log1p(-1 / jnp.maximum(j, 1.5)))
     logits = self.power * jnp.log(j) + jnp.log(-jnp.expm1(self.power * first))
     noisy = logits + jax.random.gumbel(key, logits.shape)
@@ -235,12 +236,12 @@ def sampled_prefixes(
   """`prefixes` in latent order with lengths drawn from the key of the pass.
 
   Every prefix is decoded under its exact mask, and again in the backward pass,
-  so that only one masked code is held at a time.
+  so that only one masked set of latents is in memory at a time.
 
   Args:
-    sampled: how lengths are drawn.
+    sampled: distribution of the lengths.
     reduction: "mean" or "sum" over prefixes.
-    bias: count the bias alone as one more prefix.
+    bias: whether to count the bias alone as one more prefix.
     measure: a row loss; it sees the record with the prefix's x_hat.
   """
 
@@ -269,16 +270,16 @@ def sampled_prefixes(
 
 @dataclasses.dataclass(frozen=True)
 class SortByEnergy(Rule):
-  """Keeps latents in the order of their mean energy, largest first.
+  """Sorts latents by their running mean energy, largest first.
 
       e_i <- decay e_i + (1 - decay) mean_B (z_i |w_i|)^2
 
-  after which the rows of every array about latents are permuted, so that short
-  prefixes hold what matters most. The average starts at 0, which changes no
-  order.
+  after which the rows of every array with one row per latent are permuted, so
+  that short prefixes contain the latents of largest energy. The bias of the
+  average from starting at 0 does not change the order.
 
   Attributes:
-    decay: of the average.
+    decay: decay of the running mean.
   """
 
   decay: float = 0.95

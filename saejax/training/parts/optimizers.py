@@ -1,4 +1,4 @@
-"""Optimizers in which some weights have a learning rate of their own."""
+"""Optimizers with a separate learning rate for some weights."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,16 +11,16 @@ def multiplied(
   optimizer: Callable[[Any], optax.GradientTransformation],
   factors: Mapping[str, float],
 ) -> Callable[[Any], optax.GradientTransformation]:
-  """The same optimizer with learning rates multiplied by path.
+  """Multiplies an optimizer's learning rate by factors that depend on the path.
 
   The state is that of the optimizer, so that checkpoints and shardings do not
-  change. Right for optimizers that are proportional to their rate and treat each
-  number on its own, as Adam does.
+  change. Valid for elementwise optimizers whose updates are proportional to the
+  learning rate, such as Adam.
 
   Args:
-    optimizer: from a learning rate to an optax transformation.
-    factors: from the end of a leaf's path, such as "activation.theta", to the
-      factor of its rate.
+    optimizer: function of a learning rate that gives an optax transformation.
+    factors: factor of the learning rate by the end of a leaf's path, such as
+      "activation.theta".
   """
 
   def scaled(path, update):

@@ -1,4 +1,4 @@
-"""A penalty on decoder rows that point the same way."""
+"""A penalty on decoder rows with a high cosine to each other."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ BLOCK_ROWS = 1024
 def nearest(
   *, chunk: int, every: int = 1, signed: bool = False
 ) -> Callable[[Record], Float[Array, ""]]:
-  """Squared cosine of each decoder row with the nearest one in its chunk.
+  """Squared cosine of each decoder row with the nearest row of its chunk.
 
       D_i = w_i / |w_i|
       s_i = max over j != i in the chunk of i of <D_i, D_j>
@@ -25,15 +25,15 @@ def nearest(
 
   Latents are split into ceil(n / chunk) chunks of nearly equal size by a
   permutation drawn from the key of the pass, so that the cost is n chunk d and
-  every pair meets in time. The gradient reaches both rows of each pair, through
-  the norms. A chunk of one row gives 0.
+  all pairs are compared over time. The gradient reaches both rows of each pair,
+  through the norms. A chunk of one row gives 0.
 
   Args:
-    chunk: most latents compared with each other.
-    every: steps between those in which the term is not 0. It is not multiplied
-      by that number: raise its weight for it.
-    signed: s_i^2 without the maximum, which also penalises a row whose nearest
-      one points away.
+    chunk: maximum number of latents compared with each other.
+    every: the term is 0 in all but one of `every` steps. It is not multiplied
+      by `every`: increase its weight to compensate.
+    signed: whether the term is s_i^2 without the maximum, which also penalises
+      rows whose nearest row has a negative cosine.
 
   References:
     Korznikov et al., OrtSAE: Orthogonal Sparse Autoencoders Uncover Atomic
@@ -63,18 +63,18 @@ def penalty(
   signed: bool = False,
   block_rows: int = BLOCK_ROWS,
 ) -> Float[Array, ""]:
-  """The value of `nearest` for rows W in a random order, or in their own.
+  """The value of `nearest` for rows W.
 
   Args:
-    W: rows.
-    key: of the order; None leaves it.
+    W: decoder rows.
+    key: seeds the permutation; None for none.
     chunk, signed: see `nearest`.
     block_rows: rows compared with their chunk at a time.
   """
   n = len(W)
   D = decoders.unit_rows(W)
   order = jnp.arange(n) if key is None else jax.random.permutation(key, n)
-  # Chunks of nearly equal size; places that are left over hold n.
+  # Chunks of nearly equal size; unused places hold n.
   count = -(-n // chunk)
   size = -(-n // count)
   sizes = jnp.asarray([len(range(c, n, count)) for c in range(count)])
@@ -97,9 +97,9 @@ def penalty(
 def _partners(
   D: Float[Array, "n d"], members: Int[Array, "c s"], block_rows: int
 ) -> Int[Array, "c s"]:
-  """For each row the nearest other one of its chunk; n where there is none.
+  """Index of the nearest other row of each row's chunk; n if there is none.
 
-  Holds the cosines of one block of rows with their chunk at a time.
+  Holds only the cosines of one block of rows with their chunk in memory.
   """
   n, size = len(D), members.shape[1]
   block = min(block_rows, size)

@@ -1,8 +1,8 @@
-"""A linear probe of a row's score: its fit, its loss, and when it learns.
+"""A linear probe that predicts a row's score: its fit, loss and optimizer.
 
 The probe is `sae.row_budgets.Probe`, the budget of the SAE's activation. It is
-fitted when the weights are drawn, stays as it is for most of the run, and in
-the last part learns beside the SAE, from its own loss alone.
+fitted at initialisation, fixed for most of the run, and in the last part
+trained beside the SAE, by its own loss alone.
 """
 
 import dataclasses
@@ -33,11 +33,13 @@ def ridge(
   penalty: float | Float[Array, ""],
   weight: Float[Array, "s"] | None = None,
 ) -> tuple[Float[Array, "d"], Float[Array, ""]]:
-  """w and b with the least sum_i weight_i (y_i - x_i w - b)^2 + penalty |w|^2.
+  """Weighted ridge regression: minimises sum_i weight_i r_i^2 + penalty |w|^2.
+
+  With r_i = y_i - x_i w - b the solution is
 
       (X^T X + penalty I) w = X^T y,   b = mean y - mean x w
 
-  with x and y centred, which leaves b without a penalty.
+  with x and y centred, so that b is not penalised.
   """
   weight = jnp.ones_like(y) if weight is None else weight
   share = weight / jnp.sum(weight)
@@ -55,9 +57,9 @@ def fit(
   y: Float[Array, "s"],
   penalties: tuple[float, ...] = PENALTIES,
 ) -> tuple[Float[Array, "d"], Float[Array, ""], Float[Array, ""]]:
-  """w, b and the penalty a row: the one with the least error out of fold.
+  """Ridge fit with a cross-validated penalty: w, b and the penalty per row.
 
-  Row i is in fold i mod 5.
+  The penalty has the least out-of-fold error; row i is in fold i mod 5.
   """
   fold = jnp.arange(y.shape[0]) % FOLDS
   choices = jnp.asarray(penalties)
@@ -85,16 +87,16 @@ def init(
   steepness: float = 6.0,
   **around: Any,
 ) -> SAE:
-  """Weights of `initial.init`, with a probe fitted to the sample's scores.
+  """Draws an SAE as `initial.init` does, with a probe fitted to the scores.
 
   Without a sample the probe is 0.
 
   Args:
-    key: of the weights.
+    key: random key.
     d: width of the activations.
     sample: rows with their scores.
-    min_k, max_k, least, most, steepness: of the probe.
-    **around: of `initial.init`.
+    min_k, max_k, least, most, steepness: see `row_budgets.Probe`.
+    **around: arguments of `initial.init`.
 
   Raises:
     InputError: the sample has no scores, or fewer than 5 rows.
@@ -107,7 +109,7 @@ def init(
         "sample",
         f"{sample.rows} rows",
         f"a probe is fitted to at least {FOLDS} rows, each with a score",
-        "give Batch(x=..., score=...)",
+        "pass Batch(x=..., score=...)",
       )
     x = sample.x.reshape(-1, d).astype(jnp.float32)
     w, b, penalty = fit(x, sample.score.reshape(-1).astype(jnp.float32))
@@ -130,9 +132,9 @@ def loss(record: Record) -> Float[Array, ""]:
 
       mean (x w + b - y)^2 + lambda |w|^2 + c (|w - w_0| + |b - b_0|)
 
-  with lambda the penalty of the fit a row, so that the fit has the least loss
-  on its own rows; w_0 and b_0 the fit; c the statistic of `Pull`. The code
-  takes 1/2 of the whole penalty against a mean, which is stronger by half the
+  with lambda the ridge penalty per row, so that the fit minimises the loss on
+  its own rows; w_0 and b_0 the fit; c the statistic of `Pull`. The paper's code
+  adds half the total penalty to a mean error, which is stronger by half the
   number of rows.
   """
   probe, stats = _probe(record.sae), record.stats
@@ -142,7 +144,7 @@ def loss(record: Record) -> Float[Array, ""]:
 
 
 def _length(a: Array) -> Float[Array, ""]:
-  """|a|, with gradient 0 at 0, where the probe starts."""
+  """|a|, with gradient 0 (not NaN) at 0, where the probe starts."""
   squares = jnp.sum(jnp.square(a))
   off = squares > 0
   return jnp.where(off, jnp.sqrt(jnp.where(off, squares, 1)), 0)
@@ -159,14 +161,14 @@ def error(record: Record) -> Float[Array, ""]:
 
 @dataclasses.dataclass(frozen=True)
 class Pull(Rule):
-  """How strongly the probe is held to its fit while it learns.
+  """Adapts the strength c that pulls the probe to its fit while it is trained.
 
-  Over three batches in which its error fell by more than 5 %, c is lowered to
-  0.8 c, at least 0.01; else it is raised to 1.2 c, at most 0.5.
+  If the error fell by more than 5 % over three batches, c becomes 0.8 c, at
+  least 0.01; else it becomes 1.2 c, at most 0.5.
 
   Attributes:
-    start_step: first step in which the probe learns.
-    c: at the start.
+    start_step: first step in which the probe is trained.
+    c: initial strength.
   """
 
   start_step: int
@@ -211,15 +213,15 @@ def optimizer(
   start_step: int,
   clip_norm: float,
 ) -> Callable[[Any], optax.GradientTransformation]:
-  """Two of one optimizer: for the SAE, and from a step on for the probe.
+  """Separate instances of an optimizer for the SAE and for the probe.
 
   Each clips its gradients by their own global norm; the probe's starts with
-  moments of 0 at its first step, and leaves the probe alone before.
+  moments of 0 at `start_step`, and does not change the probe before.
 
   Args:
-    make: from a learning rate to a transformation.
-    start_step: first step of the probe's.
-    clip_norm: of each.
+    make: function of a learning rate that gives an optax transformation.
+    start_step: first step that updates the probe.
+    clip_norm: maximum global norm, for each instance.
   """
 
   def label(sae: SAE):

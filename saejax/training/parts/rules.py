@@ -1,7 +1,7 @@
-"""Statistics that training keeps, moved by rules and never by gradients.
+"""Statistics of training, updated by rules and never by gradients.
 
-Counts are in tokens, so that they mean the same at every batch size and on any
-number of devices. int32 counters saturate instead of wrapping round.
+Counts are in tokens, so that their meaning does not depend on the batch size or
+the number of devices. int32 counters saturate instead of wrapping round.
 """
 
 import dataclasses
@@ -23,21 +23,21 @@ INT32_MAX = 2**31 - 1
 
 
 def fired(stats: Stats, record: Record) -> Bool[Array, "n"]:
-  """Which latents were kept and not 0 on a row of weight other than 0."""
+  """Mask of latents that are active on a row of non-zero weight."""
   del stats
   return record.forward.latents.fired(record.batch.weight)
 
 
 @dataclasses.dataclass(frozen=True)
 class DeadTracker(Rule):
-  """Counts the tokens since each latent fired (was kept and not 0).
+  """Counts the tokens since each latent fired (was active).
 
   Attributes:
-    dead_after_tokens: a latent is dead once it has not fired for so many.
-    fired: from the statistics and the record to which latents did; methods may
-      ask for more than once a batch.
+    dead_after_tokens: tokens without firing after which a latent is dead.
+    fired: function of the statistics and the record that gives the mask of
+      latents that fired; methods may require more than one active row.
     statistic: name of the counter.
-    metric: name of the fraction that is dead.
+    metric: name of the logged fraction of dead latents.
   """
 
   dead_after_tokens: int
@@ -58,27 +58,27 @@ class DeadTracker(Rule):
     return {**stats, self.statistic: jnp.where(fired, 0, since)}
 
   def dead(self, stats: Stats) -> Bool[Array, "n"]:
-    """Which latents are dead."""
+    """Mask of dead latents."""
     return stats[self.statistic] >= self.dead_after_tokens
 
   def any_dead(self, stats: Stats, rows: int) -> Bool[Array, ""]:
-    """Whether a latent is dead if it stays silent for `rows` more tokens."""
+    """Whether any latent is dead or can be after `rows` more tokens."""
     since = add_tokens(stats[self.statistic], rows)
     return jnp.any(since >= self.dead_after_tokens)
 
   def metrics(self, stats: Stats) -> Mapping[str, Array]:
-    """The fraction of latents that are dead."""
+    """Logs the fraction of dead latents."""
     return {self.metric: jnp.mean(self.dead(stats).astype(jnp.float32))}
 
 
 @dataclasses.dataclass(frozen=True)
 class DataMean(Rule):
-  """The mean of the reconstruction targets seen so far, in the prep's frame.
+  """Tracks the mean of the reconstruction targets, in the prep's frame.
 
       m <- m + (W_B / W) (m_B - m)
 
   with m_B and W_B the mean and the weight of the batch and W the weight of all
-  rows so far: the plain mean of the run, whatever its length.
+  rows so far: the plain mean, with no time constant.
   """
 
   def init(self, sae: SAE) -> Stats:
@@ -102,7 +102,7 @@ class DataMean(Rule):
 
 
 def counted_rows(record: Record) -> int | Int[Array, ""]:
-  """Rows of a batch whose weight is not 0."""
+  """Number of rows of a batch with non-zero weight."""
   if record.batch.weight is None:
     return record.batch.rows
   return jnp.sum(record.batch.weight != 0, dtype=jnp.int32)
@@ -111,31 +111,31 @@ def counted_rows(record: Record) -> int | Int[Array, ""]:
 def add_tokens(
   count: Int[Array, "*n"], tokens: int | Int[Array, ""]
 ) -> Int[Array, "*n"]:
-  """count + tokens, held at the largest int32."""
+  """count + tokens, saturating at the largest int32."""
   return jnp.where(count > INT32_MAX - tokens, INT32_MAX, count + tokens)
 
 
 def dead_after(tokens: int) -> int:
-  """Tokens after which a latent counts as dead, for a run of `tokens`.
+  """Default number of tokens after which a latent is dead in a run of `tokens`.
 
-  10 million as in Gao et al. 2024, but no more than a tenth of the run, so
-  that short runs revive their dead latents too.
+  10 million as in Gao et al. 2024, but at most a tenth of the run, so that
+  short runs also revive their dead latents.
   """
   return max(1, min(10_000_000, tokens // 10))
 
 
 @dataclasses.dataclass(frozen=True)
 class ColumnShares(Rule):
-  """The share of a batch's rows that each latent's budget gives it.
+  """Records each latent's share of a batch's rows, as given by a budget.
 
       share_i = m_i / B
 
   of the last batch, not an average: `parts.finish` estimates thresholds that
-  keep this share. NaN before the first batch that counts.
+  keep this share. NaN before `start_step`.
 
   Attributes:
-    budget: of the scope "column", see `sae.budgets`.
-    start_step: first step that counts, such as that of a phase.
+    budget: a budget of scope "column", see `sae.budgets`.
+    start_step: first step that is recorded, such as the start of a phase.
   """
 
   budget: Budget

@@ -1,4 +1,4 @@
-"""Factors of the learning rate over a run."""
+"""Schedules: factors of learning rates and coefficients over a run."""
 
 from collections.abc import Callable
 
@@ -13,16 +13,16 @@ def warmup_decay(
   decay_fraction: float = 0.0,
   end: float = 0.0,
 ) -> Callable[[Array], Array]:
-  """Linear from 0 to 1, constant, linear to `end` over the last part.
+  """Linear warmup to 1, constant, then linear decay to `end`.
 
   Step s (from 0) gets min(1, (s + 1) / (warmup_steps + 1), (T - s) / (f T)), so
-  that no step is lost on a rate of 0.
+  that no step has a rate of 0.
 
   Args:
-    total_steps: T.
+    total_steps: T, steps of the run.
     warmup_steps: steps before the full rate.
-    decay_fraction: f, the part of the run over which the rate falls.
-    end: what it falls to; (T - s) / (f T) is then a part of the way down.
+    decay_fraction: f, fraction of the run over which the rate decays.
+    end: final factor; (T - s) / (f T) interpolates between 1 and it.
   """
   decay_steps = max(1.0, decay_fraction * total_steps)
 
@@ -39,9 +39,9 @@ def warmup_decay(
 def learning_rate_for(
   n: int, *, base: float, base_n: int, exponent: float
 ) -> float:
-  """base (n / base_n)^exponent: the rate of an SAE with n latents.
+  """Learning rate of an SAE with n latents: base (n / base_n)^exponent.
 
-  An exponent of -1/2 is the scaling of Gao et al. 2024; 0 is one rate for all.
+  An exponent of -1/2 is the scaling of Gao et al. 2024; 0 gives equal rates.
   """
   return base * (n / base_n) ** exponent
 
@@ -49,12 +49,12 @@ def learning_rate_for(
 def cosine_warmup(
   steps: int, *, start: float = 0.1
 ) -> Callable[[Array], Array]:
-  """From `start` to 1 along half a cosine, then 1.
+  """Cosine warmup from `start` to 1, then constant.
 
       start + (1 - start) (1 - cos(pi min(s / steps, 1))) / 2
 
   Args:
-    steps: before the full rate.
+    steps: steps before the full rate.
     start: factor at step 0.
 
   References:
@@ -69,11 +69,11 @@ def cosine_warmup(
 
 
 def ramp(value: float, steps: int) -> float | Callable[[Array], Array]:
-  """A coefficient that rises from 0 in a straight line, then stays.
+  """A coefficient that rises linearly from 0, then stays constant.
 
   Args:
-    value: from step `steps` on.
-    steps: that the line takes; 0 for none.
+    value: value from step `steps` on.
+    steps: duration of the rise; 0 for none.
   """
   if not steps:
     return value

@@ -1,7 +1,7 @@
-"""Penalties on how many latents are on: terms beside those of `losses`.
+"""Sparsity penalties on the number of active latents, beside those of `losses`.
 
 All but `gate_path` are sums over latents. Row terms return [*b] and are
-averaged over rows by the recipe; those that need the batch say so.
+averaged over rows by the recipe; batch terms say so.
 """
 
 from collections.abc import Callable
@@ -37,15 +37,15 @@ def l0_target(target: float, scope: str = "batch") -> Penalty:
   several.
 
   Args:
-    target: latents on in a row.
+    target: active latents per row.
     scope: "batch" compares the mean over the rows of the global batch and
       returns a scalar, as dictionary_learning does: its gradient changes sign at
-      the target. "row" compares every row and returns [*b], which punishes rows
-      that differ too, and whose mean therefore settles elsewhere; SAELens'
-      term, (2 / target) (L0 - target)^2, is 2 target times this one.
+      the target. "row" compares every row and returns [*b], which also
+      penalises the variance between rows, so that the mean settles elsewhere;
+      SAELens' term, (2 / target) (L0 - target)^2, is 2 target times this one.
 
   Raises:
-    InputError: the target is not positive or the scope unknown.
+    InputError: the target is not positive, or the scope is unknown.
 
   References:
     Rajamanoharan et al., Jumping Ahead, 2024, arXiv:2407.14435, appendix.
@@ -53,7 +53,7 @@ def l0_target(target: float, scope: str = "batch") -> Penalty:
   if target <= 0:
     raise InputError("target", target, "must be above 0", "such as 32")
   if scope not in ("batch", "row"):
-    raise InputError("scope", scope, "must be batch or row", "use batch")
+    raise InputError("scope", scope, "must be batch or row", "such as batch")
 
   def penalty(record: Record) -> Array:
     ctx = record.forward.ctx
@@ -69,9 +69,9 @@ def l0_target(target: float, scope: str = "batch") -> Penalty:
 def tanh(c: float = 4.0) -> Penalty:
   """sum_i tanh(c |z_i| |w_i|) of each row, w_i the decoder's row.
 
-  Between L0 and L1; its gradient reaches every weight. Under JumpReLU that in
-  theta is estimated: exact for c theta |w| far below 1, up to twice too large
-  at 4.
+  Between L0 and L1; its gradient reaches every weight. Under JumpReLU the
+  gradient in theta is an estimate: exact for c theta |w| far below 1, up to
+  twice too large at 4.
 
   References:
     Anthropic, Circuits Updates, January 2025, Transformer Circuits.
@@ -82,8 +82,8 @@ def tanh(c: float = 4.0) -> Penalty:
 def tanh_quadratic(c: float = 4.0, rate: float = 0.01) -> Penalty:
   """sum_i f_i (1 + f_i / rate), f_i = mean_B tanh(c |z_i| |w_i|): a scalar.
 
-  Punishes latents that are on in more than `rate` of the rows. The form is that
-  of OpenMOSS' Language-Model-SAEs.
+  Penalises latents that are active on more than a fraction `rate` of the rows.
+  The form is that of OpenMOSS' Language-Model-SAEs.
   """
 
   def penalty(record: Record) -> Float[Array, ""]:
@@ -98,7 +98,7 @@ def tanh_quadratic(c: float = 4.0, rate: float = 0.01) -> Penalty:
 
 
 def power(p: float) -> Penalty:
-  """sum_i (|z_i| |w_i|)^p of each row over the latents that are not 0.
+  """sum_i (|z_i| |w_i|)^p of each row over its active latents.
 
   Raises:
     InputError: p is not positive.
@@ -109,7 +109,8 @@ def power(p: float) -> Penalty:
   def penalty(record: Record) -> Float[Array, "*b"]:
     size = _sizes(record)
     on = size > 0
-    # Twice, since a power below 1 has an infinite gradient at 0.
+    # A second where: a power below 1 has an infinite gradient at 0, and 0 times
+    # infinity would be NaN.
     powers = jnp.where(on, size, 1.0) ** p
     return jnp.sum(jnp.where(on, powers, 0.0), axis=-1)
 
@@ -117,10 +118,10 @@ def power(p: float) -> Penalty:
 
 
 def below_threshold(record: Record) -> Float[Array, "*b"]:
-  """sum_i max(theta_i - a_i, 0) |w_i| of each row: brings back silent latents.
+  """sum_i max(theta_i - a_i, 0) |w_i| of each row: revives inactive latents.
 
-  The pre-activation loss that goes with `tanh`. SAELens takes the sum over dead
-  latents alone; this is over all, as in the source.
+  The pre-activation loss that accompanies `tanh`. SAELens sums over dead
+  latents only; this sums over all, as in the source.
 
   References:
     Anthropic, Circuits Updates, January 2025, Transformer Circuits.
@@ -141,10 +142,10 @@ def gate_l1(record: Record) -> Float[Array, "*b"]:
 
 
 def gate_path(record: Record) -> Float[Array, "*b"]:
-  """|y - (max(gate, 0) W_dec + b_dec)|^2 of each row, the decoder held fixed.
+  """|y - (max(gate, 0) W_dec + b_dec)|^2 of each row, with a fixed decoder.
 
-  What teaches a gate which latents a row needs. No gradient reaches W_dec, and
-  b_dec only through the pre-bias.
+  It trains the gate to select the latents that a row needs. No gradient reaches
+  W_dec, and b_dec only through the pre-bias.
 
   References:
     Rajamanoharan et al., Gated Sparse Autoencoders, 2024, arXiv:2404.16014.
@@ -159,12 +160,12 @@ def _gate(record: Record) -> Float[Array, "*b n"]:
 
 
 def _encoded(record: Record):
-  """Pre-activations and their surroundings."""
+  """Pre-activations and the context of the pass."""
   if record.forward.pre is None:
-    raise ValueError("this penalty reads every pre-activation: dense engine")
+    raise ValueError("this penalty reads all pre-activations: dense engine")
   return record.forward.pre, record.forward.ctx
 
 
 def _sizes(record: Record) -> Float[Array, "*b n"]:
-  """|z_i| |w_i|: the size of what each latent adds."""
+  """|z_i| |w_i|: the norm of each latent's contribution."""
   return jnp.abs(record.forward.latents.dense()) * record.forward.ctx.norms

@@ -1,4 +1,4 @@
-"""A reduction over rows that leans to the worst ones.
+"""Tilted reduction of a row loss, which gives large losses more weight.
 
 References:
   Li et al., Tilted Empirical Risk Minimization, 2020, arXiv:2007.01162.
@@ -17,22 +17,22 @@ from saejax.errors import InputError
 from saejax.training.recipe import mean
 
 EPS = 1e-12
-LARGEST = 1e30  # a tilt beyond it is the extreme, and 1 / t would underflow
+LARGEST = 1e30  # larger tilts equal the extreme, and 1 / t would underflow
 
 
 @dataclasses.dataclass(frozen=True)
 class Tilted:
-  """R_t = (1/t) log sum_b p_b exp(t l_b), p the rows' shares of the weight.
+  """R_t = (1/t) log sum_b p_b exp(t l_b), with p the normalised row weights.
 
-  t = 0 is the mean, t to infinity the maximum, t < 0 leans to the minimum. The
-  gradient weighs row b by softmax(t l + log p)_b. For |t| range(l) < 1 it is
-  computed about the mean, otherwise about the extreme, so that neither a tiny
-  nor a huge t loses it in float32.
+  t = 0 gives the mean, t to infinity the maximum, t < 0 tends to the minimum.
+  The gradient weights row b by softmax(t l + log p)_b. For |t| range(l) < 1 it
+  is computed around the mean, otherwise around the extreme, so that it is
+  accurate in float32 for tiny and for huge t.
 
   Attributes:
-    t: tilt; per unit of the row loss.
-    relative: whether t is per the batch's mean row loss instead: l / mean(l)
-      is tilted and multiplied by the mean again, held fixed.
+    t: tilt, per unit of the row loss.
+    relative: whether t is per the batch's mean row loss instead: l / mean(l) is
+      tilted and multiplied by the mean again, without gradient.
 
   Raises:
     InputError: t is not finite.
@@ -59,12 +59,12 @@ class Tilted:
       weight = jnp.ones_like(values)
     counted = weight > 0
     share = weight / jnp.maximum(jnp.sum(weight), EPS)
-    # Rows without weight get the value of one with it: no 0 times infinity.
+    # Rows of weight 0 take the value of a weighted row: no 0 times infinity.
     values = jnp.where(counted, values, centre)
     low, high = jnp.min(values), jnp.max(values)
     gentle = jnp.abs(t) * (high - low) < 1
 
-    # Both branches get a gradient, so each sees only what it can bear.
+    # Both branches of a select get a gradient: their inputs must be in range.
     small = jnp.where(gentle, t, 1.0)
     offset = jnp.where(gentle, values - centre, 0.0)
     inner = jnp.sum(share * jnp.expm1(small * offset))
