@@ -25,6 +25,9 @@ _NAMES = {
   "about": "saejax.sae.files",
   "evaluate": "saejax.evals.held_out",
   "init": "saejax.sae.initial",
+  "fit": "saejax.runs.fitting",
+  "fit_grid": "saejax.runs.fitting",
+  "harvest": "saejax.data.fill",
   "load": "saejax.sae.files",
   "open_store": "saejax.data.store.reader:open",
   "save": "saejax.sae.files",
@@ -58,6 +61,9 @@ __all__ = [
   "errors",
   "evals",
   "evaluate",
+  "fit",
+  "fit_grid",
+  "harvest",
   "init",
   "kernels",
   "load",
@@ -88,12 +94,15 @@ if TYPE_CHECKING:
   from saejax import sae as sae
   from saejax import studies as studies
   from saejax import training as training
+  from saejax.data.fill import harvest as harvest
   from saejax.data.store.create import write_store as write_store
   from saejax.data.store.reader import Store as Store
   from saejax.data.store.reader import open as open_store
   from saejax.errors import InputError as InputError
   from saejax.evals.examples import top_examples as top_examples
   from saejax.evals.held_out import evaluate as evaluate
+  from saejax.runs.fitting import fit as fit
+  from saejax.runs.fitting import fit_grid as fit_grid
   from saejax.sae.files import about as about
   from saejax.sae.files import load as load
   from saejax.sae.files import save as save

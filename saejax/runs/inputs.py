@@ -1,0 +1,189 @@
+"""The rows that `saejax.fit` takes: arrays, stores, streams of batches."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saejax.data import shuffle, streams
+from saejax.data.batches import Batches, IteratorBatches, StoreBatches
+from saejax.data.store.reader import Store
+from saejax.errors import InputError
+from saejax.sae.context import FIELDS, Batch, as_batch
+
+HELD_OUT = 0.05  # of an array, where no held-out rows are given
+LEAST_STEPS = 500  # of an array or a store, whose rows then come more than once
+STATISTICS_ROWS = 32_768  # of a stream, for its mean and scale
+_SPLIT = 2**30  # an epoch that no stream reaches names the split
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+  """Rows to train on and to evaluate on.
+
+  Attributes:
+    arrays: by field, where the rows are in memory; else None.
+    store: where they are on disk; else None.
+    stream: of batches, where they can be read only in order; else None.
+    held_out: arrays, a batch or a store.
+    stats: "mean" [d] and "mean_square" of x.
+  """
+
+  arrays: Mapping[str, np.ndarray] | None = None
+  store: Any = None
+  stream: Any = None
+  held_out: Any
+  stats: Mapping[str, Any]
+
+  @property
+  def d(self) -> int:
+    """Width of x."""
+    return len(self.stats["mean"])
+
+  @property
+  def mean(self) -> np.ndarray | None:
+    """Mean of what is reconstructed; None where it is a target."""
+    return None if "target" in self.fields else self.stats["mean"]
+
+  def content(self) -> str:
+    """A hash of the rows; of a stream, its name."""
+    if self.store is not None:
+      return self.store.content
+    if self.arrays is None:
+      return repr(self.stream)
+    total = hashlib.sha256()
+    for name, array in self.arrays.items():
+      total.update(f"{name} {array.dtype} {array.shape}".encode())
+      total.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return total.hexdigest()
+
+  @property
+  def fields(self) -> tuple[str, ...]:
+    """Fields of the batches."""
+    if self.arrays is not None:
+      return tuple(self.arrays)
+    return self.store.trained if self.store is not None else self.stream.fields
+
+  def steps(self, batch_rows: int) -> int | None:
+    """One pass over the rows, at least 500 batches; None for a stream."""
+    if self.stream is not None:
+      return None
+    rows = self.store.rows if self.arrays is None else len(self.arrays["x"])
+    return max(LEAST_STEPS, rows // batch_rows)
+
+  def batches(self, *, batch_rows: int, steps: int, seed: int) -> Batches:
+    """Shuffled batches, as many as steps."""
+    if self.stream is not None:
+      return self.stream
+    rows = self.store.rows if self.arrays is None else len(self.arrays["x"])
+    epochs = -(-steps * batch_rows // rows)
+    order = {"batch_rows": batch_rows, "seed": seed, "epochs": epochs}
+    if self.arrays is None:
+      return StoreBatches(self.store, **order)
+    return streams.array_batches(self.arrays, **order)
+
+
+def given(x: Any, held_out: Any) -> Rows:
+  """The rows that a user gave.
+
+  Args:
+    x: an array [rows, d], a mapping of fields or a `Batch`; a `Store`; `Batches`
+      with a position; or an iterator of batches.
+    held_out: array, batch or store to evaluate on; of arrays in memory 5 % are
+      set aside where it is None.
+
+  Raises:
+    InputError: rows that are not finite or do not vary, or no held-out rows.
+  """
+  if isinstance(x, Store):
+    return Rows(store=x, held_out=_needed(held_out, "a store"), stats=x.stats)
+  if hasattr(x, "get_state") and hasattr(x, "sample"):
+    return _of_stream(x, held_out)
+  if isinstance(x, Iterator):
+    return _of_stream(IteratorBatches(map(_fields, x)), held_out)
+  arrays = _fields(x)
+  if arrays["x"].ndim < 2 or len(arrays["x"]) < 2:
+    raise InputError(
+      "x",
+      f"an array of shape {list(arrays['x'].shape)}",
+      "must be [rows, d] with at least 2 rows",
+      "give one row per token",
+    )
+  _check_finite(arrays)
+  if held_out is None:
+    arrays, held_out = _split(arrays)
+  return Rows(arrays=arrays, held_out=held_out, stats=_stats(arrays["x"]))
+
+
+def _of_stream(stream: Batches, held_out: Any) -> Rows:
+  sample = np.asarray(stream.sample(STATISTICS_ROWS)["x"])
+  return Rows(
+    stream=stream,
+    held_out=_needed(held_out, "a stream of batches"),
+    stats=_stats(sample),
+  )
+
+
+def _needed(held_out: Any, kind: str) -> Any:
+  if held_out is None:
+    raise InputError(
+      "held_out",
+      None,
+      f"must be given where x is {kind}",
+      "give an array or a store of rows that are not trained on",
+    )
+  return held_out
+
+
+def _fields(x: Any) -> dict[str, np.ndarray]:
+  """Arrays by field, on the host."""
+  if not isinstance(x, Batch | Mapping):
+    x = np.asarray(x)
+  batch = as_batch(x)
+  named = {name: getattr(batch, name) for name in FIELDS}
+  return {n: np.asarray(a) for n, a in named.items() if a is not None}
+
+
+def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+  for name, array in arrays.items():
+    if np.issubdtype(array.dtype, np.floating):
+      bad = int((~np.isfinite(array.reshape(len(array), -1)).all(-1)).sum())
+      if bad:
+        raise InputError(
+          name,
+          f"{bad} of {len(array)} rows",
+          "must be finite, and these hold NaN or infinity",
+          "leave those rows out",
+        )
+
+
+def _split(
+  arrays: Mapping[str, np.ndarray],
+) -> tuple[dict[str, np.ndarray], Batch]:
+  """The arrays without 5 % of their rows, and those as a batch.
+
+  The same rows are set aside whatever the seed, so that seeds can be compared.
+  """
+  rows = len(arrays["x"])
+  order = shuffle.permutation(rows, shuffle.ARRAYS, 0, _SPLIT)
+  count = max(1, round(HELD_OUT * rows))
+  apart = np.zeros(rows, bool)
+  apart[order[:count]] = True
+  held_out = Batch(**{name: a[apart] for name, a in arrays.items()})
+  return {name: a[~apart] for name, a in arrays.items()}, held_out
+
+
+def _stats(x: np.ndarray) -> dict[str, Any]:
+  """Mean and mean square of rows, in float64."""
+  wide = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+  square = float(np.square(wide).sum(axis=-1).mean())
+  return {"mean": wide.mean(axis=0), "mean_square": square}
+
+
+def on_device(rows: Rows) -> dict[str, jax.Array]:
+  """The arrays on the device; float64 becomes float32."""
+  return {name: jnp.asarray(a) for name, a in (rows.arrays or {}).items()}

@@ -1,0 +1,143 @@
+"""Tests of saejax.fit and saejax.fit_grid: rows of any kind, refusals, resume."""
+
+import functools
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import saejax
+from saejax.data import streams
+from saejax.errors import InputError
+from saejax.recipes import row_sparse
+from tests import shared, toy
+
+D, N = 16, 32
+SETTINGS = {"n": N, "steps": 40, "batch_rows": 64, "progress": False}
+
+
+@functools.cache
+def rows(count=2000):
+  truth = toy.dictionary(N, D)
+  return np.asarray(toy.planted(jax.random.key(0), count, truth))
+
+
+@functools.cache
+def fitted():
+  return saejax.fit(rows(), k=4, **SETTINGS)
+
+
+def equal(one, two):
+  leaves = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+  return all(np.array_equal(a, b) for a, b in leaves)
+
+
+class FitTest(parameterized.TestCase):
+  def test_an_array_is_split_and_reconstructed(self):
+    sae, found = fitted()
+    self.assertEqual((sae.n, sae.d, found.rows), (N, D, 100))
+    self.assertEqual(found.l0, 4)
+    self.assertLess(found.fvu, 0.6)
+    self.assertTrue(np.isfinite(found.nmse))
+
+  def test_the_same_call_gives_the_same_bits_and_another_seed_others(self):
+    self.assertTrue(equal(saejax.fit(rows(), k=4, **SETTINGS)[0], fitted()[0]))
+    other = saejax.fit(rows(), k=4, seed=1, **SETTINGS)[0]
+    self.assertFalse(equal(other, fitted()[0]))
+
+  def test_store_batches_and_iterator_are_taken_with_held_out_rows(self):
+    x, held_out = rows()[:1900], rows()[1900:]
+    store = saejax.write_store(
+      self.create_tempdir().full_path + "/store", {"x": x}
+    )
+    stream = lambda: streams.array_batches(
+      {"x": x}, batch_rows=64, seed=0, epochs=2
+    )
+    for given in (store, stream(), iter([b["x"] for b in stream()])):
+      sae, found = saejax.fit(given, k=4, held_out=held_out, **SETTINGS)
+      self.assertEqual((sae.n, found.rows, found.l0), (N, 100, 4))
+      self.assertLess(found.fvu, 0.6)
+
+  def test_a_run_folder_resumes_to_the_same_bits(self):
+    folder = self.create_tempdir().full_path + "/run"
+    whole = saejax.fit(rows(), k=4, run_dir=folder, **SETTINGS)
+    again = saejax.fit(rows(), k=4, run_dir=folder, **SETTINGS)
+    self.assertTrue(equal(whole[0], again[0]))
+    with self.assertRaisesRegex(InputError, "holds a run"):
+      saejax.fit(rows() + 1, k=4, run_dir=folder, **SETTINGS)
+
+  def test_a_built_recipe_is_taken_and_nothing_beside_it(self):
+    recipe = row_sparse.topk(D, N, 3, dead_after_tokens=10_000)
+    settings = {**SETTINGS, "n": None}
+    sae, found = saejax.fit(rows(), recipe, **settings)
+    self.assertEqual((sae.n, found.l0), (N, 3))
+    for name in ("k", "n"):
+      with self.assertRaisesRegex(InputError, f"{name}=4: .*already built"):
+        saejax.fit(rows(), recipe, **{**settings, name: 4})
+
+  def test_a_threshold_of_batchtopk_keeps_k(self):
+    _, found = saejax.fit(rows(), "batchtopk", k=4, **SETTINGS)
+    self.assertAlmostEqual(found.l0, 4, delta=0.8)  # 100 held-out rows
+
+  @parameterized.named_parameters(
+    ("recipe", {"recipe": "topkk"}, "recipe=topkk: must be one of topk"),
+    ("argument", {"theta": 1.0}, "theta=1.0: topk has no such argument"),
+    ("k", {"k": 33}, r"k=33: must be a whole number in \[1, n=32\]"),
+    ("prep", {"prep": "whiten"}, "prep=whiten: must be one of none"),
+    ("rate", {"learning_rate": float("inf")}, "learning_rate=inf"),
+    ("steps", {"steps": 0}, "steps=0: must be at least 1"),
+    ("rows", {"batch_rows": 0}, "batch_rows=0: must be at least 1"),
+    ("mesh", {"mesh": (1, 2, 1)}, "mesh.*needs 2 devices"),
+  )
+  def test_bad_arguments_are_refused_by_name(self, bad, message):
+    given = {"k": 4, **SETTINGS, **bad}
+    with self.assertRaisesRegex(InputError, message):
+      saejax.fit(rows(), given.pop("recipe", "topk"), **given)
+
+  def test_bad_rows_are_refused_by_name(self):
+    broken = rows().copy()
+    broken[7, 3] = np.nan
+    with self.assertRaisesRegex(InputError, "x=1 of 2000 rows: must be finite"):
+      saejax.fit(broken, k=4, **SETTINGS)
+    with self.assertRaisesRegex(ValueError, "rows do not vary"):
+      saejax.fit(np.ones((100, D), np.float32), k=4, **SETTINGS)
+    with self.assertRaisesRegex(InputError, "held_out.*must be given"):
+      saejax.fit(iter([rows()]), k=4, **SETTINGS)
+
+  def test_memory_alone_imports_neither_checkpoints_nor_grain(self):
+    code = """
+import sys, numpy as np, saejax
+x = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+saejax.fit(x, n=16, k=2, steps=3, batch_rows=32, progress=False)
+found = [m for m in ("orbax", "grain", "torch", "absl.flags") if m in sys.modules]
+assert not {"orbax", "grain", "torch"} & set(found), found
+"""
+    done = subprocess.run(
+      [sys.executable, "-c", code],
+      cwd=shared.ROOT,
+      capture_output=True,
+      text=True,
+    )
+    self.assertEqual(done.returncode, 0, done.stderr[-2000:])
+
+
+class GridTest(absltest.TestCase):
+  def test_every_combination_and_seed_in_order(self):
+    settings = {**SETTINGS, "n": [16, 32]}
+    found = saejax.fit_grid(rows(), k=[2, 4], seeds=2, **settings)
+    self.assertEqual(
+      [(t.n, t.arguments["k"], t.seed) for t in found],
+      [(n, k, s) for n in (16, 32) for k in (2, 4) for s in (0, 1)],
+    )
+    for t in found:
+      self.assertEqual((t.sae.n, t.metrics.l0), (t.n, t.arguments["k"]))
+    same = next(
+      t for t in found if (t.n, t.seed) == (32, 0) and t.metrics.l0 == 4
+    )
+    self.assertTrue(equal(same.sae, fitted()[0]))
+
+
+if __name__ == "__main__":
+  absltest.main()
