@@ -1,5 +1,6 @@
 """The examples in docs/ run."""
 
+import contextlib
 import pathlib
 import re
 from typing import Any
@@ -38,6 +39,19 @@ class OwnMethodTest(absltest.TestCase):
     sae = saejax.load(folder, parts=parts)
     x = space["draw"](0)
     self.assertTrue((sae.encode(x) == space["saes"][0].encode(x)).all())
+
+
+class OwnActivationsTest(absltest.TestCase):
+  def test_the_examples_run_in_order(self):
+    text = (DOCS / "own-activations.md").read_text()
+    self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
+    space: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+      exec(block.replace("print(", "("), space)
+    self.assertLess(space["metrics"].fvu, 1)
+    self.assertEqual(space["store"].rows, 20_000)
+    self.assertEqual(saejax.about("saes/mine"), {"data": "mine"})
+    self.assertAlmostEqual(space["found"].nmse, space["found"].fvu, delta=0.01)
 
 
 if __name__ == "__main__":
