@@ -1,4 +1,4 @@
-"""Training methods as compositions of parts, one short function a paper."""
+"""Training methods as compositions of parts, one short function per paper."""
 
 from saejax import lazy as _lazy
 

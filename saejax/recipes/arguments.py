@@ -1,4 +1,4 @@
-"""The arguments of recipes: found from signatures, given by name.
+"""Arguments of recipes, derived from signatures and passed by name.
 
 A recipe is a function
 
@@ -29,14 +29,14 @@ SIZES = ("d", "n")  # given by the rows and the run
 
 
 def find(name: str) -> Function:
-  """The function of a recipe.
+  """Returns the function of a recipe.
 
   Args:
-    name: in the catalogue, or "module:function" for one of your own; the
-      module may lie in the working directory.
+    name: a name in the catalogue, or "module:function" for your own recipe; the
+      module may be in the working directory.
 
   Raises:
-    InputError: there is none, or it is not a recipe.
+    InputError: the recipe does not exist, or is not a recipe function.
   """
   if name in catalogue.METHODS:
     return catalogue.METHODS[name].make
@@ -46,13 +46,13 @@ def find(name: str) -> Function:
       "recipe",
       name,
       f"must be one of {', '.join(catalogue.METHODS)}",
-      "or give module:function for a recipe of your own",
+      "or pass module:function for your own recipe",
     )
   try:
     made: Any = getattr(_module(module), function)
   except (ImportError, AttributeError) as error:
     rule = f"cannot be imported ({error})"
-    raise InputError("recipe", name, rule, "give module:function") from error
+    raise InputError("recipe", name, rule, "pass module:function") from error
   parameters = _parameters(made) if callable(made) else []
   takes = [p.name for p in parameters]
   if (
@@ -69,7 +69,7 @@ def find(name: str) -> Function:
 
 
 def _module(name: str) -> Any:
-  """A module, also one of the working directory."""
+  """Imports a module, also from the working directory."""
   try:
     return importlib.import_module(name)
   except ModuleNotFoundError as error:
@@ -86,7 +86,7 @@ def _module(name: str) -> Any:
 
 
 def of(recipe: str | Function) -> tuple[fields.Leaf, ...]:
-  """The arguments of a recipe, in order.
+  """Lists the arguments of a recipe, in order.
 
   Args:
     recipe: its name, see `find`, or its function.
@@ -119,7 +119,7 @@ def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def docs(fn: Callable[..., Any]) -> dict[str, str]:
-  """Argument -> what the Args of the docstring say of it, on one line."""
+  """Maps each argument to its entry in the docstring's Args, as one line."""
   lines = (inspect.getdoc(fn) or "").splitlines()
   if "Args:" not in lines:
     return {}
@@ -137,7 +137,7 @@ def docs(fn: Callable[..., Any]) -> dict[str, str]:
 
 
 def having(argument: str) -> list[str]:
-  """Names of the recipes that have an argument."""
+  """Names of the recipes with an argument."""
   return [
     name
     for name, method in catalogue.METHODS.items()
@@ -153,13 +153,13 @@ def make(
   arguments: Mapping[str, Any],
   **options: Any,
 ) -> Recipe:
-  """A recipe from its name, its arguments and the settings of a run.
+  """Builds a recipe from its name, its arguments and the settings of a run.
 
   Args:
     recipe: name or function, see `find`.
     d: width of the activations.
     n: latents.
-    arguments: by name; those left out have their defaults.
+    arguments: values by name; others have their defaults.
     **options: see `common.Options`.
 
   Raises:
@@ -172,26 +172,27 @@ def make(
 
 
 def check_names(recipe: str | Function, names: Sequence[str] | Mapping) -> None:
-  """Refuses arguments that a recipe has not, and the lack of those it needs.
+  """Checks the names of arguments passed to a recipe.
 
   Raises:
-    InputError: see above.
+    InputError: the recipe has no such argument, or a required one is missing.
   """
   called = recipe if isinstance(recipe, str) else recipe.__name__
   known = {leaf.name: leaf for leaf in of(recipe)}
   for name in names:
     if name not in known:
       value = names[name] if isinstance(names, Mapping) else ""
-      rule = f"{called} has no such argument, but {', '.join(known) or 'none'}"
+      names_ = ", ".join(known) or "no arguments"
+      rule = f"{called} has no such argument; it has {names_}"
       raise InputError(name, value, rule, elsewhere(name))
   for leaf in known.values():
     if leaf.default is fields.MISSING and leaf.name not in names:
       rule = f"must be given for {called}: {leaf.comment}"
-      raise InputError(leaf.name, "", rule, f"give {leaf.name}")
+      raise InputError(leaf.name, "", rule, f"pass {leaf.name}")
 
 
 def elsewhere(argument: str) -> str:
-  """Which recipes have an argument, in words."""
+  """Names the recipes that have an argument, in a clause for messages."""
   others = having(argument)
   if not others:
     return "no recipe has it"

@@ -1,8 +1,8 @@
-"""Methods whose budget of latents is shared by the rows of a batch.
+"""Methods whose budget of active latents is shared by the rows of a batch.
 
-Who chooses whom: in TopK each row chooses k latents. In Mutual Choice nobody
-does, the k B largest pre-activations of the batch are kept, which is BatchTopK
-under another name. In Feature Choice each latent chooses its rows.
+They differ in the scope of the selection. TopK selects k latents per row;
+Mutual Choice, another name of BatchTopK, the k B largest pre-activations of the
+batch; Feature Choice a number of rows per latent.
 """
 
 from functools import partial
@@ -30,13 +30,13 @@ def batchtopk(
 
       loss = |x - x_hat|^2 + 1/32 AuxK
 
-  summed over d, averaged over rows. Afterwards a threshold takes the place of the
-  selection, so that rows do not depend on each other: the one that keeps k
-  latents a row of 32,768 training rows, in the mean. The paper averages over d;
-  its authors' later code takes the running mean of the smallest value kept,
-  whose time constant short runs do not outlast. Their Adam has b2 0.99 and b_dec starts at 0; here
-  both are those of `row_sparse.topk`. Mutual Choice is the same method, with
-  aux "zipf".
+  summed over d, averaged over rows. After training a threshold replaces the
+  selection, so that rows are independent: the one with a mean of k active
+  latents per row on 32,768 training rows. The paper averages over d; its
+  authors' later code uses a running mean of the smallest value kept, whose time
+  constant is longer than short runs. Their Adam has b2 = 0.99 and b_dec starts
+  at 0; here both are as in `row_sparse.topk`. With aux "zipf" this is Mutual
+  Choice.
 
   Args:
     d: width of the activations.
@@ -46,7 +46,7 @@ def batchtopk(
     signed: rank |a| and keep a with its sign, as `row_sparse.abstopk` does.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -88,15 +88,15 @@ def feature_choice(
       sum_i m_i = k B;    uniform: m_i = k B / n;    zipf: m_i ~ 1 / (i + beta)
       loss = |x - x_hat|^2 + 1/32 AuxK
 
-  summed over d, averaged over rows; m_i is held to [1, B]. Every latent that is
-  positive on some row fires in training. Afterwards each has a threshold of its
-  own that keeps its share m_i / B of 32,768 training rows: count dead latents
-  with those.
+  summed over d, averaged over rows; m_i is clipped to [1, B]. Every latent that
+  is positive on some row fires in training. After training each latent has its
+  own threshold, which keeps its share m_i / B of 32,768 training rows: count
+  dead latents with those.
 
-  The paper's text and code were not to be had. Its zipf budgets go by the rank
-  of each latent's density; without a phase that measures it ranks are indices.
+  The paper's text and code were unavailable. Its zipf budgets follow the rank
+  of each latent's density; without a phase that measures it, ranks are indices.
   Aux "zipf" revives latents rarer than their rank's share, not only dead ones
-  (`allocation.underused`, after `dead_after_tokens`).
+  (`density.underused`, after `dead_after_tokens`).
 
   Args:
     d: width of the activations.
@@ -107,7 +107,7 @@ def feature_choice(
     aux: which latents AuxK revives, "dead" or "zipf".
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`; batch_rows below n / k, which leave
       latents without a row, are refused where they are given.
 
@@ -147,9 +147,9 @@ def mc_then_fc(
 ) -> Recipe:
   """Mutual Choice, then Feature Choice.
 
-  Feature Choice from the start makes latents compete for the same rows. The
-  first phase measures each latent's density; from the switch on its rank is
-  fixed and sets its budget. Thresholds are those of the second phase.
+  With Feature Choice from the start latents compete for the same rows. The
+  first phase measures each latent's density; from the switch on the rank is
+  fixed and sets the budget. Thresholds are those of the second phase.
 
   Args:
     d: width of the activations.
@@ -161,7 +161,7 @@ def mc_then_fc(
     aux: which latents AuxK revives, "dead" or "zipf".
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `feature_choice`.
 
   References:
@@ -191,7 +191,7 @@ def mc_then_fc(
 
 
 def _share(n, k, budget, alpha, beta, options) -> budgets.Zipf:
-  """The budget by name; uniform is the law with alpha 0."""
+  """Builds the budget; uniform is the zipf law with alpha 0."""
   common.check_mean_k(k, n)
   common.check_choice("budget", budget, ("uniform", "zipf"))
   common.check_least("alpha", alpha, 0)
@@ -246,7 +246,7 @@ def _allotted(
 
 
 def _kept(signed: bool) -> dict[str, str]:
-  """What is ranked and what is kept, see `sae.activations`."""
+  """Score and kept value of the activation, see `sae.activations`."""
   if signed:
     return {"score": "magnitude", "keep": "signed"}
   return {"score": "value", "keep": "relu"}

@@ -1,4 +1,4 @@
-"""Methods that hold firing rates by moving biases, without a sparsity loss."""
+"""Methods that control firing rates by adapting biases, not by a loss."""
 
 import dataclasses
 from functools import partial
@@ -36,13 +36,13 @@ def gba(
       loss = 1/2 |x - x_hat|^2
 
   summed over d, averaged over rows, with unit rows w_i in both layers and
-  amplitudes a_i. Nothing penalises density: `training.parts.bias_rule` lowers
-  the b_i of latents that fire more often than their group should and raises
-  those that never fire. Group targets fall geometrically from htf to ltf.
+  amplitudes a_i. No loss term penalises density: `training.parts.bias_rule`
+  lowers the b_i of latents that fire more often than their group's target and
+  raises those that never fire. Targets fall geometrically from htf to ltf.
 
   The biases stay in [-1, 0], so rows must have a norm of about 1: without a
-  prep of its own the SAE divides x by the root mean square norm of its sample.
-  Afterwards the gate is a threshold, exactly.
+  prep the SAE divides x by the root mean square norm of its sample. After
+  training the gate becomes a threshold, exactly.
 
   The paper gives the highest frequency as 0.5 and as 0.1. Ours is 0.1: where no
   feature is as frequent as 0.5, latents of that group carry the reconstruction
@@ -54,7 +54,7 @@ def gba(
   Args:
     d: width of the activations.
     n: latents.
-    groups: of n / groups latents each.
+    groups: number of groups of n / groups latents.
     htf, ltf: target frequencies of the first and the last group.
     every: steps between adaptations; their rows must be several times 1 / ltf.
     up, down: rates of adaptation, gamma in the paper.
@@ -95,12 +95,12 @@ def ba(
   train_b_pre: bool | None = None,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """Bias Adaptation: `gba` with one group, every latent held to one frequency.
+  """Bias Adaptation: `gba` with one group and one target frequency.
 
   Args:
     d: width of the activations.
     n: latents.
-    frequency: fraction of rows on which no latent should fire more often.
+    frequency: target, the maximum fraction of rows on which a latent fires.
     every: steps between adaptations; their rows must be several times
       1 / frequency.
     up, down: rates of adaptation, gamma in the paper.
@@ -120,11 +120,13 @@ def ba(
 
 
 def _rule(n, groups, htf, ltf, every, up, down, form):
-  """How the biases move; refuses settings with which they cannot."""
+  """Builds the rule that adapts the biases; checks its settings."""
   common.check_fraction("htf", htf)
   common.check_fraction("ltf", ltf)
   if ltf > htf:
-    raise InputError("ltf", ltf, f"must be at most htf={htf}", "swap them")
+    raise InputError(
+      "ltf", ltf, f"must be at most htf={htf}", "swap ltf and htf"
+    )
   if groups < 1 or n % groups:
     raise InputError(
       "groups", groups, f"must divide n={n}", "change groups or n"

@@ -1,4 +1,4 @@
-"""Methods that give each row a number of latents of its own."""
+"""Methods with a separate number of active latents for each row."""
 
 from functools import partial
 from typing import Unpack
@@ -21,24 +21,24 @@ def topafa(
   aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """Top-AFA SAE: as many latents a row as make |z| equal its norm.
+  """Top-AFA SAE: as many latents per row as bring |z| closest to its norm.
 
       loss = |x - x_hat|^2 + coefficient d (|z| - |x|)^2 + 1/32 |e - e_hat|^2
 
   summed over d, averaged over rows: d times the paper's, which averages over d.
-  Latents are ranked by the norm of what they add; how many are kept is
-  `row_budgets.NormMatch`, with x - b_dec in the place of x. It keeps an encode
-  of its own: no threshold for each latent equals it. The paper's code has no
-  encoder bias, which here is learned, and divides each row by its deviation:
-  with that prep, `prep.RowLayerNorm`, all rows have one norm.
+  Latents are ranked by the norm of their contribution; their number is set by
+  `row_budgets.NormMatch`, with x - b_dec instead of x. It keeps its own encode:
+  no thresholds per latent are equivalent. The paper's code has no encoder bias,
+  which here is learned, and divides each row by its deviation: with that prep,
+  `prep.RowLayerNorm`, all rows have equal norms.
 
   Args:
     d: width of the activations.
     n: latents.
-    coefficient: of the norm term; 1/128 to 1/16 in the paper.
+    coefficient: weight of the norm term; 1/128 to 1/16 in the paper.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -77,7 +77,7 @@ def adaptivek(
   aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """AdaptiveK SAE: k of each row from its score, as a linear probe predicts it.
+  """AdaptiveK SAE: k per row depends on the score that a linear probe predicts.
 
       loss = mean_d (x - x_hat)^2 + l1_weight mean |z|_1 / mean |x| + 1/32 AuxK
 
@@ -85,9 +85,9 @@ def adaptivek(
   does not: 0.005 suits coordinates with a mean square near 1. On rows with a
   mean square norm of 1 it outweighs the error; 0.005 / d is the same balance
   there. The probe (`row_budgets.Probe`) is a ridge fit to the sample that the
-  weights are drawn with; in the last `probe_phase` of the steps it learns beside the
-  SAE, from `training.parts.probe.loss` alone since k is rounded. It keeps an encode
-  of its own. Where the paper's code fits on 80 % of its rows
+  weights are drawn with; in the last `probe_phase` of the steps it learns
+  beside the SAE, from `training.parts.probe.loss` alone since k is rounded. It
+  keeps an encode of its own. Where the paper's code fits on 80 % of its rows
   ours fits on the sample.
 
   Args:
@@ -95,14 +95,15 @@ def adaptivek(
     n: latents.
     min_k, max_k: bounds of a row's k; with the default steepness k is from
       5 % to 95 % of the way between them.
-    scores: least and largest; what the probe predicts is clipped to them.
-    steepness: of the sigmoid from a score to k, see `row_budgets.Probe`.
-    probe_weight: of the probe's loss; 0.05 in the paper's text, 0.9 in its code.
-    l1_weight: of |z|_1 relative to the rows' norm.
-    probe_phase: fraction of the run, its last, in which the probe learns.
+    scores: least and largest score; predictions are clipped to this range.
+    steepness: slope of the sigmoid from score to k, see `row_budgets.Probe`.
+    probe_weight: weight of the probe's loss; 0.05 in the paper's text, 0.9 in
+      its code.
+    l1_weight: weight of |z|_1 relative to the rows' norm.
+    probe_phase: fraction at the end of the run in which the probe is trained.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:

@@ -1,8 +1,9 @@
-"""Every method by name: its function, its paper, and what moves its L0.
+"""The table of methods: name, function, paper, and the argument that sweeps L0.
 
 The arguments of a method are those of its function (`recipes.arguments`).
-Boosting and transcoding are no methods of their own: any recipe is a boosting
-stage behind the prep `sae.ensembles.residual`, and a transcoder with the option
+Boosting and transcoding are not separate methods: any recipe is a boosting
+stage
+with the prep `sae.ensembles.residual`, and a transcoder with the option
 `target`.
 """
 
@@ -30,15 +31,15 @@ from saejax.training.recipe import Recipe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-  """A line of the table.
+  """A method in the table.
 
   Attributes:
     make: the recipe's function.
     paper: arXiv id, or name where there is none.
-    family: of methods that vary the same part.
-    sweeps: argument that moves L0; empty where none does.
-    rate: peak learning rate over that of Adam's methods; scripts and studies
-      multiply theirs by it.
+    family: name of the group of methods that vary the same part.
+    sweeps: argument that changes L0; empty if there is none.
+    rate: peak learning rate relative to methods with Adam; scripts and studies
+      multiply their learning rate by it.
   """
 
   make: Callable[..., Recipe]

@@ -1,4 +1,4 @@
-"""SAEs that are small tools: fitted in seconds to a few prompts."""
+"""Tiny SAEs for circuit discovery, fitted in seconds to a few prompts."""
 
 from typing import Any, Unpack
 
@@ -36,8 +36,8 @@ def circuit_codes(
   Args:
     d: width of the outputs.
     n: latents, the number of codes; 200 in the paper.
-    coefficient: of the L1 term; the paper takes 0.05 for docstrings. It suits
-      coordinates with a mean square near 1: on rows of norm 1 the L1 term
+    coefficient: weight of the L1 term; the paper takes 0.05 for docstrings. It
+      suits coordinates with a mean square near 1: on rows of norm 1 the L1 term
       outweighs the error, and heads share codes.
     **options: see `common.Options`.
 
@@ -63,7 +63,7 @@ def circuit_codes(
 
 
 def _unit(sae: SAE) -> SAE:
-  """The weights as they are used, stored: their size is the optimizer's."""
+  """Stores the normalised weights: their norms depend only on the optimizer."""
   encoder: Any = sae.encoder
   decoder: Any = sae.decoder
   return sae.replace(

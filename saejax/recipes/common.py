@@ -1,4 +1,4 @@
-"""What recipes share: settings, and the recipe around a method's own parts."""
+"""Shared parts of recipes: run settings, AuxK, composition and checks."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ from saejax.training.recipe import Recipe, Record, Rule, Term, constant
 adam = partial(optax.adam, b1=0.9, b2=0.999, eps=6.25e-10)
 
 
-AUX_WEIGHT = 1 / 32  # of the AuxK term in the papers
+AUX_WEIGHT = 1 / 32  # weight of the AuxK term in the papers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Target:
 
   Attributes:
     d: width of the target.
-    prep: of the target.
+    prep: prep of the target.
   """
 
   d: int
@@ -43,19 +43,19 @@ class Options(TypedDict, total=False):
   """Settings of a run, which every recipe takes.
 
   Attributes:
-    dead_after_tokens: silence after which a latent is dead.
-    steps: batches of the whole run; needed by methods with durations, which
-      are fractions of it.
+    dead_after_tokens: tokens without firing after which a latent is dead.
+    steps: steps of the whole run; needed by methods with durations, which are
+      fractions of it.
     batch_rows: rows per batch, for methods whose budgets depend on it.
-    prep: of the activations; none by default.
+    prep: applied to the activations; none by default.
     schedule: factor of the learning rate; by default the method's own, or 1.
-    clip_norm: largest global norm of the gradients; by default the method's
+    clip_norm: maximum global norm of the gradients; by default the method's
       own, or none.
-    ema_decay: of the weight average; none by default.
-    dtype: of matmul operands; float32 by default.
-    target: what is reconstructed from x, for a transcoder; x by default.
-    defaults: of these settings (prep, schedule, clip_norm), for methods that
-      have none of their own.
+    ema_decay: decay of the weight EMA; no EMA by default.
+    dtype: dtype of matmul operands; float32 by default.
+    target: reconstruction target of a transcoder; x by default.
+    defaults: values of prep, schedule and clip_norm for methods that have no
+      default of their own.
   """
 
   dead_after_tokens: Required[int]
@@ -79,7 +79,7 @@ class AuxK:
   choices: Mapping[str, Any]
 
   def terms(self, tracker: DeadTracker, d: int, n: int) -> dict[str, Term]:
-    """The term, or none where its weight is 0."""
+    """Returns the term by name; empty if its weight is 0."""
     k = _k_aux(d, n, self.k)
     if not self.weight:
       return {}
@@ -88,11 +88,11 @@ class AuxK:
 
 
 def aux_k(k_aux: int | None, aux_weight: float, **choices: Any) -> AuxK:
-  """AuxK: dead latents learn to reconstruct what the live ones leave.
+  """AuxK: dead latents learn to reconstruct the residual of the live ones.
 
   Args:
     k_aux: dead latents revived per row; None: the power of two nearest d/2.
-    aux_weight: of the term; 0 leaves it out.
+    aux_weight: weight of the term; 0 leaves it out.
     **choices: further arguments of `losses.aux_k`.
 
   Raises:
@@ -116,24 +116,24 @@ def compose(
   rules: tuple[Rule, ...] = (),
   **parts: Any,
 ) -> Recipe:
-  """A recipe from a method's own parts and the settings all methods take.
+  """Builds a recipe from a method's own parts and the settings of a run.
 
   Args:
-    name: of the method.
+    name: name of the method.
     d: width of the activations.
     n: latents.
     options: see `Options`.
-    init: draws the weights; given n, d, prep and dtype too.
-    terms: the method's loss.
-    aux: of methods with AuxK, see `aux_k`.
-    unit_norm: whether decoder rows are held at unit norm.
-    transcodes: whether the decoder may have a width of its own, as a target
-      of another site needs: `init` then takes d_target and target_prep.
-    rules: of the method, beside the tracker of dead latents.
+    init: draws the weights; also takes n, d, prep and dtype.
+    terms: terms of the method's loss.
+    aux: the AuxK term of methods that have it, see `aux_k`.
+    unit_norm: whether decoder rows are projected to unit norm.
+    transcodes: whether the decoder's width may differ from d, as for a
+      transcoder: `init` then takes d_target and target_prep.
+    rules: rules of the method, beside the tracker of dead latents.
     **parts: other fields of `Recipe`.
 
   Raises:
-    InputError: an option that no run could use.
+    InputError: an option is unknown or has an invalid value.
   """
   given = {**options.get("defaults", {}), **options}
   _check(given)
@@ -176,17 +176,17 @@ def penalty(
   *,
   names: tuple[str, str] = ("coefficient", "coefficient_warmup"),
 ) -> Term:
-  """A term whose weight rises from 0 over some steps, times a member's own.
+  """A swept term whose weight rises linearly from 0.
 
   Args:
-    fn: of the term.
+    fn: function of the term.
     coefficient: its weight after the rise.
     warmup: fraction of the run that the rise takes; 0 for none.
-    options: of the run.
-    names: of the two settings, for errors.
+    options: settings of the run.
+    names: names of the two settings, for errors.
 
   Raises:
-    InputError: the coefficient is negative, or the duration impossible.
+    InputError: the coefficient is negative, or the warmup is not a fraction.
   """
   check_least(names[0], coefficient, 0)
   steps = duration(names[1], warmup, options)
@@ -194,15 +194,15 @@ def penalty(
 
 
 def duration(field: str, fraction: float, options: Options | None) -> int:
-  """Steps of a fraction of the run, at least one unless that is 0.
+  """Converts a fraction of the run to steps, at least 1 unless it is 0.
 
   Args:
     field: name of the setting, for errors.
-    fraction: of the steps of the run.
-    options: of the run.
+    fraction: fraction of the steps of the run.
+    options: settings of the run.
 
   Raises:
-    InputError: not a fraction, or of a run whose length is not known.
+    InputError: it is not a fraction, or the run's length is unknown.
   """
   if not 0 <= fraction <= 1:
     raise InputError(
@@ -214,10 +214,10 @@ def duration(field: str, fraction: float, options: Options | None) -> int:
 
 
 def run_steps(options: Options | None, field: str) -> int:
-  """The steps of the run, which a setting is a fraction of.
+  """Returns the steps of the run, of which a setting is a fraction.
 
   Raises:
-    InputError: they are not given, or below 1.
+    InputError: the steps are missing, or below 1.
   """
   steps = (options or {}).get("steps")
   if steps is None or steps < 1:
@@ -225,13 +225,13 @@ def run_steps(options: Options | None, field: str) -> int:
       "steps",
       steps,
       f"must be at least 1: {field} is a fraction of the run",
-      "give the steps of the whole run",
+      "pass the steps of the whole run",
     )
   return steps
 
 
 def _transcoder(recipe: Recipe, target: Target, can: bool) -> Recipe:
-  """The same method, reconstructing `Batch.target` from x.
+  """Converts a recipe to a transcoder: it reconstructs `Batch.target` from x.
 
   There is no pre-bias, and W_enc starts independent of W_dec.
 
@@ -243,7 +243,7 @@ def _transcoder(recipe: Recipe, target: Target, can: bool) -> Recipe:
       "target",
       recipe.name,
       "is not for methods that need the decoder to have the width of x",
-      "leave target out, or take another recipe",
+      "leave target out, or choose another recipe",
     )
   draw: Any = recipe.init
   return dataclasses.replace(
@@ -258,12 +258,12 @@ def _k_aux(d: int, n: int, k_aux: int | None) -> int:
   if k_aux is None:
     return min(losses.default_k_aux(d), n)
   if not 1 <= k_aux <= n:
-    raise InputError("k_aux", k_aux, f"must be in [1, n={n}]", "lower it")
+    raise InputError("k_aux", k_aux, f"must be in [1, n={n}]", f"such as {n}")
   return k_aux
 
 
 def _check(options: Mapping[str, Any]) -> None:
-  """Refuses settings with which no run could end well, and unknown ones."""
+  """Raises an InputError for unknown options and invalid values."""
   for name in set(options) - set(Options.__annotations__):
     raise InputError(
       name,
@@ -274,13 +274,15 @@ def _check(options: Mapping[str, Any]) -> None:
   check_least("dead_after_tokens", options["dead_after_tokens"], 1)
   clip, decay = options.get("clip_norm"), options.get("ema_decay")
   if clip is not None and not clip > 0:
-    raise InputError("clip_norm", clip, "must be above 0", "None leaves them")
+    raise InputError(
+      "clip_norm", clip, "must be above 0", "None for no clipping"
+    )
   if decay is not None and not 0 <= decay < 1:
     raise InputError("ema_decay", decay, "must be in [0, 1)", "such as 0.999")
 
 
 def check_k(k: int, n: int, field: str = "k") -> None:
-  """Refuses a k that no row can have."""
+  """Checks the number of active latents per row."""
   if not (1 <= k <= n and k == int(k)):
     raise InputError(
       field, k, f"must be a whole number in [1, n={n}]", "lower k or raise n"
@@ -288,36 +290,38 @@ def check_k(k: int, n: int, field: str = "k") -> None:
 
 
 def check_mean_k(k: float, n: int) -> None:
-  """Refuses a k that rows cannot have on average."""
+  """Checks the mean number of active latents per row."""
   if not 0 < k <= n:
     raise InputError("k", k, f"must be in (0, n={n}]", "lower k or raise n")
 
 
 def check_least(field: str, value: float, least: float) -> None:
-  """Refuses what is below the least, or not a number."""
+  """Checks that a value is at least `least` and not NaN."""
   if not value >= least:
-    raise InputError(field, value, f"must be at least {least:g}", "raise it")
+    raise InputError(
+      field, value, f"must be at least {least:g}", f"use {least:g} or more"
+    )
 
 
 def check_finite(field: str, value: float) -> None:
-  """Refuses infinities and what is not a number."""
+  """Checks that a value is finite."""
   if not math.isfinite(value):
     raise InputError(field, value, "must be finite", "such as 0")
 
 
 def check_fraction(field: str, value: float) -> None:
-  """Refuses what is not in (0, 1)."""
+  """Checks that a value is in (0, 1)."""
   if not 0 < value < 1:
     raise InputError(field, value, "must be in (0, 1)", "such as 0.1")
 
 
 def check_no_prep(name: str, options: Options) -> None:
-  """Refuses a prep where the method has one of its own."""
+  """Checks that no prep is passed to a method with its own prep."""
   if "prep" in options:
     raise InputError(
       "prep",
       type(options["prep"]).__name__,
-      f"{name} has a prep of its own",
+      f"{name} has its own prep",
       "leave prep out",
     )
 
@@ -327,7 +331,7 @@ def switches(phases: Sequence[float], steps: int) -> tuple[int, ...]:
 
   Args:
     phases: fractions of the steps.
-    steps: of the whole run.
+    steps: steps of the whole run.
 
   Raises:
     InputError: the fractions do not sum to 1, or a phase has no step.
@@ -343,7 +347,7 @@ def switches(phases: Sequence[float], steps: int) -> tuple[int, ...]:
 
 
 def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
-  """Refuses a name that is not in a list."""
+  """Checks that a name is in a list."""
   known = list(choices)
   if value not in known:
     rule = f"must be one of {', '.join(known)}"

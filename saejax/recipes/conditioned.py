@@ -1,4 +1,4 @@
-"""Methods whose rows come with a condition: a timestep, a layer."""
+"""Methods for rows with a condition: a timestep or a layer."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def tide(
   aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """TIDE: one TopK SAE for all timesteps, behind a trained affine of the time.
+  """TIDE: one TopK SAE for all timesteps, after a time-dependent affine map.
 
       u = x exp(gamma(t)) + beta(t),   u_hat = TopK SAE of u
       x_hat = (u_hat - beta(t)) exp(-gamma(t))
@@ -53,10 +53,10 @@ def tide(
       learned gamma and beta, or "standardise": fixed, each timestep's
       coordinates at mean 0 and deviation 1 over the sample that weights are
       drawn with.
-    window_rows: of the running statistics of a timestep.
+    window_rows: time constant of a timestep's running statistics, in rows.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -65,9 +65,9 @@ def tide(
   """
   common.check_k(k, n)
   if timesteps is not None and not timesteps >= 1:
-    raise InputError("timesteps", timesteps, "must be at least 1", "raise it")
+    raise InputError("timesteps", timesteps, "must be at least 1", "use 1000")
   if not window_rows > 0:
-    raise InputError("window_rows", window_rows, "must be above 0", "raise it")
+    raise InputError("window_rows", window_rows, "must be above 0", "use 1e5")
   count = timesteps or condition_preps.CONTINUOUS_BINS
   conditions = ConditionVariance(count, timesteps is None, window_rows)
   common.check_choice("modulation", modulation, MODULATIONS)
@@ -96,7 +96,7 @@ def _modulated(
   sample: Batch | None = None,
   **given,
 ) -> SAE:
-  """A TopK SAE behind a modulation; the weights do not depend on which."""
+  """Draws a TopK SAE after a modulation, which does not affect its weights."""
   of_kind = MODULATIONS[kind]
   modulation = of_kind(jax.random.fold_in(key, 1), d, of, prep, sample)
   return initial.init(
@@ -122,8 +122,8 @@ def _table(key, d, of, prep, sample) -> condition_preps.Modulation:
 
 
 def _standardised(key, d, of, prep, sample) -> condition_preps.Modulation:
-  """Each condition's coordinates at mean 0 and deviation 1 over the sample."""
-  if sample is None:  # nothing but its shape
+  """Standardises each condition's coordinates over the sample."""
+  if sample is None:  # an abstract init: only the shapes matter
     return _table(key, d, of, prep, sample)
   sample = as_batch(sample)
   cond = condition_preps.required(sample.cond)
@@ -151,7 +151,7 @@ def layergroup(
   aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """One TopK SAE for a group of layers, each divided by its own mean norm.
+  """A TopK SAE for a group of layers, each divided by its own mean norm.
 
       loss = |x' - x_hat'|^2 / var(x') + 1/32 AuxK,   x' = x / scale_layer
 
@@ -165,12 +165,12 @@ def layergroup(
     d: width of the activations.
     n: latents; the paper takes 16 d.
     k: active latents per row.
-    layers: in the group; needed where no scale is given.
+    layers: number of layers in the group; needed if no scale is given.
     scale: mean norm of the rows of each layer; by default that of the sample
       that weights are drawn with.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -192,14 +192,14 @@ def layergroup(
 
 
 def _layers(layers: int | None, scale: Sequence[float] | None) -> int:
-  """How many layers a group has, said in one of two ways."""
+  """Number of layers of a group, from either argument."""
   if (layers is None) == (scale is None):
     raise InputError(
-      "layers", layers, "must be given, or scale in its place", "give one"
+      "layers", layers, "layers or scale must be given", "pass layers"
     )
   if scale is not None and not (len(scale) and min(scale) > 0):
     raise InputError(
-      "scale", scale, "must be positive numbers", "give the mean norms"
+      "scale", scale, "must be positive numbers", "pass the mean norms"
     )
   if layers is not None:
     common.check_least("layers", layers, 1)
@@ -214,7 +214,7 @@ def _scaled(
   fit: Callable[..., Prep] | None,
   sample: Batch | None = None,
 ) -> SAE:
-  """The SAE behind the scale of each layer: given, or fitted to the sample."""
+  """Draws the SAE after scales per layer: given, or fitted to the sample."""
   if fit and sample is not None:
     sample = as_batch(sample)
     prep = fit(sample.x, condition_preps.required(sample.cond))

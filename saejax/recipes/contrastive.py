@@ -21,7 +21,7 @@ def csae(
   sparsity_warmup: float = 0.1,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """Contrastive SAE: half of the latents agree in a pair, half do not overlap.
+  """Contrastive SAE: in a pair, half of the latents agree, half are disjoint.
 
       loss = |x - x_hat|^2 + sparsity sum_i f_i |W_dec_i|
              + coefficient (|c_1 - c_2|_1 + |d_1 d_2|_1)
@@ -38,8 +38,8 @@ def csae(
   Args:
     d: width of the activations.
     n: latents, even.
-    sparsity: of the L1 term.
-    coefficient: of the contrast.
+    sparsity: weight of the L1 term.
+    coefficient: weight of the contrastive term.
     sparsity_warmup: fraction of the run in which the L1 term rises.
     **options: see `common.Options`; gradients are clipped at norm 1.
 
@@ -48,7 +48,7 @@ def csae(
     Agents, 2024, arXiv:2406.04028.
   """
   if n % 2:
-    raise InputError("n", n, "must be even, for two halves", "add a latent")
+    raise InputError("n", n, "must be even, for two halves", f"use {n + 1}")
   common.check_least("coefficient", coefficient, 0)
   pairs = {
     "common": Term(fn=contrast.common, weight=coefficient),

@@ -1,4 +1,4 @@
-"""Methods whose encoder has fewer weights than its latents have rows."""
+"""Methods with factored encoders, which have fewer rows than latents."""
 
 from functools import partial
 from typing import Unpack
@@ -22,19 +22,20 @@ def kronsae(
   aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """KronSAE: latents are pairs of few pre-latents, on where both are.
+  """KronSAE: each latent is a pair of units, active where both are.
 
       z_(e,i,j) = sqrt(p_(e,i) s_(e,j)) on the k largest, else 0
       loss = mean_d (x - x_hat)^2 + 1/32 AuxK
 
   averaged over rows, with p and s the base and extension units of head e, see
-  `sae.kron`. It keeps an encode of its own and cannot be exported. The decoder's
-  rows, which the paper only starts at unit norm, are held there; its Adam has a
-  weight decay that is not given.
+  `sae.kron`. It keeps its own encode and cannot be exported. Decoder rows,
+  which in the paper only start at unit norm, are kept there; its Adam has a
+  weight decay whose value the paper does not give.
 
-  On rows made of pairs (d 32, 32 pairs) it found them better than a TopK with as
-  many encoder weights (mean cosine 0.90 against 0.79) and explained less (errors
-  0.20 against 0.17), so the paper's fewer weights at equal error were not seen.
+  On rows made of pairs (d 32, 32 pairs) it found them better than a TopK with
+  as many encoder weights (mean cosine 0.90 against 0.79) and explained less
+  (errors 0.20 against 0.17), so the paper's fewer weights at equal error were
+  not seen.
 
   Args:
     d: width of the activations.
@@ -46,7 +47,7 @@ def kronsae(
       is TopK.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -60,7 +61,7 @@ def kronsae(
         field, units, f"m q={m * q} must divide n={n}", "change m, q or n"
       )
   if shared and m != q:
-    raise InputError("q", q, f"must be m={m} if shared", "change one")
+    raise InputError("q", q, f"must be m={m} if shared", f"use q={m}")
   return common.compose(
     "kronsae",
     d,

@@ -1,4 +1,4 @@
-"""Methods whose loss has several reconstructions, each inside the next."""
+"""Methods with nested reconstructions in the loss."""
 
 import dataclasses
 import itertools
@@ -38,20 +38,21 @@ def matryoshka(
   aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """Matryoshka SAE: BatchTopK whose first m latents reconstruct x alone.
+  """Matryoshka SAE: BatchTopK whose first m latents also reconstruct x alone.
 
       x_hat_m = sum_{i < m} z_i w_i + b_dec
       loss = sum_m c_m |x - x_hat_m|^2 / sum_m c_m + 1/32 AuxK
 
   summed over d, averaged over rows and over several m, the last of which is n.
   One selection serves all; AuxK is that of the whole code. Early latents become
-  general, later ones special; `sae.truncate` cuts a small SAE out of a large one.
+  general, later ones special; `sae.truncate` cuts a small SAE out of a large
+  one.
 
   Codes differ by a factor: the authors' averages over the prefixes and the bias
-  alone (the default here), SAELens adds up (`reduction="sum"` without the bias),
-  dictionary_learning averages prefixes of weight 1/G (sum, weights 1/G^2). The
-  sampled prefixes come from code with ReLU and L1; here they have BatchTopK, so
-  that no controller of L0 is needed.
+  alone (the default here), SAELens adds up (`reduction="sum"` without the
+  bias), dictionary_learning averages prefixes of weight 1/G (sum, weights
+  1/G^2). The sampled prefixes come from code with ReLU and L1; here they have
+  BatchTopK, so that no controller of L0 is needed.
 
   Args:
     d: width of the activations.
@@ -59,18 +60,18 @@ def matryoshka(
     k: mean number of active latents per row, which may be a fraction.
     prefixes: widths, increasing, the last n; or fractions of n for the groups
       between them, which sum to 1.
-    weights: of the prefixes, 1 by default; not for sampled ones.
+    weights: weights of the prefixes, 1 by default; not for sampled ones.
     sampled: number of prefixes whose widths are drawn anew at each step, n
       included, instead of `prefixes`; 10 in the code. 0 draws none.
-    sampled_power: of their distribution; below 1 favours short prefixes.
-    sampled_shortest: least width of a sampled prefix.
+    sampled_power: exponent of their distribution; below 1 favours short ones.
+    sampled_shortest: minimum width of a sampled prefix.
     reduction: "mean" divides by the sum of the weights, "sum" does not.
     bias_only: count b_dec alone as one more prefix of weight 1.
     sort_decay: keep latents sorted by energy, averaged with this decay (0.95 in
-      the code of sampled prefixes); None leaves them where they are.
+      the code of sampled prefixes); None does not sort.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -115,7 +116,7 @@ def msae(
   ] = "row_normalised_mse",
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """MSAE: one reconstruction from each of several TopK of one encoding.
+  """MSAE: reconstructions from TopK of one encoding at several k.
 
       x_hat_k = relu(top_k(a)) W_dec + b_dec
       loss = sum_k c_k R(x, x_hat_k) / sum_k c_k
@@ -125,8 +126,8 @@ def msae(
   (measure "mse"). Decoder
   rows start at norm 0.1 and are held at 1 by moving their norms to the encoder.
   No penalty, no AuxK; gradients are clipped at norm 1. Their cap tanh(z / c) is
-  off in their settings and not here. The SAE keeps every positive latent where n
-  is a level (the default), else as many as the largest; set another TopK for
+  off in their settings and not here. The SAE keeps every positive latent where
+  n is a level (the default), else as many as the largest; set another TopK for
   fewer.
 
   Args:
@@ -209,11 +210,11 @@ def hierarchical_topk(
     k: active latents per row.
     ranks: J: "all" of 1..k, "powers" of two below k and k, or a list that ends
       with k: latents beyond the last rank would be kept and never trained.
-    weights: of the ranks of J, 1 by default.
-    normalise_weights: divide by their sum.
+    weights: weights of the ranks in J, 1 by default.
+    normalise_weights: whether to divide by their sum.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -251,17 +252,17 @@ def multi_topk(
 
   so that rows still make sense where more or fewer than k latents are kept. One
   pass keeps 4 k: its AuxK and its dead latents are those of 4 k, where OpenAI's
-  code takes those of k. Users hold a TopK of k.
+  code uses those of k. The inference form is TopK with k.
 
   Args:
     d: width of the activations.
     n: latents, at least factor k.
     k: active latents per row.
-    factor: of k, for the wider reconstruction.
-    weight: of the wider reconstruction's error.
+    factor: multiple of k, for the wider reconstruction.
+    weight: weight of the wider reconstruction's error.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -286,14 +287,14 @@ def multi_topk(
 
 
 def _narrow(sae: SAE, stats, rows) -> SAE:
-  """The inference form of a widened TopK."""
+  """Converts `Widened` to its inference form, TopK with k."""
   del stats, rows
   wide: Any = sae.activation
   return sae.replace(activation=activations.TopK(wide.k))
 
 
 def _with_terms(base: Recipe, name: str, terms, activation=None, **parts):
-  """A method with other terms, and another activation where one is given."""
+  """Replaces the terms of a recipe, and optionally its activation."""
   draw: Any = base.init
   if activation is not None:
     parts["init"] = partial(draw, activation=activation)
@@ -315,13 +316,13 @@ def _widths(prefixes: Sequence[int] | Sequence[float], n: int):
   _check_levels("prefixes", lengths, n)
   if lengths[-1] != n:
     raise InputError(
-      "prefixes", lengths, f"the last must be n={n}", "add or correct it"
+      "prefixes", lengths, f"the last must be n={n}", f"append {n}"
     )
   return lengths
 
 
 def _check_levels(field: str, levels: Sequence[int], most: int) -> None:
-  """Refuses what is not an increasing list in [1, most]."""
+  """Checks that levels are increasing integers in [1, most]."""
   rises = all(low < high for low, high in itertools.pairwise(levels))
   whole = all(isinstance(level, int) for level in levels)
   inside = levels and levels[0] >= 1 and levels[-1] <= most
@@ -342,7 +343,7 @@ def _weights(weights, count: int) -> tuple[float, ...]:
       "weights",
       shares,
       f"must be {count} numbers of at least 0, not all 0",
-      "give one for each prefix",
+      "pass one weight per prefix",
     )
   return shares
 
@@ -350,7 +351,7 @@ def _weights(weights, count: int) -> tuple[float, ...]:
 def _doubling(first: int, n: int) -> tuple[int, ...]:
   """first, 2 first, ... while at most n, and n."""
   if not 1 <= first <= n:
-    raise InputError("levels", first, f"must be in [1, n={n}]", "lower it")
+    raise InputError("levels", first, f"must be in [1, n={n}]", "such as 8")
   count = (n // first).bit_length()
   return tuple(dict.fromkeys([first * 2**i for i in range(count)] + [n]))
 
@@ -375,12 +376,12 @@ def _powers(k: int) -> tuple[int, ...]:
 def _sampled(
   count: int, power: float, shortest: int, n: int, weights
 ) -> nested_losses.Sampled:
-  """Widths to be drawn; refuses those that cannot be, and weights for them."""
+  """Builds the distribution of widths; checks its settings."""
   if weights is not None:
     raise InputError(
       "weights",
       tuple(weights),
-      "sampled prefixes are weighted alike",
+      "sampled prefixes have equal weights",
       "leave weights out",
     )
   common.check_k(shortest, n, "sampled_shortest")

@@ -1,4 +1,4 @@
-"""Methods that hold the decoder's rows apart, or near the data."""
+"""Methods that regularise decoder rows: towards orthogonality or the data."""
 
 import dataclasses
 from functools import partial
@@ -25,26 +25,26 @@ def ortsae(
   aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """OrtSAE: BatchTopK whose decoder rows are pushed apart.
+  """OrtSAE: BatchTopK with a penalty on cosines between decoder rows.
 
       loss = |x - x_hat|^2 + 1/32 AuxK + gamma mean_i max(s_i, 0)^2
 
   with s_i the largest cosine of row i with another one of its random chunk, see
   `orthogonality.nearest`; a member's own coefficient multiplies gamma. gamma is
-  relative to squares summed over d of rows with mean square norm 1. Neither that
-  nor chunk, gamma and every could be read in the paper's own code.
+  relative to squares summed over d of rows with mean square norm 1. Neither
+  that nor chunk, gamma and every could be read in the paper's own code.
 
   Args:
     d: width of the activations.
     n: latents.
     k: mean number of active latents per row, which may be a fraction.
-    gamma: of the penalty; 0 leaves it out.
-    chunk: most latents compared with each other.
-    every: steps between those with the penalty, whose gamma is not raised.
-    signed: s_i^2 whatever its sign.
+    gamma: weight of the penalty; 0 leaves it out.
+    chunk: maximum number of latents compared with each other.
+    every: the penalty acts in one of this many steps; gamma is not rescaled.
+    signed: whether negative s_i are penalised too.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -74,7 +74,7 @@ def ra_sae(
   aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """RA-SAE: TopK whose decoder rows lie near convex combinations of points.
+  """RA-SAE: TopK with decoder rows near convex combinations of data points.
 
       W_dec = (A C + Lambda) exp(m),  A_i on the simplex, |Lambda_i| <= delta
       loss = |x - x_hat|^2 / var(x) + 1/32 AuxK,  x_hat = z W_dec
@@ -95,7 +95,7 @@ def ra_sae(
     multiplier: whether m is learned, else 0.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:

@@ -1,4 +1,4 @@
-"""Methods that bound or penalise the latents of each row on its own."""
+"""Methods that bound or penalise the active latents of each row separately."""
 
 from functools import partial
 from typing import Unpack
@@ -41,7 +41,7 @@ def topk(
     k: active latents per row.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -84,7 +84,7 @@ def relu_l1(
   Args:
     d: width of the activations.
     n: latents.
-    coefficient: of the L1 term.
+    coefficient: weight of the L1 term.
     coefficient_warmup: fraction of the run in which it rises from 0.
     decoder_norm: weight the penalty by the norms of a free decoder.
     tied: encode with the decoder's rows, as used: z = relu(x W_dec^T + b_enc),
@@ -130,7 +130,7 @@ def k_sparse(
   alpha: float = 1.0,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """k-sparse autoencoder: tied weights, no other non-linearity than the k.
+  """k-sparse autoencoder: tied weights, and top-k as the only non-linearity.
 
       u = x W^T + b;   z = u on the k largest of u, else 0;   x_hat = z W + b_dec
       loss = |x - x_hat|^2
@@ -147,7 +147,7 @@ def k_sparse(
   Args:
     d: width of the activations.
     n: latents.
-    k: active latents per row, in the end.
+    k: active latents per row, at the end of the annealing.
     anneal: fraction of the run in which k falls, half of it in the paper.
     k_start: active latents per row at step 0; n by default.
     alpha: factor of k after training, at least 1.
@@ -213,7 +213,7 @@ def abstopk(
     k: active latents per row.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -243,17 +243,17 @@ def group_max(
   aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """The largest pre-activation of each of k groups of neighbours, then ReLU.
+  """GroupMax SAE: the largest of each of k contiguous groups, then ReLU.
 
   The loss is that of `topk`. Latents of one group never fire together.
 
   Args:
     d: width of the activations.
     n: latents.
-    k: groups, a divisor of n.
+    k: number of groups, a divisor of n.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:

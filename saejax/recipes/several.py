@@ -1,8 +1,8 @@
-"""Methods with several SAEs: members that learn together.
+"""Methods that train several SAEs with a coupling loss.
 
 Ensembles need no recipe. Bagging: members of one run read the same stream, and
-`sae.ensembles.flatten` makes one SAE of them. Boosting: any recipe with the
-prep `sae.ensembles.residual` is the next stage behind SAEs already trained.
+`sae.ensembles.flatten` merges them into one SAE. Boosting: any recipe with the
+prep `sae.ensembles.residual` trains the next stage on the residual.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def mfr(
   restart_above: float | None = 2.5,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """Mutual feature regularisation: TopK SAEs that are to find the same.
+  """Mutual feature regularisation: TopK SAEs pushed towards equal dictionaries.
 
       loss = sum_i mean (x - x_hat_i)^2 + C,
       C = coefficient warm(t) mean_{i<j} (1 - sim(W_i, W_j))
@@ -57,11 +57,11 @@ def mfr(
     d: width of the activations.
     n: latents.
     k: active latents per row.
-    coefficient: of the coupling; the paper's for GPT-2.
+    coefficient: weight of the coupling; the paper's for GPT-2.
     coefficient_warmup: fraction of the run in which it rises from 0; 100 steps
       in the paper.
     match: "max", the nearest row, or "hungarian", the best assignment.
-    detach_peers: whether a row is drawn to its match without drawing it.
+    detach_peers: whether only the row, not its match, gets a gradient.
     restart_above: see `coupling.RestartMember`; None never restarts. The paper
       fixes the target rate at 32/512, here it is k/n.
     **options: see `common.Options`.

@@ -1,4 +1,4 @@
-"""Methods that finetune an SAE for a part of the data."""
+"""Methods that finetune an SAE on a subset of the data."""
 
 from functools import partial
 from typing import Unpack
@@ -27,7 +27,7 @@ def ssae(
   coefficient: float = 0.0,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """Specialised SAE: a general one, finetuned for the worst rows of a domain.
+  """Specialised SAE: a general SAE finetuned on a domain with a tilted loss.
 
       l_b = mean_d (x_b - x_hat_b)^2 + coefficient sum_i z_bi |w_i|
       loss = (1/t) log mean_b exp(t l_b)
@@ -45,7 +45,7 @@ def ssae(
       dtype are kept.
     t: tilt; 0 is the mean.
     relative: see `tilted.Tilted`.
-    coefficient: of the L1 term; that of the general SAE, 0 for TopK.
+    coefficient: weight of the L1 term; that of the general SAE, 0 for TopK.
     **options: see `common.Options`; the prep and dtype are those of the general
       SAE.
 
@@ -59,8 +59,8 @@ def ssae(
     raise InputError(
       "init_from",
       f"d={general.d}, n={general.n}",
-      f"must have the sizes asked for, d={d}, n={n}",
-      "ask for those of the general SAE",
+      f"must have the requested sizes, d={d}, n={n}",
+      f"use d={general.d}, n={general.n}",
     )
   common.check_finite("t", t)
   common.check_least("t", t, 0)
@@ -88,6 +88,6 @@ def _same_weights(
   sample: Batch | None = None,
   **given,
 ) -> SAE:
-  """A copy of the SAE: the state of a training is donated."""
+  """Copies the SAE, since the training state's buffers are donated."""
   del key, sample, given
   return jax.tree.map(jnp.array, general)

@@ -1,4 +1,4 @@
-"""Methods that draw random numbers in training, and a control of one."""
+"""Methods that are stochastic in training, and a control."""
 
 from functools import partial
 from typing import Literal, Unpack
@@ -16,8 +16,8 @@ from saejax.sae import (
 from saejax.training.parts import finish, importance, kl, losses
 from saejax.training.recipe import Recipe, Term, as_trained
 
-# What is penalised, what selects, and what users hold. `Ranked` keeps the same
-# as `TopK` and holds every pre-activation in training.
+# The latents penalised, the activation in training and that of the inference
+# form. `Ranked` selects as `TopK` does and keeps all pre-activations.
 PENALISED = {
   "kept": (losses.l2, activations.TopK, as_trained),
   "all": (
@@ -41,7 +41,7 @@ def vsae(
   aux_weight: float = common.AUX_WEIGHT,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """Variational TopK SAE: latents from a Gaussian posterior, the k of largest |z|.
+  """Variational TopK SAE: the k largest |z|, drawn from a Gaussian posterior.
 
       loss = |x - x_hat|^2 + coefficient KL + 1/32 AuxK
 
@@ -52,22 +52,22 @@ def vsae(
   free; b_dec starts at the geometric median, in the paper's code at 0.
   Gradients are clipped at norm 1 unless the options say otherwise.
 
-  A larger coefficient lowers the means and kills latents, if not always more: at
-  0, 0.1, 1 and 10 the mean squares of a small run were 4.9, 1.3, 0.35 and 0.07,
-  the dead 0, 9, 47 and 44 % (n 32, no AuxK).
+  A larger coefficient lowers the means and kills latents, though not
+  monotonically: at 0, 0.1, 1 and 10 the mean squares of a small run were 4.9,
+  1.3, 0.35 and 0.07, with 0, 9, 47 and 44 % dead latents (n 32, no AuxK).
 
   Args:
     d: width of the activations.
     n: latents.
     k: active latents per row.
-    coefficient: of the divergence; 0.5 in the paper's configuration, 500 in
-      the defaults of its code. It scales with the norm of the rows.
+    coefficient: weight of the divergence; 0.5 in the paper's configuration, 500
+      in the defaults of its code. It scales with the norm of the rows.
     kl_warmup: fraction of the run in which the coefficient rises from 0.
     posterior: "none", "fixed" or "learned".
-    masked: only the latents that are kept count in the divergence.
+    masked: whether the divergence sums over active latents only.
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -125,11 +125,11 @@ def topk_l2(
     d: width of the activations.
     n: latents.
     k: active latents per row.
-    coefficient: of the penalty.
+    coefficient: weight of the penalty.
     over: which latents are penalised, those "kept" or "all".
     k_aux: dead latents revived per row; by default the power of two nearest
       d/2.
-    aux_weight: of the AuxK term; 0 leaves it out.
+    aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
   References:
@@ -165,24 +165,25 @@ def atm(
   deterministic: bool = False,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """Adaptive temporal masking: unimportant latents are masked at random.
+  """Adaptive temporal masking: masks unimportant latents at random.
 
       loss = |x - x_hat|^2 + coefficient sum_i z_i,   z = relu(a) m
 
   summed over d and over latents, averaged over rows; m_i = 0 with a probability
-  that falls with the latent's running importance, see `training.parts.importance`.
-  Decoder rows are normalised in every forward pass. There is no code; beyond
-  the form of that probability the definitions are ours.
+  that falls with the latent's running importance, see
+  `training.parts.importance`. Decoder rows are normalised in every forward
+  pass. There is no code; beyond the form of that probability the definitions
+  are ours.
 
   Args:
     d: width of the activations.
     n: latents.
-    coefficient: of the L1 term.
+    coefficient: weight of the L1 term.
     coefficient_warmup: fraction of the run in which it rises from 0.
     c: threshold of the probability, in deviations above the mean importance.
     r: steepness of the probability; 0 never masks.
-    decay: of the running importance.
-    weights: in it, of a latent's size, rate and need.
+    decay: decay of the running importance.
+    weights: weights of a latent's size, rate and need in its importance.
     mask_start: fraction of the run before the first step that masks.
     per_row: draw a mask for each row instead of each batch.
     deterministic: leave latents out for good that end masked half of the time

@@ -1,4 +1,4 @@
-"""Methods whose latents are on above a threshold, learned or estimated."""
+"""Methods with thresholds on latents, learned or estimated."""
 
 import dataclasses
 from functools import partial
@@ -60,41 +60,43 @@ def jumprelu(
   pre_bias: bool = False,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """JumpReLU SAE: each latent is on above a threshold that it learns.
+  """JumpReLU SAE: each latent is active above its learned threshold.
 
       loss = |x - x_hat|^2 + coefficient sum_i H(a_i - theta_i)
 
   summed over d and over latents, averaged over rows. Gradients in theta come
   from a kernel of width eps, the bandwidth, so eps and theta are in the units
-  of a: the defaults are for rows of mean square norm 1, and rows of norm sqrt(d)
+  of a: the defaults are for rows of mean square norm 1, and rows of norm
+  sqrt(d)
   need about sqrt(d) times as much, else hardly a row falls in the window and L0
   stays where it is. L0 stops falling from some coefficient on, since Adam
   forgets the size of the one gradient that theta gets from it; the penalty
-  "l0_target" does not have that fault. The paper's settings; its code learns log theta instead,
-  from which small thresholds hardly move.
+  "l0_target" does not have that fault. The paper's settings; its code learns
+  log theta instead, from which small thresholds hardly move.
 
   Args:
     d: width of the activations.
     n: latents.
-    coefficient: of the penalty.
-    penalty: by name in `training.parts.sparsity`.
+    coefficient: weight of the penalty.
+    penalty: name of a penalty in `training.parts.sparsity`.
     target_l0: active latents per row that "l0_target" aims at, and needs.
     target_scope: whether "l0_target" compares the mean of the "batch" or every
       "row".
     tanh_scale: c of "tanh" and "tanh_quadratic".
-    tanh_rate: of "tanh_quadratic": how frequent latents may be.
-    exponent: of "power".
+    tanh_rate: rate of "tanh_quadratic", the fraction of rows it tolerates.
+    exponent: exponent of "power".
     coefficient_warmup: fraction of the run in which the coefficient rises from
       0; 10,000 steps in the paper.
-    silent_weight: of `sparsity.below_threshold`, which goes with "tanh".
-    theta: all thresholds at the start, in the units of a.
+    silent_weight: weight of `sparsity.below_threshold`, used with "tanh".
+    theta: initial value of all thresholds, in the units of a.
     bandwidth: width of the kernel, in the units of a.
-    kernel: by name in `sae.jumprelu.KERNELS`.
-    ste_to_input: whether the estimators reach a too.
-    post_jump: H is taken of z instead of a, as in the published listing;
-      thresholds are then held at bandwidth/2 or above.
-    theta_rate: multiplies the learning rate of theta.
-    free_decoder: decoder rows may have any norm; for penalties that know it.
+    kernel: name in `sae.jumprelu.KERNELS`.
+    ste_to_input: whether the estimators' gradients reach a too.
+    post_jump: whether H is taken of z instead of a, as in the published
+      listing; thresholds are then kept at bandwidth/2 or above.
+    theta_rate: factor of the learning rate of theta.
+    free_decoder: whether decoder rows may have any norm; for penalties that
+      depend on it.
     pre_bias: whether b_dec is subtracted from x.
     **options: see `common.Options`.
 
@@ -143,7 +145,7 @@ def _penalty(
   tanh_rate: float,
   exponent: float,
 ) -> sparsity.Penalty:
-  """A penalty by its name; refuses settings that it cannot have."""
+  """Builds a penalty by its name; checks its settings."""
   common.check_choice("target_scope", scope, ("batch", "row"))
   if name == "l0_target":
     if target_l0 is None or not target_l0 > 0:
@@ -164,7 +166,7 @@ def _penalty(
     ("exponent", exponent),
   ):
     if not value > 0:
-      raise InputError(field, value, "must be above 0", "raise it")
+      raise InputError(field, value, "must be above 0", "such as 1")
   named = {
     "l0": sparsity.l0,
     "tanh": sparsity.tanh(tanh_scale),
@@ -178,7 +180,7 @@ def _penalty(
 def _check(
   *, kernel: str, bandwidth: float, theta: float, least: float
 ) -> None:
-  """Refuses estimators that do not exist or do not work."""
+  """Checks the settings of the gradient estimator."""
   common.check_choice("kernel", kernel, jump.KERNELS)
   if not bandwidth > 0:
     raise InputError("bandwidth", bandwidth, "must be above 0", "such as 0.001")
@@ -187,7 +189,7 @@ def _check(
       "theta",
       theta,
       f"must be at least {least:g} with this estimator",
-      "raise it, or lower bandwidth with post_jump",
+      f"use theta={least:g} or more, or lower bandwidth with post_jump",
     )
 
 
@@ -199,7 +201,7 @@ def gated(
   coefficient_warmup: float = 0.0,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """Gated SAE: whether a latent is on and how strongly, by two heads.
+  """Gated SAE: one encoder head gates each latent, one gives its magnitude.
 
       p = (x - b_dec) W_enc^T,  gate = p + b_gate,  a = p exp(r_mag) + b_mag
       z = max(a, 0) where gate > 0
@@ -216,7 +218,7 @@ def gated(
   Args:
     d: width of the activations.
     n: latents.
-    coefficient: of the penalty.
+    coefficient: weight of the penalty.
     coefficient_warmup: fraction of the run in which it rises from 0; 2000 steps
       in dictionary_learning.
     **options: see `common.Options`.
@@ -250,29 +252,29 @@ def gemma_scope(
   bandwidth: float = 0.001,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """Gemma Scope: JumpReLU as it was trained on Gemma 2.
+  """Gemma Scope: JumpReLU with the settings used for Gemma 2.
 
-  The loss of `jumprelu` without a pre-bias; the learning rate rises from a tenth
-  along a cosine, the coefficient from 0 in a straight line. Their rate is 7e-5
-  at 4096 rows per batch, of mean square norm 1 (`prep`), as are the targets of
-  their transcoders (`common.Options.target`). Theirs starts from He-uniform directions, ours from isotropic
-  ones.
+  The loss of `jumprelu` without a pre-bias; the learning rate rises from a
+  tenth along a cosine, the coefficient linearly from 0. Their learning rate is
+  7e-5 at 4096 rows per batch, of mean square norm 1 (`prep`), as are the
+  targets of their transcoders (`common.Options.target`). They start from
+  He-uniform directions; here they are isotropic.
 
   Args:
     d: width of the activations.
     n: latents.
-    coefficient: of L0.
+    coefficient: weight of L0.
     coefficient_warmup: fraction of the run in which it rises; 10,000 steps in
       the paper.
     rate_warmup: fraction of the run in which the learning rate rises; 1000
       steps in the paper.
-    theta: all thresholds at the start, in the units of a.
+    theta: initial value of all thresholds, in the units of a.
     bandwidth: width of the kernel, in the units of a.
     **options: see `common.Options`.
 
   References:
-    Lieberum et al., Gemma Scope: Open Sparse Autoencoders Everywhere All At Once
-    on Gemma 2, 2024, arXiv:2408.05147.
+    Lieberum et al., Gemma Scope: Open Sparse Autoencoders Everywhere All At
+    Once on Gemma 2, 2024, arXiv:2408.05147.
   """
   warmup = common.duration("rate_warmup", rate_warmup, options)
   recipe = jumprelu(
@@ -296,23 +298,23 @@ def llama_scope(
   rate_warmup: float = 0.05,
   **options: Unpack[common.Options],
 ) -> Recipe:
-  """Llama Scope: TopK by the size of what a latent adds, k annealed from d/2.
+  """Llama Scope: TopK ranked by contribution norm, with k annealed from d/2.
 
       keep the k_t largest a_i |w_i| of each row, with values max(a_i, 0)
       k_t = ceil(d/2 + (k - d/2) t / T), then k;   T = anneal times the steps
       loss = mean_d (x - x_hat)^2 / |x - mean_B x|
 
-  averaged over rows. No gradient flows through the norms that rank. Decoder rows
-  start with norm 1/2 and are free; there is no pre-bias. Afterwards norms are
-  folded to 1 and one threshold takes the place of the selection, the (B k)-th
-  largest latent of the B rows given (32768 there). The paper anneals from d,
-  its code from d/2, which we follow. Theirs scales rows to a mean norm of
+  averaged over rows. No gradient flows through the norms that rank. Decoder
+  rows start with norm 1/2 and are free; there is no pre-bias. Afterwards norms
+  are folded to 1 and one threshold takes the place of the selection, the (B
+  k)-th largest latent of the B rows given (32768 there). The paper anneals from
+  d, its code from d/2, which we follow. Theirs scales rows to a mean norm of
   sqrt(d) (`prep`).
 
   Args:
     d: width of the activations.
     n: latents.
-    k: active latents per row, in the end.
+    k: active latents per row, at the end of the annealing.
     anneal: fraction of the run in which k falls.
     rate_warmup: fraction of the run in which the learning rate rises, 5000
       steps in the paper; its last fifth lowers it to 1 %.
