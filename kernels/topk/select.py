@@ -4,40 +4,56 @@ The k-th largest key is found bit by bit by counting (as in `xla.top_k_set`),
 which needs no sort, takes a different number for each row or column, and where
 an axis is sharded costs one all-reduce a bit. Exact: equal scores at the edge
 are taken lowest index first.
+
+A batch may hold more than 2^31 entries (8,192 rows of 1,048,576 latents hold
+2^33), so counts over several axes are kept in two int32 words: entries are
+counted along the last axis, and these counts are summed over the others in
+units of 2^bits and in the remainder.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from saejax.kernels.topk import xla
 
 
 def largest(
-  scores: Array, count: Int[Array, "..."], axes: tuple[int, ...]
+  scores: Array,
+  count: Int[Array, "..."] | Float[Array, "..."],
+  axes: tuple[int, ...],
 ) -> Bool[Array, "..."]:
   """A mask of the `count` largest scores over `axes`.
 
   Args:
     scores: any shape; compared in float32.
     count: how many, broadcastable to the scores with `axes` of size 1. More
-      than there are takes all, 0 or less none.
+      than there are takes all, 0 or less none. Fractions are rounded down;
+      more than 2^31 are given as a float.
     axes: over which entries compete: (-1,) within a row, (0,) within a column
       of [B, n], (0, 1) within the batch.
 
   Returns:
     The mask, of the shape of the scores. No gradient.
+
+  Raises:
+    ValueError: axes that are not neighbours.
+    NotImplementedError: too many entries to be counted in two words.
   """
   axes = tuple(sorted(axis % scores.ndim for axis in axes))
+  if axes != tuple(range(axes[0], axes[-1] + 1)):
+    raise ValueError(f"axes must be neighbours, got {axes}")
+  bits = word_bits(tuple(scores.shape[axis] for axis in axes))
   scores = jax.lax.stop_gradient(scores).astype(jnp.float32)
   keys = xla.ordered_ints(scores)
-  total = lambda mask: jnp.sum(mask, axes, dtype=jnp.int32, keepdims=True)
-  count = jnp.asarray(count, jnp.int32)
-  enough = lambda t: total(keys >= t) >= count
+  wanted = words(jnp.asarray(count), bits)
+  enough = lambda t: _at_least(_total(keys >= t, axes, bits), wanted)
 
-  zero = jnp.zeros_like(total(keys > 0))
+  shape = [1 if i in axes else size for i, size in enumerate(keys.shape)]
+  zero = jnp.zeros(shape, jnp.int32)
   start = jnp.where(enough(zero), zero, xla.LEAST)
 
   def set_bit(i, t):
@@ -46,24 +62,101 @@ def largest(
 
   kth = jax.lax.fori_loop(0, 31, set_bit, start)
   above, equal = keys > kth, keys == kth
-  missing = count - total(above)
-  crowded = jnp.any(total(equal) > missing)
-  first = lambda: equal & (_rank(equal, axes) <= missing)
-  return above | jax.lax.cond(crowded, first, lambda: equal)
+  missing = _minus(wanted, _total(above, axes, bits), bits)
+  crowded = ~_at_least(missing, _total(equal, axes, bits))
+  first = lambda: _first(equal, missing, axes, bits)
+  return above | jax.lax.cond(jnp.any(crowded), first, lambda: equal)
 
 
-def _rank(mask: Bool[Array, "..."], axes: tuple[int, ...]) -> Int[Array, "..."]:
-  """Number of set entries up to each one, in index order over `axes`."""
+# --- counts in two words -----------------------------------------------------
+
+
+class Count(NamedTuple):
+  """A whole number, high 2^bits + low with 0 <= low < 2^bits."""
+
+  high: Int[Array, "..."]
+  low: Int[Array, "..."]
+
+
+def word_bits(shape: tuple[int, ...]) -> int:
+  """Bits of the low word of counts over axes of this shape.
+
+  As many as leave room for the sum of one low word for each line along the
+  last axis.
+
+  Raises:
+    NotImplementedError: a line, or the high word, would exceed its int32.
+  """
+  lines, length = math.prod(shape[:-1]), shape[-1]
+  bits = 30 - (max(lines, 1) - 1).bit_length()
+  if length >= 2**30 or bits < 1 or lines * length >> bits >= 2**30:
+    raise NotImplementedError(
+      f"entries of shape {list(shape)} are too many to be counted in two words"
+    )
+  return bits
+
+
+def words(count: Array, bits: int) -> Count:
+  """Splits a count; floats are rounded down, and clipped to [0, 2^(bits+30)]."""
+  if jnp.issubdtype(count.dtype, jnp.floating):
+    # Products with powers of two are exact, and so is what floor leaves.
+    count = jnp.clip(count.astype(jnp.float32), 0, 2.0 ** (bits + 30))
+    high = jnp.floor(count * 2.0**-bits)
+    low = count - high * 2.0**bits
+    return Count(high.astype(jnp.int32), low.astype(jnp.int32))
+  count = count.astype(jnp.int32)
+  return _carried(jnp.zeros_like(count), count, bits)
+
+
+def add(lines: Int[Array, "..."], axes: tuple[int, ...], bits: int) -> Count:
+  """The sum of non-negative counts over `axes`, which are kept with size 1."""
+  high = jnp.sum(lines >> bits, axes, dtype=jnp.int32, keepdims=True)
+  low = jnp.sum(lines & ((1 << bits) - 1), axes, dtype=jnp.int32, keepdims=True)
+  return _carried(high, low, bits)
+
+
+def before(lines: Int[Array, "..."], axis: int, bits: int) -> Count:
+  """The sum of the counts in front of each one along `axis`."""
+  high, low = lines >> bits, lines & ((1 << bits) - 1)
+  sums = [jnp.cumsum(part, axis=axis) - part for part in (high, low)]
+  return _carried(*sums, bits)
+
+
+def left(wanted: Count, taken: Count, most: int, bits: int) -> Int[Array, ""]:
+  """wanted - taken, clipped to [0, most]."""
+  high, low = _minus(wanted, taken, bits)
+  whole = jnp.clip(high, 0, most >> bits) << bits
+  inside = jnp.minimum(whole + low, most)
+  return jnp.where(high < 0, 0, jnp.where(high > most >> bits, most, inside))
+
+
+def _carried(high: Array, low: Array, bits: int) -> Count:
+  return Count(high + (low >> bits), low & ((1 << bits) - 1))
+
+
+def _minus(a: Count, b: Count, bits: int) -> Count:
+  return _carried(a.high - b.high, a.low - b.low, bits)
+
+
+def _at_least(a: Count, b: Count) -> Bool[Array, "..."]:
+  return (a.high > b.high) | ((a.high == b.high) & (a.low >= b.low))
+
+
+def _total(mask: Bool[Array, "..."], axes: tuple[int, ...], bits: int) -> Count:
+  lines = jnp.sum(mask, axes[-1], dtype=jnp.int32, keepdims=True)
+  return add(lines, axes[:-1], bits)
+
+
+def _first(
+  mask: Bool[Array, "..."], count: Count, axes: tuple[int, ...], bits: int
+) -> Bool[Array, "..."]:
+  """The first `count` set entries, in index order over `axes`."""
   *outer, last = axes
   within = jnp.cumsum(mask.astype(jnp.int32), axis=last)
-  if not outer:
-    return within
-  if axes != tuple(range(axes[0], axes[-1] + 1)):
-    raise ValueError(f"axes must be neighbours, got {axes}")
   # Whole lines before each line, in the order of the outer axes.
-  shape = tuple(mask.shape[axis] for axis in outer)
-  lead = mask.shape[: axes[0]]
   lines = jnp.sum(mask, axis=last, dtype=jnp.int32, keepdims=True)
-  flat = lines.reshape(*lead, math.prod(shape), *lines.shape[last:])
-  before = jnp.cumsum(flat, axis=axes[0]) - flat
-  return within + before.reshape(lines.shape)
+  size = math.prod(mask.shape[axis] for axis in outer)
+  shape = (*mask.shape[: axes[0]], size, *lines.shape[last:])
+  taken = before(lines.reshape(shape), axes[0], bits)
+  taken = Count(*(word.reshape(lines.shape) for word in taken))
+  return mask & (within <= left(count, taken, mask.shape[last], bits))

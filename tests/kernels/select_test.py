@@ -1,5 +1,7 @@
 """Tests of kernels/topk/select.py."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +91,81 @@ class LargestTest(parameterized.TestCase):
   def test_refuses_axes_that_are_not_neighbours(self):
     with self.assertRaisesRegex(ValueError, "neighbours"):
       select.largest(jnp.zeros((2, 3, 4)), 1, (0, 2))
+
+  def test_counts_with_carries_equal_a_stable_sort(self):
+    # Words of 2 bits carry at 4 entries, as those of a large batch at 2^17.
+    for axes in ((0, 1), (0,)):
+      with mock.patch.object(select, "word_bits", lambda shape: 2):
+        select_ = jax.jit(lambda a, c, axes=axes: select.largest(a, c, axes))
+        for kind in ("normal", "ties", "equal"):
+          for count in COUNTS[axes]:
+            got = select_(scores(kind), np.asarray(count, np.float32))
+            want = largest(scores(kind), np.asarray(count), axes)
+            np.testing.assert_array_equal(got, want, err_msg=f"{kind} {count}")
+
+
+class CountTest(parameterized.TestCase):
+  """Batches of more than 2^31 entries, by the counts of their lines."""
+
+  ROWS, WIDTH = 8192, 2**20
+
+  def lines(self):
+    drawn = np.random.default_rng(0).integers(0, self.WIDTH + 1, self.ROWS)
+    drawn[: self.ROWS // 2] = self.WIDTH  # 2^32 entries and more
+    return drawn
+
+  def value(self, count, bits):
+    self.assertTrue(((count.low >= 0) & (count.low < 2**bits)).all())
+    return np.asarray(count.high, np.int64) * 2**bits + np.asarray(count.low)
+
+  def test_a_batch_of_two_to_the_33_entries_is_traced(self):
+    shape = (self.ROWS, self.WIDTH)
+    got = jax.eval_shape(
+      lambda a, c: select.largest(a, c, (0, 1)),
+      jax.ShapeDtypeStruct(shape, np.float32),
+      jax.ShapeDtypeStruct((), np.float32),
+    )
+    self.assertEqual((got.shape, got.dtype), (shape, np.bool_))
+    self.assertEqual(select.word_bits(shape), 17)
+
+  def test_sums_of_lines_are_those_of_whole_numbers(self):
+    bits = select.word_bits((self.ROWS, self.WIDTH))
+    for lines in (self.lines(), np.full(self.ROWS, self.WIDTH)):
+      device = jnp.asarray(lines, jnp.int32)
+      total = select.add(device, (0,), bits)
+      self.assertEqual(self.value(total, bits), [lines.sum()])
+      taken = self.value(select.before(device, 0, bits), bits)
+      np.testing.assert_array_equal(taken, np.cumsum(lines) - lines)
+
+  def test_what_is_left_for_a_line_is_clipped_to_its_length(self):
+    bits = select.word_bits((self.ROWS, self.WIDTH))
+    lines = self.lines()
+    taken = select.before(jnp.asarray(lines, jnp.int32), 0, bits)
+    for wanted in (0, 5, 2**31, 3 * 2**31, 2**32 + 2**20, 2**33):
+      count = select.words(jnp.float32(wanted), bits)
+      self.assertEqual(self.value(count, bits), wanted)
+      got = select.left(count, taken, self.WIDTH, bits)
+      want = np.clip(wanted - np.cumsum(lines) + lines, 0, self.WIDTH)
+      np.testing.assert_array_equal(got, want)
+
+  @parameterized.parameters(0, 1, 2**17 - 1, 2**17, 2**30 + 5, 2**31 - 1, -1)
+  def test_whole_numbers_are_split_exactly(self, count):
+    for bits in (2, 17, 30):
+      got = select.words(jnp.int32(count), bits)
+      self.assertEqual(self.value(got, bits), count)
+
+  @parameterized.parameters(
+    (2.0**31, 2**31), (2.0**33 + 2**10, 2**33 + 2**10), (2.75, 2), (-1.5, 0)
+  )
+  def test_floats_are_rounded_down(self, count, want):
+    for bits in (17, 24):
+      got = select.words(jnp.float32(count), bits)
+      self.assertEqual(self.value(got, bits), want)
+
+  @parameterized.parameters((2**20, 2**29), (2, 2**30), (2**30, 8))
+  def test_what_two_words_cannot_count_is_refused(self, *shape):
+    with self.assertRaisesRegex(NotImplementedError, "too many"):
+      select.word_bits(shape)
 
 
 if __name__ == "__main__":
