@@ -118,8 +118,8 @@ def add(lines: Int[Array, "..."], axes: tuple[int, ...], bits: int) -> Count:
 def before(lines: Int[Array, "..."], axis: int, bits: int) -> Count:
   """The sum of the counts in front of each one along `axis`."""
   high, low = lines >> bits, lines & ((1 << bits) - 1)
-  sums = [jnp.cumsum(part, axis=axis) - part for part in (high, low)]
-  return _carried(*sums, bits)
+  sums = lambda part: jnp.cumsum(part, axis=axis) - part
+  return _carried(sums(high), sums(low), bits)
 
 
 def left(wanted: Count, taken: Count, most: int, bits: int) -> Int[Array, ""]:
@@ -158,5 +158,5 @@ def _first(
   size = math.prod(mask.shape[axis] for axis in outer)
   shape = (*mask.shape[: axes[0]], size, *lines.shape[last:])
   taken = before(lines.reshape(shape), axes[0], bits)
-  taken = Count(*(word.reshape(lines.shape) for word in taken))
+  taken = jax.tree.map(lambda word: word.reshape(lines.shape), taken)
   return mask & (within <= left(count, taken, mask.shape[last], bits))

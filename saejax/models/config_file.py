@@ -6,8 +6,9 @@ would change the forward raises InputError with the values that are known.
 
 import collections.abc
 import dataclasses
-import json
 import pathlib
+import reprlib
+import sys
 from typing import Any
 
 from saejax import errors
@@ -40,6 +41,8 @@ INERT = {
   "use_parallel_residual": (False,),
   "use_qk_norm": (False,),
 }
+# Ends of the names of architectures that have a language head.
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ class ConfigFile:
   def number(self, key: str, default: float | None = None) -> float:
     """A positive number."""
     value = self._value(key, default)
-    if type(value) not in (int, float) or not value > 0:
+    if type(value) not in (int, float) or not (0 < value <= sys.float_info.max):
       raise self.refusal(key, "must be a number above 0")
     return float(value)
 
@@ -86,17 +89,25 @@ class ConfigFile:
         known = " or ".join(str(v) for v in (*allowed, "absent"))
         raise self.refusal(key, f"must be {known}: nothing else is implemented")
     layer_types = self.values.get("layer_types") or []
-    if any(kind != "full_attention" for kind in layer_types):
+    if not isinstance(layer_types, list) or any(
+      kind != "full_attention" for kind in layer_types
+    ):
       raise self.refusal("layer_types", "must all be full_attention")
+
+  @property
+  def has_head(self) -> bool:
+    """Whether an architecture that is named has a language head."""
+    names = self.values.get("architectures") or []
+    if not isinstance(names, list):
+      raise self.refusal("architectures", "must be a list of names")
+    return any(str(name).endswith(LANGUAGE_MODELS) for name in names)
 
   def refusal(self, key: str, rule: str) -> errors.InputError:
     """The error for a value of this file."""
-    shown = repr(self.values.get(key))
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return errors.InputError(
       hub.FIELD,
       self.folder,
-      f"config.json: {key} {rule}, is {shown}",
+      f"config.json: {key} {rule}, is {reprlib.repr(self.values.get(key))}",
       "choose another model",
     )
 
@@ -113,17 +124,4 @@ def read(folder: pathlib.Path) -> ConfigFile:
   Raises:
     InputError: missing, not JSON, not an object.
   """
-  path = folder / "config.json"
-  try:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-      raise ValueError("not a JSON object")
-  except (OSError, ValueError) as error:
-    reason = getattr(error, "strerror", None) or str(error)
-    raise errors.InputError(
-      hub.FIELD,
-      folder,
-      f"must hold a readable config.json ({reason})",
-      "give the folder of a model in Hugging Face layout",
-    ) from error
-  return ConfigFile(folder, values)
+  return ConfigFile(folder, hub.read_json(folder / "config.json"))

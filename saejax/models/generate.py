@@ -82,10 +82,10 @@ def generate(
     batch_rows: samples drawn at once.
 
   Raises:
-    InputError: a setting out of range, a model that is no language model, or a
-      sample longer than its positions.
+    InputError: a setting out of range, a model that is no language model or
+      has no language head, or a sample longer than its positions.
   """
-  _check(model, prompt, max_tokens, temperature, top_p)
+  _check(model, prompt, end, max_tokens, temperature, top_p)
   for name, value in (
     ("total_tokens", total_tokens),
     ("batch_rows", batch_rows),
@@ -114,12 +114,17 @@ def generate(
   return Samples(ids, (ids != NONE).sum(axis=1))
 
 
-def _check(model, prompt, max_tokens, temperature, top_p) -> None:
+def _check(model, prompt, end, max_tokens, temperature, top_p) -> None:
   if not model.causal:
     raise _refusal("model", model.name, "must be a language model")
-  if not prompt or not all(0 <= i < model.vocabulary for i in prompt):
+  _ = model.head  # refuses a model without one
+  ids = range(model.vocabulary)
+  if not len(prompt) or not all(i in ids for i in prompt):
     rule = f"must be ids in [0, {model.vocabulary}), at least one"
     raise _refusal("prompt", list(prompt), rule)
+  if end is not None and end not in ids:
+    rule = f"must be an id in [0, {model.vocabulary}): no sample would end"
+    raise _refusal("end", end, rule)
   most = model.max_positions - len(prompt)
   if not 1 <= max_tokens <= most:
     rule = f"must be in [1, {most}], by the positions of {model.name}"

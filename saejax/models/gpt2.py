@@ -4,7 +4,7 @@ Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
 
 h = wte + wpe; per layer
   mid = h + attn(LN(h)),  post = mid + W2 act(W1 LN(mid));
-logits = LN(h) wte^T (or a head of its own where it is untied).
+out = LN(h); logits = out wte^T (or a head of its own where it is untied).
 """
 
 import collections.abc
@@ -28,6 +28,7 @@ ALIASES = {
   "transformer.h.{}.attn.c_proj": "attn_out",
   "transformer.h.{}.mlp.c_proj": "mlp_out",
 }
+HEAD = "lm_head.weight"
 PREFIX = "transformer."
 
 
@@ -39,6 +40,8 @@ class Config:
     scale: whether scores are divided by sqrt(head width).
     scale_by_layer: whether they are also divided by the layer's number from 1.
     tied: whether the head is the token table.
+    has_head: whether the weights must hold a head where it is untied; those of
+      a base model or a classifier may lack it.
   """
 
   family: ClassVar[str] = "gpt2"
@@ -53,6 +56,7 @@ class Config:
   scale: bool
   scale_by_layer: bool
   tied: bool
+  has_head: bool
 
 
 def read_config(file: config_file.ConfigFile) -> Config:
@@ -71,6 +75,7 @@ def read_config(file: config_file.ConfigFile) -> Config:
     scale=file.flag("scale_attn_weights", True),
     scale_by_layer=file.flag("scale_attn_by_inverse_layer_idx", False),
     tied=file.flag("tie_word_embeddings", True),
+    has_head=file.has_head,
   )
   if config.d % config.heads:
     raise file.refusal("n_head", f"must divide {config.d}")
@@ -102,10 +107,8 @@ def read_params(w: weights.Weights, config: Config) -> dict[str, Any]:
     "layers": tuple(layer(f"h.{l}") for l in range(config.layers)),
     "norm": w.norm("ln_f", d),
   }
-  if not config.tied:
-    params["head"] = w.take(
-      "lm_head.weight", config.vocabulary, d, absolute=True
-    )
+  if not config.tied and (config.has_head or w.holds(HEAD)):
+    params["head"] = w.take(HEAD, config.vocabulary, d, absolute=True)
   return params
 
 
@@ -116,8 +119,8 @@ def forward(
   mask: Bool[Array, "B T"],
   tap: collections.abc.Callable[[str, Array], Array],
   view: ops.View | None = None,
-) -> Float[Array, "B T V"]:
-  """Logits of the next token."""
+) -> Float[Array, "B T d"]:
+  """The last hidden state, after the last norm."""
   B, T = ids.shape
   act = ops.ACTIVATIONS[config.activation]
   h = ops.embed(params["token"], ids)
@@ -136,5 +139,4 @@ def forward(
     m = ops.linear(ops.layer_norm(h, p["norm_mid"], config.eps), p["up"])
     m = tap(f"layers.{l}.mlp_out", ops.linear(act(m), p["down"]))
     h = tap(f"layers.{l}.resid_post", h + m)
-  h = ops.layer_norm(h, params["norm"], config.eps)
-  return ops.matmul(h, params.get("head", params["token"]).T)
+  return ops.layer_norm(h, params["norm"], config.eps)

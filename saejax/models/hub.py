@@ -10,11 +10,12 @@ A name is tried, in this order, as
 
 import hashlib
 import importlib.util
-import json
+import os
 import pathlib
 import re
+from typing import Any
 
-from saejax import errors
+from saejax import durable, errors
 
 FIELD = "harvest.model"
 PACKAGE_PREFIX = "package:"
@@ -38,16 +39,23 @@ def resolve(name: str) -> pathlib.Path:
   """The folder that holds the model called `name`.
 
   Raises:
-    InputError: nothing of that name was found; the message lists what was
-      tried.
+    InputError: nothing of that name was found, where the message lists what
+      was tried; or the path cannot be looked at.
   """
-  path = pathlib.Path(name).expanduser()
-  if path.is_dir():
-    return path
-  if path.exists():
+  try:
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir():
+      return path
+    if path.exists():
+      raise errors.InputError(
+        FIELD, name, "must be a folder, not a file", f"give {path.parent}"
+      )
+  except OSError as error:  # a folder above is closed, a name is too long
+    raise unreadable(name, error) from error
+  except RuntimeError as error:  # ~user without such a user
     raise errors.InputError(
-      FIELD, name, "must be a folder, not a file", f"give {path.parent}"
-    )
+      FIELD, name, f"must be a path ({error})", "write it without ~"
+    ) from error
   tried = [f"the path {path} (no such folder)"]
   if name.startswith(PACKAGE_PREFIX):
     return _in_package(name, tried)
@@ -110,7 +118,7 @@ def weights_hash(path: str | pathlib.Path) -> str:
 def tokenizer_hash(path: str | pathlib.Path) -> str:
   """SHA-256 (hex) of the tokenizer's files that are present."""
   files = [pathlib.Path(path, name) for name in TOKENIZER_FILES]
-  return _hash_files([file for file in files if file.exists()])
+  return _hash_files([file for file in files if is_there(file)])
 
 
 def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -119,19 +127,18 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   These are the single one, else the shards of its index, else all there are.
 
   Raises:
-    InputError: the folder has none, or an unreadable index.
+    InputError: the folder cannot be read or has none, or its index is
+      damaged.
   """
-  single = folder / "model.safetensors"
-  if single.exists():
-    return [single]
-  index = folder / "model.safetensors.index.json"
-  if index.exists():
-    try:
-      places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-      return [folder / name for name in sorted(set(places.values()))]
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as e:
-      raise unreadable(index, e) from e
-  files = sorted(folder.glob("*.safetensors"))
+  try:
+    names = sorted(os.listdir(folder))
+  except OSError as error:
+    raise unreadable(folder, error) from error
+  if "model.safetensors" in names:
+    return [folder / "model.safetensors"]
+  if "model.safetensors.index.json" in names:
+    return _shards(folder / "model.safetensors.index.json")
+  files = [folder / name for name in names if name.endswith(".safetensors")]
   if not files:
     raise errors.InputError(
       FIELD,
@@ -142,21 +149,58 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   return files
 
 
+def _shards(index: pathlib.Path) -> list[pathlib.Path]:
+  places = read_json(index).get("weight_map")
+  names = list(places.values()) if isinstance(places, dict) else []
+  plain = (isinstance(n, str) and pathlib.PurePath(n).name == n for n in names)
+  if not names or not all(plain):
+    raise errors.InputError(
+      FIELD,
+      index,
+      "weight_map must name a file of the folder for each tensor",
+      "fetch the file again",
+    )
+  return [index.parent / name for name in sorted(set(names))]
+
+
 def _hash_files(files: list[pathlib.Path]) -> str:
   total = hashlib.sha256()
   for file in files:
     try:
-      with open(file, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+      _, digest = durable.checksum(file)
     except OSError as error:
       raise unreadable(file, error) from error
     total.update(f"{file.name} {digest}\n".encode())
   return total.hexdigest()
 
 
-def unreadable(path: pathlib.Path, error: Exception) -> errors.InputError:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object in a JSON file of a model.
+
+  Raises:
+    InputError: it is not there, cannot be read, or holds no JSON object.
+  """
+  return durable.read_json(path, field=FIELD, remedy="fetch the file again")
+
+
+def is_there(path: pathlib.Path) -> bool:
+  """Whether a model has this file.
+
+  Raises:
+    InputError: its folder cannot be looked into.
+  """
+  try:
+    return path.exists()
+  except OSError as error:
+    raise unreadable(path, error) from error
+
+
+def unreadable(path: str | pathlib.Path, error: Exception) -> errors.InputError:
   """The error for a file of a model that cannot be read, in one line."""
-  reason = " ".join(str(error).split())[:200] or type(error).__name__
-  return errors.InputError(
-    FIELD, path, f"must be readable ({reason})", "fetch the file again"
-  )
+  reason = getattr(error, "strerror", None) or str(error)
+  reason = " ".join(str(reason).split())[:200] or type(error).__name__
+  remedy = "fetch the file again"
+  if isinstance(error, OSError):
+    remedy = "correct the path or its permissions"
+  rule = f"must be readable ({reason})"
+  return errors.InputError(FIELD, path, rule, remedy)

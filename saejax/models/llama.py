@@ -6,7 +6,7 @@ Herd of Models, 2024, arXiv:2407.21783.
 h = token; per layer
   mid = h + attn(RMS(h)),  post = mid + W_down (act(W_gate x) * W_up x),
   x = RMS(mid);
-logits = RMS(h) W_head^T.
+out = RMS(h); logits = out W_head^T.
 """
 
 import collections.abc
@@ -32,6 +32,7 @@ ALIASES = {
   "model.layers.{}.self_attn.o_proj": "attn_out",
   "model.layers.{}.mlp.down_proj": "mlp_out",
 }
+HEAD = "lm_head.weight"
 PREFIX = "model."
 
 
@@ -61,6 +62,8 @@ class Config:
   Attributes:
     max_positions: the length trained for; rotations go beyond it.
     tied: whether the head is the token table.
+    has_head: whether the weights must hold a head where it is untied; those of
+      a base model or a classifier may lack it.
   """
 
   family: ClassVar[str] = "llama"
@@ -77,6 +80,7 @@ class Config:
   attention_bias: bool
   mlp_bias: bool
   tied: bool
+  has_head: bool
   rope: Rope
 
 
@@ -98,6 +102,7 @@ def read_config(file: config_file.ConfigFile) -> Config:
     attention_bias=file.flag("attention_bias", False),
     mlp_bias=file.flag("mlp_bias", False),
     tied=file.flag("tie_word_embeddings", False),
+    has_head=file.has_head,
     rope=_read_rope(file),
   )
   if config.heads % config.key_heads:
@@ -168,10 +173,8 @@ def read_params(w: weights.Weights, config: Config) -> dict[str, Any]:
     "layers": tuple(layer(f"layers.{l}") for l in range(config.layers)),
     "norm": w.take("norm.weight", d),
   }
-  if not config.tied:
-    params["head"] = w.take(
-      "lm_head.weight", config.vocabulary, d, absolute=True
-    )
+  if not config.tied and (config.has_head or w.holds(HEAD)):
+    params["head"] = w.take(HEAD, config.vocabulary, d, absolute=True)
   return params
 
 
@@ -182,8 +185,8 @@ def forward(
   mask: Bool[Array, "B T"],
   tap: collections.abc.Callable[[str, Array], Array],
   view: ops.View | None = None,
-) -> Float[Array, "B T V"]:
-  """Logits of the next token."""
+) -> Float[Array, "B T d"]:
+  """The last hidden state, after the last norm."""
   act = ops.ACTIVATIONS[config.activation]
   h = ops.embed(params["token"], ids)
   view = view or ops.whole(mask)
@@ -201,8 +204,7 @@ def forward(
     gate, up = jnp.split(up, 2, axis=-1)
     m = tap(f"layers.{l}.mlp_out", ops.linear(act(gate) * up, p["down"]))
     h = tap(f"layers.{l}.resid_post", h + m)
-  h = ops.rms_norm(h, params["norm"], config.eps)
-  return ops.matmul(h, params.get("head", params["token"]).T)
+  return ops.rms_norm(h, params["norm"], config.eps)
 
 
 def _heads(

@@ -149,5 +149,10 @@ def _seen(at: Int[Array, "B T"], visible: Bool[Array, "B T T"]) -> View:
 
 
 def embed(table: Float[Array, "V d"], ids: Int[Array, "..."]) -> Array:
-  """Rows of a table; an id outside it gives a row of NaN, never a wrong one."""
-  return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan)
+  """Rows of a table; an id outside it gives a row of NaN, never a wrong one.
+
+  A negative id is outside: it would else count from the end of the table.
+  """
+  return table.at[ids].get(
+    mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+  )

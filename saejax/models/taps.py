@@ -10,6 +10,7 @@ A name is one of
 
 import collections.abc
 import dataclasses
+import itertools
 import re
 from functools import partial
 
@@ -76,7 +77,9 @@ def resolve(
 
 
 def _one_of(candidates: collections.abc.Iterable) -> str:
-  return "choose one of " + ", ".join(str(c) for c in candidates)
+  some = [str(c) for c in itertools.islice(candidates, 201)]
+  rest = ["..."] if len(some) > 200 else []
+  return "choose one of " + ", ".join(some[:200] + rest)
 
 
 def parse(name: str, family: str | None = None) -> tuple[int, str]:
@@ -159,7 +162,11 @@ def read(
     mask: which are real.
     sites: names in one of the forms above.
     segment: of rows that hold several texts, see `ops.segmented`.
+
+  Raises:
+    InputError: no such site, or an id outside the vocabulary.
   """
+  model.check(ids, mask)
   names = tuple(_canonical(model, site) for site in sites)
   found = _read(model, ids, mask, names, segment)
   return {site: found[name] for site, name in zip(sites, names, strict=True)}
@@ -181,7 +188,7 @@ def _read(
     return h
 
   view = None if segment is None else ops.segmented(mask, segment)
-  model(ids, mask, tap=tap, view=view)
+  model.hidden(ids, mask, tap=tap, view=view)
   return found
 
 
@@ -200,7 +207,8 @@ def write(
   Not compiled here, since edits are closures: wrap the caller in jax.jit.
 
   Raises:
-    InputError: no such site.
+    InputError: no such site, an id outside the vocabulary, or a causal model
+      without a language head.
     ValueError: an edit changes the shape or dtype, or two name one site.
   """
   named = {_canonical(model, site): edit for site, edit in edits.items()}

@@ -55,8 +55,17 @@ class Weights:
       raise self._missing(names)
     self._prefix = found[0]
 
+  def holds(self, key: str) -> bool:
+    """Whether there is a tensor of this name, prefix included."""
+    return key in self._sources
+
   def host(self, name: str, *shape: int, absolute: bool = False) -> np.ndarray:
-    """The tensor `name` in host memory, of exactly this shape."""
+    """The tensor `name` in host memory, of exactly this shape.
+
+    Raises:
+      InputError: missing, unreadable, of another shape or type, or with an
+        entry that is not finite in the model's dtype.
+    """
     key = name if absolute else self._prefix + name
     if key not in self._sources:
       raise self._missing(key)
@@ -79,11 +88,22 @@ class Weights:
         f"{key} must be floating point, is {tensor.dtype}",
         "use an unquantised model",
       )
+    with np.errstate(over="ignore"):  # refused here
+      tensor = tensor.astype(self.dtype, copy=False)
+    finite = int(np.isfinite(tensor).sum())
+    if finite < tensor.size:
+      raise errors.InputError(
+        hub.FIELD,
+        self.folder,
+        f"{key} must be finite in {self.dtype}, and {tensor.size - finite} of "
+        f"its {tensor.size} entries are NaN or infinite",
+        "use a checkpoint that was saved before training diverged",
+      )
     return tensor
 
   def put(self, tensor: np.ndarray) -> Array:
-    """A host tensor on the device in the model's dtype."""
-    return jax.device_put(np.ascontiguousarray(tensor.astype(self.dtype)))
+    """A host tensor on the device."""
+    return jax.device_put(np.ascontiguousarray(tensor))
 
   def take(self, name: str, *shape: int, absolute: bool = False) -> Array:
     """The tensor `name` on the device."""

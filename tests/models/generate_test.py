@@ -150,6 +150,10 @@ class SamplesTest(Base):
     ("top_p", 1.1),
     ("prompt", []),
     ("prompt", [10**6]),
+    ("prompt", [BOS, -1]),
+    ("prompt", [1.5]),
+    ("end", 40),
+    ("end", -1),
   )
   def test_settings_out_of_range_are_refused(self, field, value):
     settings = {"total_tokens": 5, "max_tokens": 4, "prompt": [BOS]}

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import safetensors
 import safetensors.numpy
+from absl.testing import parameterized
+
+from saejax import errors
+from saejax.models import model as model_lib
 
 FILES = pathlib.Path(__file__).resolve().parents[1] / "golden"
 CASES = (
@@ -20,6 +24,19 @@ CASES = (
   "llama_mha_biased",
   "llama_scaled_rope",
 )
+# Content of a JSON file that no model has, by what is wrong with it.
+HOSTILE = {
+  "nested too deep": b'{"a":' * 100_000,
+  "lists too deep": b"[" * 100_000,
+  "a number": b"5",
+  "null": b"null",
+  "a list": b"[{}]",
+  "not a value": b"NaN",
+  "no UTF-8": b'{"a": "\xff"}',
+  "cut": b'{"model_type": "be',
+  "nothing": b"",
+  "digits": b'{"a": ' + b"9" * 5000 + b"}",
+}
 POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
@@ -66,3 +83,20 @@ def folder(
   saved = {k: np.ascontiguousarray(v) for k, v in saved.items()}
   safetensors.numpy.save_file(saved, path / "model.safetensors")
   return str(path)
+
+
+class Refusals(parameterized.TestCase):
+  """Models in the folder `path` that are refused in one line."""
+
+  def setUp(self):
+    super().setUp()
+    self.path = pathlib.Path(self.create_tempdir().full_path)
+
+  def assert_refused(self, *parts: str, dtype: str = "float32"):
+    with self.assertRaises(errors.InputError) as caught:
+      model_lib.load(str(self.path), dtype=dtype)
+    message = str(caught.exception)
+    self.assertStartsWith(message, "harvest.model=")
+    self.assertNotIn("\n", message)
+    for part in parts:
+      self.assertIn(part, message)

@@ -1,8 +1,10 @@
 """saejax/models/hub.py: names become folders, folders become hashes."""
 
 import builtins
+import errno
 import importlib.util
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -66,6 +68,16 @@ class ResolveTest(parameterized.TestCase):
   def test_a_file_is_refused(self):
     file = self.create_tempfile("model.safetensors").full_path
     self.assert_refused(file, "must be a folder")
+
+  def test_paths_that_cannot_be_looked_at_are_refused(self):
+    with self.assertRaisesRegex(errors.InputError, "File name too long"):
+      hub.resolve("x" * 300)
+    self.assert_refused("~nobody-of-this-name/model", "must be a path")
+    closed = PermissionError(errno.EACCES, "Permission denied", "/closed")
+    with mock.patch.object(pathlib.Path, "is_dir", side_effect=closed):
+      self.assert_refused(
+        "/closed/model", "Permission denied", "its permissions"
+      )
 
   def test_hub_not_installed_says_how_to_install_it(self):
     original = builtins.__import__
@@ -145,6 +157,21 @@ class HashTest(absltest.TestCase):
     (self.path / "model.safetensors").unlink()
     with self.assertRaisesRegex(errors.InputError, "model.safetensors"):
       hub.weights_hash(self.path)
+
+  def test_closed_folders_are_named(self):
+    closed = PermissionError(errno.EACCES, "Permission denied")
+    for patched in (
+      mock.patch.object(os, "listdir", side_effect=closed),
+      mock.patch.object(pathlib.Path, "exists", side_effect=closed),
+      mock.patch("builtins.open", side_effect=closed),
+      mock.patch.object(pathlib.Path, "read_bytes", side_effect=closed),
+    ):
+      with patched, self.assertRaises(errors.InputError) as caught:
+        hub.weight_files(self.path)
+        hub.tokenizer_hash(self.path)
+        hub.read_json(self.path / "config.json")
+      self.assertStartsWith(str(caught.exception), f"harvest.model={self.path}")
+      self.assertIn("Permission denied", str(caught.exception))
 
 
 if __name__ == "__main__":

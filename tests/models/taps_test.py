@@ -107,6 +107,12 @@ class NamesTest(Base):
     ):
       taps.resolve(model, layer, "resid_post")
 
+  def test_absurdly_many_layers_are_listed_in_part(self):
+    model, _, _ = self.load("gpt2")
+    config = dataclasses.replace(model.config, layers=10**12)
+    with self.assertRaisesRegex(errors.InputError, r"0, 1, .* 199, \.\.\.$"):
+      taps.resolve(config, -1, "resid_post")
+
   def test_unknown_point_lists_the_points(self):
     model, _, _ = self.load("bert")
     with self.assertRaisesRegex(
