@@ -18,6 +18,7 @@ from saejax import durable
 from saejax.data import bucket, files
 from saejax.data.rows import HELD_OUT, TRAIN, ArrayRows, RowSource
 from saejax.data.store import create, manifest, reader, writer
+from saejax.data.store.columns import Column
 from saejax.errors import InputError
 
 Progress = Callable[[dict[str, Any]], None]
@@ -153,10 +154,12 @@ def fill(
   """
   if (path / manifest.NAME).exists():
     return reader.open(path)
+  # Before the folder is made: a refusal leaves nothing behind.
+  prepared = None if path.exists() else source.prepare(None)
   out = writer.Writer(path, meta, files=source.files)
   try:
-    _check_space(out)
-    prepared = source.prepare(out.calibration)
+    check_space(path, out.columns, out.meta["rows"] - out.rows)
+    prepared = prepared or source.prepare(out.calibration)
     if out.calibration is None and prepared is not None:
       out.calibrate(prepared)
     _fill(source, out, progress or (lambda _: None))
@@ -165,14 +168,31 @@ def fill(
   return reader.open(path)
 
 
-def _check_space(out: writer.Writer) -> None:
-  row = sum(column.row_bytes for column in out.columns.values())
-  need = (out.meta["rows"] - out.rows) * row
-  free = shutil.disk_usage(out.path).free
+def check_space(
+  path: pathlib.Path,
+  columns: Mapping[str, Column],
+  rows: int,
+  *,
+  field: str = "path",
+) -> None:
+  """Refuses rows that the disk has no room for.
+
+  Args:
+    path: folder of the store, which need not be there yet.
+    columns: of the store.
+    rows: number of rows to come.
+    field: the setting that named the folder.
+
+  Raises:
+    InputError: with what they take and what is free.
+  """
+  there = next(p for p in (path, *path.absolute().parents) if p.exists())
+  need = rows * sum(column.row_bytes for column in columns.values())
+  free = shutil.disk_usage(there).free
   if need > free:
     raise InputError(
-      "path",
-      out.path,
+      field,
+      path,
       f"must have room for {durable.size(need)}, and {durable.size(free)} "
       "are free",
       "free space, name another folder or ask for fewer rows",

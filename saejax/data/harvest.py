@@ -5,14 +5,16 @@ documents whole and in order. `data.fill` writes them, `data.text.rows` makes
 the rows.
 """
 
+import pathlib
+
 from saejax.data import fill, spec
 from saejax.data.fill import Progress
 from saejax.data.spec import HarvestConfig as HarvestConfig
 from saejax.data.spec import meta as meta
 from saejax.data.spec import path as path
-from saejax.data.store import reader
+from saejax.data.store import manifest, reader
 from saejax.data.text import corpus as text
-from saejax.data.text import rows, subject
+from saejax.data.text import feasibility, rows, subject
 
 
 def harvest(
@@ -38,20 +40,34 @@ def harvest(
     (training store, held-out store).
 
   Raises:
-    InputError: settings, model, corpus or disk do not allow it; buckets that
-      were finished are kept.
+    InputError: settings, model, corpus or disk do not allow it, which is said
+      before the model runs where it can be; or activations are not finite.
+      Buckets that were finished are kept.
   """
-  source = source or subject.of(config.model, config.layer, config.point)
+  source = source or spec.subject_of(config)
   target = target or spec.target(config)
-  corpus = text.documents(config.corpus, field=config.field)
-  found: list[reader.Store] = []
+  feasibility.check_context(config, source)
+  feasibility.check_memory(config, source, target)
+  corpus = spec.corpus_of(config)
+  feasibility.check_ids(config, source, corpus)
+  both = []
   for part in (text.TRAIN, text.HELD_OUT):
     about = meta(config, part, source=source, corpus=corpus, target=target)
+    both.append(rows.TextRows(config, source, corpus, part, about, target))
+    _check(both[-1], path(config, about))
+  found: list[reader.Store] = []
+  for of_part in both:
     # One threshold for both: the median norm is that of the training part.
-    calibration = found[0].stats["calibration"] if found else None
-    of_part = rows.TextRows(
-      config, source, corpus, part, about, calibration, target
-    )
-    store = fill.fill(of_part, path(config, about), about, progress=progress)
-    found.append(store)
+    of_part.calibration = found[0].stats["calibration"] if found else None
+    where = path(config, of_part.about)
+    found.append(fill.fill(of_part, where, of_part.about, progress=progress))
   return found[0], found[1]
+
+
+def _check(source: rows.TextRows, path: pathlib.Path) -> None:
+  """Refuses a store that cannot be filled, unless it is there."""
+  if not (path / manifest.NAME).exists():
+    _ = source.documents
+  if not path.exists():
+    wanted = source.about["rows"]
+    fill.check_space(path, source.columns, wanted, field="harvest.dir")

@@ -30,8 +30,12 @@ class HarvestConfig:
   target_point: str = ""  # site of the column target; none where empty
   target_layer: int = -1  # layer of the target; -1 for that of x
   cond: str = ""  # the column cond: position in the document, or none
-  corpus: str = "python-docs"  # or folder, glob, .jsonl, hf:NAME, ids:FILE
-  field: str = "text"  # field of the text in .jsonl and hf: corpora
+  # round windows: tokenizer, what it puts round a text itself; add, CLS and SEP
+  # or else BOS; or none
+  special_tokens: str = "tokenizer"
+  corpus: str = "python-docs"  # or folder, glob, file, hf:NAME, ids:FILE
+  field: str = "text"  # field of the text in JSON lines and hf:, or a.b inside
+  skip_null: bool = False  # leave out documents whose field is null
   rows: int = 300_000  # most rows of the training store
   held_out_fraction: float = 0.1  # share of documents, chosen by hash
   held_out_rows: int = 32_768  # most rows of the held-out store
@@ -45,6 +49,7 @@ class HarvestConfig:
   outlier_multiple: float = 10.0  # of the median norm, drops rows; 0 for none
   calibration_rows: int = 4_096  # rows behind the median norm
   drop_ids: tuple[int, ...] = ()  # token ids that are never rows
+  nonfinite: str = "refuse"  # rows with NaN or infinity: refuse or keep
   dtype: str = "bfloat16"  # of stored rows, bfloat16 or float32
   seed: int = 0  # of the shuffle
   dir: str = "runs/stores"  # folder that holds the stores
@@ -73,8 +78,13 @@ class HarvestConfig:
     _check(self, "held_out_fraction", 0 < fraction < 1, "must lie in (0, 1)")
     conds = ("", "position")
     _check(self, "cond", self.cond in conds, "must be position or empty")
-    dtypes = ("bfloat16", "float32")
-    _check(self, "dtype", self.dtype in dtypes, "must be bfloat16 or float32")
+    for name, known in (
+      ("dtype", ("bfloat16", "float32")),
+      ("special_tokens", subject.SPECIAL_TOKENS),
+      ("nonfinite", ("refuse", "keep")),
+    ):
+      rule = f"must be one of {', '.join(known)}"
+      _check(self, name, getattr(self, name) in known, rule)
     try:
       writer.check_sizes(dataclasses.asdict(self))
     except InputError as error:
@@ -92,7 +102,9 @@ def target(config: HarvestConfig) -> subject.Subject | None:
   if not config.target_point:
     return None
   layer = config.layer if config.target_layer < 0 else config.target_layer
-  return subject.of(config.model, layer, config.target_point)
+  return subject_of(
+    dataclasses.replace(config, layer=layer, point=config.target_point)
+  )
 
 
 def columns(
@@ -119,6 +131,23 @@ def columns(
   return found
 
 
+def subject_of(config: HarvestConfig) -> subject.Subject:
+  """The model of a harvest at its site."""
+  return subject.of(
+    config.model,
+    config.layer,
+    config.point,
+    special_tokens=config.special_tokens,
+  )
+
+
+def corpus_of(config: HarvestConfig) -> text.Corpus:
+  """The documents of a harvest."""
+  return text.documents(
+    config.corpus, field=config.field, skip_null=config.skip_null
+  )
+
+
 def meta(
   config: HarvestConfig,
   part: str = text.TRAIN,
@@ -136,8 +165,8 @@ def meta(
     corpus: the corpus; that of config.corpus by default.
     target: the model at the site of the target column.
   """
-  source = source or subject.of(config.model, config.layer, config.point)
-  corpus = corpus or text.documents(config.corpus, field=config.field)
+  source = source or subject_of(config)
+  corpus = corpus or corpus_of(config)
   train = part == text.TRAIN
   rows = config.rows if train else config.held_out_rows
   copied = (

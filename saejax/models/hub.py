@@ -183,6 +183,18 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return durable.read_json(path, field=FIELD, remedy="fetch the file again")
 
 
+def read_bytes(path: pathlib.Path) -> bytes:
+  """The content of a file of a model.
+
+  Raises:
+    InputError: it cannot be read.
+  """
+  try:
+    return path.read_bytes()
+  except OSError as error:
+    raise unreadable(path, error) from error
+
+
 def is_there(path: pathlib.Path) -> bool:
   """Whether a model has this file.
 

@@ -24,9 +24,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saejax import checks, durable, terminal
-from saejax.data import harvest, streams
+from saejax.data import harvest, spec, streams
 from saejax.data.store.reader import Store
-from saejax.data.text import subject
 from saejax.evals import reconstruction
 from saejax.report import results
 from saejax.runs import stores
@@ -142,7 +141,7 @@ Measure = Callable[[Trained], Sequence[Mapping[str, Any]]]
 
 def harvested(config: harvest.HarvestConfig) -> Rows:
   """The rows of a harvest, which is made or gone on with."""
-  source = subject.of(config.model, config.layer, config.point)
+  source = spec.subject_of(config)
   store, held_out = stores.harvested(config, source)
   about = {
     "model": store.meta.get("model"),

@@ -13,8 +13,8 @@ References:
 import dataclasses
 
 from saejax import checks
+from saejax.data import spec
 from saejax.data.harvest import HarvestConfig
-from saejax.data.text import subject
 from saejax.errors import InputError
 from saejax.evals import scaling_law
 from saejax.report import extras, results, scaling
@@ -42,7 +42,7 @@ class Config:
 def main(config: Config) -> None:
   extras.check()
   wanted = config.harvest
-  source = subject.of(wanted.model, wanted.layer, wanted.point)
+  source = spec.subject_of(wanted)
   with run_folder.opened(config.run_dir, config) as folder:
     say(
       preflight.line(

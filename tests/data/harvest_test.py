@@ -120,7 +120,8 @@ class HarvestTest(parameterized.TestCase):
       x[ids == 2 + ord("c"), 1] = np.nan
       return jnp.asarray(x)
 
-    train, _ = self.harvest(source=tiny.source(function=broken))
+    source = tiny.source(function=broken)
+    train, _ = self.harvest(source=source, nonfinite="keep")
     all_ = tiny.everything(train)
     bad = ~np.isfinite(all_["x"]).all(-1)
     np.testing.assert_array_equal(bad, all_["tok"] == 2 + ord("c"))
@@ -228,7 +229,8 @@ class HarvestTest(parameterized.TestCase):
         self.harvest(name=name, source=tiny.source(function=stops), **changes)
       except Stop:
         stops_seen += 1
-        self._leave_debris(self.folder / name)
+        if (self.folder / name).exists():  # not in the calibration
+          self._leave_debris(self.folder / name)
         self.harvest(name=name, **changes)
       self.assertEqual(tiny.files(self.folder / name), whole, at)
     self.assertGreater(stops_seen, 1)
@@ -281,6 +283,8 @@ class HarvestTest(parameterized.TestCase):
     ("shard_rows", 33),
     ("bucket_rows", 513),
     ("outlier_multiple", -1.0),
+    ("special_tokens", "bos"),
+    ("nonfinite", "drop"),
   )
   def test_settings_out_of_range(self, name, value):
     with self.assertRaises(InputError) as caught:
@@ -288,19 +292,9 @@ class HarvestTest(parameterized.TestCase):
     self.assertEqual(caught.exception.field, f"harvest.{name}")
     self.assertEqual(caught.exception.value, value)
 
-  def test_a_context_without_room_for_tokens(self):
-    with self.assertRaisesRegex(InputError, "harvest.context=2: must be above"):
-      self.harvest(context=2)
-
-  def test_a_corpus_without_held_out_documents(self):
-    for path in list(self.corpus.iterdir())[1:]:
-      path.unlink()
-    with self.assertRaisesRegex(InputError, "harvest.corpus"):
-      self.harvest()
-
-  def test_a_corpus_whose_tokens_are_all_dropped(self):
-    with self.assertRaisesRegex(InputError, "every one is dropped"):
-      self.harvest(drop_ids=tuple(range(258)))
+  def test_a_corpus_whose_rows_are_all_outliers(self):
+    with self.assertRaisesRegex(InputError, "every one is dropped .*outlier"):
+      self.harvest(outlier_multiple=1e-9)
 
   def test_a_full_disk_keeps_the_finished_buckets(self):
     self.harvest(name="whole", bucket_rows=1024, shard_rows=1024)
@@ -356,10 +350,6 @@ class HarvestTest(parameterized.TestCase):
     self.assertEqual(
       tiny.files(self.folder / "full"), tiny.files(self.folder / "whole")
     )
-
-  def test_more_rows_than_the_disk_holds_are_refused_at_once(self):
-    with self.assertRaisesRegex(InputError, "path=.*room for"):
-      self.harvest(rows=10**13)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from saejax.data.text import sources
+from saejax.data.text import formats, records, sources
 from saejax.errors import InputError
 
 TRAIN = "train"
@@ -37,7 +37,8 @@ class Corpus:
     digests: [documents, 32] uint8, SHA-256 of each text, ascending.
     places: [documents] int64, argument of `source.read`.
     details: what else identifies the corpus, for `describe`.
-    ids: whether documents are token ids, written as numbers.
+    highest: where documents are token ids, written as numbers, the highest of
+      them; -1 where there is none. None where they are texts.
   """
 
   name: str
@@ -45,7 +46,7 @@ class Corpus:
   digests: np.ndarray
   places: np.ndarray
   details: dict[str, Any]
-  ids: bool = False
+  highest: int | None = None
 
   def __len__(self) -> int:
     return len(self.places)
@@ -65,7 +66,7 @@ class Corpus:
     self, index: int, encode: Callable[[str], np.ndarray]
   ) -> np.ndarray:
     """The tokens of a document: encoded, or the ids that it consists of."""
-    if not self.ids:
+    if self.highest is None:
       return encode(self[index])
     return np.asarray(self[index].split(), np.int32)
 
@@ -95,39 +96,42 @@ def split(document: str, held_out_fraction: float = 0.1) -> str:
   return HELD_OUT if _is_held_out(digest, held_out_fraction)[0] else TRAIN
 
 
-def documents(corpus: str, *, field: str = "text") -> Corpus:
+def documents(
+  corpus: str, *, field: str = "text", skip_null: bool = False
+) -> Corpus:
   """Opens a corpus by name.
 
   Args:
     corpus: "python-docs" (the standard library of the running Python, without
       tests and installed packages, and its pydoc topics); a folder (all files
-      below it that are not hidden), a glob or a file of UTF-8 text, one
-      document a file; a .jsonl file, one document a line; a Hugging Face
-      dataset, "hf:NAME", "hf:NAME:CONFIG" or "hf:NAME:CONFIG:SPLIT"; or
-      "ids:FILE", token ids as `write_ids` writes them, which are not encoded.
-    field: the field that holds the text, for .jsonl and Hugging Face.
+      below it that are not hidden), a glob or a file, each file in its own
+      format: JSON lines, one document a line, or UTF-8 text, one document a
+      file (see `formats`); a Hugging Face dataset, "hf:NAME", "hf:NAME:CONFIG"
+      or "hf:NAME:CONFIG:SPLIT"; or "ids:FILE", token ids as `write_ids` writes
+      them, which are not encoded.
+    field: the field that holds the text, for JSON lines and Hugging Face.
+    skip_null: whether documents whose field is null are left out.
 
   Raises:
     InputError: "harvest.corpus" where nothing is found or a file is no text,
-      "harvest.field" where a document lacks the field.
+      "harvest.field" where a document lacks the field or it is null.
   """
   details: dict[str, Any] = {}
   name = pathlib.Path(corpus).name
+  document = records.Text(field, skip_null)
   if corpus == "python-docs":
     source = sources.PythonDocs()
     details = {"python": platform.python_version()}
   elif corpus.startswith(IDS):
-    path = pathlib.Path(corpus.removeprefix(IDS))
-    source = sources.JsonLines(path, "ids", sources.token_ids)
+    paths = formats.paths(corpus.removeprefix(IDS))
+    source = formats.Files(paths, records.token_ids, all_lines=True)
     details = {"ids": True}
   elif corpus.startswith("hf:"):
-    source, name = sources.HuggingFace(corpus, field), corpus
-    details = {"field": field}
-  elif corpus.endswith(".jsonl") and pathlib.Path(corpus).is_file():
-    source = sources.JsonLines(pathlib.Path(corpus), field)
+    source, name = sources.HuggingFace(corpus, document), corpus
     details = {"field": field}
   else:
-    source = sources.Files(sources.paths(corpus))
+    source = formats.Files(formats.paths(corpus), document)
+    details = {"field": field} if source.has_lines else {}
   return _index(name, source, details)
 
 
@@ -152,9 +156,12 @@ def _index(
   name: str, source: sources.Source, details: dict[str, Any]
 ) -> Corpus:
   digests, places = bytearray(), []
+  highest = -1 if details.get("ids") else None
   for place, document in source.texts():
     digests += _digest(document)
     places.append(place)
+    if highest is not None:
+      highest = max(highest, *map(int, document.split()), -1)
   if not places:
     raise InputError(
       "harvest.corpus",
@@ -175,7 +182,7 @@ def _index(
     digests=flat[first].view(np.uint8).reshape(-1, 32),
     places=ordered_places[first],
     details=details,
-    ids=details.get("ids", False),
+    highest=highest,
   )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from saejax.data import rows, spec
 from saejax.data.text import corpus as text
-from saejax.data.text import subject, windows
+from saejax.data.text import feasibility, subject, windows
 from saejax.errors import InputError
 
 OUTLIER = "outlier"
@@ -35,8 +35,11 @@ class TextRows:
     corpus: the documents.
     part: "train" or "held_out".
     about: metadata, as of `spec.meta`.
-    calibration: of another part, whose threshold this one takes.
     target: the model at the site of the target column, where there is one.
+
+  Attributes:
+    calibration: of another part, whose threshold this one takes; None measures
+      its own.
   """
 
   group = None
@@ -48,7 +51,6 @@ class TextRows:
     corpus: text.Corpus,
     part: str,
     about: Mapping[str, Any],
-    calibration: Mapping[str, Any] | None = None,
     target: subject.Subject | None = None,
   ):
     self.config, self.source, self.corpus = config, source, corpus
@@ -65,33 +67,24 @@ class TextRows:
       special=source.special,
       drop_ids=config.drop_ids,
     )
-    self._calibration = calibration
+    self.calibration: Mapping[str, Any] | None = None
     self._limit = math.inf
-    self._check_context()
-
-  def _check_context(self) -> None:
-    frame = len(self.plan.prefix) + len(self.plan.suffix)
-    most = self.source.max_positions or math.inf
-    if not frame < self.config.context <= most:
-      raise InputError(
-        "harvest.context",
-        self.config.context,
-        f"must be above {frame}, the special tokens of a window, and at most "
-        f"{most}, the positions of the model",
-        "set harvest.context between them",
-      )
 
   # --- calibration -----------------------------------------------------------
 
   def prepare(self, recorded: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The median norm, from which the limit of outliers follows."""
-    found = recorded or self._calibration or self._calibrate()
+    found = recorded or self.calibration or self._calibrate()
     limit = found["median_norm"] * self.config.outlier_multiple
     self._limit = limit or math.inf
     return found
 
   def _calibrate(self) -> dict[str, Any]:
-    """Median norm of the first tokens of the training part, before any rule."""
+    """Median norm of the first tokens of the training part, before any rule.
+
+    Raises:
+      InputError: none of them is finite.
+    """
     documents = self.corpus.part(text.TRAIN, self.config.held_out_fraction)
     plan = dataclasses.replace(self.plan, pool_batches=1)
     norms, count = [np.zeros(0, np.float32)], 0
@@ -101,39 +94,26 @@ class TextRows:
       count += len(norms[-1])
       if count >= self.config.calibration_rows:
         break
-    median = float(np.median(np.concatenate(norms))) if count else 0.0
+    if not count:
+      raise InputError(
+        "harvest.model",
+        self.config.model,
+        "must give activations with a finite norm, and no token of the "
+        f"training part has one at {self.config.point} of layer "
+        f"{self.config.layer}",
+        "use another layer, or another checkpoint",
+      )
+    median = float(np.median(np.concatenate(norms)))
     return {"median_norm": median, "rows": count}
 
   # --- rows ------------------------------------------------------------------
 
   @functools.cached_property
   def documents(self) -> np.ndarray:
-    """The documents of this part; of the held-out, whole ones that fit.
-
-    They are taken in order as long as the next one fits; one that alone is
-    larger than the store is passed over.
-    """
-    found = self.corpus.part(self.part, self.config.held_out_fraction)
-    if self.part == text.HELD_OUT:
-      left, kept = self.config.held_out_rows, []
-      for document in found:
-        count = self.plan.rows(self._encode(document))
-        if left < count <= self.config.held_out_rows:
-          break
-        if count <= left:
-          kept.append(document)
-          left -= count
-      found = np.asarray(kept, np.int64)
-    if not len(found):
-      raise InputError(
-        "harvest.corpus",
-        self.config.corpus,
-        f"must have a document for the {self.part} store ({len(self.corpus)} "
-        f"documents, held_out_fraction {self.config.held_out_fraction}, "
-        f"held_out_rows {self.config.held_out_rows})",
-        "use more documents, or change these settings",
-      )
-    return found
+    """The documents of this part, in order, see `feasibility.documents`."""
+    return feasibility.documents(
+      self.config, self.corpus, self.part, self.plan, self._encode
+    )
 
   @property
   def end(self) -> dict[str, int]:
@@ -158,6 +138,7 @@ class TextRows:
       if waiting and (batch is None or len(waiting) > _AHEAD):
         batch, (values, norm) = waiting.popleft()
         coming -= int(batch.keep.sum())
+        values = {name: np.asarray(value) for name, value in values.items()}
         block = self._block(batch, values, np.asarray(norm))
         wanted -= len(block.values["x"])
         yield block
@@ -177,12 +158,16 @@ class TextRows:
     return _stored(found, dtype=self.config.dtype)
 
   def _block(
-    self, batch: windows.Batch, values: Mapping[str, Any], norm: np.ndarray
+    self,
+    batch: windows.Batch,
+    values: Mapping[str, np.ndarray],
+    norm: np.ndarray,
   ) -> rows.Block:
     """The rows of a batch that pass all rules, and how many each rule drops."""
-    # Written so that a norm that is NaN passes: training reports such rows.
-    keep = batch.keep & ~(norm > self._limit)
-    found = {name: np.asarray(value)[keep] for name, value in values.items()}
+    # Rows that are not finite are no outliers: they have been allowed.
+    outlier = (norm > self._limit) & self._finite(batch, values, norm)
+    keep = batch.keep & ~outlier
+    found = {name: value[keep] for name, value in values.items()}
     found |= {
       "doc": batch.doc[keep],
       "pos": batch.pos[keep],
@@ -197,6 +182,42 @@ class TextRows:
       dropped=batch.dropped | {OUTLIER: outliers},
       read=batch.tokens,
     )
+
+  def _finite(
+    self,
+    batch: windows.Batch,
+    values: Mapping[str, np.ndarray],
+    norm: np.ndarray,
+  ) -> np.ndarray:
+    """Which rows are finite in all columns, [B, T].
+
+    Raises:
+      InputError: one is not, and that is not allowed; with its document and
+        position.
+    """
+    finite = np.isfinite(norm)
+    # A norm may overflow where x does not.
+    finite[~finite] = _all_finite(values["x"][~finite])
+    if "target" in values:
+      finite &= _all_finite(values["target"])
+    bad = batch.keep & ~finite
+    if bad.any() and self.config.nonfinite == "refuse":
+      first = tuple(np.argwhere(bad)[0])
+      raise InputError(
+        "harvest.nonfinite",
+        self.config.nonfinite,
+        f"activations must be finite, and {bad.sum()} of {batch.keep.sum()} "
+        f"rows of a forward batch are not, the first in document "
+        f"{batch.doc[first]} at position {batch.pos[first]}, token "
+        f"{batch.ids[first]}",
+        "use another layer or checkpoint, or keep such rows: "
+        "harvest.nonfinite=keep",
+      )
+    return finite
+
+
+def _all_finite(x: np.ndarray) -> np.ndarray:
+  return np.all(np.isfinite(x.astype(np.float32)), axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

@@ -14,10 +14,9 @@ import numpy as np
 from jaxtyping import Float
 
 from saejax import models
-from saejax.data import harvest, streams
+from saejax.data import harvest, spec, streams
 from saejax.data.store.reader import Store
 from saejax.data.text import corpus as text
-from saejax.data.text import subject
 from saejax.evals import faithfulness, reconstruction
 from saejax.models import generate, hub, tokenizer
 from saejax.recipes import conditioned as recipes
@@ -275,7 +274,7 @@ def samples(
   the model ends it.
   """
   if not path.exists():
-    prefix = subject.of(site.model, site.layer, site.point).prefix
+    prefix = spec.subject_of(site).prefix
     found = generate.generate(
       model,
       total_tokens=int(OWN_TEXT * (site.rows + site.held_out_rows)),
@@ -294,7 +293,7 @@ def random_rows(
   site: harvest.HarvestConfig, words: tokenizer.Tokenizer
 ) -> Float[np.ndarray, "rows d"]:
   """Activations of tokens drawn uniformly, special ones left out."""
-  source = subject.of(site.model, site.layer, site.point)
+  source = spec.subject_of(site)
   before = len(source.prefix)
   drawn = faithfulness.random_ids(
     RANDOM_WINDOWS,

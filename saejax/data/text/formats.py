@@ -1,0 +1,318 @@
+"""Files of a corpus, each read in the format that the file itself has.
+
+  .jsonl, .ndjson   one JSON object a line, one document each
+  .json             the same where its first line is a whole object, else text
+  others            UTF-8 text, one document a file
+
+with .gz or .zst after any of them. Compressed files are unpacked once, into a
+scratch file that is deleted with the process: documents are read in the order
+of their digests, and there is no way to jump about in a compressed file.
+"""
+
+import bisect
+import contextlib
+import functools
+import glob
+import gzip
+import importlib
+import itertools
+import json
+import os
+import pathlib
+import struct
+import tempfile
+import weakref
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+from saejax import durable
+from saejax.data.text import records
+from saejax.errors import InputError
+
+LINES = (".jsonl", ".ndjson")
+PACKED = (".gz", ".zst")
+_CHUNK = 1 << 20
+_LENGTH = struct.Struct("<Q")
+
+
+def paths(corpus: str) -> list[pathlib.Path]:
+  """The files of a file, folder or glob, sorted; hidden ones left out.
+
+  Raises:
+    InputError: there is none, or a folder cannot be read.
+  """
+  path = pathlib.Path(corpus).expanduser()
+  with _readable(path):
+    if path.is_file():
+      return [path]
+    if path.is_dir():
+      found = list(_below(path))
+    else:
+      found = glob.glob(str(path), recursive=True)
+    kept = [pathlib.Path(p) for p in found]
+    # A link to nothing is named when it is read.
+    files = sorted(p for p in kept if p.is_file() or p.is_symlink())
+  if not files:
+    raise InputError(
+      "harvest.corpus",
+      corpus,
+      "must be python-docs, a folder or glob of files, a file or hf:NAME, and "
+      "name at least one file",
+      "correct the path or the name",
+    )
+  return files
+
+
+def _below(folder: pathlib.Path) -> Iterator[str]:
+  for where, inside, names in os.walk(folder, onerror=_raise):
+    inside[:] = [name for name in inside if not name.startswith(".")]
+    yield from (os.path.join(where, n) for n in names if not n.startswith("."))
+
+
+def _raise(error: OSError) -> None:
+  raise error
+
+
+class Files:
+  """Texts in files; places count the bytes of all files laid end to end.
+
+  Those of texts in compressed files come after them, in the scratch file.
+
+  Args:
+    paths: the files.
+    document: takes a document out of a record, in files of JSON lines.
+    all_lines: whether all files are JSON lines, whatever their names.
+  """
+
+  def __init__(
+    self,
+    paths: Sequence[pathlib.Path],
+    document: records.Document,
+    *,
+    all_lines: bool = False,
+  ):
+    self._paths, self._document, self._all_lines = paths, document, all_lines
+    self._sniffed: dict[pathlib.Path, bool] = {}
+    self._spool: _Spool | None = None
+
+  @functools.cached_property
+  def _starts(self) -> list[int]:
+    """Place of each file, and the end; an empty file takes one place too."""
+    sizes = []
+    for path in self._paths:
+      with _readable(path):
+        sizes.append(path.stat().st_size + 1)
+    return list(itertools.accumulate(sizes, initial=0))
+
+  @functools.cached_property
+  def has_lines(self) -> bool:
+    """Whether a field is read in any of the files."""
+    return any(self._is_lines(path) for path in self._paths)
+
+  def _is_lines(self, path: pathlib.Path) -> bool:
+    name = path.name.lower()
+    for suffix in PACKED:
+      name = name.removesuffix(suffix)
+    if self._all_lines or name.endswith(LINES):
+      return True
+    if not name.endswith(".json"):
+      return False
+    if path not in self._sniffed:
+      self._sniffed[path] = _begins_with_an_object(path)
+    return self._sniffed[path]
+
+  def texts(self) -> Iterator[tuple[int, str]]:
+    """Every document once, with its place."""
+    for path, start in zip(self._paths, self._starts, strict=False):
+      packed = path.suffix.lower() in PACKED
+      for offset, found in self._texts_of(path):
+        yield self._keep(found) if packed else start + offset, found
+
+  def _texts_of(self, path: pathlib.Path) -> Iterator[tuple[int, str]]:
+    if not self._is_lines(path):
+      yield 0, text(path)
+      return
+    offset = 0
+    for number, line in enumerate(_lines(path), 1):
+      if line.strip():
+        found = self._parse(line, f"{path} line {number}")
+        if found is not None:
+          yield offset, found
+      offset += len(line)
+
+  def _parse(self, line: bytes, where: str) -> str | None:
+    record = durable.parse_json(
+      line,
+      where,
+      kind=object,
+      field="harvest.corpus",
+      remedy="correct the file",
+    )
+    return self._document(record, where)
+
+  def _keep(self, text: str) -> int:
+    self._spool = self._spool or _Spool()
+    return self._starts[-1] + self._spool.add(text)
+
+  def read(self, place: int) -> str:
+    """The document at a place of `texts`."""
+    if place >= self._starts[-1] and self._spool is not None:
+      return self._spool.read(place - self._starts[-1])
+    number = bisect.bisect_right(self._starts, place) - 1
+    path, offset = self._paths[number], place - self._starts[number]
+    if not self._is_lines(path):
+      return text(path)
+    with _readable(path), path.open("rb") as file:
+      file.seek(offset)
+      line = file.readline()
+    # A null was no document; if it is one now, the file has changed.
+    return self._parse(line, f"{path} at byte {offset}") or ""
+
+
+class _Spool:
+  """Texts in a scratch file without a name; a place is a text's offset."""
+
+  def __init__(self):
+    with self._disk_errors():
+      self._file = tempfile.TemporaryFile()  # noqa: SIM115  as long as this
+    self._end = 0
+    weakref.finalize(self, self._file.close)
+
+  def _disk_errors(self) -> contextlib.AbstractContextManager[None]:
+    place = os.environ.get("TMPDIR", "/tmp")
+    what = "unpacked texts"
+    return durable.disk_errors(place, field="harvest.corpus", what=what)
+
+  def add(self, text: str) -> int:
+    content, place = text.encode(), self._end
+    with self._disk_errors():
+      self._file.write(_LENGTH.pack(len(content)) + content)
+      self._file.flush()
+    self._end += _LENGTH.size + len(content)
+    return place
+
+  def read(self, place: int) -> str:
+    handle = self._file.fileno()
+    (length,) = _LENGTH.unpack(os.pread(handle, _LENGTH.size, place))
+    content = b""
+    while len(content) < length:  # the system reads 2 GiB at most
+      at = place + _LENGTH.size + len(content)
+      content += os.pread(handle, length - len(content), at)
+    return content.decode()
+
+
+# --- bytes -------------------------------------------------------------------
+
+
+def text(path: pathlib.Path) -> str:
+  """The content of a text file, unpacked."""
+  content = b"".join(_chunks(path))
+  wrong = content.find(0)  # archives of text files may be valid UTF-8
+  try:
+    if wrong < 0:
+      return content.decode("utf-8")
+  except UnicodeDecodeError as error:
+    wrong = error.start
+  raise InputError(
+    "harvest.corpus",
+    path,
+    f"must be UTF-8 text (byte {wrong} is not)",
+    "use a glob that picks the text files, such as 'folder/**/*.txt'",
+  )
+
+
+def _begins_with_an_object(path: pathlib.Path) -> bool:
+  """Whether the first line that is not blank is a whole JSON object."""
+  with contextlib.closing(_lines(path)) as lines:
+    first = next((line for line in lines if line.strip()), b"")
+  try:
+    return isinstance(json.loads(first), dict)
+  except (ValueError, RecursionError):
+    return False
+
+
+def _lines(path: pathlib.Path) -> Iterator[bytes]:
+  """The lines of a file with their ends."""
+  rest: list[bytes] = []
+  for chunk in _chunks(path):
+    *whole, last = chunk.split(b"\n")
+    for part in whole:
+      yield b"".join((*rest, part, b"\n"))
+      rest = []
+    rest.append(last)
+  if any(rest):
+    yield b"".join(rest)
+
+
+def _chunks(path: pathlib.Path) -> Iterator[bytes]:
+  """The content of a file, unpacked.
+
+  Raises:
+    InputError: it cannot be read, or is not what its name says.
+  """
+  suffix = path.suffix.lower()
+  unpack = {".gz": _gzip, ".zst": _zstandard}.get(suffix, _plain)
+  with _readable(path), path.open("rb") as file:
+    yield from unpack(file)
+
+
+def _plain(file: BinaryIO) -> Iterable[bytes]:
+  return iter(lambda: file.read(_CHUNK), b"")
+
+
+def _gzip(file: BinaryIO) -> Iterable[bytes]:
+  unpacked = gzip.GzipFile(fileobj=file)
+  return iter(lambda: unpacked.read(_CHUNK), b"")
+
+
+def _zstandard(file: BinaryIO) -> Iterator[bytes]:
+  library = _import_zstandard(file.name)
+  # Archives of text are often packed with windows of 2 GiB.
+  unpacker = library.ZstdDecompressor(max_window_size=2**31)
+  frame = None
+  for chunk in _plain(file):
+    while chunk:
+      if frame is None or frame.eof:
+        frame = unpacker.decompressobj()
+      try:
+        yield frame.decompress(chunk)
+      except library.ZstdError as error:
+        raise zlib.error(str(error)) from error
+      chunk = frame.unused_data if frame.eof else b""
+  if frame is not None and not frame.eof:
+    raise EOFError("it ends inside a frame")
+
+
+def _import_zstandard(path: str) -> Any:
+  try:
+    return importlib.import_module("zstandard")
+  except ImportError as error:
+    raise InputError(
+      "harvest.corpus",
+      path,
+      "needs the package zstandard, which is not installed",
+      "run: pip install 'saejax[zstd]'",
+    ) from error
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+  """Names the file that cannot be read, or cannot be unpacked."""
+  try:
+    yield
+  except OSError as error:
+    named = error.filename or path
+    raise unreadable(named, error.strerror or str(error)) from error
+  except (EOFError, zlib.error) as error:
+    raise unreadable(path, str(error)) from error
+
+
+def unreadable(path: Any, reason: str) -> InputError:
+  """The error for a file of a corpus that cannot be read."""
+  return InputError(
+    "harvest.corpus",
+    path,
+    f"must be readable ({reason})",
+    "correct the path, its permissions or the file",
+  )

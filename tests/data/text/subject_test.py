@@ -1,0 +1,128 @@
+"""Models as subjects: what frames windows, and ids the weights do not have."""
+
+import json
+import pathlib
+
+import numpy as np
+import tokenizers
+from absl.testing import absltest, parameterized
+
+from saejax.data import harvest
+from saejax.data.text import subject
+from saejax.errors import InputError
+from tests.data import tiny
+from tests.models import golden
+
+SPECIAL = {"<s>": 0, "</s>": 1, "[CLS]": 2, "[SEP]": 3, "<far>": 41}
+WORDS = [f"w{i}" for i in range(4, 41)]  # 40 is beyond the weights
+
+
+class SubjectTest(parameterized.TestCase):
+  def folder(self, *, template="<s> $A", roles=(), case="gpt2", **settings):
+    """A model of 40 ids with a tokenizer of 42."""
+    path = pathlib.Path(self.create_tempdir().full_path)
+    own = {"bos_token_id": None, "eos_token_id": None} | settings
+    golden.folder(path, case, settings=own)
+    words = {word: int(word[1:]) for word in WORDS}
+    backend = tokenizers.Tokenizer(
+      tokenizers.models.WordLevel(SPECIAL | words, unk_token="w4")
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(list(SPECIAL))
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+      single=template, special_tokens=list(SPECIAL.items())
+    )
+    backend.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps(dict(roles)))
+    return str(path)
+
+  @parameterized.parameters(
+    ("<s> $A", {"bos_token": "<s>"}, "tokenizer", (0,), (), {0}),
+    ("$A", {"bos_token": "<s>"}, "tokenizer", (), (), {0}),
+    ("$A </s>", {"eos_token": "</s>"}, "tokenizer", (), (1,), {1}),
+    ("[CLS] $A [SEP]", {}, "tokenizer", (2,), (3,), {2, 3}),
+    ("$A", {"bos_token": "<s>"}, "add", (0,), (), {0}),
+    (
+      "<s> $A",
+      {"cls_token": "[CLS]", "sep_token": "[SEP]", "bos_token": "<s>"},
+      "add",
+      (2,),
+      (3,),
+      {0, 2, 3},
+    ),
+    ("<s> $A", {"bos_token": "<s>"}, "none", (), (), {0}),
+  )
+  def test_windows_follow_the_template_or_the_setting(
+    self, template, roles, special_tokens, prefix, suffix, special
+  ):
+    found = subject.of(
+      self.folder(template=template, roles=roles.items()),
+      0,
+      "resid_post",
+      special_tokens=special_tokens,
+    )
+    self.assertEqual((found.prefix, found.suffix), (prefix, suffix))
+    self.assertEqual(found.special, special)
+    self.assertEqual(found.vocabulary, 40)
+
+  def test_adding_tokens_that_the_tokenizer_lacks_is_refused(self):
+    with self.assertRaisesRegex(
+      InputError, "harvest.special_tokens=add: .*CLS and SEP, or BOS"
+    ):
+      subject.of(self.folder(), 0, "resid_post", special_tokens="add")
+    with self.assertRaisesRegex(InputError, "special_tokens=bos"):
+      subject.of(self.folder(), 0, "resid_post", special_tokens="bos")
+
+  def test_special_tokens_beyond_the_weights_are_refused(self):
+    folder = self.folder(template="<far> $A")
+    with self.assertRaisesRegex(InputError, r"harvest.model=41: .*\[0, 40\)"):
+      subject.of(folder, 0, "resid_post")
+    # Round no window it does no harm.
+    found = subject.of(folder, 0, "resid_post", special_tokens="none")
+    self.assertEqual(found.encode("w5 w9").tolist(), [5, 9])
+    for word in ("w40", "<far>"):
+      with self.assertRaisesRegex(InputError, r"harvest.model=4[01]: .*40\)"):
+        found.encode(f"w5 {word} w9")
+
+  def test_ids_from_the_defaults_of_a_config_class_are_not_used(self):
+    # Saved with GPT-2's defaults: once 100 % of the rows were NaN.
+    folder = self.folder(template="$A", bos_token_id=50256, eos_token_id=50256)
+    corpus = pathlib.Path(self.create_tempdir().full_path)
+    for i in range(20):
+      words = np.random.default_rng(i).choice(WORDS[:-1], 30)
+      (corpus / f"{i}.txt").write_text(" ".join(words))
+    for special_tokens in subject.SPECIAL_TOKENS[::2]:
+      config = harvest.HarvestConfig(
+        model=folder,
+        layer=1,
+        corpus=str(corpus),
+        rows=200,
+        held_out_rows=90,
+        held_out_fraction=0.3,
+        context=16,
+        forward_batch=4,
+        bucket_rows=128,
+        shard_rows=128,
+        chunk_rows=32,
+        special_tokens=special_tokens,
+        dir=str(corpus.parent / "stores"),
+      )
+      train, held_out = harvest.harvest(config)
+      self.assertEqual(train.meta["prefix"], [])
+      self.assertEqual(train.rows, 200)
+      for store in (train, held_out):
+        x = tiny.everything(store)["x"].astype(np.float32)
+        self.assertTrue(np.isfinite(x).all())
+
+  def test_memory_of_a_window_grows_with_what_the_model_holds(self):
+    found = subject.of(self.folder(), 0, "resid_post")
+    # 10 tokens: ids and rows; 4 bytes of an MLP of 96 beside two streams of 24.
+    self.assertEqual(
+      found.bytes_of(10), 10 * (32 + 8 * 24) + 4 * 10 * (2 * 24 + 96)
+    )
+    # Scores of 4 heads grow with the square.
+    self.assertGreater(found.bytes_of(10_000), 900 * found.bytes_of(100) / 2)
+
+
+if __name__ == "__main__":
+  absltest.main()
