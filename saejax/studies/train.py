@@ -75,7 +75,7 @@ def opened(flag: str, path: str, expected: Expected) -> reader.Store:
     if error.field == "path":
       raise error.renamed(flag) from error
     if error.field == "expect":
-      name, _, value = error.value.partition("=")
+      name, _, value = str(error.value).partition("=")
       raise InputError(
         f"harvest.{name}", value, error.rule, error.remedy
       ) from error
