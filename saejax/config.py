@@ -27,6 +27,7 @@ from saejax import durable, fields, flagfiles, interrupt, presets
 from saejax.errors import InputError
 
 Config = TypeVar("Config")
+RUN_FLAGS = "run.flags"  # the flagfile that a run leaves in its folder
 
 # All of them show the flags of the script; absl's own would list those of every
 # library that is imported.
@@ -73,7 +74,7 @@ def from_flags(
     if fields.is_config(kind):
       values[field.name] = from_flags(kind, flag_values, name + ".")
       continue
-    values[field.name] = flag_values[name].value
+    values[field.name] = _home(flag_values[name].value)
     if flag_values[name].value is None and not fields.is_optional(kind):
       raise InputError(name, "", "must be given", f"add --{name}=VALUE")
   try:
@@ -85,12 +86,24 @@ def from_flags(
     raise error.renamed(prefix + error.field) from error
 
 
-def write(path: str | os.PathLike[str], config: Any) -> None:
+def _home(value: Any) -> Any:
+  """A value with `~/` at its start replaced by the home directory."""
+  if isinstance(value, tuple):
+    return tuple(_home(element) for element in value)
+  if isinstance(value, str) and (value == "~" or value.startswith("~/")):
+    return os.path.expanduser(value)
+  return value
+
+
+def write(
+  path: str | os.PathLike[str], config: Any, *, omit: Sequence[str] = ()
+) -> None:
   """Writes all flags of `config`, one a line, so that they can be replayed.
 
   Args:
     path: the file, in the run folder; it appears whole or not at all.
     config: an instance of a config dataclass.
+    omit: names of flags that are left out.
 
   Raises:
     InputError: a value would not come back equal from a flagfile: a string
@@ -98,7 +111,11 @@ def write(path: str | os.PathLike[str], config: Any) -> None:
       strings, a value of another type than the field's; or the file cannot be
       written. Nothing is written.
   """
-  lines = [_line(leaf, config) + "\n" for leaf in fields.leaves(type(config))]
+  lines = [
+    _line(leaf, config) + "\n"
+    for leaf in fields.leaves(type(config))
+    if leaf.name not in omit
+  ]
   # absl reads flagfiles in the encoding of the locale.
   text = flagfiles.sealed("".join(lines), locale.getencoding())
   durable.write_file(path, text, field="run_dir")
@@ -231,11 +248,21 @@ def parse(
     if isinstance(error.__context__, InputError):
       raise error.__context__ from None
     raise _absl_error(error) from None
+  _imply_run_dir(flag_values, flagfile)
   if rest:
     name = rest[0].partition("=")[0]
     remedy = f"write --{rest[0]}" if name in flag_values else "see --help"
     rule = "is not a flag; settings are given as --name=value"
     raise InputError("argument", rest[0], rule, remedy)
+
+
+def _imply_run_dir(flag_values: flags.FlagValues, flagfile: str) -> None:
+  """A run's own flagfile names its folder, wherever that was moved to."""
+  path = pathlib.Path(flagfile).expanduser()
+  if path.name != RUN_FLAGS or "run_dir" not in flag_values:
+    return
+  if flag_values["run_dir"].using_default_value:
+    flag_values["run_dir"].value = str(path.parent)
 
 
 def _absl_error(error: Exception) -> InputError:

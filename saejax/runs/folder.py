@@ -1,46 +1,102 @@
-"""A run folder: one process, one set of flags.
+"""A run folder: one process, one identity, the flags that repeat the run.
 
 run_dir/
+  identity.json       what decides the results
   run.flags           every flag; --flagfile=run_dir/run.flags repeats it
   n512/               one group of members of equal shape, on one stream
     checkpoints/ metrics.jsonl events/ points.json
   saes/n512-k8-seed0/ a trained SAE, for saejax.load
+
+The folder can be moved: nothing in it says where it lies.
 """
 
 import contextlib
+import dataclasses
+import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from saejax import config as configs
+from saejax import durable
 from saejax.errors import InputError
 from saejax.training import lock
+from saejax.training.fingerprint import differences
 
-FLAGS = "run.flags"
+FLAGS, IDENTITY = configs.RUN_FLAGS, "identity.json"
+# Settings that decide no result: where files lie, how often the run reports,
+# and which devices it uses (with which the last bits may change).
+NO_RESULT = frozenset(
+  {
+    "run_dir",
+    "harvest.dir",
+    "train.log_steps",
+    "train.checkpoint_steps",
+    "train.mesh",
+  }
+)
+PATHS = ("model", "corpus")  # settings that may name a file
 
 
 @contextlib.contextmanager
-def opened(run_dir: str, config: Any) -> Iterator[pathlib.Path]:
-  """The run folder, locked, its flags written, or refused.
+def opened(
+  run_dir: str | os.PathLike[str],
+  config: Any,
+  *,
+  stores: Mapping[str, str] | None = None,
+) -> Iterator[pathlib.Path]:
+  """The run folder, locked, its identity and flags written, or refused.
+
+  To be opened after everything that can be refused without work has been.
+
+  Args:
+    run_dir: the folder.
+    config: all settings of the run.
+    stores: setting that names a store -> content of that store, which stands
+      for its path in the identity.
 
   Raises:
-    InputError: another process uses it, or a run with other flags is in it.
+    InputError: another process uses it, or another run is in it.
   """
   path = pathlib.Path(run_dir)
+  ours = identity(config, stores or {})
   with lock.RunLock(path):
-    flags = path / FLAGS
-    draft = path / f".{FLAGS}.draft"
-    configs.write(draft, config)
-    if flags.exists() and flags.read_text() != draft.read_text():
-      theirs, ours = (set(f.read_text().splitlines()) for f in (flags, draft))
-      draft.unlink()
-      differing = sorted(theirs - ours) or sorted(ours - theirs)
-      raise InputError(
-        "run_dir",
-        run_dir,
-        f"holds a run with other flags ({', '.join(differing)[:120]})",
-        f"name another run_dir, or repeat that run with --flagfile={flags}",
-      )
-    os.replace(draft, flags)
+    file = path / IDENTITY
+    if file.exists():
+      remedy = "restore it, or name another run_dir"
+      theirs = durable.read_json(file, field="run_dir", remedy=remedy)
+      if differing := differences(theirs, ours):
+        more = f", {len(differing) - 1} more" if differing[1:] else ""
+        raise InputError(
+          "run_dir",
+          run_dir,
+          f"holds a run with {differing[0]}{more}",
+          "name another run_dir, or repeat that run with "
+          f"--flagfile={path / FLAGS}",
+        )
+    text = json.dumps(ours, indent=1, sort_keys=True) + "\n"
+    durable.write_file(file, text.encode(), field="run_dir")
+    configs.write(path / FLAGS, config, omit=("run_dir",))
     yield path
+
+
+def identity(config: Any, stores: Mapping[str, str]) -> dict[str, Any]:
+  """The settings that decide the results, stores by their content."""
+  found = _decisive(dataclasses.asdict(config), "")
+  return json.loads(json.dumps({**found, **stores}))
+
+
+def _decisive(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  for name, value in settings.items():
+    full = prefix + name
+    if ".".join(full.split(".")[-2:]) in NO_RESULT:
+      continue
+    if isinstance(value, Mapping):
+      found[name] = _decisive(value, full + ".")
+    elif name in PATHS and value and pathlib.Path(value).exists():
+      found[name] = str(pathlib.Path(value).resolve())
+    else:
+      found[name] = value
+  return found

@@ -16,11 +16,12 @@ from saejax import durable, terminal
 from saejax.data import loader
 from saejax.data.batches import StoreBatches, spread
 from saejax.data.store.reader import Store
-from saejax.errors import InputError
 from saejax.evals import reading, reconstruction
 from saejax.recipes import arguments, catalogue
+from saejax.runs import stores
 from saejax.runs.config import SAEConfig
-from saejax.sae import files, prep
+from saejax.sae import files
+from saejax.sae import prep as preps
 from saejax.training import log, loop
 from saejax.training.members import Member
 from saejax.training.parts import rules, schedules
@@ -48,14 +49,7 @@ class Grid:
   train: loop.TrainConfig
 
   def __post_init__(self):
-    if self.store.d != self.held_out.d:
-      raise InputError(
-        "held_out",
-        self.held_out.path,
-        f"must have rows of d={self.store.d} as the training store, has "
-        f"{self.held_out.d}",
-        "name the held-out store of the same harvest",
-      )
+    stores.check_held_out(self.store, self.held_out)
 
   @property
   def reading(self) -> dict[str, Any]:
@@ -68,9 +62,9 @@ class Grid:
     }
 
   @property
-  def prep(self) -> prep.Prep:
+  def prep(self) -> preps.Prep:
     """The prep that the flags select, with the store's statistics."""
-    return prep.from_stats(self.sae.prep, self.store.stats)
+    return preps.from_stats(self.sae.prep, self.store.stats)
 
   @property
   def mean(self) -> np.ndarray | None:
@@ -90,7 +84,7 @@ def train(grid: Grid) -> list[dict[str, Any]]:
   points: list[dict[str, Any]] = []
   for n in grid.sae.n:
     done = grid.path / f"n{n}" / "points.json"
-    if not done.exists():
+    if not (done.exists() and _is_saved(grid, n)):
       total_steps = loader.count_batches(grid.store, **grid.reading)
       trained = _train_group(grid, n, total_steps)
       found = _points(grid, n, total_steps, trained)
@@ -108,7 +102,15 @@ def _train_group(grid: Grid, n: int, total_steps: int) -> list[loop.Trained]:
   with StoreBatches(grid.store, **grid.reading) as batches:
     try:
       return loop.train(
-        partial(recipe, grid, n, total_steps),
+        partial(
+          recipe,
+          n,
+          d=grid.store.d,
+          prep=grid.prep,
+          sae=grid.sae,
+          train=grid.train,
+          total_steps=total_steps,
+        ),
         members(n, grid.sae, grid.train),
         batches,
         config=grid.train,
@@ -141,7 +143,7 @@ def _points(
       "coefficient": t.member.coefficient,
       "seed": t.member.seed,
       "learning_rate": t.member.learning_rate,
-      "status": t.status,
+      "status": _status(t, metrics),
       "tokens": total_steps * grid.train.batch_rows,
       "seconds": round(t.seconds, 3),
       "group_seconds": round(float(sum(t.seconds for t in trained)), 3),
@@ -171,11 +173,25 @@ def _save(
       grid.path / "saes" / f"n{n}-{t.member.name}",
       about={
         **{k: v for k, v in point.items() if k not in TRANSIENT},
-        "model": grid.store.meta.get("model"),
-        "site": grid.store.meta.get("site"),
-        "held_out": str(grid.held_out.path),
+        **stores.describe(grid.store, grid.held_out),
       },
     )
+
+
+def _is_saved(grid: Grid, n: int) -> bool:
+  """Whether every SAE of a group is there with its weights."""
+  return all(
+    (grid.path / "saes" / f"n{n}-{member.name}" / file).is_file()
+    for member in members(n, grid.sae, grid.train)
+    for file in (files.STRUCTURE, files.ARRAYS)
+  )
+
+
+def _status(t: loop.Trained, metrics: reconstruction.Reconstruction) -> str:
+  """The loop's status, or diverged where the mean would reconstruct better."""
+  if t.status != "ok" or metrics.fvu <= 1:
+    return t.status
+  return "diverged"
 
 
 def members(n: int, sae: SAEConfig, train: loop.TrainConfig) -> list[Member]:
@@ -196,15 +212,23 @@ def members(n: int, sae: SAEConfig, train: loop.TrainConfig) -> list[Member]:
   ]
 
 
-def recipe(grid: Grid, n: int, total_steps: int, k: int) -> Recipe:
-  """The recipe that the flags select, for the rows of the store."""
-  train = grid.train
+def recipe(
+  n: int,
+  k: int,
+  *,
+  d: int,
+  prep: preps.Prep,
+  sae: SAEConfig,
+  train: loop.TrainConfig,
+  total_steps: int,
+) -> Recipe:
+  """The recipe that the flags select, for rows of width d."""
   tokens = total_steps * train.batch_rows
   options = {
     "dead_after_tokens": train.dead_after_tokens or rules.dead_after(tokens),
     "steps": total_steps,
     "batch_rows": train.batch_rows,
-    "prep": grid.prep,
+    "prep": prep,
     "schedule": schedules.warmup_decay(
       total_steps,
       warmup_steps=train.warmup_steps,
@@ -214,12 +238,11 @@ def recipe(grid: Grid, n: int, total_steps: int, k: int) -> Recipe:
     "ema_decay": train.ema_decay,
     "dtype": train.dtype,
   }
-  sae = grid.sae
   given = {"k": k, "k_aux": sae.k_aux or None, "aux_weight": sae.aux_weight}
   known = {leaf.name for leaf in arguments.of(sae.recipe)}
   return arguments.make(
     sae.recipe,
-    d=grid.store.d,
+    d=d,
     n=n,
     arguments={name: v for name, v in given.items() if name in known},
     **options,
@@ -242,11 +265,16 @@ def _as_trained(
 def _fingerprint(grid: Grid, n: int) -> dict[str, Any]:
   """Settings that a resumed group must share."""
   same = dataclasses.asdict(grid.train)
-  for cadence in ("log_steps", "mesh"):
+  for cadence in ("log_steps", "checkpoint_steps", "mesh"):
     del same[cadence]
   sae = dataclasses.asdict(grid.sae)
   del sae["n"]
-  return {"n": n, "store": grid.store.path.name, "sae": sae, "train": same}
+  return {
+    "n": n,
+    "store": stores.content(grid.store),
+    "sae": sae,
+    "train": same,
+  }
 
 
 def _finite(value: Any) -> Any:

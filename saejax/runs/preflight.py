@@ -1,14 +1,125 @@
 """What a run will take, said before it starts."""
 
+import contextlib
+import os
+import pathlib
+import resource
 import time
 
 import jax
 import jax.numpy as jnp
 
-from saejax import terminal
+from saejax import durable, terminal
+from saejax.errors import InputError
 from saejax.runs import grid
 from saejax.runs.config import SAEConfig
-from saejax.training import loop
+from saejax.sae import prep
+from saejax.training import loop, sharding
+
+
+def check(rows: int, d: int, sae: SAEConfig, train: loop.TrainConfig) -> None:
+  """Refuses a grid that cannot be trained, before anything is made.
+
+  Args:
+    rows: training rows.
+    d: their width.
+    sae: the grid.
+    train: how it is trained.
+
+  Raises:
+    InputError: there is no whole batch, a recipe refuses its arguments, the
+      mesh does not divide the sizes, or memory does not suffice.
+  """
+  steps = rows * train.epochs // train.batch_rows
+  if train.batch_rows > rows:
+    raise InputError(
+      "train.batch_rows",
+      train.batch_rows,
+      f"must be at most the rows of the store ({rows})",
+      "lower it, or harvest more rows (harvest.rows)",
+    )
+  check_memory(d, sae, train)
+  mesh = sharding.make_mesh(train.mesh)
+  for n in sae.n:
+    members = grid.members(n, sae, train)
+    for k in {member.k for member in members}:
+      recipe = grid.recipe(
+        n,
+        k,
+        d=d,
+        prep=prep.Identity(),
+        sae=sae,
+        train=train,
+        total_steps=steps,
+      )
+      recipe.check(("x",), len(members))
+    sharding.check(mesh, n=n, batch_rows=train.batch_rows, members=len(members))
+
+
+def check_memory(
+  d: int, sae: SAEConfig, train: loop.TrainConfig, limit: int | None = None
+) -> None:
+  """Refuses a grid whose largest group cannot fit in memory.
+
+  Args:
+    d: width of the rows.
+    sae: the grid.
+    train: how it is trained.
+    limit: bytes there are; by default those of the device, or of this machine
+      and process.
+
+  Raises:
+    InputError: with the setting that takes most.
+  """
+  limit = memory() if limit is None else limit
+  weights, batch = _memory(d, sae, train)
+  if weights + batch <= limit:
+    return
+  n = max(sae.n)
+  field, value = (
+    ("sae.n", n)
+    if weights > batch
+    else (
+      "train.batch_rows",
+      train.batch_rows,
+    )
+  )
+  raise InputError(
+    field,
+    value,
+    f"n={n} with d={d}, {len(grid.members(n, sae, train))} SAE(s) and batches "
+    f"of {train.batch_rows} needs about {durable.size(weights + batch)} of "
+    f"memory, and there are {durable.size(limit)}",
+    "lower it, or use more devices (train.mesh)",
+  )
+
+
+def memory() -> int:
+  """Bytes that this process may use on all its devices."""
+  devices = jax.devices()
+  if devices[0].platform != "cpu":
+    found = [device.memory_stats() or {} for device in devices]
+    limits = [stats.get("bytes_limit", 2**63) for stats in found]
+    return sum(limits)
+  limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+  soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+  if soft != resource.RLIM_INFINITY:
+    limits.append(soft)
+  group = pathlib.Path("/sys/fs/cgroup/memory.max")
+  with contextlib.suppress(OSError, ValueError):
+    limits.append(int(group.read_text()))
+  return min(limits)
+
+
+def _memory(d: int, sae: SAEConfig, train: loop.TrainConfig) -> tuple[int, int]:
+  """Bytes of the largest group's states, and of its work on a batch.
+
+  Weights, two moments, gradients and a checkpoint's copy of the first three;
+  rows and pre-activations of a batch.
+  """
+  n = max(sae.n)
+  count = len(grid.members(n, sae, train))
+  return 7 * 4 * count * 2 * n * d, 4 * train.batch_rows * (n + d)
 
 
 def line(
@@ -35,15 +146,13 @@ def line(
   flops = rows * (
     2 * 12 * d**2 * harvest_layers + train.epochs * 2 * count * pairs
   )
-  largest = count * 2 * max(sae.n) * d
   return terminal.preflight(
     rows=rows,
     disk_bytes=rows * (2 * d + 16),
     parameters=count * sum(2 * n * d + n + d for n in sae.n),
     seconds=flops / _matmul_flops(),
-    # Weights, two moments, gradients and a checkpoint's copy of the first
-    # three; pre-activations of a batch; JAX itself and windows of rows.
-    memory_bytes=7 * 4 * largest + 4 * train.batch_rows * max(sae.n) + 10**9,
+    # With JAX itself and windows of rows.
+    memory_bytes=sum(_memory(d, sae, train)) + 10**9,
   )
 
 

@@ -1,14 +1,18 @@
 """The stores of a run: harvested, sampled, described."""
 
+import hashlib
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from saejax import terminal
+from saejax import durable, terminal
 from saejax.data import harvest
+from saejax.data.store import ledger
 from saejax.data.store.reader import Store
-from saejax.data.text import subject
+from saejax.data.text import corpus, subject
+from saejax.errors import InputError
+from saejax.training.fingerprint import differences
 
 
 def harvested(
@@ -43,12 +47,84 @@ def harvested(
     screen.end()
 
 
+def content(store: Store) -> str:
+  """SHA-256 of all that decides a store's rows and their order."""
+  meta = {k: v for k, v in store.meta.items() if k not in ledger.VOLATILE}
+  lines = [
+    {k: v for k, v in line.items() if k not in ledger.VOLATILE}
+    for line in store.lines
+  ]
+  return hashlib.sha256(durable.canonical([meta, lines]).encode()).hexdigest()
+
+
+def check_held_out(store: Store, held_out: Store) -> None:
+  """Refuses a held-out store that is none for a training store.
+
+  Raises:
+    InputError: the two hold the same rows, are exchanged, or differ in width,
+      or in the model, site or tokenizer that both declare.
+  """
+  remedy = "name the held-out store of the same harvest"
+  if store.d != held_out.d:
+    raise InputError(
+      "held_out",
+      held_out.path,
+      f"must have rows of d={store.d} as the training store, has {held_out.d}",
+      remedy,
+    )
+  if content(store) == content(held_out):
+    raise InputError(
+      "held_out",
+      held_out.path,
+      "must hold other rows than the training store",
+      remedy,
+    )
+  for field, opened, wrong in (
+    ("store", store, corpus.HELD_OUT),
+    ("held_out", held_out, corpus.TRAIN),
+  ):
+    if opened.meta.get("part") == wrong:
+      raise InputError(
+        field,
+        opened.path,
+        f"its metadata says that it is the {wrong} part of a harvest",
+        "exchange store and held_out, or name another store",
+      )
+  for name in ("model", "site", "tokenizer"):
+    theirs, ours = store.meta.get(name), held_out.meta.get(name)
+    if theirs is None or ours is None:
+      continue
+    found = differences(_declared(theirs, ours), _declared(ours, theirs), name)
+    if found:
+      raise InputError(
+        "held_out",
+        held_out.path,
+        f"the training store has {found[0]}",
+        remedy,
+      )
+
+
+def _declared(one: Any, other: Any) -> Any:
+  """The entries of a mapping that another has too."""
+  if isinstance(one, Mapping) and isinstance(other, Mapping):
+    return {k: _declared(v, other[k]) for k, v in one.items() if k in other}
+  return one
+
+
 def describe(store: Store, held_out: Store) -> dict[str, Any]:
   """Facts about the rows of a run, for its results."""
   return {
     "model": store.meta.get("model"),
     "site": store.meta.get("site"),
     "corpus": store.meta.get("corpus"),
-    "train": {"store": str(store.path), "rows": store.rows},
-    "held_out": {"store": str(held_out.path), "rows": held_out.rows},
+    "train": _about(store),
+    "held_out": _about(held_out),
+  }
+
+
+def _about(store: Store) -> dict[str, Any]:
+  return {
+    "store": str(store.path.absolute()),
+    "content": content(store),
+    "rows": store.rows,
   }

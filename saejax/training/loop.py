@@ -215,10 +215,11 @@ def train(
 
     watch = _Watch(group, log, config, total_steps, folder, provenance)
     while step < total_steps:
+      # Always from a multiple of steps_per_dispatch: how often checkpoints are
+      # saved must not decide which program runs a step.
       count = min(
-        config.steps_per_dispatch,
+        config.steps_per_dispatch - step % config.steps_per_dispatch,
         total_steps - step,
-        config.checkpoint_steps - step % config.checkpoint_steps,
       )
       with log.waiting():
         taken = [next(batches) for _ in range(count)]
@@ -228,7 +229,8 @@ def train(
       watch.add(step, [batch["row"] for batch in taken], metrics)
       step += count
       log.progress(step, step * config.batch_rows)
-      if step % config.checkpoint_steps == 0 or step == total_steps:
+      due = step % config.checkpoint_steps < count
+      if due or step == total_steps:
         watch.check_all()
         save(step, states)
       if number := _stop_signal(step):

@@ -27,6 +27,8 @@ class TrainState(flax.struct.PyTreeNode):
     alive: False once a loss or gradient was not finite; the member then keeps
       its last good weights.
     failed_step: that step, -1 while alive.
+    skipped: updates left out in a row under the policy "skip", because this
+      member's loss or gradient was not finite.
     halted: True once a batch held non-finite rows under the policy "stop";
       nothing changes from then on.
     stats_axes: names of the axes of each statistic, as named by its rule, such
@@ -41,6 +43,7 @@ class TrainState(flax.struct.PyTreeNode):
   key: PRNGKeyArray
   alive: Bool[Array, ""]
   failed_step: Int[Array, ""]
+  skipped: Int[Array, ""]
   halted: Bool[Array, ""]
   stats_axes: tuple[tuple[str, str], ...] = flax.struct.field(
     pytree_node=False, default=()
@@ -84,7 +87,7 @@ def axes(state: TrainState, *, stacked: bool = False) -> TrainState:
   unnamed = sorted(set(state.stats) - set(declared))
   if unnamed:
     raise TypeError(f"no rule names the axes of {', '.join(unnamed)}")
-  numbers = ("step", "key", "alive", "failed_step", "halted")
+  numbers = ("step", "key", "alive", "failed_step", "skipped", "halted")
   return state.replace(
     **dict.fromkeys(numbers, ()),
     sae=sae_axes.axes(state.sae, stacked=stacked),

@@ -20,6 +20,7 @@ from saejax.training.recipe import Hyper, Recipe, Record, mean, statistics
 from saejax.training.state import TrainState as TrainState
 
 Metrics = Mapping[str, Array]
+MOST_SKIPPED = 10  # updates in a row before a member is frozen
 
 
 def init_state(
@@ -42,6 +43,7 @@ def init_state(
     key=key,
     alive=jnp.asarray(True),
     failed_step=jnp.asarray(-1, jnp.int32),
+    skipped=jnp.asarray(0, jnp.int32),
     halted=jnp.asarray(False),
     stats_axes=stats_axes,
   )
@@ -64,7 +66,8 @@ def make_step(
       has none: all members read the same rows.
     skip_nonfinite: whether to skip a batch with non-finite rows, loss or
       gradient, instead of halting (rows) or freezing the member (loss or
-      gradient).
+      gradient). A member whose loss or gradient is not finite in
+      `MOST_SKIPPED` consecutive updates is frozen all the same.
 
   Returns:
     A pure function to be jitted. Metrics are scalars, [members] if stacked:
@@ -211,7 +214,11 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
   )
   halted = state.halted if skip else state.halted | ~rows_ok
   usable = rows_ok & ~halted
-  failed = usable & ~finite & state.alive & (not skip)
+  left_out = usable & ~finite & state.alive
+  skipped = jnp.where(
+    usable, jnp.where(left_out, state.skipped + 1, 0), state.skipped
+  )
+  failed = left_out & ((not skip) | (skipped >= MOST_SKIPPED))
   good = usable & finite & state.alive
   keep = lambda new, old: jax.tree.map(partial(jnp.where, good), new, old)
 
@@ -239,6 +246,7 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
     stats=keep(written.stats, state.stats),
     alive=state.alive & ~failed,
     failed_step=jnp.where(failed, state.step, state.failed_step),
+    skipped=skipped,
     halted=halted,
   )
   metrics = {

@@ -1,10 +1,12 @@
 """Bad input to the scripts: one line, exit code 2, nothing lost."""
 
+import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -85,6 +87,9 @@ class BadInputTest(parameterized.TestCase):
     ("--train.batch_rows=x", "--train.batch_rows=x", "whole number"),
     ("--train.learning_rate=-1", "--train.learning_rate=-1", "positive"),
     ("--train.mesh=1,1,3", "--train.mesh", "devices"),
+    ("--train.batch_rows=2000", "--train.batch_rows=2000", "1000"),
+    ("--sae.n=100000000", "--sae.n=100000000", "of memory"),
+    ("--sae.n=1000000000000000000", "--sae.n=1", "of memory"),
     ("--train.mesh=1,1", "--train.mesh", "three"),
     ("--train.batch_row=64", "--train.batch_row", "--train.batch_rows"),
     ("--sae.latents=64", "--sae.latents", "--help"),
@@ -93,7 +98,7 @@ class BadInputTest(parameterized.TestCase):
   )
   def test_flag(self, flag, shown, word):
     self.assert_refused(self.train(flag), shown, word)
-    self.assertFalse((self.run_dir / "saes").exists())
+    self.assertFalse(self.run_dir.exists())  # so a correction is not refused
 
   @parameterized.parameters(
     ("--harvest.model=other", "other", "tiny"),
@@ -107,6 +112,102 @@ class BadInputTest(parameterized.TestCase):
   def test_held_out_of_another_width(self):
     other = make_store(self.folder / "wide", d=8).path
     self.assert_refused(self.train(held_out=other), "--held_out", "d=16")
+
+  @parameterized.parameters(
+    ("train", "train", "must hold other rows"),
+    ("held_out", "train", "--store"),
+    ("train", "other", "layer=2 (now 3)"),
+    ("train", "tokens", "tokenizer.hash=b"),
+  )
+  def test_a_held_out_store_that_is_none(self, store, held_out, words):
+    site = {"layer": 2, "point": "resid_post"}
+    model, tokenizer = {"name": "tiny"}, {"hash": "b", "kind": "bpe"}
+    made = {
+      "train": {"part": "train", "site": site, "tokenizer": tokenizer},
+      "held_out": {"part": "held_out", "site": site, "model": model},
+      "other": {"site": {**site, "layer": 3}, "model": model},
+      "tokens": {"tokenizer": {"hash": "c"}},
+    }
+    paths = {}
+    for seed, name in enumerate({store, held_out}):
+      x = np.random.default_rng(seed).normal(size=(300, D))
+      paths[name] = stores.write_arrays(
+        self.folder / name, x.astype(np.float32), meta=made[name]
+      ).path
+    code, _, err = self.train(store=paths[store], held_out=paths[held_out])
+    self.assertEqual(code, 2, err)
+    self.assertIn(words, err)
+    self.assertFalse(self.run_dir.exists())
+
+  def test_what_decides_no_result_is_accepted(self):
+    self.assertEqual(self.train()[0], 0)
+    points = (self.run_dir / "n32" / "points.json").read_bytes()
+    moved = self.folder / "moved"
+    shutil.copytree(self.store, self.folder / "copy")
+    again = [
+      self.train("--train.log_steps=3", "--train.checkpoint_steps=7"),
+      self.train(store=f"{self.store}/"),
+      self.train(store=os.path.relpath(self.store)),
+      self.train(store=self.folder / "copy"),
+    ]
+    self.run_dir.rename(moved)
+    again.append(script.run("train", f"--flagfile={moved / 'run.flags'}"))
+    for code, _, err in again:
+      self.assertEqual(code, 0, err)
+    self.assertFalse(self.run_dir.exists())
+    self.assertEqual((moved / "n32" / "points.json").read_bytes(), points)
+    self.assertNotIn("run_dir", (moved / "run.flags").read_text())
+
+  def test_a_store_of_other_rows_under_the_same_name_is_refused(self):
+    self.assertEqual(self.train()[0], 0)
+    shutil.rmtree(self.store)
+    make_store(self.store, seed=7)
+    self.assert_refused(self.train(), "--run_dir", "store=", "run.flags")
+
+  def test_deleted_outputs_are_made_again(self):
+    self.assertEqual(self.train()[0], 0)
+    saes = self.run_dir / "saes"
+    weights = saes / "n32-k4-seed0" / "sae.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    self.assertEqual(self.train()[0], 0)
+    self.assertEqual(weights.read_bytes(), before)
+    shutil.rmtree(saes)
+    shutil.rmtree(self.run_dir / "n32" / "checkpoints")
+    self.assertEqual(self.train()[0], 0)
+    self.assertEqual(weights.read_bytes(), before)
+
+  def test_home_is_expanded_in_every_path(self):
+    self.enter_context(mock.patch.dict(os.environ, {"HOME": str(self.folder)}))
+    code, _, err = script.run(
+      "train",
+      "--run_dir=~/run",
+      "--store=~/store",
+      "--held_out=~/held",
+      *TINY,
+    )
+    self.assertEqual(code, 0, err)
+    self.assertTrue((self.run_dir / "results.json").exists())
+
+  def test_a_wild_rate_is_not_called_ok(self):
+    for policy, rate, status in (
+      ("skip", "1e30", "frozen at step"),
+      ("stop", "30", "diverged"),
+    ):
+      with self.subTest(policy):
+        code, _, err = self.train(
+          f"--train.nonfinite={policy}",
+          f"--train.learning_rate={rate}",
+          "--train.epochs=2",
+          "--train.warmup_steps=0",
+          f"--run_dir={self.folder / policy}",
+        )
+        if code == 0:
+          file = self.folder / policy / "results.json"
+          (point,) = json.loads(file.read_text())["points"]
+          self.assertIn(status, point["status"])
+        else:  # every member was frozen
+          self.assertIn("no member", err)
 
   def test_store_with_a_missing_shard(self):
     shard = next(p for p in (self.store / "x").rglob("c/*/*") if p.is_file())
@@ -144,13 +245,13 @@ class BadInputTest(parameterized.TestCase):
     self.assertEqual(self.train()[0], 0)
     before = snapshot(self.run_dir)
     self.assert_refused(
-      self.train("--sae.k=8"), "--run_dir", "--sae.k=4", "run.flags"
+      self.train("--sae.k=8"), "--run_dir", "sae.k.0=4 (now 8)", "run.flags"
     )
     self.assertEqual(snapshot(self.run_dir), before)
 
   def test_checkpoint_of_another_recipe(self):
     self.assertEqual(self.train()[0], 0)
-    for name in ("run.flags", "n32/points.json"):
+    for name in ("identity.json", "n32/points.json"):
       (self.run_dir / name).unlink()
     before = snapshot(self.run_dir / "n32")
     self.assert_refused(
@@ -160,7 +261,7 @@ class BadInputTest(parameterized.TestCase):
 
   def test_checkpoint_of_another_shape(self):
     self.assertEqual(self.train()[0], 0)
-    (self.run_dir / "run.flags").unlink()
+    (self.run_dir / "identity.json").unlink()
     shutil.move(self.run_dir / "n32", self.run_dir / "n64")
     (self.run_dir / "n64" / "points.json").unlink()
     self.assert_refused(self.train("--sae.n=64"), "--run_dir", "n=32")

@@ -419,12 +419,23 @@ class NonFiniteTest(parameterized.TestCase):
       toy.assert_trees_equal(frozen.sae, state.sae)
       self.assertEqual(int(frozen.failed_step), 1)
 
-  def test_skipping_never_freezes(self):
+  def test_skipping_freezes_after_ten_updates_in_a_row(self):
     given = self.poison(start(self.recipe))
-    state, _ = self.through(self.skip, self.xs[:2], state=given)
+    state, _ = self.through(self.skip, self.xs[:1] * 9, state=given)
     self.assertTrue(state.alive)
-    self.assertEqual((int(state.step), int(state.failed_step)), (2, -1))
-    toy.assert_trees_equal(state.sae, given.sae)
+    self.assertEqual((int(state.step), int(state.failed_step)), (9, -1))
+    frozen, metrics = self.through(self.skip, self.xs[:1], state=state)
+    self.assertFalse(frozen.alive)
+    self.assertFalse(metrics["alive"])
+    self.assertEqual(int(frozen.failed_step), 9)
+    toy.assert_trees_equal(frozen.sae, given.sae)
+    # One good update in between, and counting starts again.
+    healed = state.replace(sae=start(self.recipe).sae)
+    healed, _ = self.through(self.skip, self.xs[:1], state=healed)
+    self.assertEqual(int(healed.skipped), 0)
+    bad = [self.xs[0] * np.nan]  # rows, not the member, are at fault
+    state, _ = self.through(self.skip, bad, state=state)
+    self.assertEqual((bool(state.alive), int(state.skipped)), (True, 9))
 
 
 class CompiledTest(absltest.TestCase):

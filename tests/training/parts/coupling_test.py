@@ -142,6 +142,7 @@ class RestartMemberTest(parameterized.TestCase):
       key=jax.random.split(jax.random.key(0), 2),
       alive=jnp.ones((2,), bool),
       failed_step=jnp.full((2,), -1),
+      skipped=jnp.zeros((2,), jnp.int32),
       halted=jnp.zeros((2,), bool),
     )
     new = jax.jit(jax.vmap(rule.write))(state)
