@@ -154,43 +154,11 @@ def train(
       scripts handle signals: see `saejax.interrupt`.
   """
   folder = pathlib.Path(folder)
-  mesh = sharding.make_mesh(config.mesh)
-  several_ks = len({member.k for member in members}) > 1
-  own_programs = several_ks and make_recipe(members[0].k).static_k
-  stacked = config.members == "stacked" or (
-    config.members == "auto"
-    and not own_programs
-    and (mesh.shape["ensemble"] > 1 or jax.default_backend() != "cpu")
-  )
-  if mesh.shape["ensemble"] > 1 and not stacked:
-    raise InputError(
-      "train.members",
-      config.members,
-      "an ensemble axis of several devices needs stacked members, of one k "
-      "where that is not a limit alone",
-      "use --train.members=auto, or a mesh without an ensemble axis",
-    )
-  group = Group(
-    make_recipe,
-    members,
-    mesh=mesh,
-    stacked=stacked,
-    engine=config.engine,
-    skip_nonfinite=config.nonfinite == "skip",
-  )
-  group.check(batches.fields)
-  sharding.check(
-    mesh, n=group.n, batch_rows=config.batch_rows, members=len(members)
-  )
+  group = _group(make_recipe, members, batches.fields, config)
   rows = Stream(batches)
   states = group.init(rows.sample(SAMPLE_ROWS))
   seconds = np.zeros(len(members), np.float32)
-  fingerprint = {
-    **fingerprint,
-    "members": [dataclasses.asdict(member) for member in members],
-    "total_steps": total_steps,
-    "environment": environment(mesh),
-  }
+  fingerprint = {**fingerprint, **_settings(group, total_steps)}
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       Checkpoints(folder / "checkpoints", fingerprint=fingerprint)
@@ -215,12 +183,7 @@ def train(
 
     watch = _Watch(group, log, config, total_steps, folder, provenance)
     while step < total_steps:
-      # Always from a multiple of steps_per_dispatch: how often checkpoints are
-      # saved must not decide which program runs a step.
-      count = min(
-        config.steps_per_dispatch - step % config.steps_per_dispatch,
-        total_steps - step,
-      )
+      count = _dispatch_steps(step, total_steps, config)
       with log.waiting():
         taken = [next(batches) for _ in range(count)]
       xs = [group.put(batch) for batch in taken]
@@ -260,6 +223,62 @@ def train(
         strict=True,
       )
     ]
+
+
+def _group(
+  make_recipe: Callable[[int], Recipe],
+  members: Sequence[Member],
+  fields: tuple[str, ...],
+  config: TrainConfig,
+) -> Group:
+  """The members' programs, after refusing what cannot be trained."""
+  mesh = sharding.make_mesh(config.mesh)
+  several_ks = len({member.k for member in members}) > 1
+  own_programs = several_ks and make_recipe(members[0].k).static_k
+  stacked = config.members == "stacked" or (
+    config.members == "auto"
+    and not own_programs
+    and (mesh.shape["ensemble"] > 1 or jax.default_backend() != "cpu")
+  )
+  if mesh.shape["ensemble"] > 1 and not stacked:
+    raise InputError(
+      "train.members",
+      config.members,
+      "an ensemble axis of several devices needs stacked members, of one k "
+      "where that is not a limit alone",
+      "use --train.members=auto, or a mesh without an ensemble axis",
+    )
+  group = Group(
+    make_recipe,
+    members,
+    mesh=mesh,
+    stacked=stacked,
+    engine=config.engine,
+    skip_nonfinite=config.nonfinite == "skip",
+  )
+  group.check(fields)
+  sharding.check(
+    mesh, n=group.n, batch_rows=config.batch_rows, members=len(members)
+  )
+  return group
+
+
+def _settings(group: Group, total_steps: int) -> dict[str, Any]:
+  """The part of a run's fingerprint that the loop knows."""
+  return {
+    "members": [dataclasses.asdict(member) for member in group.members],
+    "total_steps": total_steps,
+    "environment": environment(group.mesh),
+  }
+
+
+def _dispatch_steps(step: int, total_steps: int, config: TrainConfig) -> int:
+  """Steps of the next dispatch: up to a multiple of steps_per_dispatch.
+
+  How often checkpoints are saved must not decide which program runs a step.
+  """
+  at_once = config.steps_per_dispatch
+  return min(at_once - step % at_once, total_steps - step)
 
 
 def environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
