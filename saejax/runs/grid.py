@@ -271,7 +271,7 @@ def _fingerprint(grid: Grid, n: int) -> dict[str, Any]:
   del sae["n"]
   return {
     "n": n,
-    "store": stores.content(grid.store),
+    "store": grid.store.content,
     "sae": sae,
     "train": same,
   }

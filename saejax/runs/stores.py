@@ -1,14 +1,12 @@
 """The stores of a run: harvested, sampled, described."""
 
-import hashlib
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from saejax import durable, terminal
+from saejax import terminal
 from saejax.data import harvest
-from saejax.data.store import ledger
 from saejax.data.store.reader import Store
 from saejax.data.text import corpus, subject
 from saejax.errors import InputError
@@ -47,16 +45,6 @@ def harvested(
     screen.end()
 
 
-def content(store: Store) -> str:
-  """SHA-256 of all that decides a store's rows and their order."""
-  meta = {k: v for k, v in store.meta.items() if k not in ledger.VOLATILE}
-  lines = [
-    {k: v for k, v in line.items() if k not in ledger.VOLATILE}
-    for line in store.lines
-  ]
-  return hashlib.sha256(durable.canonical([meta, lines]).encode()).hexdigest()
-
-
 def check_held_out(store: Store, held_out: Store) -> None:
   """Refuses a held-out store that is none for a training store.
 
@@ -72,7 +60,7 @@ def check_held_out(store: Store, held_out: Store) -> None:
       f"must have rows of d={store.d} as the training store, has {held_out.d}",
       remedy,
     )
-  if content(store) == content(held_out):
+  if store.content == held_out.content:
     raise InputError(
       "held_out",
       held_out.path,
@@ -83,11 +71,11 @@ def check_held_out(store: Store, held_out: Store) -> None:
     ("store", store, corpus.HELD_OUT),
     ("held_out", held_out, corpus.TRAIN),
   ):
-    if opened.meta.get("part") == wrong:
+    if opened.meta.get("split") == wrong:
       raise InputError(
         field,
         opened.path,
-        f"its metadata says that it is the {wrong} part of a harvest",
+        f"its metadata says that it is the {wrong} split of a harvest",
         "exchange store and held_out, or name another store",
       )
   for name in ("model", "site", "tokenizer"):
@@ -125,6 +113,6 @@ def describe(store: Store, held_out: Store) -> dict[str, Any]:
 def _about(store: Store) -> dict[str, Any]:
   return {
     "store": str(store.path.absolute()),
-    "content": content(store),
+    "content": store.content,
     "rows": store.rows,
   }

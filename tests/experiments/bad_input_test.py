@@ -123,16 +123,19 @@ class BadInputTest(parameterized.TestCase):
     site = {"layer": 2, "point": "resid_post"}
     model, tokenizer = {"name": "tiny"}, {"hash": "b", "kind": "bpe"}
     made = {
-      "train": {"part": "train", "site": site, "tokenizer": tokenizer},
-      "held_out": {"part": "held_out", "site": site, "model": model},
+      "train": {"split": "train", "site": site, "tokenizer": tokenizer},
+      "held_out": {"split": "held_out", "site": site, "model": model},
       "other": {"site": {**site, "layer": 3}, "model": model},
       "tokens": {"tokenizer": {"hash": "c"}},
     }
     paths = {}
     for seed, name in enumerate({store, held_out}):
       x = np.random.default_rng(seed).normal(size=(300, D))
-      paths[name] = stores.write_arrays(
-        self.folder / name, x.astype(np.float32), meta=made[name]
+      paths[name] = create.write_store(
+        self.folder / name,
+        x.astype(np.float32),
+        about={k: v for k, v in made[name].items() if k != "split"},
+        split=made[name].get("split"),
       ).path
     code, _, err = self.train(store=paths[store], held_out=paths[held_out])
     self.assertEqual(code, 2, err)
