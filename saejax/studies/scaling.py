@@ -43,6 +43,7 @@ def main(config: Config) -> None:
   extras.check()
   wanted = config.harvest
   source = spec.subject_of(wanted)
+  preflight.check(wanted.rows, source.d, config.sae, config.train)
   with run_folder.opened(config.run_dir, config) as folder:
     say(
       preflight.line(

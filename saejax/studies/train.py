@@ -7,6 +7,7 @@ Writes the trained SAEs, metrics and results.json to the run folder.
 """
 
 import dataclasses
+import pathlib
 
 from saejax.data.store import reader
 from saejax.errors import InputError
@@ -49,15 +50,17 @@ class Config:
 def main(config: Config) -> None:
   store = opened("store", config.store, config.harvest)
   held_out = opened("held_out", config.held_out, config.harvest)
-  with run_folder.opened(config.run_dir, config) as folder:
+  sweep = grid.Grid(
+    path=pathlib.Path(config.run_dir),
+    store=store,
+    held_out=held_out,
+    sae=config.sae,
+    train=config.train,
+  )
+  preflight.check(store.rows, store.d, config.sae, config.train)
+  contents = {"store": store.content, "held_out": held_out.content}
+  with run_folder.opened(config.run_dir, config, stores=contents) as folder:
     say(preflight.line(store.rows, store.d, config.sae, config.train))
-    sweep = grid.Grid(
-      path=folder,
-      store=store,
-      held_out=held_out,
-      sae=config.sae,
-      train=config.train,
-    )
     points = grid.train(sweep)
     found = results.collect(
       config=config, points=points, data=stores.describe(store, held_out)
