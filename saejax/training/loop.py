@@ -204,25 +204,30 @@ def train(
         log.line(f"{folder.name}: stopped by {name}, saved at step {step:,}")
         raise interrupt.Stopped(number)
     log.progress(step, step * config.batch_rows, force=True)
-    failed = [int(s.failed_step) for s in group.member_states(states)]
-    return [
-      Trained(
-        member=member,
-        sae=sae,
-        trained=trained,
-        stats=stats,
-        seconds=float(spent),
-        status="ok" if at < 0 else f"frozen at step {at}",
-      )
-      for member, sae, (trained, stats), spent, at in zip(
-        members,
-        group.saes(states, rows),
-        group.trained(states),
-        seconds,
-        failed,
-        strict=True,
-      )
-    ]
+    return _trained(group, states, rows, seconds)
+
+
+def _trained(group: Group, states, rows: Stream, seconds) -> list[Trained]:
+  """The members after training, in order."""
+  failed = [int(s.failed_step) for s in group.member_states(states)]
+  return [
+    Trained(
+      member=member,
+      sae=sae,
+      trained=trained,
+      stats=stats,
+      seconds=float(spent),
+      status="ok" if at < 0 else f"frozen at step {at}",
+    )
+    for member, sae, (trained, stats), spent, at in zip(
+      group.members,
+      group.saes(states, rows),
+      group.trained(states),
+      seconds,
+      failed,
+      strict=True,
+    )
+  ]
 
 
 def _group(

@@ -258,7 +258,7 @@ class BadInputTest(parameterized.TestCase):
       (self.run_dir / name).unlink()
     before = snapshot(self.run_dir / "n32")
     self.assert_refused(
-      self.train("--sae.recipe=relu_l1"), "--run_dir", "relu_l1"
+      self.train("--sae.recipe=batchtopk"), "--run_dir", "batchtopk"
     )
     self.assertEqual(snapshot(self.run_dir / "n32"), before)
 
