@@ -98,7 +98,7 @@ def _home(value: Any) -> Any:
 def write(
   path: str | os.PathLike[str], config: Any, *, omit: Sequence[str] = ()
 ) -> None:
-  """Writes all flags of `config`, one a line, so that they can be replayed.
+  """Writes all flags of `config`, one per line, so that they can be replayed.
 
   Args:
     path: the file, in the run folder; it appears whole or not at all.
@@ -305,7 +305,10 @@ def usage(config_cls: type, doc: str | None, program: str) -> str:
     lines += textwrap.wrap(
       leaf.comment, 72, initial_indent=" " * 6, subsequent_indent=" " * 6
     )
-  lines += ["", "A flagfile has one flag a line; of equal flags the last wins."]
+  lines += [
+    "",
+    "A flagfile has one flag per line; of equal flags the last wins.",
+  ]
   lines += [
     f"A preset is one that comes with saejax: {', '.join(presets.names())}."
   ]

@@ -22,7 +22,7 @@ def top_k(
     a: scores; anything but float32 is selected on in float32, because CPU
       back ends sort every other type in full.
     k: entries kept, at most n.
-    block: entries a block; about sqrt(n / k) balances the two levels.
+    block: entries per block; about sqrt(n / k) balances the two levels.
   """
   rows, n = a.shape
   keys = a.astype(jnp.float32)
@@ -52,7 +52,7 @@ def top_k_set(
   Args:
     a: scores; selected on in float32.
     k: entries kept, at most n.
-    block: entries a block; about sqrt(n / k) balances the two levels.
+    block: entries per block; about sqrt(n / k) balances the two levels.
   """
   n = a.shape[-1]
   block = block or _block(n, k)

@@ -1,7 +1,7 @@
-"""Streams of batches: their interface, and those of a store and of an iterator.
+"""Streams of batches: the interface, and streams of a store and an iterator.
 
-`streams` has those of arrays in memory. A stream has an exact position, says
-which fields its batches have, and gives a sample of its rows without moving.
+`streams` has streams of arrays in memory. A stream has an exact position, lists
+the fields of its batches, and samples its rows without changing its position.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,15 +27,15 @@ class Batches(Protocol):
   def __next__(self) -> Mapping[str, np.ndarray]: ...
 
   def get_state(self) -> Any:
-    """The position, such that JSON can hold it."""
+    """Returns the position, JSON-serialisable."""
     ...
 
   def set_state(self, state: Any) -> None:
-    """Goes to a position of `get_state`."""
+    """Moves to a position returned by `get_state`."""
     ...
 
   def sample(self, rows: int) -> Mapping[str, np.ndarray]:
-    """At most `rows` rows, spread over the stream's; the position stays."""
+    """Samples at most `rows` rows; the position does not change."""
     ...
 
 
@@ -43,7 +43,7 @@ class StoreBatches:
   """Shuffled batches of a store through Grain.
 
   Args:
-    store: the rows.
+    store: the store to read.
     **reading: arguments of `loader.batches`.
   """
 
@@ -68,7 +68,7 @@ class StoreBatches:
     return next(self._batches)
 
   def get_state(self) -> Any:
-    """The position of the Grain iterator."""
+    """Returns the position of the Grain iterator."""
     return self._batches.get_state()
 
   def set_state(self, state: Any) -> None:
@@ -97,22 +97,22 @@ class StoreBatches:
     return {name: a[finite] for name, a in found.items()}
 
   def close(self) -> None:
-    """Lets the threads that read ahead go."""
+    """Stops the threads that read ahead."""
     close = getattr(self._batches, "close", None)
     if close:
       close()
 
 
 class IteratorBatches:
-  """Batches of a one-shot iterator, with a reservoir of the rows it gave.
+  """Batches of a one-shot iterator, with a reservoir sample of its rows.
 
-  The position is the number of batches taken; going to one takes batches from
-  the iterator, so it must give the same ones again in a new process.
+  The position is the number of batches taken; moving to a position takes
+  batches from the iterator, which must therefore repeat them in a new process.
 
   Args:
     batches: of {"x": [B, d], ...}; the first one is taken at once.
-    reservoir_rows: rows kept, each row given so far with equal chance.
-    seed: for the choice of those rows.
+    reservoir_rows: size of the sample, uniform over all rows so far.
+    seed: seed of the sample.
   """
 
   def __init__(

@@ -1,4 +1,4 @@
-"""Rows collected into buckets, with the accounts that make resume exact."""
+"""Collects rows into buckets, with the counts that make resuming exact."""
 
 import collections
 import dataclasses
@@ -29,10 +29,10 @@ class Bucket:
 
 
 class Collector:
-  """Takes the blocks of a source, gives full buckets.
+  """Collects blocks of a source into full buckets.
 
-  A block is counted where it begins; one that an earlier bucket has begun
-  comes again after a restart, and gives only its rows beyond `skip`.
+  A block is counted in the bucket where it begins; after a restart the block at
+  the resume point is read again, and only its rows beyond `skip` are used.
 
   Attributes:
     wanted: rows still to come.
@@ -54,7 +54,7 @@ class Collector:
     self._read = 0
 
   def add(self, block: Block) -> Iterator[Bucket]:
-    """Takes the rows of a block."""
+    """Adds the rows of a block; yields full buckets."""
     if not self._skip:
       for counter in (self.dropped, self._dropped):
         counter.update(block.dropped)
@@ -75,7 +75,7 @@ class Collector:
 
   @property
   def pending(self) -> tuple[dict[str, int], int]:
-    """Dropped rows, and what was read, since the last bucket."""
+    """Counts of dropped rows and of units read since the last bucket."""
     return dict(self._dropped), self._read
 
   def _append(self, part: Mapping[str, np.ndarray]) -> None:

@@ -1,8 +1,8 @@
 """Arrays on disk as row sources: .npy, .npz, .safetensors and zarr.
 
-Of a file with one array this is x; of one with several, each array or column
-is a column by its name. Rows are read in blocks, so that files may be larger
-than memory (.npz apart, whose arrays are read whole).
+The array of a file with one array is x; with several, each array is the column
+of its name. Rows are read in blocks, so that files may be larger than memory
+(except .npz, whose arrays are read whole).
 """
 
 import dataclasses
@@ -42,11 +42,11 @@ def array_rows(
     source: x [rows, d], arrays [rows, ...] by column name, or the path of a
       .npy, .npz or .safetensors file or of a zarr array or a folder
       of them.
-    about: metadata that the store is to carry.
+    about: further metadata of the store.
     group: the column whose equal values mark a group, see `write_store`.
 
   Raises:
-    InputError: not a file of these kinds, damaged, without x, or columns
+    InputError: the file is of another kind, damaged or has no x, or columns
       differ in length.
   """
   if isinstance(source, (str, pathlib.Path)):
@@ -61,7 +61,7 @@ def array_rows(
       "source",
       source if isinstance(source, (str, pathlib.Path)) else counts,
       f"must hold x, and all columns equally many rows, has {counts}",
-      "name the activations x and give each column one entry a row",
+      "name the activations x and give each column one entry per row",
     )
   first = {n: declarations.native(a[:1]) for n, a in arrays.items()}
   grouped = None

@@ -1,10 +1,11 @@
-"""Fills a store from a row source, on from wherever an earlier call stopped.
+"""Fills a store from a row source, resuming where an earlier call stopped.
 
 Blocks are collected into a bucket, and a thread shuffles and writes one bucket
-while the next is filled: at most two are in memory. The ledger holds after
-each bucket from which block, and after how many of its rows, to go on. The
-same call after a kill starts there and ends with the bytes of an undisturbed
-run.
+while the next is filled: at most two are in memory. After each bucket the
+ledger
+holds the resume point: a block, and the number of its rows already used.
+Repeating the call after a kill resumes there and gives the same bytes as an
+uninterrupted run.
 """
 
 import concurrent.futures
@@ -38,18 +39,18 @@ def harvest(
 ) -> tuple[reader.Store, reader.Store | None]:
   """Writes the rows of arrays into a training and a held-out store.
 
-  The last rows are held out, in order; of those before them the first `rows`
-  are taken and shuffled. The same call goes on after a kill at any moment, and
-  opens the stores where they are complete.
+  The last rows are held out, in order; the first `rows` of the others are
+  shuffled. Repeating the call resumes after a kill at any moment, or opens the
+  stores if they are complete.
 
   Args:
-    source: arrays or their path, see `files.array_rows`, or what it returns.
-    folder: holds the two stores, in folders named by their metadata.
-    rows: most rows of the training store.
+    source: arrays or their path, see `files.array_rows`, or an `ArrayRows`.
+    folder: parent of the two stores, whose names follow from their metadata.
+    rows: maximum number of rows in the training store.
     held_out_rows: rows of the held-out store; 0 for none.
     shuffle_seed: seed for shuffling.
     bucket_rows: rows shuffled together.
-    shard_rows: rows a file.
+    shard_rows: rows per file.
     chunk_rows: rows read at once.
     progress: see `fill`.
 
@@ -69,7 +70,7 @@ def harvest(
       "held_out_rows",
       held_out_rows,
       f"must be at least 0 and leave rows of the {source.rows} for training",
-      "lower it, or give more rows",
+      f"use at most {source.rows - 1}, or pass more rows",
     )
   stop = min(rows - rows % group, left)
   found = []
@@ -103,15 +104,15 @@ def describe(
   shard_rows: int,
   chunk_rows: int,
 ) -> dict[str, Any]:
-  """The metadata of a store of a source: what shapes its bytes.
+  """The metadata of a store of a source: all that determines its bytes.
 
   Args:
     source: the rows.
-    rows: most rows of the store.
+    rows: maximum number of rows in the store.
     split: "train" or "held_out".
     shuffle_seed: seed for shuffling; None keeps the order of the source.
     bucket_rows: rows shuffled together.
-    shard_rows: rows a file.
+    shard_rows: rows per file.
     chunk_rows: rows read at once.
   """
   return dict(source.about) | {
@@ -136,21 +137,21 @@ def fill(
   *,
   progress: Progress | None = None,
 ) -> reader.Store:
-  """Writes the store of a source, or the rest of it, or opens it if complete.
+  """Writes the store of a source, resumes writing it, or opens it if complete.
 
   A source with fewer rows than wanted gives a smaller store.
 
   Args:
     source: the rows.
     path: folder of the store.
-    meta: as of `describe`.
+    meta: metadata as returned by `describe`.
     progress: called about once a second with phase (the split), rows,
-      rows_wanted, complete, and of this call seconds, rows_per_second, what
-      was read and dropped rows by rule.
+      rows_wanted, complete, and for this call seconds, rows_per_second, units
+      read and dropped rows by rule.
 
   Raises:
-    InputError: the source gives no rows, or the disk does not allow it;
-      buckets that were finished are kept.
+    InputError: the source gives no rows, or the disk is full or not writable;
+      finished buckets are kept.
   """
   if (path / manifest.NAME).exists():
     return reader.open(path)
@@ -195,12 +196,12 @@ def check_space(
       path,
       f"must have room for {durable.size(need)}, and {durable.size(free)} "
       "are free",
-      "free space, name another folder or ask for fewer rows",
+      "free space, choose another folder or fewer rows",
     )
 
 
 def _fill(source: RowSource, out: writer.Writer, progress: Progress) -> None:
-  """Takes blocks from the resume point on and writes buckets."""
+  """Reads blocks from the resume point and writes buckets."""
   resume = out.resume or {"at": None, "rows": 0}
   collect = bucket.Collector(
     bucket_rows=out.meta["bucket_rows"],
@@ -267,7 +268,7 @@ class _Background:
 
 
 class _Report:
-  """Tells the progress of this call about once a second."""
+  """Reports the progress of this call about once a second."""
 
   def __init__(self, out: writer.Writer, progress: Progress):
     self._phase, self._wanted = out.meta["split"], out.meta["rows"]

@@ -26,11 +26,11 @@ def harvest(
 ) -> tuple[reader.Store, reader.Store]:
   """Harvests the training and the held-out store, or opens them if complete.
 
-  The same call goes on after a kill at any moment. A corpus with fewer rows
-  than wanted gives a smaller store.
+  Repeating the call resumes after a kill at any moment. A corpus with fewer
+  rows than wanted gives a smaller store.
 
   Args:
-    config: what and how.
+    config: model, site, corpus and layout of the stores.
     source: the model; that of config.model by default.
     target: the model at the site of the target column; by default that of
       config.target_point, where it is given.
@@ -40,9 +40,9 @@ def harvest(
     (training store, held-out store).
 
   Raises:
-    InputError: settings, model, corpus or disk do not allow it, which is said
-      before the model runs where it can be; or activations are not finite.
-      Buckets that were finished are kept.
+    InputError: settings, model or corpus are invalid, or the disk is full or
+      not writable, raised before the model runs where possible; or
+      activations are not finite. Finished buckets are kept.
   """
   source = source or spec.subject_of(config)
   target = target or spec.target(config)

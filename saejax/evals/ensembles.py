@@ -1,4 +1,4 @@
-"""How the latents of an ensemble relate to each other.
+"""Metrics of the relations between an ensemble's latents.
 
   connectivity = 1 - |{(i, j): i and j are not 0 on a common row}| / n^2
   stability    = mean cosine of the latents matched with those of another run,

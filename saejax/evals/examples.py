@@ -1,4 +1,4 @@
-"""The rows on which a latent is largest, with the text they came from."""
+"""Top-activating rows of a latent, with their text."""
 
 import dataclasses
 
@@ -47,9 +47,9 @@ def top_examples(
   mark: tuple[str, str] = ("[[", "]]"),
   batch_rows: int = 4096,
 ) -> list[Example]:
-  """The rows of a store on which a latent is largest, largest first.
+  """Finds the top-activating rows of a latent in a store, largest first.
 
-  The store is read once, in order, and only `count` rows are kept at any time.
+  The store is read once, in order, with only `count` rows in memory.
 
   Args:
     sae: the SAE.
@@ -67,11 +67,11 @@ def top_examples(
   """
   if not 0 <= latent < sae.n:
     raise errors.InputError(
-      "latent", latent, f"must be in [0, {sae.n})", "name another latent"
+      "latent", latent, f"must be in [0, {sae.n})", f"use at most {sae.n - 1}"
     )
   if count < 1:
     raise errors.InputError(
-      "count", count, "must be at least 1", "ask for one example or more"
+      "count", count, "must be at least 1", "use 1 or more"
     )
   values, rows = top_rows(
     sae, store, latent, count=count, batch_rows=batch_rows

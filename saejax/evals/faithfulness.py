@@ -1,12 +1,12 @@
-"""How faithful an SAE and its data are to the model.
+"""Faithfulness of an SAE and of its data to the model.
 
   SFR(tau) = share of latents of one SAE matched one to one with those of
              another by a decoder cosine above tau: of two seeds, stability
   FFR(tau) = share of latents that are not 0 on more than a share tau of random
              tokens, drawn uniformly from the vocabulary: on nonsense
 
-The paper's tau of FFR is not known: 0.1 by default (our definition), and the
-curve over tau is the better thing to report. FFR follows L0: compare at equal k.
+The paper does not give tau of FFR: 0.1 by default (our definition); prefer the
+curve over tau in reports. FFR grows with L0: compare at equal k.
 
 The first tokens of a data set against the model's own distribution after BOS
 say whether the data are what the model would write.

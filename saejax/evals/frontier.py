@@ -1,4 +1,4 @@
-"""Methods against a reference method at the L0 that each of them has."""
+"""Compares methods with a reference method at equal L0."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from saejax.evals import comparison
 def against(
   points: Sequence[Mapping[str, Any]], reference: str
 ) -> list[dict[str, Any]]:
-  """Every method on every site against the reference at the L0 it has there.
+  """Compares every method on every site with the reference at equal L0.
 
   Args:
     points: records of SAEs with site, method, seed, k, coefficient, status, l0,
@@ -22,10 +22,10 @@ def against(
   Returns:
     A record for each site and method: log_ratio, the mean over seeds of the
     mean over settings of log FVU - log FVU of the reference with that seed,
-    whose curve is followed in log L0; log_ratio_sd over seeds; settings, how many are
-    inside the reference's range; and the means over those of dead, over_parameters,
-    over_flops and over_seconds, the last three over the reference's. None where no
-    setting is inside.
+    whose curve is followed in log L0; log_ratio_sd over seeds; settings, how
+    many are inside the reference's range; and the means over those of dead,
+    over_parameters, over_flops and over_seconds, the last three over the
+    reference's. None where no setting is inside.
   """
   records = []
   for site in dict.fromkeys(p["site"] for p in points):

@@ -1,4 +1,4 @@
-"""How the latents of one SAE relate: cosines of directions, correlations."""
+"""Relations between the latents of one SAE: cosines and correlations."""
 
 from collections.abc import Mapping
 

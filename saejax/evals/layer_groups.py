@@ -1,4 +1,4 @@
-"""Which layers are near enough to share one SAE.
+"""Groups layers whose activations are similar enough to share one SAE.
 
 The distance of two layers is the angle between their activations of a token,
 each less its layer's mean, over pi, averaged over tokens:
@@ -65,7 +65,7 @@ def distances(
     total = total + np.asarray(_angles(x, jnp.asarray(running, jnp.float32)))
     rows += len(x)
   if not rows:
-    raise InputError("rows", 0, "distances need rows", "give at least one")
+    raise InputError("rows", 0, "distances need rows", "pass at least one")
   return np.asarray(total / rows, np.float64)
 
 
@@ -92,11 +92,11 @@ def cluster(D: Distances, count: int, *, linkage: str = "contiguous") -> Groups:
   """
   if not 1 <= count <= len(D):
     raise InputError(
-      "groups", count, f"must be in [1, {len(D)}], the layers", "change it"
+      "groups", count, f"must be in [1, {len(D)}], the layers", "such as 1"
     )
   if linkage not in LINKAGES:
     raise InputError(
-      "linkage", linkage, f"must be one of {', '.join(LINKAGES)}", "change it"
+      "linkage", linkage, f"must be one of {', '.join(LINKAGES)}", "correct it"
     )
   if len(D) == 1:
     return ((0,),)
@@ -139,7 +139,7 @@ def choose(
   As many as there are layers have AMD 0, so that some number always does.
   """
   if not max_amd >= 0:
-    raise InputError("max_amd", max_amd, "must be at least 0", "raise it")
+    raise InputError("max_amd", max_amd, "must be at least 0", "such as 0.1")
   counts = range(1, len(D) + 1)
   found = (cluster(D, count, linkage=linkage) for count in counts)
   return next(groups for groups in found if amd(D, groups) <= max_amd)

@@ -71,7 +71,7 @@ def usable(points: Sequence[Mapping]) -> Grid:
 
 
 def _best_rates(rows: list[tuple]) -> tuple[list[tuple], list[dict]]:
-  """Of several learning rates at one (n, k), the best by mean over seeds."""
+  """Keeps the best learning rate at each (n, k), by the mean over seeds."""
   losses = collections.defaultdict(list)
   for n, k, _, loss, rate in rows:
     losses[n, k, rate].append(loss)

@@ -1,4 +1,4 @@
-"""Which latents two SAEs share.
+"""Matches the latents of two SAEs to find those they share.
 
 Latents are matched by the cosines of their decoder rows, of their encoder rows,
 or of both. Methods:
@@ -196,7 +196,7 @@ def _mutual_nearest(a: Rows, b: Rows):
 def found_in(
   saes: Sequence[SAE], *, alive: Sequence[np.ndarray] | None = None, **options
 ) -> Int[np.ndarray, "n"]:
-  """In how many of the other SAEs each latent of the first one is shared.
+  """Counts, for each latent of the first SAE, the other SAEs that share it.
 
   Args:
     saes: the first one is compared with each other.

@@ -37,7 +37,7 @@ def log_surface(
 
 
 def exp(log_loss: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
-  """exp without overflow, for surfaces asked far from their points."""
+  """exp without overflow, for surfaces evaluated far from their points."""
   return np.exp(np.clip(log_loss, -700.0, 700.0))
 
 

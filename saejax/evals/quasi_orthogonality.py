@@ -1,4 +1,4 @@
-"""How far a dictionary must be from orthogonal, given what it reconstructs.
+"""Lower bounds on a dictionary's coherence from the norms of its latents.
 
 With f the latents times the norms of their rows and |b_dec| appended, h entries
 in all, and eps the largest |cosine| between two of those directions,

@@ -10,11 +10,11 @@ from saejax.data.store.reader import Store
 def batches(
   store: Store, *, batch_rows: int = 4096
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Every row of a store once, in order.
+  """Yields every row of a store once, in order.
 
   Args:
     store: the rows.
-    batch_rows: rows a batch at most; multiples of the store's chunks read
+    batch_rows: maximum rows per batch; multiples of the store's chunks read
       each chunk once.
 
   Yields:

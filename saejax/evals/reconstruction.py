@@ -1,4 +1,4 @@
-"""How well an SAE reconstructs rows it was not trained on.
+"""Reconstruction metrics of an SAE on held-out rows.
 
 One streaming pass of sums. With x the rows in the frame of the SAE's prep,
 x_hat their reconstruction, z the latents, m the training mean and x_bar the
@@ -16,7 +16,8 @@ the host in float64 and int64, so that counts stay exact beyond 2^24 rows.
 Rows that pad a batch have weight 0, as have rows that are not finite: they take
 no part in a selection over the batch.
 
-fvu is the headline: a few rows of outlying norm in the training data move m, and
+fvu is the headline: a few rows of outlying norm in the training data move m,
+and
 nmse with it.
 """
 
@@ -48,7 +49,7 @@ Value = Array | np.ndarray | np.generic  # on the device, or on the host
 
 
 class Sums(flax.struct.PyTreeNode):
-  """What the metrics are made of, summed over rows; sums of sums are sums.
+  """Sums over rows from which the metrics are computed; sums can be added.
 
   Attributes:
     rows: finite rows.
@@ -78,7 +79,7 @@ class Reconstruction:
     nonfinite_rows: rows left out because a value was not finite.
     nmse, fvu: shares of the squared norm; NaN where the denominator is 0, and
       nmse where no training mean was given.
-    l0: latents a row.
+    l0: active latents per row.
     dead: share of latents, in [0, 1].
     cosine: in [-1, 1].
     density: share of rows, for each latent [n].
@@ -258,7 +259,7 @@ def evaluate_many(
       selection over the batch depends on it.
 
   Returns:
-    One result an SAE. Not-finite weights give NaN metrics; not-finite rows
+    One result per SAE. Non-finite weights give NaN metrics; non-finite rows
     are left out and counted.
 
   Raises:

@@ -1,4 +1,4 @@
-"""How much of a known dictionary an SAE has found.
+"""Recovery of a known dictionary by an SAE.
 
 With unit rows v_i of the truth and w_j of what was found, c_ij = <v_i, w_j>:
 
@@ -55,7 +55,7 @@ class Recovery:
 def recovery(
   truth: Rows, found: Rows, *, tau: float = 0.9, signed: bool = True
 ) -> Recovery:
-  """All metrics at once.
+  """Computes all metrics of the module's docstring.
 
   Args:
     truth: directions of the data, any norms.
@@ -96,7 +96,7 @@ def recovery_rate(truth: Rows, found: Rows, tau: float = 0.9) -> float:
 def baselines(
   truth: Rows, x: Rows, n: int, *, seed: int = 0, **options: float | bool
 ) -> dict[str, Recovery]:
-  """What dictionaries get that took no training.
+  """Recovery by dictionaries without training, for comparison.
 
   Args:
     truth: as above.

@@ -3,9 +3,10 @@
   L(n, k) = exp(alpha + beta_k log k + beta_n log n + gamma log n log k)
           + exp(zeta + eta log k)
 
-The second term is what no number of latents removes. The six numbers are
-weakly identified on small grids (many settings give one surface), so that
-predictions and their bands are to be trusted before single parameters.
+The second term is the loss that no number of latents removes. The six
+parameters are weakly identified on small grids (many values give nearly the
+same surface): rely on predictions and their bands rather than on single
+parameters.
 
 References:
   Gao et al., Scaling and evaluating sparse autoencoders, 2024,
@@ -55,11 +56,11 @@ class Law:
 
 @dataclasses.dataclass(frozen=True)
 class Holdout:
-  """Extrapolation: the fit without the largest n, asked for it.
+  """Extrapolation: predictions at the largest n by a fit without it.
 
   Attributes:
-    n: the largest n, left out.
-    parameters: what the remaining points gave.
+    n: the largest n, left out of the fit.
+    parameters: parameters fitted to the remaining points.
     cells: {n, k, loss, predicted, error} with error = log(predicted / loss).
     error: mean over the cells of |log(predicted / loss)|: 0.01 is 1 %.
   """
@@ -79,12 +80,12 @@ class Fit:
     r2: R^2 on log L of seed means; None where all losses are equal.
     grid: the points used; `grid.dropped` lists the others.
     residuals: log(loss / fitted) of each point.
-    samples: bootstrapped parameters, one row a resample.
+    samples: bootstrapped parameters, one row per resample.
     resampled: "points" or "seeds"; see `fit`.
     holdout: extrapolation to the largest n, or None.
     holdout_reason: why there is none.
-    over_n: laws of L against n, one a k.
-    over_k: laws of L against k, one an n.
+    over_n: laws of L against n, one per k.
+    over_k: laws of L against k, one per n.
   """
 
   parameters: Float[np.ndarray, "6"]
@@ -324,7 +325,7 @@ def _redraw_seeds(y, cell, rng) -> np.ndarray:
 
 
 def _redraw_points(grid: Grid, rng) -> np.ndarray:
-  """How often each point is drawn; draws that fix no surface are redrawn."""
+  """Draws the count of each point; repeats draws that determine no surface."""
   p = len(grid.loss)
   counts = np.ones(p)
   for _ in range(100):

@@ -1,4 +1,4 @@
-"""Shrinkage: reconstructions that are too short, as penalties on size make them."""
+"""Shrinkage: reconstructions of too small norm, as under an L1 penalty."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""How well an SAE reconstructs from fewer latents than it was trained with."""
+"""Reconstruction from fewer latents than an SAE was trained with."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Numbers into tables, plots and one self-contained page; only here."""
+"""Reports: tables, plots and one self-contained page."""
 
 from saejax import lazy as _lazy
 

@@ -190,7 +190,7 @@ def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
 
 
 def legend(made: Any, panels: Sequence[Any], title: str) -> None:
-  """One legend to the right of all panels, for all that is drawn in them."""
+  """Draws one legend for all panels, to their right."""
   found: dict[str, Any] = {}
   for axes in panels:
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

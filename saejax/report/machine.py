@@ -1,4 +1,4 @@
-"""What numbers depend on beside the settings: versions and hardware."""
+"""Versions and hardware, on which results depend beside the settings."""
 
 import importlib.metadata
 import os

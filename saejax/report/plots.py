@@ -33,13 +33,13 @@ def good(points: Points) -> list[Mapping[str, Any]]:
 
 @look.styled
 def loss_against_n(points: Points, fit: scaling_law.Fit | None) -> Any:
-  """Held-out loss against n, one curve a k, with fit and predictive band."""
+  """Held-out loss against n, one curve per k, with fit and predictive band."""
   return _loss(points, fit, across="n", each="k", names=_NAMES)
 
 
 @look.styled
 def loss_against_k(points: Points, fit: scaling_law.Fit | None) -> Any:
-  """Held-out loss against k, one curve an n, with fit and predictive band."""
+  """Held-out loss against k, one curve per n, with fit and predictive band."""
   return _loss(points, fit, across="k", each="n", names=_NAMES)
 
 
@@ -92,7 +92,7 @@ def _falls(points) -> bool:
 
 @look.styled
 def residuals(fit: scaling_law.Fit) -> Any:
-  """What the fit leaves, in per cent, against n and against k."""
+  """Residuals of the fit in per cent, against n and against k."""
   made, (row,) = look.figure(3.0, columns=2, sharey=True)
   left, right = row
   percent = 100 * np.expm1(fit.residuals)
@@ -164,7 +164,7 @@ def training_curves(
 
 @look.styled
 def density(points: Points) -> Any:
-  """How often latents fire: latents by log10 density, a panel for each n."""
+  """Histogram of latents by log10 density, a panel for each n."""
   points = [p for p in good(points) if p.get("density")]
   ns = sorted({p["n"] for p in points})
   made, panels = _panels(len(ns), height=2.35)

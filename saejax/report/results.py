@@ -1,4 +1,4 @@
-"""results.json and results.csv: what a run found, and where.
+"""results.json and results.csv: the results of a run and their environment.
 
   {config, environment, data,
    points: [{n, k, seed, learning_rate, status, tokens, nmse, fvu, l0, dead,
@@ -60,9 +60,9 @@ def collect(
 
   Args:
     config: a config dataclass or mapping.
-    points: one record a trained SAE.
+    points: one record per trained SAE.
     fit: the scaling law, where there is one.
-    fit_reason: why there is none.
+    fit_reason: the reason if there is no fit.
     data: facts about the rows: model, site, numbers of rows.
     environment: of the run; by default of this process.
   """
@@ -81,7 +81,7 @@ def collect(
 
 
 def plain(value: Any) -> Any:
-  """The same with JSON's own types; numbers that are not finite are None."""
+  """Converts values to JSON's types; non-finite numbers become None."""
   if isinstance(value, Mapping):
     return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,4 +1,4 @@
-"""What the report of a scaling run says, section by section."""
+"""Sections of the report of a scaling run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -134,7 +134,7 @@ def _trend(points, across: str, each: str) -> str:
 
 def _law(found, fit, drawn) -> list[page.Block]:
   if fit is None:
-    reason = found.get("fit_reason") or "no fit was asked for"
+    reason = found.get("fit_reason") or "no fit was requested"
     return [page.Note(f"No law was fitted: {reason}.")]
   intervals = fit.intervals()
   rows = [
@@ -149,12 +149,12 @@ def _law(found, fit, drawn) -> list[page.Block]:
   blocks: list[page.Block] = [
     page.Equation(EQUATION),
     page.Prose(
-      f"""L is the held-out normalised MSE; the second term is what more
-      latents do not remove. Robust least squares on log L over
+      f"""L is the held-out normalised MSE; the second term is the loss that
+      more latents do not remove. Robust least squares on log L over
       {len(fit.grid.loss):,} SAEs in {cells:,} cells (n, k); logarithms are
-      natural. On small grids many settings of the six numbers give nearly one
-      surface: trust the curves and their bands before single parameters.
-      {_floor(fit)}"""
+      natural. On small grids many values of the six parameters give nearly the
+      same surface: rely on the curves and their bands, not on single
+      parameters. {_floor(fit)}"""
     ),
     page.Table(
       [
@@ -174,7 +174,7 @@ def _law(found, fit, drawn) -> list[page.Block]:
       "Residuals of the fit in per cent against n and against k; the largest"
       f" is {np.abs(percent).max():.2f} %, the root mean square"
       f" {np.sqrt(np.mean(percent**2)):.2f} %.",
-      "Measured loss over fitted loss, less one. Root mean square"
+      "(measured − fitted) / fitted loss. Root mean square"
       f" {np.sqrt(np.mean(percent**2)):.2f} %, largest"
       f" {np.abs(percent).max():.2f} %. Points are shifted sideways a little.",
     )
@@ -197,13 +197,13 @@ def _fixed(value: float) -> str:
 
 
 def _floor(fit) -> str:
-  """How much of the loss the second term is, at the largest n."""
+  """The second term's share of the loss at the largest n, as a sentence."""
   n = fit.grid.n.max()
   ks = np.unique(fit.grid.k)
   floor = np.exp(fit.parameters[4] + fit.parameters[5] * np.log(ks))
   share = floor / fit.predict(n, ks)
   if share.max() < 0.01:
-    return "On this grid no irreducible loss can be told from zero."
+    return "On this grid the irreducible loss is indistinguishable from zero."
   low, high = (f"{100 * v:.0f}" for v in (share.min(), share.max()))
   return (
     f"At n = {int(n):,} the second term is"
@@ -235,7 +235,7 @@ def _extrapolation(fit) -> list[page.Block]:
     page.Table(
       columns,
       rows,
-      f"The law fitted without n = {fit.holdout.n:,}, asked for it. Mean"
+      f"Loss at n = {fit.holdout.n:,}, predicted by a law fitted without it. Mean"
       f" |log(predicted / measured)| is {fit.holdout.error:.4f}.",
     ),
   ]
@@ -364,7 +364,7 @@ def _run(found, command: str) -> list[page.Block]:
 def _definitions() -> page.Table:
   rows = [
     ("n", "latents of an SAE"),
-    ("k", "latents kept in a row; the others are zero"),
+    ("k", "active latents per row; the others are zero"),
     ("row", "the activation vector of one token"),
     (
       "nmse, L",

@@ -27,12 +27,12 @@ def write(
 
   Args:
     folder: of the run.
-    parts: what the page says, and the plots by file name without ending.
+    parts: sections of the page, and the plots by file name without ending.
     config: a config dataclass.
-    points: one record an SAE.
+    points: one record per SAE.
     data: facts about the rows.
     title: of the page.
-    script: that made it, for the command that repeats it.
+    script: the script, for the command that repeats the run.
     **more: further fields of results.json.
 
   Raises:

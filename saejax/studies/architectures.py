@@ -37,7 +37,11 @@ class Config:
   study: arms.StudyConfig = arms.StudyConfig(seeds=3)
   methods: tuple[str, ...] = tuple(short_runs.VARIANTS)  # in studies.short_runs
   expansion: float = 2.0  # latents over width of the rows
-  k: tuple[int, ...] = (8, 16, 32)  # latents a row, where a method has a k
+  k: tuple[int, ...] = (
+    8,
+    16,
+    32,
+  )  # active latents per row, where a method has a k
 
   def __post_init__(self):
     checks.positive(self, "expansion")

@@ -147,7 +147,7 @@ class EquationsTest(parameterized.TestCase):
       (sae.encode, (3, 7), r"x must be \[..., 8\], got \[..., 7\]"),
       (sae.reconstruct, (8, 2), r"x must be \[..., 8\], got \[..., 2\]"),
       (sae.decode, (3, 8), r"z must be \[..., 24\], got \[..., 8\]"),
-      (sae.encode, (), r"x must be \[..., 8\], got a number"),
+      (sae.encode, (), r"x must be \[..., 8\], got a scalar"),
     ):
       with self.assertRaisesRegex(ValueError, said):
         jax.eval_shape(run, jax.ShapeDtypeStruct(shape, jnp.float32))

@@ -1,10 +1,10 @@
-"""The zarr3 arrays of a store, one a column.
+"""The zarr3 arrays of a store, one per column.
 
 A column is [capacity, ...] with shards of `shard_rows` rows, the unit of
 writing, made of chunks of `chunk_rows` rows, the unit of reading. Every chunk
-carries a crc32c, and the ledger a checksum of its own that is bound to column
-and rows, so that sound chunks in the wrong place are found. What was not
-written reads as an error and never as zeros.
+carries a crc32c, and the ledger a second checksum that covers column and row
+numbers, so that intact chunks in the wrong place are detected. Reading a chunk
+that was not written is an error and never gives zeros.
 """
 
 import os
@@ -29,7 +29,7 @@ _PROCESS = os.getpid()
 def create(
   path: pathlib.Path, meta: Mapping[str, Any], columns: Mapping[str, Column]
 ) -> dict[str, Any]:
-  """Opens the arrays of a store for writing, making those that are not there.
+  """Opens the arrays of a store for writing; creates missing ones.
 
   Args:
     path: folder of the store.
@@ -44,7 +44,7 @@ def create(
   for name, column in columns.items():
     spec = _spec(path / name) | {
       "metadata": _metadata(meta, column),
-      # Rows of zeros are rows: a chunk that is left out is a missing one.
+      # Chunks of zeros are stored too: an absent chunk is always a missing one.
       "store_data_equal_to_fill_value": True,
     }
     try:
@@ -95,7 +95,7 @@ def _checksum(name: str, first: int, values: np.ndarray) -> int:
 
 
 def check_process(path: pathlib.Path) -> None:
-  """Refuses a forked child, in which TensorStore would abort or hang."""
+  """Raises an error in a forked child, where TensorStore could abort or hang."""
   if os.getpid() != _PROCESS:
     raise InputError(
       "path",

@@ -1,8 +1,8 @@
-"""The columns of a store: what each row has, declared in the metadata.
+"""The columns of a store, declared in its metadata.
 
-A row is what is shuffled. It has an `x` and may have a target, a condition, a
-score, a weight, and anything that says where it came from; each column has a
-dtype, and a shape per row whose axes are named ("site", "d").
+A row is the unit of shuffling. It has an `x` and may have a target, a
+condition, a score, a weight, and provenance; each column has a dtype, and a
+shape per row whose axes are named ("site", "d").
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ RESERVED = ("row", "ledger", "tokenizer", "c")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
-  """One column.
+  """The declaration of a column.
 
   Attributes:
-    dtype: of `DTYPES`.
-    shape: of the column in one row; () for a number.
+    dtype: one of `DTYPES`.
+    shape: shape per row; () for a number.
     axes: names of the axes of `shape`.
-    about: what it means, for people.
-    train: whether the loader gives it to training when nothing else is asked.
+    about: description of its meaning.
+    train: whether the loader reads it for training by default.
   """
 
   dtype: str
@@ -51,17 +51,17 @@ class Column:
 
   @property
   def size(self) -> int:
-    """Numbers in a row."""
+    """Numbers per row."""
     return math.prod(self.shape)
 
   @property
   def row_bytes(self) -> int:
-    """Bytes of a row."""
+    """Bytes per row."""
     return self.size * np.dtype(self.dtype).itemsize
 
   @property
   def is_float(self) -> bool:
-    """Whether moments are kept of it."""
+    """Whether it is of a float type; moments are stored for these."""
     return self.dtype in FLOATS
 
   def to_json(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def check(columns: Mapping[str, Column]) -> None:
         name,
         column.dtype,
         f"must have one of the dtypes {', '.join(DTYPES)}",
-        "convert it, words to numbers",
+        "convert it, such as words to numbers",
       )
     if min(column.shape, default=1) < 1 or len(column.axes) != len(
       column.shape
@@ -164,9 +164,9 @@ def from_json(record: Mapping[str, Mapping[str, Any]]) -> dict[str, Column]:
 
 
 def native(array: Any) -> np.ndarray:
-  """An array in the byte order of the machine, whatever it came in."""
+  """Converts an array to the byte order of the machine."""
   found = np.asarray(array)
   if found.dtype.kind == "V" and found.dtype.itemsize == 2:
-    # What NumPy makes of bfloat16 in a .npy file.
+    # NumPy reads bfloat16 from a .npy file as raw two-byte values.
     return found.view(ml_dtypes.bfloat16)
   return found.astype(found.dtype.newbyteorder("="), copy=False)

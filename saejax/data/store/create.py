@@ -1,4 +1,4 @@
-"""Stores of arrays in memory: activations of one's own."""
+"""Writes stores from arrays in memory, such as your own activations."""
 
 import hashlib
 import pathlib
@@ -29,7 +29,7 @@ def write_store(
   shard_rows: int = SHARD_ROWS,
   chunk_rows: int = CHUNK_ROWS,
 ) -> reader.Store:
-  """Writes a store from arrays, or opens it where the same call wrote it.
+  """Writes a store from arrays, or opens it if an equal call wrote it.
 
   Args:
     path: folder of the store.
@@ -44,7 +44,7 @@ def write_store(
       as the halves of a pair or the tokens of a window. Groups have equally
       many rows and are shuffled as a whole.
     bucket_rows: rows shuffled together; a multiple of shard_rows.
-    shard_rows: rows a file; a multiple of chunk_rows.
+    shard_rows: rows per file; a multiple of chunk_rows.
     chunk_rows: rows read at once.
 
   Raises:
@@ -109,13 +109,13 @@ def _rows(values: Mapping[str, np.ndarray]) -> int:
       "columns",
       counts,
       "must hold x, and all equally many rows, at least one",
-      "give each column one entry a row",
+      "give each column one entry per row",
     )
   return rows
 
 
 def group_rows(values: Mapping[str, np.ndarray], group: str) -> int:
-  """Rows a group: the equal runs of values in a column.
+  """Number of rows per group, from runs of equal values in a column.
 
   Raises:
     InputError: no such column, or runs of different lengths.

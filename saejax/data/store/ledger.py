@@ -1,8 +1,8 @@
-"""The ledger of a store: one fsynced line a finished bucket.
+"""The ledger of a store: one fsynced line per finished bucket.
 
-What it does not name was not written, whatever lies on disk. Each line has a
-checksum of itself and of the line before. While the store is unfinished, a
-torn last line was never there; afterwards it is a damage as any other.
+Shards that it does not name count as not written. Each line has a checksum of
+itself and of the line before. While the store is unfinished, a torn last line
+is ignored; afterwards it is damage.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ def read(path: pathlib.Path, names: Iterable[str]) -> list[dict[str, Any]]:
 
   Args:
     path: folder of the store.
-    names: of its ledgers, relative to it.
+    names: names of its ledgers, relative to the folder.
 
   Raises:
     InputError: a line is damaged or missing; names the file.
@@ -51,7 +51,9 @@ def unfinished(path: pathlib.Path) -> list[dict[str, Any]]:
 def parse(
   path: pathlib.Path, content: bytes
 ) -> tuple[list[dict[str, Any]], int]:
-  """The whole lines, and how many bytes they take; a torn last one is left out.
+  """Parses intact lines; returns them and their size in bytes.
+
+  A torn last line is ignored.
 
   Raises:
     InputError: a line is damaged, or one before it is missing.
@@ -96,7 +98,7 @@ def check(
       and first >= 0
       and 1 <= rows <= size
       and first + rows <= meta["capacity"]
-      # Before anything of this length is made.
+      # Checked before anything of this length is allocated.
       and set(line["chunks"]) == set(columns)
       and all(len(found) == number for found in line["chunks"].values())
     )
@@ -147,7 +149,7 @@ class Ledger:
     durable.sync_folder(path.parent)
 
   def append(self, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds a line, on disk when this returns; nothing stays of a failure."""
+    """Appends a line durably; a failure leaves no part of it."""
     before = self.lines[-1][durable.SUM] if self.lines else ""
     line = durable.seal(record, before)
     end = self._file.seek(0, os.SEEK_END)

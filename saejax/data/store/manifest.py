@@ -1,8 +1,8 @@
 """The manifest of a store: sizes and checksums of all its files.
 
-It is written last: where it is, the store is complete. Its own SHA-256 is the
-identity of the store's content. Opening a store compares all sizes and the
-small files; `verify` compares everything.
+It is written last, so that a store with a manifest is complete. Its SHA-256 is
+the identity of the store's content. Opening a store checks all sizes and the
+contents of small files; `verify` checks all contents.
 """
 
 import hashlib
@@ -86,5 +86,5 @@ def _checksum(file: pathlib.Path) -> tuple[int, str]:
 
 
 def broken(path: pathlib.Path, rule: str) -> InputError:
-  """The refusal of a damaged file."""
+  """The error about a damaged file."""
   return InputError("path", path, rule, REMEDY)

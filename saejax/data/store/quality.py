@@ -10,7 +10,7 @@ _OFFSET = 30.0  # |mean| / std of a dimension, which bfloat16 rounds away
 
 
 def check_rows(store: Store) -> list[str]:
-  """Refuses rows that nothing can be learned from.
+  """Raises an error for degenerate rows, and returns warnings.
 
   Args:
     store: the training store.
@@ -56,7 +56,7 @@ def _warnings(store: Store) -> list[str]:
       "value that is not finite"
     )
   norms = found["norm_quantiles"]
-  # Of a few outliers the quantiles know nothing, the largest value does.
+  # A few outliers do not show in quantiles, only in the largest value.
   largest = max(norms["0.999"], found["max_abs"])
   if largest > _OUTLIER * norms["0.5"] > 0:
     lines.append(

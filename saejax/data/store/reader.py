@@ -2,8 +2,8 @@
 
     store-<16 hex of the SHA-256 of meta.json>/
       meta.json       what shapes the bytes, canonical JSON; declares columns
-      x/ ...          a zarr3 array a column, see `arrays`
-      ledger/*.jsonl  one line a bucket: rows, shards, checksums, sums
+      x/ ...          a zarr3 array per column, see `arrays`
+      ledger/*.jsonl  one line per bucket: rows, shards, checksums, sums
       stats.json      moments of the columns
       manifest.json   sizes and checksums of all these, written last
       made.jsonl      when and with what it was written; decides nothing
@@ -45,7 +45,7 @@ class Store:
       float64 arrays of the column's shape.
     stats: counts of rows and, of x, the moments; where x has more axes than d,
       "mean" and "variance" [d] and "mean_square" are over those axes too.
-    lines: the ledger's lines, one a bucket, by first row.
+    lines: the ledger's lines, one per bucket, by first row.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -132,10 +132,10 @@ class Store:
   def read_each(
     self, intervals: Sequence[tuple[int, int]], column: str = "x"
   ) -> Iterator[np.ndarray]:
-    """As `read_many`, one by one: each is checked when it is asked for.
+    """As `read_many`, as an iterator: each interval is checked when yielded.
 
-    What is used at once is still in the processor's cache, which pays for the
-    checksum.
+    Data that is used right after its checksum is still in the CPU's cache,
+    which makes the checksum nearly free.
     """
     arrays.check_process(self.path)
     whole = [self._whole_chunks(*interval) for interval in intervals]
@@ -180,7 +180,7 @@ class Store:
   def provenance(
     self, rows: Sequence[int] | np.ndarray
   ) -> dict[str, np.ndarray]:
-    """Where rows come from: the columns that are not trained on, [rows, ...]."""
+    """Provenance of rows: the columns not used in training, [rows, ...]."""
     names = [n for n in self.columns if n not in self.trained]
     return self.take(rows, *names) if names else {}
 
@@ -223,7 +223,7 @@ class Store:
     return start - start % size, min(-(-stop // size) * size, int(last[j]))
 
   def _check_rows(self, rows: np.ndarray) -> None:
-    # Inside the arrays' shape, what lies between buckets is not there.
+    # Rows between buckets are inside the arrays' shape but do not exist.
     start, stop = self._bounds
     bucket = np.searchsorted(start, rows, side="right") - 1
     if not np.all((bucket >= 0) & (rows < stop[bucket])):
@@ -313,7 +313,7 @@ def _pooled(moments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parts(order: np.ndarray, chunk: np.ndarray) -> Iterator[np.ndarray]:
-  """Places of rows, in parts that lie in few chunks each."""
+  """Splits the indices of rows into parts that span few chunks each."""
   if not len(order):
     return
   rank = np.unique(chunk[order], return_inverse=True)[1].reshape(-1)
@@ -337,11 +337,12 @@ def open(  # pylint: disable=redefined-builtin
 
   Args:
     path: folder of the store.
-    expect: what the store must be of: model, layer, point, d, split, or any
-      entry of its metadata.
+    expect: required values of model, layer, point, d, split, or any entry of
+      the metadata.
 
-  Raises:
-    InputError: no store, not complete, damaged, or not of what is expected.
+    Raises:
+    InputError: the store does not exist, is incomplete or damaged, or differs
+      from `expect`.
   """
   path = pathlib.Path(path)
   arrays.check_process(path)
@@ -359,7 +360,7 @@ def open(  # pylint: disable=redefined-builtin
         path,
         f"must be complete, and {manifest.NAME}, which is written last, is not "
         "there",
-        "repeat the command that wrote it: it goes on where it stopped",
+        "repeat the command that wrote it: it resumes where it stopped",
       )
     store = Store(path)
   except OSError as error:
@@ -387,7 +388,7 @@ def open(  # pylint: disable=redefined-builtin
 
 
 def described(store: Store, field: str) -> Any:
-  """What a store is of: model, layer, point, d, or an entry of its metadata."""
+  """Looks up a store's model, layer, point, d, or an entry of its metadata."""
   if field == "d":
     return store.d
   if field == "model":

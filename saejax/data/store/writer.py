@@ -23,7 +23,7 @@ from saejax.data import shuffle
 from saejax.data.store import arrays, columns, ledger, manifest, sums
 from saejax.errors import InputError
 
-MADE = "made.jsonl"  # when, where and with what; decides nothing
+MADE = "made.jsonl"  # time, host and versions; no result depends on it
 
 
 def check_sizes(meta: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ def check_sizes(meta: Mapping[str, Any]) -> None:
   names = ("chunk_rows", "shard_rows", "bucket_rows")
   for name in names:
     if meta[name] < 1:
-      raise InputError(name, meta[name], "must be at least 1", "raise it")
+      raise InputError(name, meta[name], "must be at least 1", "use 1 or more")
   sizes = {name: meta[name] for name in names}
   if meta.get("group"):
     sizes = {"the rows of a group": meta["group"]["rows"]} | sizes
@@ -124,7 +124,7 @@ class Writer:
       )
 
   def _check_lines(self) -> None:
-    """What the ledger names must be there; contents are checked on reading."""
+    """Checks that shards in the ledger exist; reading checks their contents."""
     ledger.check(self.path, self.lines, self.meta, self.columns)
     for line in self.lines:
       for name, (size, _) in line["shards"].items():
@@ -152,7 +152,7 @@ class Writer:
         durable.write_file(file, wanted)
 
   def _note(self) -> None:
-    """Adds when, where and with what; no result depends on it."""
+    """Appends time, host and versions; no result depends on them."""
     names = ("jax", "jaxlib", "numpy", "tensorstore", "tokenizers")
     versions = {"python": platform.python_version()} | {
       name: importlib.metadata.version(name) for name in names
@@ -173,7 +173,7 @@ class Writer:
 
   @property
   def calibration(self) -> dict[str, Any] | None:
-    """What `calibrate` recorded."""
+    """The calibration recorded by `calibrate`."""
     for line in self._ledger.lines:
       if line["kind"] == "calibration":
         return line["calibration"]
@@ -190,7 +190,7 @@ class Writer:
     return self.lines[-1]["resume"] if self.lines else None
 
   def calibrate(self, calibration: Mapping[str, Any]) -> None:
-    """Records what was measured before the first row."""
+    """Records measurements made before the first row."""
     record = {"kind": "calibration", "calibration": dict(calibration)}
     with _disk_errors(self.path):
       self._ledger.append(record)
@@ -208,9 +208,9 @@ class Writer:
     Args:
       values: every column [rows, ...] in its dtype; `bucket_rows` rows, fewer
         in the last bucket only.
-      resume: from where the next bucket goes on, JSON.
+      resume: resume point of the next bucket, JSON-serialisable.
       dropped: rows dropped by each rule on the way to this bucket.
-      read: what the source read on the way to this bucket, such as tokens.
+      read: units the source read on the way to this bucket, such as tokens.
 
     Returns:
       The ledger line.
@@ -286,7 +286,7 @@ class Writer:
 
     Args:
       dropped: rows dropped after the last bucket.
-      read: what was read after the last bucket.
+      read: units read after the last bucket.
     """
     lines = [x for x in ledger.unfinished(self.path) if x["kind"] == "bucket"]
     counts = dict(dropped or {})
@@ -322,7 +322,7 @@ class Writer:
     ]
 
   def close(self) -> None:
-    """Gives up the store's lock."""
+    """Releases the store's lock."""
     self._ledger.close()
 
 

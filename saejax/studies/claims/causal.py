@@ -27,10 +27,10 @@ from saejax.sae.context import Batch
 from saejax.studies import arms
 
 ROWS = 60_000  # of training, a layer; an eighth of them is held out
-N, K = 256, 8  # latents, and latents a row
+N, K = 256, 8  # latents, and active latents per row
 EACH = "a group for each layer"
 POINT = "resid_post"
-CONTEXT = 128  # tokens a window, special tokens included
+CONTEXT = 128  # tokens per window, special tokens included
 DOCUMENT_TOKENS = 508  # four windows: many documents rather than few long ones
 OWN_TEXT = 1.5  # tokens written by the model for each row wanted
 RANDOM_WINDOWS = 64  # windows of random tokens
@@ -85,7 +85,7 @@ def _layers(
   count: int,
   config: arms.StudyConfig,
 ) -> Group:
-  """One SAE of all layers against one a layer, and behind a modulation."""
+  """One SAE of all layers against one per layer, and after a modulation."""
   train, held_out, about = aligned(site, count)
   rows = lambda group: mixed(train, held_out, group, seed=0, about=about)
   all_ = rows(range(count))
