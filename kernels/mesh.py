@@ -1,4 +1,4 @@
-"""Where an op runs: the mesh in force, and the axes that its arrays lie on.
+"""The active mesh, and the mesh axes over which ops shard their arrays.
 
 Ops stay plain `jnp` until a mesh with an axis `data` or `latent` is set
 (`jax.set_mesh`). Then the few ops where the compiler's own partitioning is bad
@@ -16,13 +16,13 @@ LATENT = "latent"
 
 
 def size(axis: str) -> int:
-  """Number of shards along `axis` of the mesh in force, 1 without one."""
+  """Number of shards along `axis` of the active mesh, 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else dict(mesh.shape).get(axis, 1)
 
 
 def axis_or_none(axis: str, length: int) -> str | None:
-  """`axis` where it has several shards and they divide `length`, else None."""
+  """Returns `axis` if it has several shards that divide `length`, else None."""
   shards = size(axis)
   return axis if shards > 1 and length % shards == 0 else None
 
@@ -30,7 +30,7 @@ def axis_or_none(axis: str, length: int) -> str | None:
 def per_shard(
   body: Callable, in_specs: tuple[P, ...], out_specs: P | tuple[P, ...]
 ) -> Callable:
-  """`body` run on each shard of the mesh in force."""
+  """Wraps `body` to run on each shard of the active mesh."""
   return jax.shard_map(
     body, in_specs=in_specs, out_specs=out_specs, check_vma=False
   )
@@ -44,12 +44,12 @@ def psum(x: jax.Array, axis: str | None) -> jax.Array:
 def own(
   indices: jax.Array, rows: int, axis: str | None
 ) -> tuple[jax.Array, jax.Array]:
-  """Indices into this shard's rows (0 where foreign), and which are its own.
+  """Local indices of this shard's rows (0 for others), and a mask of them.
 
   Args:
-    indices: of rows, over all shards.
-    rows: that one shard holds.
-    axis: along which rows are sharded; None where they are not.
+    indices: indices of rows over all shards.
+    rows: number of rows per shard.
+    axis: mesh axis over which rows are sharded; None if they are not.
   """
   if axis is None:
     return indices, jnp.ones_like(indices, bool)

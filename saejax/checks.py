@@ -1,4 +1,4 @@
-"""Ranges of settings: refusals that name the field, the value and the rule."""
+"""Range checks of settings; errors name the field, the value and the rule."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ from saejax.errors import InputError
 
 
 def at_least(config: Any, least: float, *fields: str) -> None:
-  """Numbers that are finite and not below `least`."""
+  """Checks that fields are finite and at least `least`."""
   for field in fields:
     value = getattr(config, field)
     if not (value >= least and math.isfinite(value)):
@@ -17,7 +17,7 @@ def at_least(config: Any, least: float, *fields: str) -> None:
 
 
 def at_most(config: Any, most: float, *fields: str) -> None:
-  """Numbers that are not above `most`."""
+  """Checks that fields are at most `most`."""
   for field in fields:
     value = getattr(config, field)
     if not value <= most:
@@ -26,7 +26,7 @@ def at_most(config: Any, most: float, *fields: str) -> None:
 
 
 def positive(config: Any, *fields: str) -> None:
-  """Numbers that are finite and above 0; None passes."""
+  """Checks that fields are finite and above 0; None is allowed."""
   for field in fields:
     value = getattr(config, field)
     if value is not None and not (value > 0 and math.isfinite(value)):
@@ -35,7 +35,7 @@ def positive(config: Any, *fields: str) -> None:
 
 
 def fraction(config: Any, *fields: str) -> None:
-  """Numbers in [0, 1]."""
+  """Checks that fields are in [0, 1]."""
   for field in fields:
     value = getattr(config, field)
     if not 0 <= value <= 1:
@@ -43,7 +43,7 @@ def fraction(config: Any, *fields: str) -> None:
 
 
 def finite(config: Any, *fields: str) -> None:
-  """Numbers that are not infinite."""
+  """Checks that fields are finite."""
   for field in fields:
     value = getattr(config, field)
     if not math.isfinite(value):
@@ -57,7 +57,7 @@ def distinct(
   most: float = math.inf,
   increasing: bool = False,
 ) -> None:
-  """Tuples of different numbers in a range, at least one."""
+  """Checks that fields are non-empty tuples of distinct numbers in a range."""
   for field in fields:
     values = getattr(config, field)
     ordered = not increasing or list(values) == sorted(values)

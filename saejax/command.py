@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def module(name: str) -> Any:
-  """The module of a command.
+  """Imports the module of a command.
 
   Raises:
     InputError: there is no such command.
@@ -41,7 +41,7 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
   """Runs a command, as the script of that name in experiments/ does.
 
   Args:
-    name: of the command.
+    name: name of the command.
     argv: the command line, with the program first; by default `sys.argv`.
   """
   interrupt.install()  # before jax is imported
@@ -68,7 +68,7 @@ def _unknown(name: str) -> InputError:
 
 
 def usage() -> str:
-  """Each command with the first line of its help."""
+  """The help text: each command with the first line of its own help."""
   lines = [
     "saejax COMMAND [--preset=NAME] [--flagfile=FILE] [--NAME=VALUE]",
     "",

@@ -1,11 +1,12 @@
-"""Frozen dataclasses to absl flags and back.
+"""Converts frozen config dataclasses to absl flags and back.
 
 A config is a frozen, keyword-only dataclass; a field may be another config.
 Every leaf field becomes one flag under its dotted name, so that
-`Config(train=Train(batch_rows=2048))` and `--train.batch_rows=2048` say the
-same. A run writes all its flags to a file, and `--flagfile=run.flags` gives an
-equal config again. Types: int, float, bool, str, Literal, tuples and Optional
-of those (`none` is None). Ranges belong to each config's `__post_init__`.
+`--train.batch_rows=2048` is equivalent to
+`Config(train=Train(batch_rows=2048))`. A run writes all its flags to a file,
+and `--flagfile=run.flags` gives an equal config again. Types: int, float, bool,
+str, Literal, tuples and Optional of those (`none` is None). Ranges belong to
+each config's `__post_init__`.
 """
 
 import contextlib
@@ -62,7 +63,7 @@ def from_flags(
   flag_values: flags.FlagValues = flags.FLAGS,
   prefix: str = "",
 ) -> Config:
-  """The config that the flags say.
+  """Builds the config from the flags.
 
   Raises:
     InputError: a flag without default was not given, or a config refused its
@@ -238,7 +239,7 @@ def parse(
       "--flagfile",
       flagfile,
       f"cannot be opened ({getattr(cause, 'strerror', error)})",
-      "give the path of a file with one flag a line",
+      "give the path of a file with one flag per line",
     ) from None
   except UnicodeDecodeError:
     raise InputError(
@@ -266,7 +267,7 @@ def _imply_run_dir(flag_values: flags.FlagValues, flagfile: str) -> None:
 
 
 def _absl_error(error: Exception) -> InputError:
-  """absl's own message, taken apart into name, value and rule."""
+  """Parses an absl message into name, value and rule."""
   text = " ".join(str(error).split())
   if found := re.fullmatch(r"flag --([^=]+)=(.*?): (.*)", text):
     return InputError("--" + found[1], found[2], found[3], "see --help")
@@ -280,7 +281,7 @@ def _absl_error(error: Exception) -> InputError:
 
 
 def _suggestion(name: str, names: list[str]) -> str:
-  """The flags that were meant: the same last word, or nearly the same name."""
+  """Suggests flags with an equal last word or a similar name."""
   same = [n for n in names if n.split(".")[-1] == name.split(".")[-1]]
   near = difflib.get_close_matches(name, names, n=3, cutoff=0.8)
   meant = list(dict.fromkeys([*near[:1], *same, *near]))[:3]
@@ -316,7 +317,7 @@ def usage(config_cls: type, doc: str | None, program: str) -> str:
 
 
 def _line(leaf: fields.Leaf, config: Any) -> str:
-  """`--name=value`, checked to give the value back."""
+  """Formats `--name=value`; checks that it parses to the value."""
   value = config
   for part in leaf.name.split("."):
     value = getattr(value, part)
@@ -332,7 +333,7 @@ def _line(leaf: fields.Leaf, config: Any) -> str:
       repr(value),
       f"must be {fields.describe(leaf.kind)}, on one line, with no blanks at its "
       "edges and no comma inside an element",
-      "change it; it could not be read back from a flagfile",
+      "choose a value that a flagfile can hold",
     )
   return line
 

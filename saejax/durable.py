@@ -1,9 +1,9 @@
-"""Small files that decide a result: written durably, read strictly.
+"""Small files that results depend on: written durably, read strictly.
 
-A file appears whole or not at all, and is on disk before a name says so. JSON
-is canonical when written, and refused in one line where it is damaged, nested
-too deep or of another type. Lines of a journal carry a checksum each, which
-may depend on the lines before.
+Writes are atomic, and synced before a file gets its name. JSON is canonical
+when written; reading raises a one-line error where it is damaged, nested too
+deep or of another type. Each line of a journal carries a checksum, which may
+depend on the lines before.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 def write_file(
   path: str | os.PathLike[str], content: bytes, *, field: str = "path"
 ) -> None:
-  """Replaces a file by one of this content, whole or not at all, durably.
+  """Writes or replaces a file, atomically and durably.
 
   Args:
     path: the file; its folder is made where it is missing.
@@ -37,10 +37,10 @@ def write_file(
     field: the setting that errors name, such as "run_dir".
 
   Raises:
-    InputError: no space, or not writable; an earlier file is as it was.
+    InputError: the disk is full or not writable; an earlier file is unchanged.
   """
   path = pathlib.Path(path)
-  # No name of a draft depends on the process: a killed one leaves one at most.
+  # Draft names do not depend on the process: kills leave at most one draft.
   draft = path.with_name(path.name + ".tmp")
   with disk_errors(path.parent, field=field, what=path.name):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def disk_errors(
   what: str = "its files",
   kept: str = "",
 ) -> Iterator[None]:
-  """Turns an error of the disk into one InputError.
+  """Turns disk errors into an InputError.
 
   TensorStore reports the system's error as text, Python as OSError.
 
@@ -88,7 +88,7 @@ def disk_errors(
     path: the folder, as the error names it.
     field: the setting that named the folder.
     what: what is being written.
-    kept: what stays of the work done so far; ends the remedy.
+    kept: the part of the work that is kept; ends the remedy.
   """
   try:
     yield
@@ -123,7 +123,7 @@ def _disk_error(
 
 
 def size(count: float) -> str:
-  """Bytes for people: three digits and a unit, never rounded to nothing.
+  """Formats bytes with three digits and a unit, never rounded to 0.
 
   >>> size(512), size(3_800_000), size(2**40)
   ('512 bytes', '3.80 MB', '1.10 TB')
@@ -168,7 +168,7 @@ def seal(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def is_sealed(record: Mapping[str, Any], before: str = "") -> bool:
-  """Whether the record is what `seal` made of it."""
+  """Whether the record has the checksum that `seal` gives."""
   try:
     return record.get(SUM) == _sum(record, before)
   except (ValueError, RecursionError):  # NaN, which is never written
@@ -200,7 +200,7 @@ def read_sealed(
   field: str = "path",
   remedy: str = "restore it from a copy, or make it again",
 ) -> dict[str, Any]:
-  """The record that `write_sealed` wrote, without its sum.
+  """Reads a record written by `write_sealed`, without its sum.
 
   Raises:
     InputError: as `read_json`, or the record is not the one that was written.
@@ -219,13 +219,13 @@ def read_json(
   field: str = "path",
   remedy: str = "restore it from a copy, or make it again",
 ) -> Any:
-  """The content of a JSON file, of this type.
+  """Reads a JSON file whose value has the type `kind`.
 
   Args:
     path: the file.
     kind: dict or list.
     field: the setting that errors name.
-    remedy: what to do about a file that is damaged.
+    remedy: remedy for a damaged file.
 
   Raises:
     InputError: it cannot be read, is not JSON, is nested too deep, or is of

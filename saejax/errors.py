@@ -1,8 +1,8 @@
-"""The one error for bad input at a boundary."""
+"""The error for invalid input at the library's boundary."""
 
 
 class InputError(ValueError):
-  """Bad input: which field, its value, the rule it breaks and the remedy.
+  """Invalid input: the field, its value, the violated rule and the remedy.
 
   Prints as one line, `field=value: rule; remedy`. Scripts print the same line
   with the flag's name (fields and flags share dotted names) and exit with 2.
@@ -12,9 +12,9 @@ class InputError(ValueError):
 
   Attributes:
     field: dotted name of the setting, e.g. "sae.k".
-    value: what was given.
-    rule: what must hold.
-    remedy: what to do.
+    value: the invalid value.
+    rule: the violated rule.
+    remedy: how to correct it.
   """
 
   def __init__(self, field: str, value: object, rule: str, remedy: str):
@@ -31,5 +31,5 @@ class InputError(ValueError):
     return type(self), (self.field, self.value, self.rule, self.remedy)
 
   def renamed(self, field: str) -> "InputError":
-    """The same error about the same setting under another name."""
+    """Returns a copy in which the setting has another name."""
     return InputError(field, self.value, self.rule, self.remedy)

@@ -32,7 +32,7 @@ class Leaf:
 
 
 def leaves(config_cls: type, prefix: str = "") -> Iterator[Leaf]:
-  """The leaf fields of a config and of the configs in it, in order.
+  """Lists the leaf fields of a config and of its nested configs, in order.
 
   The default of a leaf is taken from the config around it, so that
   `train: Train = Train(epochs=2)` makes 2 the default of `train.epochs`.
@@ -104,7 +104,7 @@ def _comment(lines: list[str], node: ast.AnnAssign) -> str:
 
 
 def read(kind: Any, text: str) -> Any:
-  """The value of type `kind` that `text` says; ValueError(rule) if none."""
+  """Parses text to a value of type `kind`; raises ValueError(rule)."""
   origin, args = typing.get_origin(kind), typing.get_args(kind)
   if _is_union(kind):
     if text == "none" and type(None) in args:
@@ -199,7 +199,7 @@ def show(kind: Any, value: Any) -> str:
 
 
 def _elements(kind: Any, value: Any) -> list[tuple[Any, Any]]:
-  """Each element of a tuple with its type."""
+  """Pairs each element of a tuple with its type."""
   args = typing.get_args(kind)
   kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
   return list(zip(kinds, value, strict=True))

@@ -1,4 +1,4 @@
-"""Flagfiles: the checksum of one that a run wrote, and circles of files.
+"""Checks flagfiles: checksums of those that runs wrote, and circular includes.
 
 `run.flags` ends with a comment that holds the SHA-256 of the lines above it, so
 that a file that was damaged does not repeat another run. Flagfiles written by
@@ -30,7 +30,7 @@ def check(arguments: Sequence[str]) -> None:
   Files that cannot be read are left to the parser.
 
   Raises:
-    InputError: a flagfile names itself, or is not as it was written.
+    InputError: a flagfile includes itself, or its checksum is wrong.
   """
   for path in _named(arguments):
     _check(path, ())
@@ -60,7 +60,7 @@ def _check_sum(path: pathlib.Path, content: bytes) -> None:
     raise InputError(
       "--flagfile",
       path,
-      "must be as the run wrote it, and its checksum is of other lines",
+      "must be unchanged, and its checksum does not match its lines",
       f"copy it to a name other than {RUN_FLAGS}, without its last line, to "
       "change flags",
     )

@@ -1,9 +1,9 @@
-"""Signals that stop a script: one line, exit code 128 + signal, resumable.
+"""Handles signals that stop a script: one line, exit code 128 + signal.
 
-SIGINT, SIGTERM and SIGHUP end a script at once with one line: what is on disk
-is whole at every moment, and the same command resumes. A section that has
-something to save defers them: `requested` gives the signal, and the section
-saves, then raises `Stopped`. A second signal ends the script at once.
+SIGINT, SIGTERM and SIGHUP end a script at once with one line: files on disk are
+consistent at every moment, and repeating the command resumes. A section with
+unsaved work defers them: `requested` gives the signal, and the section saves,
+then raises `Stopped`. A second signal ends the script at once.
 
 A thread reads the signals from a pipe, so that they are answered while the main
 thread compiles or waits. Signals that were ignored when the script started, as
@@ -34,7 +34,7 @@ class Stopped(SystemExit):
 
 
 class _State:
-  """What the process does about signals; there is one, of its handlers."""
+  """State of the signal handlers; one instance per process."""
 
   def __init__(self):
     self.before: dict[int, Any] = {}  # handlers that were replaced
@@ -47,16 +47,16 @@ _state = _State()
 
 
 def requested() -> int | None:
-  """The signal that asked to stop, if one came."""
+  """The signal received while deferred, if any."""
   return _state.requested
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-  """Inside, a signal does not end the process; see `requested`.
+  """Defers signals inside the context; see `requested`.
 
   Raises:
-    Stopped: on leaving, where a signal came that nobody obeyed.
+    Stopped: on leaving, if a signal came and was not acted on.
   """
   _state.deferring += 1
   try:
@@ -69,7 +69,7 @@ def deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-  """Handles signals inside, unless they are handled already."""
+  """Handles signals inside the context, unless already installed."""
   if _state.pipe or not install():
     yield
     return
@@ -107,7 +107,7 @@ def install() -> bool:
 
 
 def uninstall() -> None:
-  """Gives signals back to the handlers that were there."""
+  """Restores the previous signal handlers."""
   for number, handler in _state.before.items():
     signal.signal(number, handler)
   _state.before.clear()
@@ -123,7 +123,7 @@ def _note(number: int, _: Any) -> None:
 
 
 def _forget() -> None:
-  """A forked child has no such thread: signals end it as by default."""
+  """Restores default handlers in a forked child, which lacks the thread."""
   if _state.pipe:
     signal.set_wakeup_fd(-1)
     for number in _state.before:
@@ -150,10 +150,10 @@ def _watch(reader: int) -> None:
       continue  # another signal, with a handler of somebody else
     name = signal.Signals(number).name
     if first:
-      _line(f"{name}: stopped at once; the same command resumes the work")
+      _line(f"{name}: stopped at once; repeat the command to resume")
       os._exit(128 + number)
     if not _state.deferring:
-      _line(f"{name}: stopped; the same command resumes the work")
+      _line(f"{name}: stopped; repeat the command to resume")
       os._exit(128 + number)
     first = number
 

@@ -1,4 +1,4 @@
-"""The terminal: lines, a status line that is redrawn, numbers for people."""
+"""Terminal output: lines, a status line that is redrawn, formatted numbers."""
 
 import contextlib
 import math
@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 def say(text: str) -> None:
-  """A line on standard error."""
+  """Prints a line on standard error."""
   print(text, file=sys.stderr, flush=True)
 
 
@@ -59,7 +59,7 @@ class Screen:
 
 
 def _fit(fields: list[str], width: int) -> str:
-  """As many fields as fit, from the first."""
+  """Joins as many fields as fit the width, from the first."""
   text = fields[0]
   for field in fields[1:]:
     if len(text) + 2 + len(field) > width:
@@ -84,7 +84,7 @@ def preflight(
   seconds: float,
   memory_bytes: int,
 ) -> str:
-  """The line that says, before a run, what it will take.
+  """The line before a run with its size and estimated cost.
 
   >>> preflight(rows=300_000, disk_bytes=230_400_000, parameters=23_600_000,
   ...           seconds=400, memory_bytes=2_500_000_000)
@@ -99,7 +99,7 @@ def preflight(
 
 
 def count(n: float) -> str:
-  """A count in three digits: 950, 1.23k, 45.6M.
+  """Formats a count with three digits: 950, 1.23k, 45.6M.
 
   >>> [count(n) for n in (0, 12, 999.6, 45_600, 2_000_000)]
   ['0', '12', '1.00k', '45.6k', '2.00M']
@@ -108,7 +108,7 @@ def count(n: float) -> str:
 
 
 def size(n: float) -> str:
-  """Bytes in powers of 1000: 512 B, 230 MB.
+  """Formats bytes in powers of 1000: 512 B, 230 MB.
 
   >>> [size(n) for n in (512, 230_400_000, 2.5e9)]
   ['512 B', '230 MB', '2.50 GB']
@@ -117,7 +117,7 @@ def size(n: float) -> str:
 
 
 def duration(seconds: float) -> str:
-  """Seconds in the two largest units: 45s, 6m40s, 3h05m, 2d04h.
+  """Formats seconds in the two largest units: 45s, 6m40s, 3h05m, 2d04h.
 
   >>> [duration(s) for s in (0.4, 45, 400, 11_100, 187_300)]
   ['0s', '45s', '6m40s', '3h05m', '2d04h']

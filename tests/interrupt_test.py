@@ -71,9 +71,7 @@ class InterruptTest(parameterized.TestCase):
     code, _, lines = self.end(process)
     self.assertEqual(code, 128 + number)
     name = signal.Signals(number).name
-    self.assertEqual(
-      lines, [f"{name}: stopped; the same command resumes the work"]
-    )
+    self.assertEqual(lines, [f"{name}: stopped; repeat the command to resume"])
 
   def test_a_deferred_signal_lets_the_section_save(self):
     process = self.start("deferred", "0")

@@ -22,7 +22,7 @@ from saejax.kernels.sparse_decode import op as sparse
 from saejax.kernels.topk import op as topk
 from saejax.kernels.topk import xla as topk_xla
 
-# Pre-activations alive at once, on each device. On CPU they are to stay in
+# Pre-activations in memory at once, on each device. On CPU they should stay in
 # cache between the matmul and the selection.
 CHUNK_BYTES = 1 << 28
 CPU_CHUNK_BYTES = 1 << 24
@@ -48,9 +48,10 @@ def encode_topk(
     b_enc: added to the pre-activations; -inf for latents that do not compete,
       which come after all others.
     k: entries kept, in [1, n].
-    dtype: of the operands of the matmul; accumulation is in float32.
-    ordered: largest first; in index order otherwise, which is faster.
-    magnitude: largest in |a|; the values returned keep their signs.
+    dtype: dtype of the matmul's operands; accumulation is in float32.
+    ordered: whether entries come largest first; else in index order, which is
+      faster.
+    magnitude: whether entries are ranked by |a|; values keep their signs.
 
   Raises:
     ValueError: k outside [1, n].

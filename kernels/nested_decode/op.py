@@ -35,7 +35,7 @@ def squares(
   float32 whatever `dtype`, in which W's rows are read.
 
   Raises:
-    ValueError: weights that are not one for each rank.
+    ValueError: the number of weights is not k.
   """
   k = values.shape[-1]
   if weights.shape != (k,):
@@ -102,7 +102,7 @@ def _backward(values, indices, W, rest, weights, g, dtype):
 
 
 def _run(body, data, latent, in_specs, out_specs):
-  """The body, on each shard where there are several."""
+  """Runs the body, on each shard if there are several."""
   if not (data or latent):
     return body
   return mesh.per_shard(body, in_specs, out_specs)
@@ -116,7 +116,7 @@ def _take(W, axis: str | None, indices):
 
 
 def _add(axis: str | None, total, indices, rows):
-  """Rows added to this shard's own; an index outside is dropped."""
+  """Adds rows to this shard's rows; indices outside it are dropped."""
   local, mine = mesh.own(indices, total.shape[0], axis)
   return total.at[local].add(jnp.where(mine[:, None], rows, 0), mode="drop")
 

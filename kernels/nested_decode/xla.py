@@ -1,8 +1,8 @@
-"""Errors of every prefix in plain JAX, one [b, d] array whatever k is.
+"""Errors of every prefix in plain JAX, with one [b, d] array for any k.
 
-Forward, rank after rank is taken from the residual. Backward, the last residual
-is taken up and rank after rank is added back, so that no residual is stored:
-in float32, since what is added must be what was taken.
+The forward pass subtracts rank after rank from the residual. The backward pass
+starts at the last residual and adds the ranks back, so that no residual is
+stored; both are in float32, so that the additions undo the subtractions.
 
 W is reached through `take`, from indices [b] to float32 rows [b, d], and its
 gradient through `add`, so that its rows may lie on several devices.

@@ -1,4 +1,4 @@
-"""Which entries are the largest over chosen axes, their number traced.
+"""Masks of the largest entries over some axes, with a traced number of them.
 
 The k-th largest key is found bit by bit by counting (as in `xla.top_k_set`),
 which needs no sort, takes a different number for each row or column, and where

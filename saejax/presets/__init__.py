@@ -9,12 +9,12 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 
 
 def names() -> list[str]:
-  """The presets there are."""
+  """Names of all presets."""
   return sorted(path.stem for path in FOLDER.glob("*.flags"))
 
 
 def expanded(argv: Sequence[str]) -> list[str]:
-  """The command line with each `--preset=NAME` as the flagfile it stands for.
+  """Replaces each `--preset=NAME` of a command line by its flagfile.
 
   Raises:
     InputError: there is no such preset.

@@ -1,4 +1,4 @@
-"""What the experiments compute and say beyond a single grid of SAEs."""
+"""Studies: the experiments with their arms (compared settings) and pages."""
 
 from saejax import lazy as _lazy
 

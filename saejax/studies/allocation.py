@@ -12,6 +12,7 @@ References:
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -34,14 +35,14 @@ RANKS = 40  # places on the curve of density against rank
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """All that the study depends on."""
+  """Settings of the study."""
 
   run_dir: str = "runs/allocation"  # folder of this run
   harvest: HarvestConfig = HarvestConfig()
   study: arms.StudyConfig = arms.StudyConfig(batch_rows=1024)
   n: int = 768  # latents
-  k: tuple[int, ...] = (4, 8, 16, 32)  # latents a row on average
-  shown_k: int = 8  # whose use of latents is drawn
+  k: tuple[int, ...] = (4, 8, 16, 32)  # mean active latents per row
+  shown_k: int = 8  # the k whose use of latents is plotted
 
   def __post_init__(self):
     checks.at_least(self, 1, "n")
@@ -56,7 +57,7 @@ class Config:
         min(self.k),
         f"feature choice needs k B >= n, and {self.study.batch_rows} rows"
         f" give {min(self.k) * self.study.batch_rows} places for {self.n}",
-        "raise k or study.batch_rows",
+        f"use study.batch_rows of at least {math.ceil(self.n / min(self.k))}",
       )
 
 
@@ -89,7 +90,7 @@ def main(config: Config) -> None:
 def methods(
   config: Config, rows: arms.Rows
 ) -> dict[str, Callable[[int], Recipe]]:
-  """From k to the recipe of each allocation."""
+  """Maps the name of each allocation to its recipe as a function of k."""
   options = arms.options(config.study, rows)
   choice, phased = batch_sparse.feature_choice, batch_sparse.mc_then_fc
   recipes = {
@@ -188,12 +189,12 @@ def sections(
       ),
     ],
   )
-  table = study.table(points, COLUMNS, "All that were trained.")
+  table = study.table(points, COLUMNS, "All trained SAEs.")
   return [frontier, use, page.Section("Every SAE", [table])], drawn
 
 
 def _use_of_latents(points, k: int) -> tuple[page.Section, dict[str, Any]]:
-  """How tokens are spread over latents and latents over tokens, of seed 0."""
+  """Plots density against rank and quantiles of latents per token (seed 0)."""
   chosen = [p for p in points if p["k"] == k and p["seed"] == 0]
   ranks = {
     p["arm"]: curves.Curve(p["density_ranks"], p["density"])

@@ -1,4 +1,4 @@
-"""Every method on the same activations, at several L0, with seeds.
+"""Compares all methods on the same activations, at several L0, with seeds.
 
     python experiments/architectures.py \\
       --flagfile=experiments/flags/architectures.flags
@@ -29,7 +29,7 @@ REFERENCE = "topk"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """All that the study depends on."""
+  """Settings of the study."""
 
   run_dir: str = "runs/architectures"  # folder of this run
   harvest: HarvestConfig = HarvestConfig()  # of the first site
@@ -206,7 +206,7 @@ def _ratios(compared: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _summary(compared: Sequence[Mapping[str, Any]]) -> page.Table:
-  """A line a method, a group of columns a site."""
+  """A table with a row per method and a group of columns per site."""
   sites = list(dict.fromkeys(c["site"] for c in compared))
   lines: dict[str, dict[str, Any]] = {}
   for c in _ordered(compared):
@@ -248,7 +248,7 @@ def _summary(compared: Sequence[Mapping[str, Any]]) -> page.Table:
 
 
 def _ordered(compared):
-  """By the ratio on the first site; methods without one last."""
+  """Sorts by the ratio on the first site; methods without one come last."""
   first = compared[0]["site"]
   known = {
     c["method"]: c["log_ratio"]
@@ -308,7 +308,7 @@ def _table(points) -> page.Table:
       "fvu_sd": ("± SD", ".4f"),
       "dead": ("Dead", ".3f"),
       "parameters": ("Parameters", ",.0f"),
-      "encode_flops": ("FLOPs to encode a row", ",.0f"),
+      "encode_flops": ("FLOPs to encode one row", ",.0f"),
       "seconds": ("Seconds to train", ".1f"),
       "seeds": ("Seeds", "d"),
     },

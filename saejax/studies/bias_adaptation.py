@@ -34,7 +34,7 @@ GROUPS = 8  # of group bias adaptation; divides the usual numbers of latents
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """All that the study depends on."""
+  """Settings of the study."""
 
   run_dir: str = "runs/bias_adaptation"  # folder of this run
   harvest: HarvestConfig = HarvestConfig()
@@ -42,12 +42,12 @@ class Config:
   every: int = 5  # steps between adaptations
   directions: int = 64  # planted features
   d: int = 32  # width of planted rows
-  active: int = 3  # planted features on a row
+  active: int = 3  # active planted features per row
   n: int = 256  # latents on planted rows
   targets: tuple[float, ...] = (0.01, 0.02, 0.047, 0.1, 0.2, 0.4)  # of BA
   phase_n: tuple[int, ...] = (64, 128, 256)  # latents of the phase diagram
   phase_d: tuple[int, ...] = (16, 32)  # widths
-  phase_active: tuple[int, ...] = (1, 3, 6, 10)  # features on a row
+  phase_active: tuple[int, ...] = (1, 3, 6, 10)  # active features per row
   real_n: int = 768  # latents on real rows
 
   def __post_init__(self):
@@ -305,9 +305,9 @@ def sections(
   if planted:
     drawn["resonance"] = _resonance(planted)
     about = page.Prose(
-      f"Each planted feature is on in {frequency:.3f} of the rows. A direction "
-      f"counts as found at a cosine above {TAU}; level lines are methods that "
-      "have no target."
+      f"Each planted feature is active on {frequency:.3f} of the rows. A "
+      f"direction is found at a cosine above {TAU}; horizontal lines are "
+      "methods without a target."
     )
     plot = study.figure(
       drawn["resonance"],
@@ -334,7 +334,7 @@ def sections(
       f"{matching.TAU}.",
     )
     blocks.append(page.Section("Real activations", [plot]))
-  table = study.table(points, COLUMNS, "All that were trained.")
+  table = study.table(points, COLUMNS, "All trained SAEs.")
   return [*blocks, page.Section("Every SAE", [table])], drawn
 
 
@@ -394,6 +394,6 @@ def _phase(points):
   return curves.heat(
     maps,
     ("latents n", ns),
-    ("features on a row s", actives),
+    ("active features per row s", actives),
     "share of features found",
   )

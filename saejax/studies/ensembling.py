@@ -40,19 +40,19 @@ BAGGING, BOOSTING, WIDER = "bagging", "boosting", "one wider SAE"
 MEET_CHUNK = 1024  # rows counted at once
 MEET_ROWS = 16_384  # held-out rows on which co-activation is counted
 
-# From n and k and the recipe's prep to the base recipe.
+# A function of n, k and the prep that gives the base recipe.
 Base = Callable[..., Recipe]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """All that the study depends on."""
+  """Settings of the study."""
 
   run_dir: str = "runs/ensembling"  # folder of this run
   harvest: HarvestConfig = HarvestConfig()
   study: arms.StudyConfig = arms.StudyConfig(seeds=2)  # seeds: replicates
   n: int = 384  # latents of each member
-  k: int = 8  # latents that each member keeps in a row
+  k: int = 8  # active latents per row, of each member
   sizes: tuple[int, ...] = (1, 2, 4, 8)  # members J
 
   def __post_init__(self):
@@ -108,7 +108,7 @@ def main(config: Config) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-  """What is compared.
+  """The ensembles that are compared.
 
   Attributes:
     base: recipe(n, k, prep=...).
@@ -170,7 +170,7 @@ class Study:
         yield j + 1, sae, time.monotonic() - began
 
   def _wider(self, replicate: int):
-    """One SAE with the latents, and the L0, of all members."""
+    """A single SAE with the total latents and L0 of all members."""
     for size in self.sizes:
       began, seed = time.monotonic(), self._seed(replicate, 0)
       name = f"wider-{size}-{seed}" if size > 1 else f"member-{seed}"
@@ -292,6 +292,6 @@ def sections(
       ],
     ),
     page.Section(
-      "Every ensemble", [study.table(points, columns, "All that were made.")]
+      "Every ensemble", [study.table(points, columns, "All ensembles.")]
     ),
   ], {"over_members": made}

@@ -14,7 +14,7 @@ from saejax.runs import stores
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """What to harvest, and where to."""
+  """Settings of the command."""
 
   harvest: HarvestConfig = HarvestConfig()
 

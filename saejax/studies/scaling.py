@@ -27,10 +27,10 @@ from saejax.training.loop import TrainConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """All that a scaling run depends on."""
+  """Settings of a scaling run."""
 
   run_dir: str = "runs/scaling"  # folder of this run
-  resamples: int = 300  # of the bootstrap behind intervals and bands
+  resamples: int = 300  # bootstrap resamples for intervals and bands
   harvest: HarvestConfig = HarvestConfig()
   sae: SAEConfig = SAEConfig(n=(512, 1024, 2048, 4096), k=(4, 8, 16, 32))
   train: TrainConfig = TrainConfig()

@@ -21,7 +21,7 @@ from saejax.training.loop import TrainConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Expected:
-  """What both stores must be of; none: anything."""
+  """Required metadata of both stores; none: any value."""
 
   model: str | None = None  # name of the model
   layer: int | None = None  # its layer
@@ -31,7 +31,7 @@ class Expected:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """What to train, and on what."""
+  """Settings of the command."""
 
   run_dir: str = "runs/train"  # folder of this run
   store: str  # folder of the training store

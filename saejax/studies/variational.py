@@ -41,14 +41,14 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """All that the study depends on."""
+  """Settings of the study."""
 
   run_dir: str = "runs/variational"  # folder of this run
   harvest: HarvestConfig = HarvestConfig()
   study: arms.StudyConfig = arms.StudyConfig(seeds=3)
   n: int = 768  # latents
-  k: int = 16  # latents kept in a row
-  weights: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)  # of the KL or L2 term
+  k: int = 16  # active latents per row
+  weights: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)  # of KL and L2 terms
 
   def __post_init__(self):
     checks.distinct(self, "weights", least=0)
@@ -165,7 +165,7 @@ def sections(
       ],
     ),
     page.Section(
-      "Every SAE", [study.table(points, COLUMNS, "All that were trained.")]
+      "Every SAE", [study.table(points, COLUMNS, "All trained SAEs.")]
     ),
   ], {"over_weight": made}
 

@@ -1,7 +1,7 @@
-"""Arms on several layers of a small causal model, or on text that it writes.
+"""Arms on several layers of a small causal model, or on text it generates.
 
-Every group has rows of its own, harvested into stores inside the run's folder;
-their name is the "data" of its points.
+Arms are the compared settings. Every group of arms has its own rows, harvested
+into stores inside the run's folder; their name is the "data" of its points.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from saejax.sae import condition_preps, prep
 from saejax.sae.context import Batch
 from saejax.studies import arms
 
-ROWS = 60_000  # of training, a layer; an eighth of them is held out
+ROWS = 60_000  # training rows per layer; an eighth as many are held out
 N, K = 256, 8  # latents, and active latents per row
 EACH = "a group for each layer"
 POINT = "resid_post"
@@ -54,9 +54,9 @@ def points(
     folder: of the run; stores are made in its folder "stores".
     model: a causal model, as in `harvest.model`.
     config: how arms are trained.
-    rows: of training, a layer.
-    layers: of the model, from the first; all by default.
-    corpus: what the model reads, and what its own text is compared with.
+    rows: training rows per layer.
+    layers: number of layers, from the first; all by default.
+    corpus: corpus that the model reads and that its own text is compared with.
   """
   site = harvest.HarvestConfig(
     model=model,
@@ -138,7 +138,7 @@ def _group(
 def aligned(
   site: harvest.HarvestConfig, count: int
 ) -> tuple[Rows3, Rows3, dict[str, Any]]:
-  """The same tokens at layers 0 .. count-1: training, held out, and facts.
+  """Harvests equal tokens at layers 0 .. count-1: training, held out, facts.
 
   Raises:
     InputError: the stores do not hold the same tokens in the same order.
@@ -270,7 +270,8 @@ def samples(
 ) -> str:
   """The corpus of the model's own samples, which are drawn at the first call.
 
-  Each is a window: what follows the prefix of the harvest, in general BOS, until
+  Each is a window: what follows the prefix of the harvest, in general BOS,
+  until
   the model ends it.
   """
   if not path.exists():

@@ -73,13 +73,14 @@ Read = Callable[[Points, Sizes | None], BySeed]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measure:
-  """What is compared.
+  """The quantity compared by a claim.
 
   Attributes:
-    compare: from the points of both arms to a value per seed of each.
-    unit: of the effect.
-    margin: an effect within it does not count; below 0, the first arm may be
-      worse by so much.
+    compare: function of the points of both arms that gives a value per seed for
+      each.
+    unit: unit of the effect.
+    margin: smallest effect that counts; if negative, the first arm may be worse
+      by as much.
   """
 
   compare: Callable[[Points, Points, Sizes | None], tuple[BySeed, BySeed]]
@@ -89,17 +90,17 @@ class Measure:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-  """One directional claim, a row of a table.
+  """A directional claim about two arms, a row of a table.
 
   Attributes:
-    recipe: of the method.
+    recipe: name of the method's recipe.
     paper: arXiv id, or a name where there is none.
     claim: the sentence, its subject the method; {few}, {same} and {high} stand
       for sizes of the site.
     arms: the method's arm and the one that it is compared with.
-    measure: what is compared.
+    measure: the quantity compared.
     direction: LOWER or HIGHER.
-    margin: instead of the measure's.
+    margin: replaces the measure's margin.
     group: rows that the claim is about: SITE, or the name of a group of arms.
     reservation: why the comparison cannot judge the claim as it is set up; it
       is measured and reported, without a verdict.
@@ -188,7 +189,7 @@ def worded(text: str, sizes: Sizes | None) -> str:
 
 
 def both(read: Read, unit: str, margin: float = 0.01) -> Measure:
-  """One number of both arms."""
+  """A measure that reads one number of both arms."""
   return each(read, read, unit, margin)
 
 

@@ -1,4 +1,4 @@
-"""Arms on planted rows: dictionaries, absorption, coupling, rare domains, ensembles.
+"""Arms (compared settings) on planted rows with a known dictionary.
 
 Every group has rows of its own, whose name is the "data" of its points.
 """
@@ -83,7 +83,7 @@ def dictionaries(
 def trees(
   folder: pathlib.Path, config: arms.StudyConfig
 ) -> tuple[Points, arms.Rows]:
-  """Whether a parent's latent still fires where a child of it is on."""
+  """Absorption: does a parent's latent fire where a child is active?"""
   V = synthetic.orthonormal(jax.random.key(TRUTH), 16, 20)
   draw = lambda key, rows: synthetic.tree(key, rows).astype(jnp.float32) @ V
   rows = _rows(draw, "planted tree")
@@ -199,7 +199,7 @@ def rare(
 
 
 def _rare_rows(d: int) -> tuple[arms.Rows, np.ndarray]:
-  """Rows of which one in a hundred is of the rare domain, and the held-out ones."""
+  """Rows with 1 % from the rare domain, and the mask of held-out rare rows."""
   often, seldom = jax.random.split(jax.random.key(TRUTH), 2)
   V = jnp.concatenate(
     [synthetic.directions(often, 64, d), synthetic.directions(seldom, 16, d)]

@@ -1,4 +1,4 @@
-"""The arms of claims about the activations of a site, and what is measured."""
+"""The arms (compared settings) of claims about a site, and their measures."""
 
 import dataclasses
 from functools import partial
@@ -73,7 +73,7 @@ class Site:
 
 
 def site_arms(site: Site) -> list[arms.Arm]:
-  """Every arm that a claim about the site names."""
+  """Lists every arm that a claim about the site names."""
   sizes, arm = site.sizes, site.arm
   sparse, high = (sizes.sparse,), sizes.high
   wide = (sizes.low // 2, *sizes.k, 2 * high, 4 * high)

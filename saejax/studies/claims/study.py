@@ -1,4 +1,4 @@
-"""What papers claim of their methods, measured here over paired seeds.
+"""Measures claims of papers about their methods over paired seeds.
 
     python experiments/claims.py --flagfile=experiments/flags/claims.flags
 
@@ -22,7 +22,7 @@ from saejax.studies.claims import site as sites
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SiteConfig:
-  """One site and the sizes of SAEs on it."""
+  """A site and the sizes of SAEs on it."""
 
   harvest: HarvestConfig = HarvestConfig()
   study: arms.StudyConfig = arms.StudyConfig(steps=600)
@@ -36,7 +36,7 @@ class SiteConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """All that the study depends on."""
+  """Settings of the study."""
 
   run_dir: str = "runs/claims"  # folder of this run
   first: SiteConfig = SiteConfig()  # a site that every claim is measured on

@@ -18,8 +18,8 @@ COLOURS = {
 }
 ABOUT = (
   "Each line compares two methods over seeds that share data and order. A claim "
-  "holds where the whole 95 % interval of the effect lies beyond the margin on "
-  "the side that the paper says. These are short runs of small SAEs: a claim "
+  "holds where the whole 95 % interval of the effect lies beyond the margin in "
+  "the direction claimed. These are short runs of small SAEs: a claim "
   "that does not hold here may hold at the paper's size. A claim that the "
   "comparison cannot judge as it is set up is measured, without a verdict."
 )
