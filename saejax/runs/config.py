@@ -14,13 +14,13 @@ class SAEConfig:
 
   recipe: str = "topk"  # training method, a name of recipes.catalogue
   n: tuple[int, ...] = (1024,)  # latents; each n is a group of its own
-  k: tuple[int, ...] = (16,)  # latents kept in a row, where a method has a k
+  k: tuple[int, ...] = (16,)  # active latents per row, if the method has a k
   coefficients: tuple[float, ...] = ()  # factors of its penalty, if it has one
   seeds: int = 1  # SAEs of each of these, from seeds 0, 1, ...
   prep: Literal[
     "none", "centre_scale", "scale", "scale_sqrt_d", "row_layer_norm"
   ] = "centre_scale"  # of x
-  k_aux: int = 0  # dead latents kept in a row by AuxK; 0: d/2, at most n
+  k_aux: int = 0  # dead latents per row in AuxK; 0: d/2, at most n
   aux_weight: float = 1 / 32  # of the AuxK term
 
   def __post_init__(self):

@@ -6,7 +6,7 @@
       results.json ...     of the whole study
 
 An arm is a method at one size with its seeds, k and coefficients. A study that
-is stopped goes on with the arms that are not there; an arm that was under way
+is stopped resumes with the missing arms; an arm that was under way
 starts again from the same seeds and ends the same.
 """
 
@@ -44,7 +44,7 @@ class StudyConfig:
   """How every arm of a study is trained."""
 
   steps: int = 1000  # batches
-  batch_rows: int = 512  # rows a batch
+  batch_rows: int = 512  # rows per batch
   learning_rate: float = 3e-3  # peak
   warmup_steps: int = 10  # linear rise of the rate
   decay_fraction: float = 0.2  # part of the run over which the rate falls
@@ -96,7 +96,7 @@ class Arm:
     name: of the arm, unique in its study.
     make: from k to the recipe.
     n: latents.
-    k: latents a row; one SAE for each with each seed.
+    k: active latents per row; one SAE for each with each seed.
     coefficients: of swept terms; likewise.
     seed: of the first SAE; others follow.
     rate: peak learning rate over the study's.
@@ -123,7 +123,7 @@ class Trained:
 
   Attributes:
     arm: which.
-    saes: what users hold.
+    saes: the inference forms.
     states: after the last step.
     found: how well they reconstruct the held-out rows.
     rows: of the arm.
@@ -140,7 +140,7 @@ Measure = Callable[[Trained], Sequence[Mapping[str, Any]]]
 
 
 def harvested(config: harvest.HarvestConfig) -> Rows:
-  """The rows of a harvest, which is made or gone on with."""
+  """The rows of a harvest, which is made or resumed."""
   source = spec.subject_of(config)
   store, held_out = stores.harvested(config, source)
   about = {

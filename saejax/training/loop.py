@@ -40,7 +40,7 @@ AHEAD = 2  # dispatches under way before the host waits for the oldest
 class TrainConfig:
   """How a run trains; what it trains is the recipe's business."""
 
-  batch_rows: int = 2048  # rows a step, over all devices
+  batch_rows: int = 2048  # rows per step, over all devices
   epochs: int = 1  # passes over the store
   learning_rate: float = 2e-3  # peak, of an SAE with learning_rate_n latents
   learning_rate_n: int = 1024  # latents at which learning_rate holds
@@ -52,7 +52,9 @@ class TrainConfig:
   dead_after_tokens: int = 0  # 0: 10 million or a tenth of the run, if less
   engine: Literal["auto", "dense", "sparse"] = "auto"  # auto: sparse if it can
   dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
-  members: Literal["auto", "in_turn", "stacked"] = "auto"  # auto: by hardware
+  members: Literal["auto", "in_turn", "stacked"] = (
+    "auto"  # auto: chosen for the hardware
+  )
   mesh: tuple[int, ...] = (1, 1, 1)  # devices: ensemble, data, latent
   steps_per_dispatch: int = 1  # steps in one call of the compiled program
   window_chunks: int = 64  # chunks of the store that are mixed
@@ -133,7 +135,7 @@ def train(
       sample serves the initial weights and `Recipe.finish`.
     config: how.
     folder: for checkpoints, metrics and event files; a run that is there is
-      gone on with.
+      resumed.
     total_steps: batches to consume.
     fingerprint: JSON-able settings that must be equal on resume.
     metric: rates a checkpoint from all members' training forms, each with its
@@ -172,7 +174,7 @@ def train(
       RunLog(folder, step=step, total_steps=total_steps, stream=stream)
     )
     if step:
-      log.line(f"{folder.name}: going on from step {step:,}")
+      log.line(f"{folder.name}: resuming from step {step:,}")
     stack.enter_context(interrupt.deferred())
 
     def save(step, states):

@@ -29,11 +29,11 @@ from saejax.training.recipe import Hyper, Recipe, RowSource, Stats
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Member:
-  """What distinguishes one SAE of a run.
+  """Settings that distinguish the SAEs of a run.
 
   Attributes:
-    k: latents kept in a row; 0 for methods without one.
-    seed: of its initial weights.
+    k: active latents per row; 0 for methods without one.
+    seed: seed of its initial weights.
     learning_rate: peak.
     coefficient: multiplies the weight of the method's swept terms.
   """
@@ -135,7 +135,7 @@ class Group:
   def init(
     self, sample: Float[Array, "s d"] | Batch | None = None
   ) -> tuple[step.TrainState, ...]:
-    """States before the first step: one a member, or one stack of all."""
+    """States before the first step: one per member, or one stack of all."""
     keys = [jax.random.key(member.seed) for member in self.members]
     # The sample is an argument: a constant would be folded while compiling.
     start = {

@@ -91,7 +91,7 @@ def _tokenizer(store: Store) -> Any:
 
 
 def index(store: Store) -> Index:
-  """Builds the index of a store; 24 bytes a row."""
+  """Builds the index of a store; 24 bytes per row."""
   columns = store.whole(*COLUMNS)
   order = np.lexsort([columns["pos"], columns["doc"]])
   place = np.empty_like(order)

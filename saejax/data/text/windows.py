@@ -78,7 +78,7 @@ class Plan:
 
   Attributes:
     context: tokens a window with its frame.
-    forward_batch: windows a batch.
+    forward_batch: windows per batch.
     pool_batches: batches a pool; 1 keeps document order.
     document_tokens: tokens taken of a document; 0 takes all.
     prefix: special tokens before each window, such as BOS or CLS.
