@@ -48,7 +48,8 @@ def fit(
       keeps the first and the last.
 
   Returns:
-    The inference form of each member, their states, and metrics [kept, members].
+    The inference form of each member, their states, and metrics [kept,
+    members].
 
   Raises:
     InputError: the batches lack a field that the method needs, or a coupled

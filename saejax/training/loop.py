@@ -52,9 +52,8 @@ class TrainConfig:
   dead_after_tokens: int = 0  # 0: 10 million or a tenth of the run, if less
   engine: Literal["auto", "dense", "sparse"] = "auto"  # auto: sparse if it can
   dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
-  members: Literal["auto", "in_turn", "stacked"] = (
-    "auto"  # auto: chosen for the hardware
-  )
+  # how members are stepped; auto: chosen for the hardware
+  members: Literal["auto", "in_turn", "stacked"] = "auto"
   mesh: tuple[int, ...] = (1, 1, 1)  # devices: ensemble, data, latent
   steps_per_dispatch: int = 1  # steps in one call of the compiled program
   window_chunks: int = 64  # chunks of the store that are mixed
