@@ -12,7 +12,7 @@ An activation that keeps at most `row_k` latents per row, and ranks a or |a|, is
 which is all the sparse engine computes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -23,116 +23,13 @@ from jaxtyping import Array, Bool, Float
 from saejax.kernels.topk import op as topk
 from saejax.kernels.topk import select
 from saejax.sae import budgets
+from saejax.sae.activation import KEEPS as KEEPS
+from saejax.sae.activation import SCOPES as SCOPES
+from saejax.sae.activation import SCORES as SCORES
+from saejax.sae.activation import Activation as Activation
+from saejax.sae.activation import Threshold as Threshold
+from saejax.sae.activation import scaled_thetas as scaled_thetas
 from saejax.sae.context import Context, Pre
-from saejax.sae.part import Part
-
-SCORES: dict[str, Callable[[Pre, Context], Array]] = {
-  "value": lambda pre, ctx: pre.a,
-  "magnitude": lambda pre, ctx: jnp.abs(pre.a),
-  "norm": lambda pre, ctx: pre.a * jax.lax.stop_gradient(ctx.norms),
-}
-KEEPS: dict[str, Callable[[Array], Array]] = {
-  "relu": jax.nn.relu,
-  "signed": lambda a: a,
-}
-SCOPES = ("row", "batch", "column")
-
-
-class Activation(Part):
-  """Base class of activations; a subclass defines at least `__call__`.
-
-  A method that a subclass does not define raises a NotImplementedError that
-  names the class.
-  """
-
-  @property
-  def row_k(self) -> int | None:
-    """Maximum number of latents kept per row; None where it is unbounded."""
-    return None
-
-  @property
-  def mean_k(self) -> float | None:
-    """Mean number of latents kept per row; None where nothing sets it."""
-    return self.row_k
-
-  @property
-  def fused(self) -> bool:
-    """Whether the sparse engine supports it, given an encoder that has one."""
-    return False
-
-  @property
-  def by_magnitude(self) -> bool:
-    """Whether pre-activations are ranked by |a|."""
-    return False
-
-  @property
-  def by_norm(self) -> bool:
-    """Whether the norms of decoder rows influence the selection."""
-    return False
-
-  @property
-  def is_ordered(self) -> bool:
-    """Whether sparse latents must come largest first."""
-    return False
-
-  def with_k(self, k: int) -> "Activation":
-    """Returns a copy with another static k; itself where it has no k."""
-    del k
-    return self
-
-  def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
-    """Maps pre-activations to latents."""
-    raise NotImplementedError
-
-  def keep_largest(
-    self, values: Float[Array, "*b k"], ctx: Context
-  ) -> Float[Array, "*b k"]:
-    """Values of a row's `row_k` largest pre-activations, where `fused`."""
-    raise NotImplementedError(self._without("a sparse engine"))
-
-  def threshold_form(self, encoder: Any) -> tuple[Any, "Activation"]:
-    """The encoder and activation for inference, exactly.
-
-    Learned thresholds and gates become plain thresholds; others stay.
-    """
-    return encoder, self
-
-  def threshold(self, theta: Float[Array, "n"] | Float[Array, ""]):
-    """The `Threshold` at theta with this activation's score and kept value."""
-    return Threshold(theta)
-
-  def unit_norms(self, norms: Float[Array, "n"]) -> "Activation":
-    """The activation once decoder norms are folded into pre-activations.
-
-    Args:
-      norms: norms of the decoder's rows; pre-activations are multiplied by
-        them, and the rows divided.
-    """
-    raise NotImplementedError(
-      f"{type(self).__name__} would keep other latents once decoder norms are "
-      "folded; rank by score 'norm', or convert to thresholds first"
-    )
-
-  def rescaled(self, scale: Float[Array, ""] | float) -> "Activation":
-    """The activation once decoder rows are multiplied by a scale."""
-    if self.by_norm:
-      raise NotImplementedError(self._without("a form for scaled decoder rows"))
-    return self
-
-  def flattened(
-    self, members: Sequence["Activation"], alphas: Sequence[float], n: int
-  ) -> "Activation":
-    """The activation of all members' latents, concatenated member by member.
-
-    Args:
-      members: activations that differ from this one in their arrays alone.
-      alphas: factor of the pre-activations, per member.
-      n: latents per member.
-    """
-    raise NotImplementedError(self._without("a form for several members"))
-
-  def _without(self, what: str) -> str:
-    return f"{type(self).__name__} does not define {what}"
 
 
 class ReLU(Activation):
@@ -386,54 +283,6 @@ def FeatureChoice(
     Sparse Autoencoders, 2024, arXiv:2411.02124.
   """
   return Ranked(budgets.Zipf(k, alpha, beta), scope="column", score=score)
-
-
-class Threshold(Activation):
-  """Keeps values whose score is strictly above a threshold: the inference form.
-
-  Attributes:
-    theta: frozen thresholds in the units of the score, [n], or one for all [].
-    score, keep: see the module.
-  """
-
-  theta: Float[Array, "n"] | Float[Array, ""]
-  score: str = flax.struct.field(pytree_node=False, default="value")
-  keep: str = flax.struct.field(pytree_node=False, default="relu")
-
-  def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
-    score = SCORES[self.score](pre, ctx)
-    above = score > jax.lax.stop_gradient(self.theta)
-    return jnp.where(above, KEEPS[self.keep](pre.a), 0)
-
-  @property
-  def by_norm(self) -> bool:
-    return self.score == "norm"
-
-  def threshold(self, theta) -> "Threshold":
-    return self.replace(theta=theta)
-
-  def unit_norms(self, norms: Float[Array, "n"]) -> "Threshold":
-    if self.by_norm:
-      return self.replace(score="value")
-    return self.replace(theta=self.theta * norms)
-
-  def rescaled(self, scale) -> "Threshold":
-    return self.replace(theta=self.theta * scale) if self.by_norm else self
-
-  def flattened(self, members, alphas, n) -> "Threshold":
-    return self.replace(theta=scaled_thetas(members, alphas, n))
-
-
-def scaled_thetas(
-  members: Sequence[Any], alphas: Sequence[float], n: int
-) -> Float[Array, "n_all"]:
-  """Concatenated thresholds of members of n latents, each times its factor."""
-  return jnp.concatenate(
-    [
-      alpha * jnp.broadcast_to(member.theta, (n,))
-      for alpha, member in zip(alphas, members, strict=True)
-    ]
-  )
 
 
 class Phased(Activation):
