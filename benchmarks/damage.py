@@ -214,7 +214,7 @@ def _read_points(folder: pathlib.Path) -> tuple[Any, list[str]]:
 class _Flags:
   """Flags like those of a run."""
 
-  sae: SAEConfig = SAEConfig(n=(64, 128), k=(4, 8))
+  sae: SAEConfig = SAEConfig(n=(64, 128))
   train: loop.TrainConfig = loop.TrainConfig()
 
 

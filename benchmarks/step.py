@@ -55,7 +55,7 @@ import peers
 from saejax import config as flags
 from saejax import errors
 from saejax.recipes import row_sparse
-from saejax.training import members, sharding
+from saejax.training import fit, members, sharding
 
 MALLOC = {
   "MALLOC_MMAP_THRESHOLD_": "1073741824",
@@ -265,7 +265,7 @@ def build_ours(
 
   group = members.Group(
     recipe,
-    [members.Member(k=sizes.k, seed=seed, learning_rate=3e-4)],
+    [fit.member(seed, k=sizes.k, learning_rate=3e-4)],
     mesh=sharding.make_mesh((1, 1, 1)),
     stacked=False,
     engine=engine,

@@ -20,11 +20,12 @@ import tempfile
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from saejax import durable, fields, flagfiles, interrupt, presets
+from saejax import choices, durable, fields, flagfiles, interrupt, presets
 from saejax.errors import InputError
 
 Config = TypeVar("Config")
@@ -56,6 +57,27 @@ def define(
     parser = _Parser(leaf)
     flag = make(parser, None, leaf.name, default, leaf.comment or leaf.name)
     flags.DEFINE_flag(flag, flag_values)
+
+
+def widened(config_cls: type, argv: Sequence[str]) -> type:
+  """The config class with the fields that a command line chooses.
+
+  Raises:
+    InputError: there is no such choice, see `choices`.
+  """
+  flagfiles.check(argv[1:])
+
+  def chosen(name: str, default: str) -> str:
+    scratch = flags.FlagValues()
+    flags.DEFINE_string("flagfile", "", "", flag_values=scratch)
+    flags.DEFINE_string(name, default, "", flag_values=scratch)
+    scratch.set_gnu_getopt(True)  # values after a blank do not end the flags
+    with contextlib.suppress(flags.Error, ValueError, OSError):
+      scratch(list(argv), known_only=True)  # `parse` reports what is wrong
+      return str(scratch[name].value)
+    return default
+
+  return choices.widened(config_cls, chosen)
 
 
 def from_flags(
@@ -114,7 +136,7 @@ def write(
   """
   lines = [
     _line(leaf, config) + "\n"
-    for leaf in fields.leaves(type(config))
+    for leaf in fields.leaves_of(config)
     if leaf.name not in omit
   ]
   # absl reads flagfiles in the encoding of the locale.
@@ -139,6 +161,9 @@ def run(
     config_cls: the config that the script takes.
     argv: the command line, with the program first; by default `sys.argv`.
   """
+  with _one_line():
+    given = presets.expanded(sys.argv if argv is None else argv)
+    config_cls = widened(config_cls, given)
   define(config_cls)
 
   def parse_flags(args: Sequence[str]) -> list[str]:
@@ -148,7 +173,7 @@ def run(
       print(usage(config_cls, sys.modules[main.__module__].__doc__, args[0]))
       sys.exit(0)
     with _one_line():
-      parse(args)
+      parse(args, explain=partial(choices.explain, config_cls))
     if flags.FLAGS["verbosity"].using_default_value:
       flags.FLAGS.verbosity = logging.WARNING  # app.run would make it INFO
     return list(args)
@@ -211,9 +236,16 @@ def _one_line() -> Iterator[None]:
 
 
 def parse(
-  argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
+  argv: Sequence[str],
+  flag_values: flags.FlagValues = flags.FLAGS,
+  explain: Callable[[str], tuple[str, str]] = lambda name: ("", ""),
 ) -> None:
   """Parses a command line, with the program's name first.
+
+  Args:
+    argv: the command line.
+    flag_values: the flags that there are.
+    explain: from an unknown flag to rule and remedy, "" where there is none.
 
   Raises:
     InputError: an unknown flag, a value that does not parse, a flagfile that
@@ -228,9 +260,11 @@ def parse(
     rest = flag_values(list(argv))[1:]
   except flags.UnrecognizedFlagError as error:
     value = str(error.flagvalue).partition("=")[2]
-    remedy = _suggestion(error.flagname, list(flag_values))
-    name = "--" + error.flagname
-    raise InputError(name, value, "unknown flag", remedy) from None
+    rule, remedy = explain(error.flagname)
+    if not rule:
+      rule = "unknown flag"
+      remedy = _suggestion(error.flagname, list(flag_values))
+    raise InputError("--" + error.flagname, value, rule, remedy) from None
   except flags.CantOpenFlagFileError as error:
     cause = error.__context__
     if isinstance(cause, OSError):
@@ -306,10 +340,8 @@ def usage(config_cls: type, doc: str | None, program: str) -> str:
     lines += textwrap.wrap(
       leaf.comment, 72, initial_indent=" " * 6, subsequent_indent=" " * 6
     )
-  lines += [
-    "",
-    "A flagfile has one flag per line; of equal flags the last wins.",
-  ]
+  lines += choices.listing(config_cls)
+  lines += ["", "A flagfile has one flag per line; the last equal flag wins."]
   lines += [
     f"A preset is one that comes with saejax: {', '.join(presets.names())}."
   ]

@@ -40,7 +40,17 @@ def leaves(config_cls: type, prefix: str = "") -> Iterator[Leaf]:
   yield from _leaves(config_cls, prefix, MISSING)
 
 
-def _leaves(config_cls: type, prefix: str, default: Any) -> Iterator[Leaf]:
+def leaves_of(config: Any) -> Iterator[Leaf]:
+  """The leaf fields that a config has, its values as their defaults.
+
+  Where a config in it is of a subclass, the fields of that are among them.
+  """
+  yield from _leaves(type(config), "", config, as_given=True)
+
+
+def _leaves(
+  config_cls: type, prefix: str, default: Any, as_given: bool = False
+) -> Iterator[Leaf]:
   comments = _comments(config_cls)
   for field, kind in typed(config_cls):
     if default is not MISSING:
@@ -51,14 +61,15 @@ def _leaves(config_cls: type, prefix: str, default: Any) -> Iterator[Leaf]:
       value = field.default
     name = prefix + field.name
     if is_config(kind):
-      yield from _leaves(kind, name + ".", value)
+      kind = type(value) if as_given else kind
+      yield from _leaves(kind, name + ".", value, as_given)
     else:
       describe(kind)  # a type that no flag can hold is refused here
       yield Leaf(
         name=name,
         kind=kind,
         default=value,
-        comment=comments.get(field.name, ""),
+        comment=field.metadata.get("comment", comments.get(field.name, "")),
       )
 
 

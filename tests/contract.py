@@ -69,7 +69,7 @@ def group(case: Case, *, stacked: bool, mesh=(1, 1, 1)) -> Group:
   """The case's members."""
   recipe = case.make()
   return Group(
-    lambda k: recipe,
+    lambda: recipe,
     members(case),
     mesh=sharding.make_mesh(mesh),
     stacked=stacked,

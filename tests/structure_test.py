@@ -24,6 +24,7 @@ ROAD = [
   "durable",
   "fields",
   "presets",
+  "choices",
   "config",
   "kernels",
   "models",

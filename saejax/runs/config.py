@@ -1,57 +1,132 @@
-"""Which SAEs a run trains."""
+"""Which SAEs a run trains: a recipe, its arguments, and the grid over them.
+
+Every argument of the recipe is a field, the tuple of its values that are swept:
+`SAEConfig.variant("jumprelu")` is the class with those of JumpReLU. Scripts make
+it from the command line (`config.run`), other code uses `sae_config`.
+"""
 
 import dataclasses
-from typing import Literal
+import itertools
+from typing import Any, ClassVar, Literal
 
-from saejax import checks
+from saejax import checks, fields
 from saejax.errors import InputError
-from saejax.recipes import catalogue
+from saejax.recipes import arguments, catalogue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SAEConfig:
-  """Which SAEs to train: every n with every k, coefficient and seed."""
+  """Which SAEs to train: every n with every value of each argument and seed.
 
-  recipe: str = "topk"  # training method, a name of recipes.catalogue
+  Attributes:
+    CHOICE: the field that decides which other fields there are.
+  """
+
+  CHOICE: ClassVar[str] = "recipe"
+
+  recipe: str = "topk"  # training method, or module:function for your own
   n: tuple[int, ...] = (1024,)  # latents; each n is a group of its own
-  k: tuple[int, ...] = (16,)  # active latents per row, if the method has a k
-  coefficients: tuple[float, ...] = ()  # factors of its penalty, if it has one
   seeds: int = 1  # SAEs of each of these, from seeds 0, 1, ...
   prep: Literal[
-    "none", "centre_scale", "scale", "scale_sqrt_d", "row_layer_norm"
-  ] = "centre_scale"  # of x
-  k_aux: int = 0  # dead latents per row in AuxK; 0: d/2, at most n
-  aux_weight: float = 1 / 32  # of the AuxK term
+    "default", "none", "centre_scale", "scale", "scale_sqrt_d", "row_layer_norm"
+  ] = "default"  # of x; default: the recipe's own, centre_scale if it has none
 
   def __post_init__(self):
-    if self.recipe not in catalogue.METHODS:
-      raise InputError(
-        "recipe",
-        self.recipe,
-        f"must be one of {', '.join(catalogue.METHODS)}",
-        "such as topk",
-      )
-    checks.distinct(self, "n", "k")
-    if self.sweeps == "k" and max(self.k) > min(self.n):
-      raise InputError(
-        "k",
-        max(self.k),
-        f"must be in [1, n={min(self.n)}]",
-        "lower k or raise the smallest n",
-      )
-    if self.coefficients and self.sweeps != "coefficient":
-      raise InputError(
-        "coefficients",
-        self.coefficients,
-        f"{self.recipe} has no penalty to sweep",
-        "leave them out",
-      )
-    if self.coefficients:
-      checks.distinct(self, "coefficients", least=0)
+    arguments.find(self.recipe)
+    checks.distinct(self, "n")
     checks.at_least(self, 1, "seeds")
-    checks.at_least(self, 0, "k_aux", "aux_weight")
+    for name, values in self.arguments.items():
+      if not values or len(set(values)) < len(values):
+        raise InputError(
+          name,
+          ",".join(map(str, values)),
+          "must be different values, at least one",
+          "separate values by commas, and put tuples in parentheses",
+        )
 
   @property
-  def sweeps(self) -> str:
-    """Argument that moves L0 of the method."""
-    return catalogue.METHODS[self.recipe].sweeps
+  def arguments(self) -> dict[str, tuple[Any, ...]]:
+    """The values of each argument of the recipe."""
+    settings = {field.name for field in dataclasses.fields(SAEConfig)}
+    return {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name not in settings
+    }
+
+  @property
+  def fixed(self) -> dict[str, Any]:
+    """The arguments in which SAEs do not differ; k is never among them."""
+    return {
+      name: values[0]
+      for name, values in self.arguments.items()
+      if len(values) == 1 and name != "k"
+    }
+
+  @property
+  def combinations(self) -> list[tuple[tuple[str, Any], ...]]:
+    """The other arguments of each SAE, the last one moving fastest."""
+    varied = {
+      name: [(name, value) for value in values]
+      for name, values in self.arguments.items()
+      if name not in self.fixed
+    }
+    return list(itertools.product(*varied.values()))
+
+  @classmethod
+  def variant(cls, recipe: str) -> type["SAEConfig"]:
+    """The class with the arguments of a recipe as further fields.
+
+    Raises:
+      InputError: there is no such recipe, or an argument has the name of a
+        setting.
+    """
+    made: list[tuple[str, Any, Any]] = [
+      ("recipe", str, dataclasses.field(default=recipe))
+    ]
+    for leaf in arguments.of(recipe):
+      if hasattr(SAEConfig, leaf.name):
+        rule = f"has an argument {leaf.name}, the name of a setting"
+        raise InputError("recipe", recipe, rule, "give it another name")
+      given: dict[str, Any] = {"metadata": {"comment": leaf.comment}}
+      if leaf.default is not fields.MISSING:
+        given["default"] = (leaf.default,)
+      field = dataclasses.field(**given)
+      made.append((leaf.name, tuple[leaf.kind, ...], field))
+    return dataclasses.make_dataclass(
+      "SAEConfig", made, bases=(SAEConfig,), frozen=True, kw_only=True
+    )
+
+  @staticmethod
+  def choices() -> dict[str, str]:
+    """The recipes, each with the first line of its docstring."""
+    return {
+      name: (method.make.__doc__ or "").partition("\n")[0]
+      for name, method in catalogue.METHODS.items()
+    }
+
+  @staticmethod
+  def elsewhere(recipe: str, name: str) -> tuple[str, str]:
+    """Rule and remedy for an argument that other recipes have."""
+    if not arguments.having(name):
+      return "", ""
+    return f"is not an argument of {recipe}", arguments.elsewhere(name)
+
+
+def sae_config(recipe: str = "topk", **values: Any) -> SAEConfig:
+  """The grid of a recipe; an argument is one value, or a list that is swept.
+
+  Args:
+    recipe: its name.
+    **values: fields of `SAEConfig` and arguments of the recipe.
+
+  Raises:
+    InputError: the recipe lacks an argument, or does not have it.
+  """
+  settings = {field.name for field in dataclasses.fields(SAEConfig)}
+  given = {name: v for name, v in values.items() if name not in settings}
+  arguments.check_names(recipe, given)
+  swept = {
+    name: tuple(v) if isinstance(v, list) else (v,) for name, v in given.items()
+  }
+  return SAEConfig.variant(recipe)(**{**values, **swept})

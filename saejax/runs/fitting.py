@@ -274,11 +274,11 @@ class _Group:
     if rate is None:
       method = catalogue.METHODS.get(named) if isinstance(named, str) else None
       rate = LEARNING_RATE * (1.0 if method is None else method.rate)
-    members = [Member(k=0, seed=s, learning_rate=rate) for s in seeds]
+    members = [Member(seed=s, learning_rate=rate) for s in seeds]
     mesh = sharding.make_mesh(run.mesh)
     self.recipe = recipe
     self.group = Group(
-      lambda k: recipe,
+      lambda: recipe,
       members,
       mesh=mesh,
       stacked=recipe.coupling is not None or mesh.shape["ensemble"] > 1,

@@ -1,27 +1,32 @@
 """The grid of SAEs that a run trains, one group of equal n after the other.
 
-A group whose points.json is there is finished; the same command resumes the
+The SAEs of a group, one for each value of the arguments that are swept and each
+seed, are trained in one pass over the rows. A store that has the column target
+trains transcoders, and methods that read more of a row than x take it from the
+columns of the store. A group whose points.json is there is finished; the same command resumes the
 others.
 """
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from saejax import durable, terminal
 from saejax.data import loader
-from saejax.data.batches import StoreBatches, spread
+from saejax.data.batches import StoreBatches
 from saejax.data.store.reader import Store
-from saejax.evals import reading, reconstruction
-from saejax.recipes import arguments, catalogue
-from saejax.runs import stores
+from saejax.evals import reconstruction
+from saejax.recipes import arguments, catalogue, common
+from saejax.runs import held_out, stores
 from saejax.runs.config import SAEConfig
 from saejax.sae import files
 from saejax.sae import prep as preps
+from saejax.sae.sae import SAE
 from saejax.training import log, loop
 from saejax.training.members import Member
 from saejax.training.parts import rules, schedules
@@ -50,6 +55,7 @@ class Grid:
 
   def __post_init__(self):
     stores.check_held_out(self.store, self.held_out)
+    held_out.check(self.held_out, self.columns)
 
   @property
   def reading(self) -> dict[str, Any]:
@@ -63,13 +69,27 @@ class Grid:
 
   @property
   def prep(self) -> preps.Prep:
-    """The prep that the flags select, with the store's statistics."""
-    return preps.from_stats(self.sae.prep, self.store.stats)
+    """The prep of x, with the store's statistics; a recipe may have its own."""
+    return _prep(self.sae, self.store.stats)
 
-  @property
-  def mean(self) -> np.ndarray | None:
+  @functools.cached_property
+  def mean(self) -> np.ndarray:
     """Mean of the training rows, in the frame of the prep."""
     return reconstruction.frame_mean(self.prep, self.store)
+
+  @property
+  def target(self) -> common.Target | None:
+    """What is reconstructed instead of x, where the store has the column."""
+    if "target" not in self.columns:
+      return None
+    moments = self.store.moments["target"]
+    width = self.store.columns["target"].shape[-1]
+    return common.Target(d=width, prep=_prep(self.sae, moments))
+
+  @property
+  def columns(self) -> tuple[str, ...]:
+    """The columns of the store that training reads."""
+    return loader.fields(self.store)
 
 
 def train(grid: Grid) -> list[dict[str, Any]]:
@@ -98,15 +118,16 @@ def train(grid: Grid) -> list[dict[str, Any]]:
 
 def _train_group(grid: Grid, n: int, total_steps: int) -> list[loop.Trained]:
   """Trains the members with n latents."""
-  rated, mean = spread(grid.held_out, grid.train.eval_rows), grid.mean
+  rated = held_out.sample(grid.held_out, grid.columns, grid.train.eval_rows)
   with StoreBatches(grid.store, **grid.reading) as batches:
     try:
       return loop.train(
-        partial(
-          recipe,
+        lambda **swept: recipe(
           n,
+          swept,
           d=grid.store.d,
           prep=grid.prep,
+          target=grid.target,
           sae=grid.sae,
           train=grid.train,
           total_steps=total_steps,
@@ -118,7 +139,7 @@ def _train_group(grid: Grid, n: int, total_steps: int) -> list[loop.Trained]:
         total_steps=total_steps,
         fingerprint=_fingerprint(grid, n),
         metric=lambda forms: float(
-          np.mean([r.fvu for r in _as_trained(grid, forms, [rated], mean)])
+          np.mean([r.fvu for r in _as_trained(grid, forms, [rated])])
         ),
         provenance=grid.store.provenance,
       )
@@ -130,19 +151,22 @@ def _points(
   grid: Grid, n: int, total_steps: int, trained: Sequence[loop.Trained]
 ) -> list[dict[str, Any]]:
   """The settings and the held-out metrics of each member, in both forms."""
-  held_out = lambda: (x for _, x in reading.batches(grid.held_out))
-  mean, forms = grid.mean, [(t.trained, t.stats) for t in trained]
+  rows = lambda: held_out.batches(grid.held_out, grid.columns)
+  frame = _frame(grid, trained[0].sae)
   found = reconstruction.evaluate_many(
-    [t.sae for t in trained], held_out(), means=[mean] * len(trained)
+    [t.sae for t in trained],
+    rows(),
+    means=[_mean(grid, frame)] * len(trained),
+    frame=frame,
   )
-  before = _as_trained(grid, forms, held_out(), mean)
+  before = _as_trained(grid, [(t.trained, t.stats) for t in trained], rows())
   points = [
     {
       "n": n,
       "k": t.member.k,
-      "coefficient": t.member.coefficient,
       "seed": t.member.seed,
       "learning_rate": t.member.learning_rate,
+      "arguments": {**grid.sae.fixed, **dict(t.member.arguments)},
       "status": _status(t, metrics),
       "tokens": total_steps * grid.train.batch_rows,
       "seconds": round(t.seconds, 3),
@@ -195,40 +219,50 @@ def _status(t: loop.Trained, metrics: reconstruction.Reconstruction) -> str:
 
 
 def members(n: int, sae: SAEConfig, train: loop.TrainConfig) -> list[Member]:
-  """The members with n latents: every k with every coefficient and seed."""
+  """The members with n latents: every combination of arguments and seed."""
   rate = schedules.learning_rate_for(
     n,
     base=train.learning_rate,
     base_n=train.learning_rate_n,
     exponent=train.learning_rate_exponent,
   )
-  rate *= catalogue.METHODS[sae.recipe].rate
-  ks = sae.k if sae.sweeps == "k" else (0,)
+  if sae.recipe in catalogue.METHODS:
+    rate *= catalogue.METHODS[sae.recipe].rate
   return [
-    Member(k=k, seed=seed, learning_rate=rate, coefficient=coefficient)
-    for k in ks
-    for coefficient in sae.coefficients or (1.0,)
+    Member(seed=seed, learning_rate=rate, arguments=given)
+    for given in sae.combinations
     for seed in range(sae.seeds)
   ]
 
 
 def recipe(
   n: int,
-  k: int,
+  swept: Mapping[str, Any],
   *,
   d: int,
   prep: preps.Prep,
+  target: common.Target | None = None,
   sae: SAEConfig,
   train: loop.TrainConfig,
   total_steps: int,
 ) -> Recipe:
-  """The recipe that the flags select, for rows of width d."""
+  """The recipe that the flags select.
+
+  Args:
+    n: latents.
+    swept: the arguments of this member.
+    d: width of x.
+    prep: of x, for recipes without one of their own.
+    target: what is reconstructed instead of x.
+    sae: the grid, with the other arguments.
+    train: how it is trained.
+    total_steps: of the run.
+  """
   tokens = total_steps * train.batch_rows
-  options = {
+  options: dict[str, Any] = {
     "dead_after_tokens": train.dead_after_tokens or rules.dead_after(tokens),
     "steps": total_steps,
     "batch_rows": train.batch_rows,
-    "prep": prep,
     "schedule": schedules.warmup_decay(
       total_steps,
       warmup_steps=train.warmup_steps,
@@ -238,25 +272,53 @@ def recipe(
     "ema_decay": train.ema_decay,
     "dtype": train.dtype,
   }
-  given = {"k": k, "k_aux": sae.k_aux or None, "aux_weight": sae.aux_weight}
-  known = {leaf.name for leaf in arguments.of(sae.recipe)}
-  return arguments.make(
-    sae.recipe,
-    d=d,
-    n=n,
-    arguments={name: v for name, v in given.items() if name in known},
-    **options,
+  if sae.prep == "default":
+    options["defaults"] = {"prep": prep}
+  else:
+    options["prep"] = prep
+  if target is not None:
+    options["target"] = target
+  given = {**sae.fixed, **swept}
+  return arguments.make(sae.recipe, d=d, n=n, arguments=given, **options)
+
+
+def _prep(sae: SAEConfig, stats: Mapping[str, Any]) -> preps.Prep:
+  kind = "centre_scale" if sae.prep == "default" else sae.prep
+  return preps.from_stats(kind, stats)
+
+
+def _frame(grid: Grid, sae: SAE) -> str:
+  """Where errors are measured: in the units of the model if the SAE has a prep
+  of its own or another target, else in the frame of the run's prep.
+  """
+  own = jax.tree.structure(sae.prep) != jax.tree.structure(grid.prep) or any(
+    not np.array_equal(a, b)
+    for a, b in zip(
+      jax.tree.leaves(sae.prep), jax.tree.leaves(grid.prep), strict=True
+    )
   )
+  return "raw" if own or sae.target_prep is not None else "prep"
+
+
+def _mean(grid: Grid, frame: str) -> np.ndarray:
+  """The mean of the training rows, or of their targets, in a frame."""
+  if frame == "prep":
+    return grid.mean
+  if grid.target is not None:
+    return np.asarray(grid.store.moments["target"]["mean"], np.float32)
+  return np.asarray(grid.store.stats["mean"], np.float32)
 
 
 def _as_trained(
-  grid: Grid, forms, batches, mean
+  grid: Grid, forms, batches
 ) -> list[reconstruction.Reconstruction]:
   """Metrics of the training forms, in batches as large as in training."""
+  frame = _frame(grid, forms[0][0])
   return reconstruction.evaluate_many(
     [sae for sae, _ in forms],
     batches,
-    means=[mean] * len(forms),
+    means=[_mean(grid, frame)] * len(forms),
+    frame=frame,
     stats=[stats for _, stats in forms],
     batch_rows=grid.train.batch_rows,
   )

@@ -11,13 +11,22 @@ import jax.numpy as jnp
 
 from saejax import durable, terminal
 from saejax.errors import InputError
+from saejax.recipes import common
 from saejax.runs import grid
 from saejax.runs.config import SAEConfig
 from saejax.sae import prep
 from saejax.training import loop, sharding
 
 
-def check(rows: int, d: int, sae: SAEConfig, train: loop.TrainConfig) -> None:
+def check(
+  rows: int,
+  d: int,
+  sae: SAEConfig,
+  train: loop.TrainConfig,
+  *,
+  columns: tuple[str, ...] = ("x",),
+  target: common.Target | None = None,
+) -> None:
   """Refuses a grid that cannot be trained, before anything is made.
 
   Args:
@@ -25,6 +34,8 @@ def check(rows: int, d: int, sae: SAEConfig, train: loop.TrainConfig) -> None:
     d: their width.
     sae: the grid.
     train: how it is trained.
+    columns: of the rows.
+    target: what is reconstructed instead of x.
 
   Raises:
     InputError: there is no whole batch, a recipe refuses its arguments, the
@@ -42,17 +53,18 @@ def check(rows: int, d: int, sae: SAEConfig, train: loop.TrainConfig) -> None:
   mesh = sharding.make_mesh(train.mesh)
   for n in sae.n:
     members = grid.members(n, sae, train)
-    for k in {member.k for member in members}:
+    for given in dict.fromkeys(member.arguments for member in members):
       recipe = grid.recipe(
         n,
-        k,
+        dict(given),
         d=d,
         prep=prep.Identity(),
+        target=target,
         sae=sae,
         train=train,
         total_steps=steps,
       )
-      recipe.check(("x",), len(members))
+      recipe.check(columns, len(members))
     sharding.check(mesh, n=n, batch_rows=train.batch_rows, members=len(members))
 
 

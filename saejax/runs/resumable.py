@@ -50,7 +50,7 @@ def train(
   )
   try:
     (trained,) = loop.train(
-      lambda k: recipe,
+      lambda: recipe,
       members,
       batches,
       config=config,

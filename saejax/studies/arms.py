@@ -247,7 +247,7 @@ def train_arm(
   """The points of one arm."""
   members = [
     Member(
-      k=k,
+      arguments=(("k", k),),
       seed=arm.seed + seed,
       learning_rate=config.learning_rate * arm.rate,
       coefficient=coefficient,
@@ -258,7 +258,7 @@ def train_arm(
   ]
   began = time.monotonic()
   saes, states, logged = fit.fit(
-    arm.make,
+    lambda k: arm.make(k),
     stream(rows.train, config),
     steps=config.steps,
     members=members,

@@ -192,7 +192,7 @@ class Study:
         recipe,
         arms.stream(self.rows.train, self.config),
         steps=self.config.steps,
-        members=[Member(k=0, seed=seed, learning_rate=rate)],
+        members=[Member(seed=seed, learning_rate=rate)],
         sample=arms.sample(self.rows.train),
       )
       files.save(sae, path)

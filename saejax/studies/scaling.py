@@ -20,7 +20,7 @@ from saejax.evals import scaling_law
 from saejax.report import extras, results, scaling
 from saejax.runs import folder as run_folder
 from saejax.runs import grid, preflight, stores
-from saejax.runs.config import SAEConfig
+from saejax.runs.config import SAEConfig, sae_config
 from saejax.terminal import say
 from saejax.training.loop import TrainConfig
 
@@ -32,7 +32,7 @@ class Config:
   run_dir: str = "runs/scaling"  # folder of this run
   resamples: int = 300  # bootstrap resamples for intervals and bands
   harvest: HarvestConfig = HarvestConfig()
-  sae: SAEConfig = SAEConfig(n=(512, 1024, 2048, 4096), k=(4, 8, 16, 32))
+  sae: SAEConfig = sae_config(n=(512, 1024, 2048, 4096), k=[4, 8, 16, 32])
   train: TrainConfig = TrainConfig()
 
   def __post_init__(self):

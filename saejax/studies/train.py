@@ -57,7 +57,14 @@ def main(config: Config) -> None:
     sae=config.sae,
     train=config.train,
   )
-  preflight.check(store.rows, store.d, config.sae, config.train)
+  preflight.check(
+    store.rows,
+    store.d,
+    config.sae,
+    config.train,
+    columns=sweep.columns,
+    target=sweep.target,
+  )
   contents = {"store": store.content, "held_out": held_out.content}
   with run_folder.opened(config.run_dir, config, stores=contents) as folder:
     say(preflight.line(store.rows, store.d, config.sae, config.train))

@@ -6,12 +6,14 @@ resumes; `loop.train` is the one that does both. The step is the same.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from saejax.errors import InputError
 from saejax.sae.context import FIELDS, Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding
@@ -23,7 +25,7 @@ Draw = Callable[[Array], Array | Batch | Mapping[str, Array]]
 
 
 def fit(
-  make_recipe: Recipe | Callable[[int], Recipe],
+  make_recipe: Recipe | Callable[..., Recipe],
   draw: Draw,
   *,
   steps: int,
@@ -36,7 +38,8 @@ def fit(
   """Trains members on one stream.
 
   Args:
-    make_recipe: a recipe, or a function from a member's k to one.
+    make_recipe: a recipe, or a function from a member's arguments, by name, to
+      one.
     draw: from the step (a traced int32) to a batch; a `jax.tree_util.Partial`
       where it holds large arrays, see `Group.run_drawn`.
     steps: batches to consume.
@@ -52,12 +55,12 @@ def fit(
     members].
 
   Raises:
-    InputError: the batches lack a field that the method needs, or a coupled
-      method has one member.
+    InputError: the batches lack a field that the method needs, a coupled
+      method has one member, or members have arguments beside a recipe that is
+      already built.
   """
-  make = make_recipe if callable(make_recipe) else lambda k: make_recipe
   group = Group(
-    make,
+    make_recipe if callable(make_recipe) else _built(make_recipe, members),
     members,
     mesh=sharding.make_mesh((1, 1, 1)),
     stacked=stacked,
@@ -104,6 +107,25 @@ class Drawn:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *drawn)
 
 
-def member(seed: int = 0, *, learning_rate: float = 3e-3, k: int = 0) -> Member:
-  """A member by its seed."""
-  return Member(k=k, seed=seed, learning_rate=learning_rate)
+def member(
+  seed: int = 0, *, learning_rate: float = 3e-3, **arguments: Any
+) -> Member:
+  """A member by its seed, with its own arguments of the recipe."""
+  return Member(
+    seed=seed,
+    learning_rate=learning_rate,
+    arguments=tuple(arguments.items()),
+  )
+
+
+def _built(recipe: Recipe, members: Sequence[Member]) -> Callable[..., Recipe]:
+  """The recipe for every member, none of which may have arguments."""
+  for own in members:
+    for name, value in own.arguments:
+      raise InputError(
+        name,
+        value,
+        f"the recipe {recipe.name} is built and has its arguments",
+        f"give a function of {name} that returns the recipe",
+      )
+  return lambda: recipe

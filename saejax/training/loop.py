@@ -28,7 +28,7 @@ from saejax.sae.sae import SAE
 from saejax.training import sharding
 from saejax.training.checkpoint import Checkpoints
 from saejax.training.log import RunLog
-from saejax.training.members import Group, Member
+from saejax.training.members import Group, Member, own_programs
 from saejax.training.recipe import Recipe, Stats
 from saejax.training.rows import Stream
 
@@ -113,7 +113,7 @@ class NonFiniteError(RuntimeError):
 
 
 def train(
-  make_recipe: Callable[[int], Recipe],
+  make_recipe: Callable[..., Recipe],
   members: Sequence[Member],
   batches: Batches,
   *,
@@ -128,7 +128,7 @@ def train(
   """Trains all members on one reading of the batches.
 
   Args:
-    make_recipe: from k to the recipe.
+    make_recipe: from a member's arguments, by name, to the recipe.
     members: SAEs of equal shape.
     batches: the stream, at its start; its position is saved and restored. Its
       sample serves the initial weights and `Recipe.finish`.
@@ -232,26 +232,29 @@ def _trained(group: Group, states, rows: Stream, seconds) -> list[Trained]:
 
 
 def _group(
-  make_recipe: Callable[[int], Recipe],
+  make_recipe: Callable[..., Recipe],
   members: Sequence[Member],
   fields: tuple[str, ...],
   config: TrainConfig,
 ) -> Group:
   """The members' programs, after refusing what cannot be trained."""
   mesh = sharding.make_mesh(config.mesh)
-  several_ks = len({member.k for member in members}) > 1
-  own_programs = several_ks and make_recipe(members[0].k).static_k
+  apart = own_programs(make_recipe, members)
   stacked = config.members == "stacked" or (
     config.members == "auto"
-    and not own_programs
-    and (mesh.shape["ensemble"] > 1 or jax.default_backend() != "cpu")
+    and not apart
+    and (
+      mesh.shape["ensemble"] > 1
+      or jax.default_backend() != "cpu"
+      or make_recipe(**dict(members[0].arguments)).coupling is not None
+    )
   )
   if mesh.shape["ensemble"] > 1 and not stacked:
     raise InputError(
       "train.members",
       config.members,
-      "an ensemble axis of several devices needs stacked members, of one k "
-      "where that is not a limit alone",
+      "an ensemble axis of several devices needs stacked members"
+      + (f", of one {apart}" if apart else ""),
       "use --train.members=auto, or a mesh without an ensemble axis",
     )
   group = Group(
@@ -272,7 +275,10 @@ def _group(
 def _settings(group: Group, total_steps: int) -> dict[str, Any]:
   """The part of a run's fingerprint that the loop knows."""
   return {
-    "members": [dataclasses.asdict(member) for member in group.members],
+    "members": [
+      {**vars(member), "arguments": dict(member.arguments)}
+      for member in group.members
+    ],
     "total_steps": total_steps,
     "environment": environment(group.mesh),
   }

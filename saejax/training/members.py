@@ -1,13 +1,14 @@
 """The members of one run: SAEs of equal shape that read one stream.
 
-They differ in k, seed and learning rate. In turn, each has a program of its
-own with a static k; stacked, one vmapped program serves all under the largest
-k, and ranks beyond a member's own k are dropped. Both give equal weights to
-float tolerance.
+They differ in seed, learning rate and arguments of the recipe. In turn, members
+of equal arguments share a program; stacked, one vmapped program serves all.
+Stacked members may differ in k alone: the program has the largest, and ranks
+beyond a member's own k are dropped. Both give equal weights to float tolerance.
 """
 
 import dataclasses
 import functools
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -32,28 +33,71 @@ class Member:
   """Settings that distinguish the SAEs of a run.
 
   Attributes:
-    k: active latents per row; 0 for methods without one.
     seed: seed of its initial weights.
     learning_rate: peak.
+    arguments: of the recipe, those in which members may differ: each a name
+      and a hashable value.
     coefficient: multiplies the weight of the method's swept terms.
   """
 
-  k: int
   seed: int
   learning_rate: float
+  arguments: tuple[tuple[str, Any], ...] = ()
   coefficient: float = 1.0
 
   @property
+  def k(self) -> Any:
+    """Active latents per row; 0 where the arguments have no k."""
+    return dict(self.arguments).get("k", 0)
+
+  @property
   def name(self) -> str:
-    swept = "" if self.coefficient == 1 else f"-c{self.coefficient:g}"
-    return f"k{self.k}{swept}-seed{self.seed}"
+    parts = [
+      f"k{_text(value)}" if name == "k" else f"{name}={_text(value)}"
+      for name, value in self.arguments
+    ]
+    if self.coefficient != 1:
+      parts.append(f"c{self.coefficient:g}")
+    return "-".join([*parts, f"seed{self.seed}"])
+
+
+def _text(value: Any) -> str:
+  """A value as a part of a file's name."""
+  if isinstance(value, float) and float(short := f"{value:g}") == value:
+    return short
+  if isinstance(value, tuple):
+    return ",".join(map(_text, value))
+  return re.sub(r"[^\w.+-]+", "_", str(value))
+
+
+def own_programs(
+  make_recipe: Callable[..., Recipe], members: Sequence[Member]
+) -> str:
+  """The argument that keeps members from sharing one program; "" for none.
+
+  Args:
+    make_recipe: from arguments by name to the recipe.
+    members: at least one.
+  """
+  first = set(members[0].arguments)
+  differing = {
+    name for m in members for name, _ in first.symmetric_difference(m.arguments)
+  }
+  if others := sorted(differing - {"k"}):
+    return others[0]
+  if not differing:
+    return ""
+  largest = max(members, key=lambda m: m.k)
+  whole = all(m.k == int(m.k) for m in members)
+  limit = whole and not make_recipe(**dict(largest.arguments)).static_k
+  return "" if limit else "k"
 
 
 class Group:
   """The compiled programs of all members, and where their states lie.
 
   Args:
-    make_recipe: from k to the recipe.
+    make_recipe: from a member's arguments, by name, to the recipe.
     members: at least one.
     mesh: of (ensemble, data, latent) devices.
     stacked: one vmapped program for all, instead of one for each in turn.
@@ -61,13 +105,13 @@ class Group:
     skip_nonfinite: see `step.make_step`.
 
   Raises:
-    InputError: a member's k is impossible, or several k are to share a program
-      that has one.
+    InputError: a member's arguments are refused, or stacked members differ in
+      one that their program cannot share.
   """
 
   def __init__(
     self,
-    make_recipe: Callable[[int], Recipe],
+    make_recipe: Callable[..., Recipe],
     members: Sequence[Member],
     *,
     mesh: Mesh,
@@ -80,29 +124,32 @@ class Group:
     self.stacked = stacked
     # One program for several k: members limit theirs by a traced one.
     self._several_ks = stacked and len({member.k for member in members}) > 1
-    self._make_recipe = make_recipe
-    largest = max(member.k for member in members)
-    programs = [largest] if stacked else [member.k for member in members]
+    largest = max(members, key=lambda member: member.k).arguments
+    programs = [largest] if stacked else [m.arguments for m in members]
     # Also of the k that are only limits, whose recipe may refuse them.
-    every = {k: make_recipe(k) for k in {member.k for member in members}}
-    if self._several_ks and every[largest].static_k:
+    every = {
+      given: make_recipe(**dict(given))
+      for given in dict.fromkeys(member.arguments for member in members)
+    }
+    if stacked and (name := own_programs(make_recipe, members)):
+      values = dict.fromkeys(dict(m.arguments).get(name) for m in members)
       raise InputError(
         "train.members",
         "stacked",
-        f"members of {every[largest].name} with several k "
-        f"({', '.join(map(str, sorted(every)))}) need programs of their own",
-        "use --train.members=in_turn, or one k",
+        f"members of {every[largest].name} with several {name} "
+        f"({', '.join(map(str, values))}) need programs of their own",
+        f"use --train.members=in_turn, or one {name}",
       )
-    self._recipes = {k: every[k] for k in dict.fromkeys(programs)}
-    self._program_ks = programs
+    self._recipes = {given: every[given] for given in dict.fromkeys(programs)}
+    self._programs = programs
     self._steps = {
-      k: step.make_step(
+      given: step.make_step(
         recipe,
         engine=engine,
         stacked=stacked,
         skip_nonfinite=skip_nonfinite,
       )
-      for k, recipe in self._recipes.items()
+      for given, recipe in self._recipes.items()
     }
     self._compiled: dict[Any, Any] = {}
 
@@ -139,16 +186,18 @@ class Group:
     keys = [jax.random.key(member.seed) for member in self.members]
     # The sample is an argument: a constant would be folded while compiling.
     start = {
-      k: jax.jit(lambda key, rows, r=r: step.init_state(r, key, sample=rows))
-      for k, r in self._recipes.items()
+      given: jax.jit(
+        lambda key, rows, r=r: step.init_state(r, key, sample=rows)
+      )
+      for given, r in self._recipes.items()
     }
     if self.stacked:
       (one,) = start.values()
       states = (jax.vmap(one, (0, None))(jnp.stack(keys), sample),)
     else:
       states = tuple(
-        start[k](key, sample)
-        for k, key in zip(self._program_ks, keys, strict=True)
+        start[given](key, sample)
+        for given, key in zip(self._programs, keys, strict=True)
       )
     return tuple(
       jax.device_put(s, where)
@@ -180,11 +229,11 @@ class Group:
       running out of threads.
     """
     new, metrics, seconds = [], [], np.zeros(len(self.members))
-    for i, (k, hyper) in enumerate(
-      zip(self._program_ks, self._hypers, strict=True)
+    for i, (given, hyper) in enumerate(
+      zip(self._programs, self._hypers, strict=True)
     ):
       start = time.perf_counter()
-      program = self._program(k, states[i], len(batches))
+      program = self._program(given, states[i], len(batches))
       state, out = program(states[i], hyper, tuple(batches))
       new.append(state)
       metrics.append(out)
@@ -219,25 +268,24 @@ class Group:
     if not isinstance(draw, jax.tree_util.Partial):
       draw = jax.tree_util.Partial(draw)
     new, metrics = [], []
-    for k, hyper, state in zip(
-      self._program_ks, self._hypers, states, strict=True
+    for given, hyper, state in zip(
+      self._programs, self._hypers, states, strict=True
     ):
-      if (k, "drawn") not in self._compiled:
-        several = partial(_drawn, self._steps[k])
-        self._compiled[k, "drawn"] = jax.jit(several, donate_argnums=0)
-      state, out = self._compiled[k, "drawn"](state, hyper, draw, *bounds)
+      if (given, "drawn") not in self._compiled:
+        several = partial(_drawn, self._steps[given])
+        self._compiled[given, "drawn"] = jax.jit(several, donate_argnums=0)
+      state, out = self._compiled[given, "drawn"](state, hyper, draw, *bounds)
       new.append(state)
       metrics.append(jax.device_get(out))
     if self.stacked:
       return tuple(new), metrics[0]
-    names = metrics[0]
-    return tuple(new), {n: np.stack([m[n] for m in metrics]) for n in names}
+    return tuple(new), _stacked(metrics, axis=0)
 
-  def _program(self, k: int, state: step.TrainState, count: int):
-    if (k, count) not in self._compiled:
+  def _program(self, given: Any, state: step.TrainState, count: int):
+    if (given, count) not in self._compiled:
       where = sharding.state_shardings(self.mesh, state, stacked=self.stacked)
       jitted = jax.jit(
-        partial(_several, self._steps[k]),
+        partial(_several, self._steps[given]),
         donate_argnums=0,
         out_shardings=(where, None),
       )
@@ -246,15 +294,18 @@ class Group:
         with jax.set_mesh(self.mesh):
           return jitted(*args)
 
-      self._compiled[k, count] = run
-    return self._compiled[k, count]
+      self._compiled[given, count] = run
+    return self._compiled[given, count]
 
   def by_member(self, metrics: Sequence[step.Metrics]) -> dict[str, np.ndarray]:
-    """Metrics on the host, [steps, members] each."""
+    """Metrics on the host, [steps, members] each.
+
+    NaN stands for a metric that a member's loss does not have.
+    """
     host = jax.device_get(list(metrics))
     if self.stacked:
       return {name: np.asarray(value) for name, value in host[0].items()}
-    return {name: np.stack([m[name] for m in host], axis=1) for name in host[0]}
+    return _stacked(host, axis=1)
 
   def member_states(
     self, states: tuple[step.TrainState, ...]
@@ -296,7 +347,21 @@ class Group:
     ]
 
   def _recipe(self, member: Member) -> Recipe:
-    return self._recipes[self._program_ks[0] if self.stacked else member.k]
+    return self._recipes[
+      self._programs[0] if self.stacked else member.arguments
+    ]
+
+
+def _stacked(
+  metrics: Sequence[Mapping[str, np.ndarray]], axis: int
+) -> dict[str, np.ndarray]:
+  """The metrics of members along an axis; NaN where a member lacks one."""
+  absent = np.full_like(metrics[0]["loss"], np.nan)
+  names = dict.fromkeys(name for m in metrics for name in m)
+  return {
+    name: np.stack([m.get(name, absent) for m in metrics], axis=axis)
+    for name in names
+  }
 
 
 def _drawn(one_step, state, hyper, draw, start, stop):

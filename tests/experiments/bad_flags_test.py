@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from tests.experiments import script
 
-BASE = {"train": ("--store=s", "--held_out=h")}
+BASE = {"train": ("--store=s", "--held_out=h", "--sae.k=4")}
 HUGE = "1e15"
 
 # Script -> flags -> words of the rule. The first line begins with the flag.
@@ -45,6 +45,10 @@ TRAIN = {
   "--sae.n": ("0", "-1", "", "8,8", "8,x", "8,,16"),
   "--sae.seeds": ("0", "-1", ""),
   "--sae.prep": ("zscore", ""),
+  "--sae.k": ("x", "", "4,4", "1.5"),
+  "--sae.k_aux": ("x", "2,2"),
+  "--sae.aux_weight": ("x", "nan", ""),
+  "--sae.bandwidth": ("0.1",),
 }
 HARVEST = {
   "--harvest.rows": WHOLE,

@@ -78,7 +78,7 @@ class BadInputTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ("--sae.k=33", "--sae.k=33", "n=32"),
-    ("--sae.k=0", "--sae.k=0", "at least 1"),
+    ("--sae.k=0", "--sae.k=0", "in [1, n=32]"),
     ("--sae.n=0", "--sae.n=0", "at least 1"),
     ("--sae.n=32,32", "--sae.n=32,32", "different"),
     ("--sae.seeds=0", "--sae.seeds=0", "at least 1"),

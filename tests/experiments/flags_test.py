@@ -22,9 +22,11 @@ class FlagfileTest(parameterized.TestCase):
     module = script.load(name)
     values = flags.FlagValues()
     flags.DEFINE_multi_string("flagfile", [], "", flag_values=values)
-    config.define(module.Config, values)
-    config.parse([f"{name}.py", f"--flagfile={path}"], values)
-    found = config.from_flags(module.Config, values)
+    argv = [f"{name}.py", f"--flagfile={path}"]
+    config_cls = config.widened(module.Config, argv)
+    config.define(config_cls, values)
+    config.parse(argv, values)
+    found = config.from_flags(config_cls, values)
     stem = path.stem.replace("-", "_")
     self.assertIn(found.run_dir, (f"runs/{path.stem}", f"runs/{stem}"))
 

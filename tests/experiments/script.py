@@ -6,7 +6,7 @@ import pathlib
 
 from absl import flags
 
-from saejax import command, config, fields
+from saejax import command, config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,7 @@ def run(name: str, *arguments: str) -> tuple[int, str, str]:
   """Exit code, standard output and standard error of a script."""
   module = load(name)
   out, err = io.StringIO(), io.StringIO()
-  code = 0
+  code, before = 0, set(flags.FLAGS)
   try:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
       config.run(module.main, module.Config, [f"{name}.py", *arguments])
@@ -31,8 +31,8 @@ def run(name: str, *arguments: str) -> tuple[int, str, str]:
     else:
       code = leave.code or 0
   finally:
-    for leaf in fields.leaves(module.Config):
-      delattr(flags.FLAGS, leaf.name)
+    for name in set(flags.FLAGS) - before:
+      delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
     flags.FLAGS.mark_as_parsed()
   return code, out.getvalue(), err.getvalue()

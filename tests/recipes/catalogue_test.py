@@ -8,7 +8,7 @@ from absl.testing import absltest
 from saejax.errors import InputError
 from saejax.recipes import catalogue
 from saejax.runs import grid
-from saejax.runs.config import SAEConfig
+from saejax.runs.config import SAEConfig, sae_config
 from saejax.training import loop
 
 RECIPES = pathlib.Path(catalogue.__file__).parent
@@ -39,7 +39,7 @@ class CatalogueTest(absltest.TestCase):
 
   def test_scripts_multiply_their_rate_by_that_of_the_method(self):
     rates = {
-      name: grid.members(64, SAEConfig(recipe=name), loop.TrainConfig())[
+      name: grid.members(64, sae_config(name, k=4), loop.TrainConfig())[
         0
       ].learning_rate
       for name in ("topk", "k_sparse")

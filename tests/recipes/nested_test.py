@@ -230,7 +230,9 @@ def trained(name):
   options = {"dead_after_tokens": 20_000}
   one = [fit.member(learning_rate=3e-3)]
   if name == "topk":
-    ks = [Member(k=k, seed=0, learning_rate=3e-3) for k in LEVELS]
+    ks = [
+      Member(arguments=(("k", k),), seed=0, learning_rate=3e-3) for k in LEVELS
+    ]
     make = lambda k: row_sparse.topk(32, WIDE, k, **options)
     return dict(
       zip(LEVELS, run(make, members=ks, stacked=True)[0], strict=True)

@@ -71,7 +71,9 @@ class OrtTest(parameterized.TestCase):
       regularised.ortsae(D, N, 3, every=1, **DEAD),
       batch_sparse.batchtopk(D, N, 3, **DEAD),
     )
-    member = Member(k=3, seed=0, learning_rate=1e-2, coefficient=0.0)
+    member = Member(
+      arguments=(("k", 3),), seed=0, learning_rate=1e-2, coefficient=0.0
+    )
     got, want = (
       fit.fit(r, contract.rows, steps=3, members=[member])[1][0]
       for r in recipes
@@ -92,7 +94,7 @@ class OrtTest(parameterized.TestCase):
     )
     gammas = (0.0, 0.25, 1.0)
     members = [
-      Member(k=0, seed=seed, learning_rate=family.RATE, coefficient=gamma)
+      Member(seed=seed, learning_rate=family.RATE, coefficient=gamma)
       for gamma in gammas
       for seed in (0, 1)
     ]

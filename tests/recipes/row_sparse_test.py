@@ -208,7 +208,7 @@ class LimitsTest(parameterized.TestCase):
     draw = lambda i: toy.planted(toy.key(4, i), 48, TRUTH)
     run = functools.partial(fit.fit, draw=draw, steps=10)
     swept = [
-      Member(k=0, seed=0, learning_rate=3e-3, coefficient=c) for c in (0.5, 2.0)
+      Member(seed=0, learning_rate=3e-3, coefficient=c) for c in (0.5, 2.0)
     ]
     together, _, _ = run(make(0.1), members=swept, stacked=True)
     for sae, coefficient in zip(together, (0.05, 0.2), strict=True):

@@ -126,8 +126,7 @@ class VSAETest(parameterized.TestCase):
       aux_weight=0.0,
     )
     members = [
-      Member(k=0, seed=0, learning_rate=3e-3, coefficient=c)
-      for c in coefficients
+      Member(seed=0, learning_rate=3e-3, coefficient=c) for c in coefficients
     ]
     _, states, metrics = fit.fit(
       recipe, draw, steps=400, members=members, stacked=True
@@ -211,7 +210,7 @@ class ATMTest(parameterized.TestCase):
       D, N, coefficient=0.3, steps=10, mask_start=0.2, dead_after_tokens=100
     )
     mesh = sharding.make_mesh((1, 1, 1))
-    group = Group(lambda k: recipe, [fit.member(0)], mesh=mesh, stacked=False)
+    group = Group(lambda: recipe, [fit.member(0)], mesh=mesh, stacked=False)
     states, _ = group.run_drawn(group.init(draw(0)), draw, 0, 4)
     self.assertTrue((states[0].stats[masking.PROBABILITY] > 0).any())
     with tempfile.TemporaryDirectory() as folder:

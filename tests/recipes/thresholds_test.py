@@ -98,10 +98,7 @@ class JumpReLUTest(parameterized.TestCase):
       ),
       contract.rows,
       steps=800,
-      members=[
-        dataclasses.replace(fit.member(0, learning_rate=5e-3), k=k)
-        for k in targets
-      ],
+      members=[fit.member(0, learning_rate=5e-3, k=k) for k in targets],
       stacked=True,
     )
     x = jax.vmap(contract.rows)(jnp.arange(10**6, 10**6 + 16))

@@ -25,8 +25,8 @@ from tests import toy
 
 D, N, ROWS, BATCH = 16, 64, 2_000, 64
 MEMBERS = (
-  Member(k=2, seed=0, learning_rate=3e-3),
-  Member(k=4, seed=1, learning_rate=3e-3),
+  Member(arguments=(("k", 2),), seed=0, learning_rate=3e-3),
+  Member(arguments=(("k", 4),), seed=1, learning_rate=3e-3),
 )
 recipe = partial(row_sparse.topk, D, N, dead_after_tokens=300)
 
@@ -216,7 +216,7 @@ class LoopTest(absltest.TestCase):
   def test_one_member_that_diverges_is_frozen_and_the_others_go_on(self):
     store = self.store(self.x)
     whole = self.train("a", self.batches(store))
-    wild = Member(k=4, seed=1, learning_rate=1e38)
+    wild = Member(arguments=(("k", 4),), seed=1, learning_rate=1e38)
     found = self.train("b", self.batches(store), (MEMBERS[0], wild))
     self.assertRegex(found[1].status, "frozen at step [0-9]+")
     for leaf in jax.tree.leaves(found[1].sae):
@@ -226,7 +226,9 @@ class LoopTest(absltest.TestCase):
 
   def test_all_members_diverging_stops(self):
     store = self.store(self.x)
-    wild = [Member(k=2, seed=s, learning_rate=1e38) for s in (0, 1)]
+    wild = [
+      Member(arguments=(("k", 2),), seed=s, learning_rate=1e38) for s in (0, 1)
+    ]
     with self.assertRaisesRegex(loop.NonFiniteError, "no member's loss"):
       self.train("a", self.batches(store), wild)
 

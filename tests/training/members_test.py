@@ -10,14 +10,14 @@ from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
 from saejax.recipes import batch_sparse, row_sparse
-from saejax.training import members, sharding
+from saejax.training import fit, members, sharding
 from tests import toy
 
 D, N, B, STEPS = 8, 32, 48, 10
 MEMBERS = (
-  members.Member(k=2, seed=0, learning_rate=1e-3),
-  members.Member(k=5, seed=1, learning_rate=3e-3),
-  members.Member(k=2, seed=2, learning_rate=1e-3),
+  members.Member(arguments=(("k", 2),), seed=0, learning_rate=1e-3),
+  members.Member(arguments=(("k", 5),), seed=1, learning_rate=3e-3),
+  members.Member(arguments=(("k", 2),), seed=2, learning_rate=1e-3),
 )
 
 
@@ -34,8 +34,7 @@ def topk(k):
   )
 
 
-def relu(k):
-  del k
+def relu():
   return row_sparse.relu_l1(D, N, coefficient=0.1, dead_after_tokens=2 * B)
 
 
@@ -92,8 +91,7 @@ class GroupTest(parameterized.TestCase):
 
   def test_members_without_k_are_stacked_too(self):
     chosen = [
-      members.Member(k=0, seed=s, learning_rate=r)
-      for s, r in ((0, 1e-3), (1, 3e-3))
+      members.Member(seed=s, learning_rate=r) for s, r in ((0, 1e-3), (1, 3e-3))
     ]
     saes = []
     for stacked in (False, True):
@@ -120,13 +118,32 @@ class GroupTest(parameterized.TestCase):
     make = lambda k: batch_sparse.feature_choice(
       D, N, k, batch_rows=B, dead_after_tokens=2 * B
     )
-    few = [members.Member(k=k, seed=0, learning_rate=1e-3) for k in (1, 5)]
+    few = [
+      members.Member(arguments=(("k", k),), seed=0, learning_rate=1e-3)
+      for k in (1, 5)
+    ]
     group(make, few, stacked=stacked)  # 48 rows for 32 latents
     less = lambda k: batch_sparse.feature_choice(
       D, N, k, batch_rows=B // 2, dead_after_tokens=2 * B
     )
     with self.assertRaisesRegex(InputError, "batch_rows=24.*n=32"):
       group(less, few, stacked=stacked)
+
+  def test_members_of_other_arguments_have_programs_of_their_own(self):
+    make = lambda aux_weight: row_sparse.topk(
+      D, N, 2, dead_after_tokens=2 * B, aux_weight=aux_weight
+    )
+    two = [fit.member(aux_weight=w) for w in (0.0, 0.5)]
+    g = group(make, two, stacked=False)
+    _, metrics = run(g, batches(2))
+    self.assertTrue(np.isnan(metrics["aux"][:, 0]).all())
+    self.assertFalse(np.isnan(metrics["aux"][:, 1]).any())
+    with self.assertRaisesRegex(InputError, "several aux_weight .0.0, 0.5"):
+      group(make, two, stacked=True)
+
+  def test_a_built_recipe_takes_no_arguments_of_members(self):
+    with self.assertRaisesRegex(InputError, "^k=4: the recipe topk is built"):
+      fit.fit(topk(8), lambda i: None, steps=1, members=[fit.member(0, k=4)])
 
   def test_members_differ_in_seed_and_rate(self):
     _, (a, _, c), _, metrics = trained(False)

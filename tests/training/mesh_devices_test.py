@@ -20,7 +20,7 @@ IN_TURN = [(1, 8, 1), (1, 1, 8), (1, 2, 4)]
 # With k = 1 the tied start leaves residuals orthogonal to the one row used: the
 # encoder's first gradients are rounding errors, of which Adam takes the sign.
 MEMBERS = tuple(
-  members.Member(k=k, seed=seed, learning_rate=rate)
+  members.Member(arguments=(("k", k),), seed=seed, learning_rate=rate)
   for seed, rate in ((0, 1e-3), (1, 3e-3))
   for k in (2, 3, 6, 12)
 )
@@ -132,8 +132,8 @@ class OwnPartTest(parameterized.TestCase):
     recipe = space["soft_log"](D, N, coefficient=0.05, dead_after_tokens=2 * B)
     sorts = (*recipe.rules, nested_losses.SortByEnergy())
     g = members.Group(
-      lambda k: dataclasses.replace(recipe, init=init, rules=sorts),
-      [members.Member(k=0, seed=0, learning_rate=0.0)],
+      lambda: dataclasses.replace(recipe, init=init, rules=sorts),
+      [members.Member(seed=0, learning_rate=0.0)],
       mesh=sharding.make_mesh(shape),
       stacked=False,
     )

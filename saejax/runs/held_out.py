@@ -1,0 +1,61 @@
+"""Held-out rows with every column that the SAEs of a run read."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from saejax.data.batches import spread
+from saejax.data.store.reader import Store
+from saejax.errors import InputError
+from saejax.evals import reading
+from saejax.sae.context import FIELDS, Batch, as_batch
+
+
+def check(store: Store, columns: tuple[str, ...]) -> None:
+  """Refuses a held-out store that lacks a column of the training store.
+
+  Raises:
+    InputError: see above.
+  """
+  for name in columns:
+    if name in FIELDS and name not in store.columns:
+      raise InputError(
+        "held_out",
+        store.path,
+        f"must have the column {name}, as the training store has",
+        "name the held-out store of the same harvest",
+      )
+
+
+def batches(store: Store, columns: tuple[str, ...]) -> Iterator[Batch]:
+  """Every row once, in order."""
+  for row, x in reading.batches(store):
+    first, last = int(row[0]), int(row[-1]) + 1
+    yield _batch(
+      {
+        name: x if name == "x" else store.read(first, last, name)
+        for name in _used(columns)
+      }
+    )
+
+
+def sample(store: Store, columns: tuple[str, ...], rows: int) -> Batch:
+  """About `rows` rows, spread evenly over the store."""
+  return _batch({name: spread(store, rows, name) for name in _used(columns)})
+
+
+def _used(columns: tuple[str, ...]) -> list[str]:
+  return [name for name in columns if name in FIELDS]
+
+
+def _batch(fields: dict[str, np.ndarray]) -> Batch:
+  """The rows as a batch; those of pairs one by one."""
+  x = fields["x"]
+  if x.ndim > 2:
+    fields = {
+      name: np.repeat(a, x.shape[1], 0)
+      if a.ndim < 2 or name == "target"
+      else a.reshape(-1, *a.shape[2:])
+      for name, a in fields.items()
+    }
+  return as_batch(fields)
