@@ -260,10 +260,9 @@ def parse(
     rest = flag_values(list(argv))[1:]
   except flags.UnrecognizedFlagError as error:
     value = str(error.flagvalue).partition("=")[2]
-    rule, remedy = explain(error.flagname)
-    if not rule:
-      rule = "unknown flag"
-      remedy = _suggestion(error.flagname, list(flag_values))
+    unknown = "unknown flag", _suggestion(error.flagname, list(flag_values))
+    found = explain(error.flagname)
+    rule, remedy = found if found[0] else unknown
     raise InputError("--" + error.flagname, value, rule, remedy) from None
   except flags.CantOpenFlagFileError as error:
     cause = error.__context__
