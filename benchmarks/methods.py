@@ -49,6 +49,8 @@ SUMMED = frozenset(
     "vsae",
   )
 )
+# Variants of a recipe that are the method of another paper.
+PAPERS = {"mutual_choice_zipf": "2411.02124"}
 MACHINE = ("cpu", "cores", "device_kind", "python", "jax")
 
 
@@ -132,7 +134,7 @@ def methods_table(of: Mapping[str, Any]) -> str:
       cells.append(cell)
       cells.append(number(s["dead"]))
     cost = [first["over_parameters"], first["over_flops"]]
-    paper = short_runs.VARIANTS[method].method.paper
+    paper = PAPERS.get(method, short_runs.VARIANTS[method].method.paper)
     cells += [number(value, ".2f") for value in cost]
     name = f"{method} ²" if method in SUMMED else method
     lines.append([name, paper, *cells])

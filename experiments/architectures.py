@@ -1,4 +1,4 @@
-"""Every method on the same activations, at several L0, with seeds."""
+"""Compares all methods on the same activations, at several L0, with seeds."""
 
 from saejax import command
 

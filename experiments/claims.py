@@ -1,4 +1,4 @@
-"""What papers claim of their methods, measured here over paired seeds."""
+"""Measures claims of papers about their methods over paired seeds."""
 
 from saejax import command
 

@@ -17,6 +17,7 @@ COMMANDS = {
   "harvest": "saejax.studies.harvest",
   "train": "saejax.studies.train",
   "scaling": "saejax.studies.scaling",
+  "verify": "saejax.studies.verify",
   "allocation": "saejax.studies.allocation",
   "architectures": "saejax.studies.architectures",
   "bias_adaptation": "saejax.studies.bias_adaptation",

@@ -31,9 +31,7 @@ class FlagfilesTest(parameterized.TestCase):
         self.content[:at] + flipped + self.content[at + 1 :],
         self.content[:at],
       ):
-        with self.assertRaisesRegex(
-          InputError, "run.flags: must be as the run"
-        ):
+        with self.assertRaisesRegex(InputError, "run.flags: must be unchanged"):
           self.check(changed)
 
   def test_a_file_written_by_hand_needs_no_checksum(self):

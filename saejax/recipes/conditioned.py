@@ -181,8 +181,10 @@ def layergroup(
   given: common.Options = {"clip_norm": 1.0, **options}
   recipe = row_sparse.topk(d, n, k, k_aux=k_aux, aux_weight=aux_weight, **given)
   count = _layers(layers, scale)
-  start = condition_preps.scaled(scale or np.ones(count), d)
-  fit = None if scale else partial(condition_preps.per_condition, count=count)
+  start = condition_preps.scaled(np.ones(count) if scale is None else scale, d)
+  fit = None
+  if scale is None:
+    fit = partial(condition_preps.per_condition, count=count)
   return dataclasses.replace(
     recipe,
     name="layergroup",

@@ -276,9 +276,7 @@ class TrainingTest(absltest.TestCase):
 
   def test_fit_takes_a_draw(self):
     draw = streams.array_draw(arrays(), batch_rows=BATCH, seed=0, epochs=2)
-    _, states, _ = fit.fit(
-      self.recipe(), draw, steps=3, members=[fit.member(k=2)]
-    )
+    _, states, _ = fit.fit(self.recipe(), draw, steps=3, members=[fit.member()])
     self.assertEqual(int(states[0].step), 3)
 
 
