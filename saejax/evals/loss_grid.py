@@ -46,6 +46,30 @@ class Grid:
     return Grid(n, k, np.zeros(len(n)), mean), cell
 
 
+def without_largest(grid: Grid) -> tuple[Grid, Grid] | None:
+  """The points below the largest n, and those at it.
+
+  None where those below it are too few for six parameters.
+  """
+  largest = grid.n.max()
+  rest = grid.select(grid.n < largest)
+  try:
+    check(rest)
+  except errors.InputError:
+    return None
+  return rest, grid.select(grid.n == largest)
+
+
+def r2(
+  log_loss: Float[np.ndarray, "c"], fitted: Float[np.ndarray, "c"]
+) -> float | None:
+  """1 - residual / total sum of squares, None where nothing varies."""
+  total = np.sum((log_loss - log_loss.mean()) ** 2)
+  if not total > 1e-20 * len(log_loss):
+    return None
+  return float(1 - np.sum((log_loss - fitted) ** 2) / total)
+
+
 def usable(points: Sequence[Mapping]) -> Grid:
   """Columns of the points a law can be fitted to; the rest is listed."""
   rows, dropped = [], []

@@ -18,10 +18,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.special
 from jaxtyping import Float
 
-from saejax import errors
-from saejax.evals import loss_grid, power_laws
+from saejax.evals import (
+  law_profiles,
+  loss_grid,
+  polynomial_laws,
+  power_laws,
+)
 from saejax.evals.loss_grid import Grid
 
 PARAMETERS = power_laws.PARAMETERS
@@ -56,11 +61,11 @@ class Law:
 
 @dataclasses.dataclass(frozen=True)
 class Holdout:
-  """Extrapolation: predictions at the largest n by a fit without it.
+  """Extrapolation: the largest n, predicted from the points below it.
 
   Attributes:
     n: the largest n, left out of the fit.
-    parameters: parameters fitted to the remaining points.
+    parameters: of the fit to the other points.
     cells: {n, k, loss, predicted, error} with error = log(predicted / loss).
     error: mean over the cells of |log(predicted / loss)|: 0.01 is 1 %.
   """
@@ -80,22 +85,24 @@ class Fit:
     r2: R^2 on log L of seed means; None where all losses are equal.
     grid: the points used; `grid.dropped` lists the others.
     residuals: log(loss / fitted) of each point.
-    samples: bootstrapped parameters, one row per resample.
-    resampled: "points" or "seeds"; see `fit`.
+    minima: the best fit and others that were found.
+    samples: bootstrapped parameters, one row a resample of the cells (n, k).
     holdout: extrapolation to the largest n, or None.
     holdout_reason: why there is none.
-    over_n: laws of L against n, one per k.
-    over_k: laws of L against k, one per n.
+    polynomials: a log-linear and a quadratic law of the same points.
+    over_n: laws of L against n, one a k.
+    over_k: laws of L against k, one an n.
   """
 
   parameters: Float[np.ndarray, "6"]
   r2: float | None
   grid: Grid
   residuals: Float[np.ndarray, "p"]
+  minima: power_laws.Minima
   samples: Float[np.ndarray, "r 6"]
-  resampled: str
   holdout: Holdout | None
   holdout_reason: str | None
+  polynomials: tuple[polynomial_laws.Score, ...]
   over_n: tuple[Law, ...]
   over_k: tuple[Law, ...]
 
@@ -106,11 +113,9 @@ class Fit:
   def band(
     self, n, k, *, level: float = 0.95, noise: bool = True
   ) -> tuple[Float[np.ndarray, "*b"], Float[np.ndarray, "*b"]]:
-    """Lower and upper loss at n and k, from the bootstrap.
+    """Lower and upper loss at n and k, from the bootstrap over cells.
 
-    Deviations are scaled up by sqrt(p / (p - 6)) for the six numbers that were
-    fitted to p points. On planted surfaces with 12 to 16 points and 1 % noise
-    the 95 % bands covered 92 % of the surface and 90 % of new SAEs.
+    Deviations from the fit are scaled up by `widening`.
 
     Args:
       n, k: any grid, broadcast against each other.
@@ -126,41 +131,62 @@ class Fit:
     if not len(self.samples):
       return power_laws.exp(centre), power_laws.exp(centre)
     draws = np.stack([power_laws.log_surface(s, n, k) for s in self.samples])
-    if self.resampled == "points":
-      draws = centre + self._shrinkage * (draws - centre)
+    deviations = self.widening(level) * (draws - centre)
     if noise:
       rng = np.random.default_rng(0)
-      draws = np.repeat(draws, 4, axis=0)
-      drawn = self._shrinkage * rng.choice(self.residuals, size=len(draws))
-      draws = draws + drawn.reshape((-1,) + (1,) * centre.ndim)
+      deviations = np.repeat(deviations, 4, axis=0)
+      drawn = rng.choice(self.residuals, size=len(deviations))
+      drawn = self.widening(level, len(self.residuals)) * drawn
+      deviations = deviations + drawn.reshape((-1,) + (1,) * centre.ndim)
     tail = (1 - level) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
-    return power_laws.exp(low), power_laws.exp(high)
+    low, high = np.quantile(deviations, [tail, 1 - tail], axis=0)
+    return power_laws.exp(centre + low), power_laws.exp(centre + high)
 
-  @property
-  def _shrinkage(self) -> float:
-    p = len(self.residuals)
-    return math.sqrt(p / max(p - len(PARAMETERS), 1))
+  def widening(self, level: float = 0.95, count: int | None = None) -> float:
+    """sqrt(count / (count - 6)) t / z, with count the number of cells c.
+
+    The root undoes that six fitted numbers shrink residuals; t and z are the
+    quantiles of Student's distribution (c - 6 degrees of freedom) and of the
+    normal one, since the spread is itself estimated from c cells.
+    """
+    cells = len(self.grid.cells()[0].n)
+    count, six = count or cells, len(PARAMETERS)
+    t = scipy.special.stdtrit(cells - six, (1 + level) / 2)
+    z = scipy.special.ndtri((1 + level) / 2)
+    return math.sqrt(count / (count - six)) * float(t / z)
 
   def intervals(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
-    """Bootstrap percentile interval of each parameter."""
-    if not len(self.samples):
-      return {}
-    tail = (1 - level) / 2
-    low, high = np.quantile(self.samples, [tail, 1 - tail], axis=0)
+    """Interval of each parameter, from the profile of the cost.
+
+    An end is infinite where the points do not bound the parameter on that
+    side. The equation is that of `law_profiles`.
+    """
+    found = law_profiles.intervals(self.minima, self.grid.cells()[1], level)
     return {
-      name: (float(a), float(b))
-      for name, a, b in zip(PARAMETERS, low, high, strict=True)
+      name: (float(low), float(high))
+      for name, (low, high) in zip(PARAMETERS, found, strict=True)
     }
 
+  def comparison(self) -> tuple[polynomial_laws.Score, ...]:
+    """This law and the polynomials, with what each reaches."""
+    error = None if self.holdout is None else self.holdout.error
+    mine = polynomial_laws.Score("scaling law", len(PARAMETERS), self.r2, error)
+    return mine, *self.polynomials
+
   def record(self) -> dict:
-    """Everything above as plain numbers, for results.json."""
+    """Everything above as plain numbers, for results.json.
+
+    An end of an interval is None where there is none.
+    """
     values = zip(PARAMETERS, self.parameters, strict=True)
     held = self.holdout
     return {
       **{name: float(value) for name, value in values},
       "r2": self.r2,
-      "intervals": {k: list(v) for k, v in self.intervals().items()},
+      "intervals": {
+        name: [v if math.isfinite(v) else None for v in ends]
+        for name, ends in self.intervals().items()
+      },
       "holdout_error": None if held is None else held.error,
       "holdout": None
       if held is None
@@ -180,8 +206,9 @@ class Fit:
           strict=True,
         )
       ],
+      "comparison": [dataclasses.asdict(s) for s in self.comparison()],
       "bootstrap": {
-        "over": self.resampled,
+        "over": "cells",
         "resamples": len(self.samples),
         "level": 0.95,
       },
@@ -207,8 +234,8 @@ def fit(
   """Fits the law to trained SAEs, with bands and extrapolation.
 
   Least squares on log L with the soft_l1 loss, from several starts, in
-  centred and scaled log n and log k. The outlier scale is twice the robust
-  standard deviation of a first fit's residuals, at least 1 %.
+  standardised log n and log k. The outlier scale is twice the robust standard
+  deviation of a first fit's residuals, at least 1 %.
 
   Args:
     points: mappings with "n", "k", "nmse", and optionally "seed", "status"
@@ -219,41 +246,31 @@ def fit(
     seed: of the starts and of the bootstrap.
 
   Returns:
-    The fit. With two or more seeds in every cell (n, k) the bootstrap redraws
-    deviations from the cell's mean, scaled by sqrt(s / (s - 1)); otherwise
-    it redraws points.
+    The fit. The bootstrap draws cells (n, k) with all their seeds, because
+    seeds of one cell share what the law misses there.
 
   Raises:
     InputError: fewer than 3 n, 3 k or 9 usable cells.
   """
   grid = loss_grid.usable(points)
   loss_grid.check(grid)
-  log_loss = np.log(grid.loss)
-  surface_fit = power_laws.Surface(grid.n, grid.k, log_loss)
-  theta, scale = surface_fit.fit(seed)
-  residuals = log_loss - power_laws.log_surface(theta, grid.n, grid.k)
-  cells, cell = grid.cells()
-  over_seeds = bool(np.bincount(cell).min() >= 2)
-  samples = _bootstrap(
-    grid,
-    surface_fit,
-    theta,
-    scale,
-    over_seeds=over_seeds,
-    resamples=resamples,
-    seed=seed,
-  )
+  minima = power_laws.Surface(grid.n, grid.k, np.log(grid.loss)).fit(seed)
+  rng = np.random.default_rng(seed + 1)
+  counts = [_redraw_cells(grid, rng) for _ in range(resamples)]
+  counts = np.asarray(counts, np.float64).reshape(-1, len(grid.loss))
   holdout, reason = _extrapolate(grid, seed)
-  fitted = power_laws.log_surface(theta, cells.n, cells.k)
+  cells = grid.cells()[0]
+  fitted = power_laws.log_surface(minima.parameters, cells.n, cells.k)
   return Fit(
-    parameters=theta,
-    r2=_r2(np.log(cells.loss), fitted),
+    parameters=minima.parameters,
+    r2=loss_grid.r2(np.log(cells.loss), fitted),
     grid=grid,
-    residuals=residuals,
-    samples=samples,
-    resampled="seeds" if over_seeds else "points",
+    residuals=minima.residuals,
+    minima=minima,
+    samples=minima.refit(counts),
     holdout=holdout,
     holdout_reason=reason,
+    polynomials=polynomial_laws.scores(grid),
     over_n=laws(grid, "n"),
     over_k=laws(grid, "k"),
   )
@@ -277,83 +294,43 @@ def laws(grid: Grid, variable: str) -> tuple[Law, ...]:
       x, y, irreducible=variable == "n" and len(x) > 3
     )
     fitted = a + b * x if c is None else np.logaddexp(a + b * x, c)
-    found.append(Law(variable, int(at), a, b, c, _r2(y, fitted), len(x)))
+    found.append(
+      Law(variable, int(at), a, b, c, loss_grid.r2(y, fitted), len(x))
+    )
   return tuple(found)
 
 
-def _r2(log_loss: np.ndarray, fitted: np.ndarray) -> float | None:
-  """1 - residual / total sum of squares, None where nothing varies."""
-  total = np.sum((log_loss - log_loss.mean()) ** 2)
-  if not total > 1e-20 * len(log_loss):
-    return None
-  return float(1 - np.sum((log_loss - fitted) ** 2) / total)
-
-
-def _bootstrap(
-  grid: Grid,
-  surface_fit: power_laws.Surface,
-  theta: np.ndarray,
-  scale: float,
-  *,
-  over_seeds: bool,
-  resamples: int,
-  seed: int,
-) -> np.ndarray:
-  """Parameters of `resamples` refits, each started at the fit itself."""
-  rng = np.random.default_rng(seed + 1)
-  cell = grid.cells()[1]
-  samples = []
-  for _ in range(resamples):
-    if over_seeds:
-      drawn = _redraw_seeds(np.log(grid.loss), cell, rng)
-      samples.append(surface_fit.refit(theta, scale, log_loss=drawn))
-    else:
-      counts = _redraw_points(grid, rng)
-      samples.append(surface_fit.refit(theta, scale, counts=counts))
-  return np.asarray(samples).reshape(-1, len(PARAMETERS))
-
-
-def _redraw_seeds(y, cell, rng) -> np.ndarray:
-  """Cell means plus redrawn deviations, scaled to the unbiased variance."""
-  drawn = np.empty_like(y)
-  for c in np.unique(cell):
-    (at,) = np.nonzero(cell == c)
-    mean = y[at].mean()
-    deviations = rng.choice(y[at] - mean, size=len(at))
-    drawn[at] = mean + math.sqrt(len(at) / (len(at) - 1)) * deviations
-  return drawn
-
-
-def _redraw_points(grid: Grid, rng) -> np.ndarray:
-  """Draws the count of each point; repeats draws that determine no surface."""
-  p = len(grid.loss)
-  counts = np.ones(p)
+def _redraw_cells(grid: Grid, rng) -> Float[np.ndarray, "p"]:
+  """How often each point is drawn; draws that fix no surface are redrawn."""
+  cells, cell = grid.cells()
+  count = len(cells.n)
+  counts = np.ones(count)
   for _ in range(100):
-    counts = np.bincount(rng.integers(p, size=p), minlength=p).astype(float)
-    kept = grid.select(counts > 0)
+    counts = np.bincount(rng.integers(count, size=count), minlength=count)
+    kept = cells.select(counts > 0)
     if (
-      len(kept.cells()[0].n) >= len(PARAMETERS)
+      len(kept.n) >= len(PARAMETERS)
       and len(np.unique(kept.n)) >= loss_grid.MIN_SIZES
       and len(np.unique(kept.k)) >= loss_grid.MIN_SIZES
     ):
       break
-  return counts
+  return counts[cell].astype(np.float64)
 
 
 def _extrapolate(grid: Grid, seed: int) -> tuple[Holdout | None, str | None]:
   """The fit without the largest n, or the reason why there is none."""
-  largest = grid.n.max()
-  rest = grid.select(grid.n < largest)
-  try:
-    loss_grid.check(rest)
-  except errors.InputError:
+  largest = int(grid.n.max())
+  split = loss_grid.without_largest(grid)
+  if split is None:
+    sizes, points = loss_grid.MIN_SIZES, loss_grid.MIN_POINTS
     return None, (
-      f"without n = {int(largest):,} fewer than {loss_grid.MIN_SIZES} n x {loss_grid.MIN_SIZES} k"
-      f" and {loss_grid.MIN_POINTS} pairs are left"
+      f"without n = {largest:,} fewer than {sizes} n x {sizes} k and {points}"
+      " pairs are left"
     )
-  theta, _ = power_laws.Surface(rest.n, rest.k, np.log(rest.loss)).fit(seed)
-  cells = grid.select(grid.n == largest).cells()[0]
-  predicted = surface(theta, cells.n, cells.k)
+  rest, held = split
+  minima = power_laws.Surface(rest.n, rest.k, np.log(rest.loss)).fit(seed)
+  cells = held.cells()[0]
+  predicted = surface(minima.parameters, cells.n, cells.k)
   error = np.log(predicted / cells.loss)
   rows = tuple(
     {
@@ -367,4 +344,5 @@ def _extrapolate(grid: Grid, seed: int) -> tuple[Holdout | None, str | None]:
       cells.n, cells.k, cells.loss, predicted, error, strict=True
     )
   )
-  return Holdout(int(largest), theta, rows, float(np.abs(error).mean())), None
+  mean = float(np.abs(error).mean())
+  return Holdout(largest, minima.parameters, rows, mean), None
