@@ -1,25 +1,11 @@
-"""Sections of the report of a scaling run."""
+"""The sections of the page of a scaling run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from saejax import terminal
 from saejax.evals import scaling_law
-from saejax.report import forms, page, plots
-
-_SYMBOLS = {
-  "alpha": "α",
-  "beta_k": "β_k",
-  "beta_n": "β_n",
-  "gamma": "γ",
-  "zeta": "ζ",
-  "eta": "η",
-}
-EQUATION = (
-  "L(n, k) = exp(α + β_k log k + β_n log n + γ log n log k) + exp(ζ + η log k)"
-)
+from saejax.report import forms, law_page, page, plots
 
 
 def sections(
@@ -39,7 +25,7 @@ def sections(
   points = found["points"]
   return [
     page.Section("Result", _result(found, fit, drawn)),
-    page.Section("The fitted law", _law(found, fit, drawn)),
+    page.Section("The fitted law", law_page.blocks(found, fit, drawn)),
     page.Section("Every SAE", _every(points)),
     page.Section("Training and use of latents", _training(points, drawn)),
     page.Section("What was run", _run(found, command)),
@@ -76,47 +62,44 @@ def _result(found, fit, drawn) -> list[page.Block]:
   if not points:
     return [*blocks, page.Note("No SAE finished with a finite loss.")]
   blocks += forms.notes(points)
+  return [*blocks, _numbers(points, fit), *_curves(points, fit, drawn)]
+
+
+def _numbers(points, fit) -> page.Numbers:
+  """The headline: the extrapolation error where a law was fitted."""
   best = min(points, key=lambda p: p["nmse"])
-  numbers = [
+  numbers = [] if fit is None else [law_page.headline(fit)]
+  numbers.append(
     (
       f"{best['nmse']:.3f}",
       f"lowest held-out normalised MSE (n = {best['n']:,}, k = {best['k']:,})",
     )
-  ]
-  if fit is not None:
-    if fit.r2 is not None:
-      numbers.append((f"{fit.r2:.4f}", "R² of the fitted law, on log L"))
-    if fit.holdout is not None:
-      numbers.append(
-        (
-          f"{100 * fit.holdout.error:.1f} %",
-          f"mean error in predicting n = {fit.holdout.n:,} from smaller n",
-        )
-      )
+  )
   dead = [p["dead"] for p in points if p.get("dead") is not None]
   if dead:
     numbers.append(
       (f"{100 * max(dead):.1f} %", "most dead latents in any of the SAEs")
     )
-  blocks.append(page.Numbers(numbers))
+  return page.Numbers(numbers)
+
+
+def _curves(points, fit, drawn) -> list[page.Block]:
   shown = (
     "Lines: the fitted law. Shaded: 95 % predictive band for one more SAE, from"
-    f" {len(fit.samples):,} bootstrap resamples over {fit.resampled}."
+    f" {len(fit.samples):,} bootstrap resamples over cells (n, k)."
     if fit is not None
     else "Lines join the measured points; no law was fitted."
   )
-  for across, each in (("n", "k"), ("k", "n")):
-    if f"loss_against_{across}" not in drawn:
-      continue
-    blocks.append(
-      page.Figure(
-        drawn[f"loss_against_{across}"],
-        f"Held-out normalised MSE against {across} on log axes, a curve for"
-        f" each {each}. " + _trend(points, across, each),
-        f"Held-out loss against {across}, for each {each}. {shown}",
-      )
+  return [
+    page.Figure(
+      drawn[f"loss_against_{across}"],
+      f"Held-out normalised MSE against {across} on log axes, a curve for"
+      f" each {each}. " + _trend(points, across, each),
+      f"Held-out loss against {across}, for each {each}. {shown}",
     )
-  return blocks
+    for across, each in (("n", "k"), ("k", "n"))
+    if f"loss_against_{across}" in drawn
+  ]
 
 
 def _trend(points, across: str, each: str) -> str:
@@ -130,151 +113,6 @@ def _trend(points, across: str, each: str) -> str:
       f" {high['nmse']:.3f} at {high[across]:,}"
     )
   return "; ".join(said) + "."
-
-
-def _law(found, fit, drawn) -> list[page.Block]:
-  if fit is None:
-    reason = found.get("fit_reason") or "no fit was requested"
-    return [page.Note(f"No law was fitted: {reason}.")]
-  intervals = fit.intervals()
-  rows = [
-    (
-      _SYMBOLS[name],
-      _fixed(value),
-      " to ".join(map(_fixed, intervals[name])) if name in intervals else "–",
-    )
-    for name, value in zip(scaling_law.PARAMETERS, fit.parameters, strict=True)
-  ]
-  cells = len(fit.grid.cells()[0].n)
-  blocks: list[page.Block] = [
-    page.Equation(EQUATION),
-    page.Prose(
-      f"""L is the held-out normalised MSE; the second term is the loss that
-      more latents do not remove. Robust least squares on log L over
-      {len(fit.grid.loss):,} SAEs in {cells:,} cells (n, k); logarithms are
-      natural. On small grids many values of the six parameters give nearly the
-      same surface: rely on the curves and their bands, not on single
-      parameters. {_floor(fit)}"""
-    ),
-    page.Table(
-      [
-        page.Column("Parameter", right=False),
-        page.Column("Value"),
-        page.Column("95 % interval"),
-      ],
-      rows,
-      f"Parameters, with percentile intervals of {len(fit.samples):,} bootstrap"
-      f" resamples over {fit.resampled}.",
-    ),
-  ]
-  percent = 100 * np.expm1(fit.residuals)
-  blocks.append(
-    page.Figure(
-      drawn["residuals"],
-      "Residuals of the fit in per cent against n and against k; the largest"
-      f" is {np.abs(percent).max():.2f} %, the root mean square"
-      f" {np.sqrt(np.mean(percent**2)):.2f} %.",
-      "(measured − fitted) / fitted loss. Root mean square"
-      f" {np.sqrt(np.mean(percent**2)):.2f} %, largest"
-      f" {np.abs(percent).max():.2f} %. Points are shifted sideways a little.",
-    )
-  )
-  blocks += _extrapolation(fit)
-  blocks += _single(fit)
-  if fit.grid.dropped:
-    rows = [
-      (f"{d['n']:,}", f"{d['k']:,}", str(d["seed"]), d["reason"])
-      for d in fit.grid.dropped
-    ]
-    columns = [page.Column(c) for c in ("n", "k", "Seed")]
-    columns.append(page.Column("Reason", right=False))
-    blocks.append(page.Table(columns, rows, "SAEs that were not fitted."))
-  return blocks
-
-
-def _fixed(value: float) -> str:
-  return page.signed(f"{value:.4f}")
-
-
-def _floor(fit) -> str:
-  """The second term's share of the loss at the largest n, as a sentence."""
-  n = fit.grid.n.max()
-  ks = np.unique(fit.grid.k)
-  floor = np.exp(fit.parameters[4] + fit.parameters[5] * np.log(ks))
-  share = floor / fit.predict(n, ks)
-  if share.max() < 0.01:
-    return "On this grid the irreducible loss is indistinguishable from zero."
-  low, high = (f"{100 * v:.0f}" for v in (share.min(), share.max()))
-  return (
-    f"At n = {int(n):,} the second term is"
-    f" {low if low == high else f'{low} to {high}'} % of the fitted loss."
-  )
-
-
-def _extrapolation(fit) -> list[page.Block]:
-  heading = page.Heading("Extrapolation")
-  if fit.holdout is None:
-    return [heading, page.Prose(f"Not tried: {fit.holdout_reason}.")]
-  rows = [
-    (
-      f"{c['k']:,}",
-      f"{c['loss']:.4f}",
-      f"{c['predicted']:.4f}",
-      page.signed(f"{100 * np.expm1(c['error']):+.2f}"),
-    )
-    for c in fit.holdout.cells
-  ]
-  columns = [
-    page.Column("k"),
-    page.Column("Measured", "nmse"),
-    page.Column("Predicted", "nmse"),
-    page.Column("Error", "%"),
-  ]
-  return [
-    heading,
-    page.Table(
-      columns,
-      rows,
-      f"Loss at n = {fit.holdout.n:,}, predicted by a law fitted without it. Mean"
-      f" |log(predicted / measured)| is {fit.holdout.error:.4f}.",
-    ),
-  ]
-
-
-def _single(fit) -> list[page.Block]:
-  blocks: list[page.Block] = []
-  for laws, v, o in ((fit.over_n, "n", "k"), (fit.over_k, "k", "n")):
-    if not laws:
-      continue
-    floor = any(law.c is not None for law in laws)
-    columns = [
-      page.Column(o),
-      page.Column("a"),
-      page.Column("b", f"exponent of {v}"),
-      *([page.Column("exp(c)", "nmse")] if floor else []),
-      page.Column("R²", "on log L"),
-    ]
-    rows = [
-      (
-        f"{law.at:,}",
-        _fixed(law.a),
-        _fixed(law.b),
-        *([_irreducible(law)] if floor else []),
-        "–" if law.r2 is None else f"{law.r2:.5f}",
-      )
-      for law in laws
-    ]
-    form = f"exp(a + b log {v})" + (" + exp(c)" if floor else "")
-    blocks.append(
-      page.Table(columns, rows, f"L against {v} alone, at each {o}: {form}.")
-    )
-  return [page.Heading("One variable at a time"), *blocks] if blocks else []
-
-
-def _irreducible(law) -> str:
-  if law.c is None:
-    return "not fitted"
-  return f"{np.exp(law.c):.4f}" if np.exp(law.c) >= 5e-5 else "≈ 0"
 
 
 def _every(points) -> list[page.Block]:
@@ -364,15 +202,15 @@ def _run(found, command: str) -> list[page.Block]:
 def _definitions() -> page.Table:
   rows = [
     ("n", "latents of an SAE"),
-    ("k", "active latents per row; the others are zero"),
+    ("k", "active latents per token; the others are zero"),
     ("row", "the activation vector of one token"),
     (
       "nmse, L",
       "normalised MSE: Σ|x − x̂|² / Σ|x − m|² over held-out rows, with m the mean"
       " of the training rows, in the frame of the prep; a share, 1 for an SAE"
-      " that always answers m",
+      " that always returns m",
     ),
-    ("FVU", "the same with the mean of the held-out rows in place of m"),
+    ("FVU", "nmse with the mean of the held-out rows in place of m"),
     ("L0", "mean over rows of the number of latents that are not zero"),
     forms.DEFINITION,
     ("dead", "share of latents that are zero on every held-out row"),
@@ -383,9 +221,14 @@ def _definitions() -> page.Table:
       "1 − Σ(log L − log L_fit)² / Σ(log L − mean log L)², over means of seeds",
     ),
     (
+      "extrapolation error",
+      "mean of |log(predicted / measured)| over the SAEs of the largest n,"
+      " predicted by the law fitted to smaller n, as a percentage",
+    ),
+    (
       "95 % band",
       "percentiles 2.5 to 97.5 of the bootstrap's predictions with residuals"
-      " added",
+      " added, both widened for the six fitted numbers and by Student's t",
     ),
     ("time", "wall-clock seconds of training, without harvest and evaluation"),
   ]

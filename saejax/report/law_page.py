@@ -1,0 +1,224 @@
+"""The fitted law on the page of a scaling run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from saejax.evals import scaling_law
+from saejax.report import page
+
+_SYMBOLS = {
+  "alpha": "α",
+  "beta_k": "β_k",
+  "beta_n": "β_n",
+  "gamma": "γ",
+  "zeta": "ζ",
+  "eta": "η",
+}
+EQUATION = (
+  "L(n, k) = exp(α + β_k log k + β_n log n + γ log n log k) + exp(ζ + η log k)"
+)
+
+
+def headline(fit: scaling_law.Fit) -> tuple[str, str]:
+  """The number a law is judged by: its error where it was not fitted."""
+  if fit.holdout is None:
+    return "–", f"extrapolation error not measured: {fit.holdout_reason}"
+  return (
+    f"{100 * fit.holdout.error:.1f} %",
+    f"extrapolation error: mean error in predicting n = {fit.holdout.n:,} from"
+    " smaller n",
+  )
+
+
+def blocks(
+  found: Mapping[str, Any],
+  fit: scaling_law.Fit | None,
+  drawn: Mapping[str, bytes],
+) -> list[page.Block]:
+  """The section about the law, or why there is none."""
+  if fit is None:
+    reason = found.get("fit_reason") or "no fit was asked for"
+    return [page.Note(f"No law was fitted: {reason}.")]
+  return [
+    *_extrapolation(fit),
+    page.Heading("Other laws of the same points"),
+    _comparison(fit),
+    page.Heading("Parameters"),
+    *_parameters(fit, found["fit"]["intervals"]),
+    _residuals(fit, drawn["residuals"]),
+    *_single(fit),
+    *_dropped(fit),
+  ]
+
+
+def _extrapolation(fit) -> list[page.Block]:
+  heading = page.Heading("Extrapolation")
+  if fit.holdout is None:
+    return [heading, page.Prose(f"Not measured: {fit.holdout_reason}.")]
+  rows = [
+    (
+      f"{c['k']:,}",
+      f"{c['loss']:.4f}",
+      f"{c['predicted']:.4f}",
+      page.signed(f"{100 * np.expm1(c['error']):+.2f}"),
+    )
+    for c in fit.holdout.cells
+  ]
+  columns = [
+    page.Column("k"),
+    page.Column("Measured", "nmse"),
+    page.Column("Predicted", "nmse"),
+    page.Column("Error", "%"),
+  ]
+  caption = (
+    f"Loss at n = {fit.holdout.n:,}, predicted by the law fitted to smaller n."
+    f" The mean of |log(predicted / measured)| is {fit.holdout.error:.4f}."
+  )
+  return [heading, page.Table(columns, rows, caption)]
+
+
+def _comparison(fit) -> page.Table:
+  rows = [
+    (
+      score.law,
+      str(score.parameters),
+      "–"
+      if score.holdout_error is None
+      else f"{100 * score.holdout_error:.2f}",
+      "–" if score.r2 is None else f"{score.r2:.4f}",
+    )
+    for score in fit.comparison()
+  ]
+  columns = [
+    page.Column("Law", right=False),
+    page.Column("Parameters"),
+    page.Column("Extrapolation error", "%"),
+    page.Column("R²", "on log L"),
+  ]
+  return page.Table(
+    columns,
+    rows,
+    "The scaling law beside polynomials in log n and log k (first and second"
+    " degree), fitted to the same points. Polynomials fit any smooth surface of"
+    " few sizes: a high R² alone says little for the form of a law.",
+  )
+
+
+def _parameters(fit, intervals) -> list[page.Block]:
+  rows = [
+    (_SYMBOLS[name], _fixed(value), _interval(*intervals[name]))
+    for name, value in zip(scaling_law.PARAMETERS, fit.parameters, strict=True)
+  ]
+  cells = len(fit.grid.cells()[0].n)
+  return [
+    page.Equation(EQUATION),
+    page.Prose(
+      f"""L is the held-out normalised MSE; the second term is what more
+      latents do not remove. Robust least squares on log L over
+      {len(fit.grid.loss):,} SAEs in {cells:,} cells (n, k); logarithms are
+      natural. On small grids many settings of the six numbers give nearly one
+      surface: trust the curves and their bands before single parameters.
+      {_floor(fit)}"""
+    ),
+    page.Table(
+      [
+        page.Column("Parameter", right=False),
+        page.Column("Value"),
+        page.Column("95 % interval"),
+      ],
+      rows,
+      "Parameters. The interval holds the values at which the best fit is not"
+      f" significantly worse (profile of the cost, Student's t, {cells - 6:,}"
+      " degrees of freedom); ∞ is an end that these points do not bound.",
+    ),
+  ]
+
+
+def _interval(low: float | None, high: float | None) -> str:
+  ends = (
+    ("−∞" if low is None else _fixed(low)),
+    ("∞" if high is None else _fixed(high)),
+  )
+  return " to ".join(ends)
+
+
+def _residuals(fit, png: bytes) -> page.Figure:
+  percent = 100 * np.expm1(fit.residuals)
+  root = f"{np.sqrt(np.mean(percent**2)):.2f} %"
+  largest = f"{np.abs(percent).max():.2f} %"
+  return page.Figure(
+    png,
+    "Residuals of the fit in per cent against n and against k; the largest"
+    f" is {largest}, the root mean square {root}.",
+    f"(measured − fitted) / fitted loss. Root mean square {root}, largest"
+    f" {largest}. Points are shifted sideways a little.",
+  )
+
+
+def _fixed(value: float) -> str:
+  return page.signed(f"{value:.4f}")
+
+
+def _floor(fit) -> str:
+  """How much of the loss the second term is, at the largest n."""
+  n = fit.grid.n.max()
+  ks = np.unique(fit.grid.k)
+  floor = np.exp(fit.parameters[4] + fit.parameters[5] * np.log(ks))
+  share = floor / fit.predict(n, ks)
+  if share.max() < 0.01:
+    return "On this grid no irreducible loss can be told from zero."
+  low, high = (f"{100 * v:.0f}" for v in (share.min(), share.max()))
+  return (
+    f"At n = {int(n):,} the second term is"
+    f" {low if low == high else f'{low} to {high}'} % of the fitted loss."
+  )
+
+
+def _single(fit) -> list[page.Block]:
+  blocks: list[page.Block] = []
+  for laws, v, o in ((fit.over_n, "n", "k"), (fit.over_k, "k", "n")):
+    if not laws:
+      continue
+    floor = any(law.c is not None for law in laws)
+    columns = [
+      page.Column(o),
+      page.Column("a"),
+      page.Column("b", f"exponent of {v}"),
+      *([page.Column("exp(c)", "nmse")] if floor else []),
+      page.Column("R²", "on log L"),
+    ]
+    rows = [
+      (
+        f"{law.at:,}",
+        _fixed(law.a),
+        _fixed(law.b),
+        *([_irreducible(law)] if floor else []),
+        "–" if law.r2 is None else f"{law.r2:.5f}",
+      )
+      for law in laws
+    ]
+    form = f"exp(a + b log {v})" + (" + exp(c)" if floor else "")
+    blocks.append(
+      page.Table(columns, rows, f"L against {v} alone, at each {o}: {form}.")
+    )
+  return [page.Heading("One variable at a time"), *blocks] if blocks else []
+
+
+def _irreducible(law) -> str:
+  if law.c is None:
+    return "not fitted"
+  return f"{np.exp(law.c):.4f}" if np.exp(law.c) >= 5e-5 else "≈ 0"
+
+
+def _dropped(fit) -> list[page.Block]:
+  if not fit.grid.dropped:
+    return []
+  rows = [
+    (f"{d['n']:,}", f"{d['k']:,}", str(d["seed"]), d["reason"])
+    for d in fit.grid.dropped
+  ]
+  columns = [page.Column(c) for c in ("n", "k", "Seed")]
+  columns.append(page.Column("Reason", right=False))
+  return [page.Table(columns, rows, "SAEs that were not fitted.")]
