@@ -200,9 +200,13 @@ def _single(fit) -> list[page.Block]:
       for law in laws
     ]
     form = f"exp(a + b log {v})" + (" + exp(c)" if floor else "")
-    blocks.append(
-      page.Table(columns, rows, f"L against {v} alone, at each {o}: {form}.")
+    counts = sorted({law.points for law in laws})
+    few = " to ".join(f"{c:,}" for c in dict.fromkeys((counts[0], counts[-1])))
+    caption = (
+      f"L against {v} alone, at each {o}: {form}, {2 + floor} parameters fitted"
+      f" to {few} points each."
     )
+    blocks.append(page.Table(columns, rows, caption))
   return [page.Heading("One variable at a time"), *blocks] if blocks else []
 
 

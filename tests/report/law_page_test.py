@@ -4,7 +4,7 @@ import numpy as np
 from absl.testing import absltest
 
 from saejax.evals import scaling_law
-from saejax.report import law_page, page, results, scaling, scaling_page
+from saejax.report import law_page, page, results, scaling_page
 from tests.report import samples
 
 NS, KS = (512, 1024, 2048, 4096), (4, 8, 16)
@@ -20,8 +20,7 @@ def noisy(ns=NS, noise=0.002):
 
 def sections(points, fit):
   found = results.collect(config={}, points=points, fit=fit)
-  drawn = scaling.draw(points, fit, {}, "")
-  made = scaling_page.sections(found, fit, drawn, "command")
+  made = scaling_page.sections(found, fit, {"residuals": b""}, "command")
   return found, {section.title: section.blocks for section in made}
 
 
@@ -34,27 +33,27 @@ def tables(blocks):
 
 
 class LawPageTest(absltest.TestCase):
-  def setUp(self):
-    super().setUp()
-    self.points = noisy()
-    self.fit = scaling_law.fit(self.points, resamples=5)
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.points = noisy()
+    cls.fit = scaling_law.fit(cls.points, resamples=5)
 
-  def numbers(self, fit):
-    blocks = sections(self.points, fit)[1]["Result"]
+  def numbers(self, points, fit):
+    blocks = sections(points, fit)[1]["Result"]
     (numbers,) = (b for b in blocks if isinstance(b, page.Numbers))
     return numbers.items
 
   def test_the_headline_is_the_extrapolation_error(self):
-    value, label = self.numbers(self.fit)[0]
+    value, label = self.numbers(self.points, self.fit)[0]
     self.assertEqual(value, f"{100 * self.fit.holdout.error:.1f} %")
     self.assertIn("extrapolation error", label)
     self.assertIn("n = 4,096", label)
-    self.assertNotIn("R²", str(self.numbers(self.fit)))
+    self.assertNotIn("R²", str(self.numbers(self.points, self.fit)))
 
   def test_a_headline_that_was_not_measured_says_so(self):
-    self.points = noisy(NS[:3])
-    fit = scaling_law.fit(self.points, resamples=5)
-    value, label = self.numbers(fit)[0]
+    points = noisy(NS[:3])
+    value, label = self.numbers(points, scaling_law.fit(points, resamples=5))[0]
     self.assertEqual(value, "–")
     self.assertIn("not measured: without n = 2,048", label)
 
@@ -89,6 +88,16 @@ class LawPageTest(absltest.TestCase):
     self.assertNotIn("∞", shown["β_n"])
     low, high = found["fit"]["intervals"]["beta_n"]
     self.assertBetween(-0.1, low, high)
+
+  def test_laws_of_one_variable_say_how_many_points_they_have(self):
+    _, made = sections(self.points, self.fit)
+    captions = [
+      block.caption
+      for block in made["The fitted law"]
+      if isinstance(block, page.Table) and block.caption.startswith("L against")
+    ]
+    self.assertEndsWith(captions[0], "3 parameters fitted to 4 points each.")
+    self.assertEndsWith(captions[1], "2 parameters fitted to 3 points each.")
 
   def test_without_a_law_there_is_the_reason(self):
     (note,) = law_page.blocks({"fit_reason": "too few"}, None, {})
