@@ -43,6 +43,7 @@ def loss_against_k(points: Points, fit: scaling_law.Fit | None) -> Any:
   return _loss(points, fit, across="k", each="n", names=_NAMES)
 
 
+_WIDEST = 1.3  # factor by which a band may widen the axis of the losses
 _NAMES = {"n": "latents n", "k": "active latents k (per row)"}
 
 
@@ -74,7 +75,11 @@ def _loss(points, fit, *, across: str, each: str, names) -> Any:
     axes.plot(
       x, y, label=label, linestyle="none", mec="white", mew=0.6, **style
     )
-    shown += [centre.min(), centre.max()]
+    # The band too, unless it is so wide that it would flatten the curves.
+    shown += [
+      max(low.min(), centre.min() / _WIDEST),
+      min(high.max(), centre.max() * _WIDEST),
+    ]
   look.log_scale(axes.xaxis, x_low, x_high, at=look.sizes(xs))
   look.log_scale(axes.yaxis, *look.padded(shown))
   axes.set_xlabel(names[across])
