@@ -65,7 +65,7 @@ class Holdout:
 
   Attributes:
     n: the largest n, left out of the fit.
-    parameters: of the fit to the other points.
+    parameters: fitted to the other points.
     cells: {n, k, loss, predicted, error} with error = log(predicted / loss).
     error: mean over the cells of |log(predicted / loss)|: 0.01 is 1 %.
   """
@@ -86,12 +86,12 @@ class Fit:
     grid: the points used; `grid.dropped` lists the others.
     residuals: log(loss / fitted) of each point.
     minima: the best fit and others that were found.
-    samples: bootstrapped parameters, one row a resample of the cells (n, k).
+    samples: bootstrapped parameters, one row per resample of the cells (n, k).
     holdout: extrapolation to the largest n, or None.
     holdout_reason: why there is none.
     polynomials: a log-linear and a quadratic law of the same points.
-    over_n: laws of L against n, one a k.
-    over_k: laws of L against k, one an n.
+    over_n: laws of L against n, one per k.
+    over_k: laws of L against k, one per n.
   """
 
   parameters: Float[np.ndarray, "6"]
