@@ -208,7 +208,7 @@ class LayerGroupTest(absltest.TestCase):
     )
 
   def test_refuses_a_prep_beside_its_own(self):
-    with self.assertRaisesRegex(errors.InputError, "prep of its own"):
+    with self.assertRaisesRegex(errors.InputError, "has its own prep"):
       conditioned.layergroup(
         D,
         N,

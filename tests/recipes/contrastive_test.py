@@ -100,7 +100,7 @@ class ContrastiveTest(parameterized.TestCase):
       return Batch(**synthetic.paired(key, 128, *parts, active=3.0))
 
     recipe = contrastive.csae(
-      32, 64, coefficient=0.5, sparsity=0.1, dead_after_tokens=10**6
+      32, 64, coefficient=0.5, sparsity=0.1, steps=500, dead_after_tokens=10**6
     )
     members = [fit.member(0, learning_rate=5e-3)]
     saes, _, _ = fit.fit(recipe, draw, steps=500, members=members)

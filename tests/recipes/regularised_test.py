@@ -71,9 +71,7 @@ class OrtTest(parameterized.TestCase):
       regularised.ortsae(D, N, 3, every=1, **DEAD),
       batch_sparse.batchtopk(D, N, 3, **DEAD),
     )
-    member = Member(
-      arguments=(("k", 3),), seed=0, learning_rate=1e-2, coefficient=0.0
-    )
+    member = Member(seed=0, learning_rate=1e-2, coefficient=0.0)
     got, want = (
       fit.fit(r, contract.rows, steps=3, members=[member])[1][0]
       for r in recipes

@@ -387,7 +387,7 @@ class KSparseTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({"k": 25}, "k=25"),
-    ({"k_start": 99}, "k=99"),
+    ({"k_start": 99}, "k_start=99"),
     ({"alpha": 0.5}, "alpha=0.5"),
     ({"alpha": 7.0}, "alpha=7"),
   )

@@ -103,7 +103,7 @@ class SpecialisedTest(parameterized.TestCase):
   def test_refuses_tilts_that_are_not_finite_and_another_prep(self):
     with self.assertRaisesRegex(errors.InputError, "t=nan: must be finite"):
       ssae(t=float("nan"))
-    with self.assertRaisesRegex(errors.InputError, "prep of its own"):
+    with self.assertRaisesRegex(errors.InputError, "has its own prep"):
       ssae(prep=Identity())
 
 

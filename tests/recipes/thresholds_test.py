@@ -93,8 +93,8 @@ class JumpReLUTest(parameterized.TestCase):
   def test_one_program_reaches_several_targets(self):
     targets = (2, 5)
     saes, states, _ = fit.fit(
-      jumprelu(
-        coefficient=10.0, penalty="l0_target", target_l0=3.0, bandwidth=0.2
+      lambda k: jumprelu(
+        coefficient=10.0, penalty="l0_target", target_l0=k, bandwidth=0.2
       ),
       contract.rows,
       steps=800,
@@ -190,7 +190,15 @@ def _upright(sae):
 
 class GemmaScopeTest(parameterized.TestCase):
   def test_schedules_are_the_published_ones(self):
-    recipe = thresholds.gemma_scope(D, N, coefficient=2.0, **DEAD)
+    recipe = thresholds.gemma_scope(
+      D,
+      N,
+      coefficient=2.0,
+      coefficient_warmup=0.1,
+      rate_warmup=0.01,
+      steps=100_000,
+      **DEAD,
+    )
     steps = jnp.asarray([0, 500, 1000, 5000, 10_000, 20_000])
     np.testing.assert_allclose(
       recipe.schedule(steps), [0.1, 0.55, 1, 1, 1, 1], rtol=1e-5
@@ -202,7 +210,7 @@ class GemmaScopeTest(parameterized.TestCase):
     )
 
   def test_starts_as_published(self):
-    recipe = thresholds.gemma_scope(D, N, coefficient=2.0, **DEAD)
+    recipe = thresholds.gemma_scope(D, N, coefficient=2.0, steps=100, **DEAD)
     sae = recipe.init(jax.random.key(0), sample=Batch(x=1 + toy.rows(9, D)))
     self.assertFalse(sae.pre_bias)
     np.testing.assert_array_equal(sae.W_enc, sae.W_dec)
