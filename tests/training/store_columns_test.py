@@ -30,11 +30,11 @@ METHODS = {
     {"x": X, "cond": COND},
   ),
   "transcoder": (
-    lambda: common.transcoder(row_sparse.topk(D, N, 2, **OWN), d_target=3),
+    lambda: row_sparse.topk(D, N, 2, target=common.Target(d=3), **OWN),
     {"x": X, "target": X[:, :3] * 2},
   ),
   "csae": (
-    lambda: contrastive.csae(D, N, **OWN),
+    lambda: contrastive.csae(D, N, steps=STEPS, **OWN),
     {"x": np.stack([X, X + 1], axis=1)},
   ),
   "adaptivek": (
