@@ -31,12 +31,17 @@ class MeshTest(parameterized.TestCase):
     ("--sae.n=36", "--train.mesh=1,1,8", "--sae.n=36", "latent"),
     ("--train.batch_rows=60", "--train.mesh=1,8,1", "--train.batch_rows", "8"),
     ("--sae.seeds=3", "--train.mesh=2,2,2", "--train.mesh", "members"),
-    ("--train.members=in_turn", "--train.mesh=2,1,1", "--train.members", ""),
+    (
+      "--train.members=in_turn --sae.seeds=2",
+      "--train.mesh=2,1,1",
+      "--train.members",
+      "",
+    ),
   )
   def test_sizes_that_do_not_divide_are_refused(
     self, setting, mesh, flag, word
   ):
-    code, _, err = self.train("run", setting, mesh)
+    code, _, err = self.train("run", *setting.split(), mesh)
     self.assertEqual(code, 2, err)
     line = err.splitlines()[-1]
     self.assertStartsWith(line, flag)
