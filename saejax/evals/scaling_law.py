@@ -115,7 +115,10 @@ class Fit:
   ) -> tuple[Float[np.ndarray, "*b"], Float[np.ndarray, "*b"]]:
     """Lower and upper loss at n and k, from the bootstrap over cells.
 
-    Deviations from the fit are scaled up by `widening`.
+    Deviations from the fit are scaled up by `widening`. On planted surfaces of
+    4 x 4 cells with 0.2 or 1 % of noise and one or two seeds, 95 % bands
+    covered 95 to 98 % of the surface, and 96 to 98 % of new SAEs
+    (benchmarks/law_coverage.py).
 
     Args:
       n, k: any grid, broadcast against each other.
@@ -159,7 +162,10 @@ class Fit:
     """Interval of each parameter, from the profile of the cost.
 
     An end is infinite where the points do not bound the parameter on that
-    side. The equation is that of `law_profiles`.
+    side. The equation is that of `law_profiles`. On the surfaces of `band`, the
+    95 % interval of each parameter covered in 92.5 to 100 % of 400 data sets,
+    96 % on average. Intervals from the bootstrap, widened like the bands, would
+    cover in 68 to 100 %: often the points do not identify the second term.
     """
     found = law_profiles.intervals(self.minima, self.grid.cells()[1], level)
     return {
