@@ -272,27 +272,27 @@ def _kill_once(
       trial.check(process.returncode)
       return "ended"
     phase = target if target == "removal" else trial.phase(before)
-    stop(trial, process, number)
-    return phase
+    return phase if stop(trial, process, number) else "ended"
   finally:
     kill(process)
 
 
 def stop(
   trial: Trial, process: subprocess.Popen[bytes], number: signal.Signals
-) -> None:
-  """Sends a signal and waits for its end.
+) -> bool:
+  """Sends a signal and waits for the end; whether the signal stopped the run.
 
-  Another exit code than that of the signal, or a traceback, is an error.
+  A run that was done exits with 0 and is compared as it is. Any other exit code
+  than 128 + signal, or a traceback, is an error.
   """
   if number == signal.SIGKILL:
-    return
+    return True
   process.send_signal(number)
   code = process.wait(timeout=trial.config.timeout_seconds)
   text = trial.log.read_text(errors="replace")
-  # 0 or -number: the work was done, and Python was on its way out.
-  if code not in (0, -number, 128 + number) or "Traceback" in text:
+  if code not in (0, 128 + number) or "Traceback" in text:
     raise RuntimeError(f"{number.name} gave {code}:\n{text[-2000:]}")
+  return code != 0
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -10,6 +10,7 @@ thread compiles or waits. Signals that were ignored when the script started, as
 under nohup, stay ignored. Only scripts install this, never library calls.
 """
 
+import atexit
 import contextlib
 import os
 import select
@@ -41,6 +42,8 @@ class _State:
     self.requested: int | None = None
     self.deferring = 0
     self.pipe: tuple[int, int] | None = None
+    self.forks = False  # whether forks are prepared
+    self.mask: Any = None  # blocked signals before a fork under way
 
 
 _state = _State()
@@ -102,12 +105,28 @@ def install() -> bool:
   threading.Thread(
     target=_watch, args=(reader,), name="signals", daemon=True
   ).start()
-  os.register_at_fork(after_in_child=_forget)
+  if not _state.forks:
+    _state.forks = True  # such calls cannot be taken back
+    os.register_at_fork(
+      before=_hold, after_in_parent=_release, after_in_child=_forget
+    )
+  atexit.register(_ignore)
   return True
+
+
+def _ignore() -> None:
+  """Ignores signals while Python exits, when nothing is left to stop.
+
+  It restores default handlers then, and a signal would give a script that is
+  done the exit code of an interrupted one.
+  """
+  for number in _state.before:
+    signal.signal(number, signal.SIG_IGN)
 
 
 def uninstall() -> None:
   """Restores the previous signal handlers."""
+  atexit.unregister(_ignore)
   for number, handler in _state.before.items():
     signal.signal(number, handler)
   _state.before.clear()
@@ -122,6 +141,19 @@ def _note(number: int, _: Any) -> None:
   _state.requested = _state.requested or number
 
 
+def _hold() -> None:
+  """Blocks signals during a fork, until the child has handlers of its own.
+
+  A signal to the whole group could otherwise reach the child while it still
+  writes to the pipe of its parent, which would take it for a second one.
+  """
+  _state.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _release() -> None:
+  signal.pthread_sigmask(signal.SIG_SETMASK, _state.mask)
+
+
 def _forget() -> None:
   """Restores default handlers in a forked child, which lacks the thread."""
   if _state.pipe:
@@ -130,6 +162,7 @@ def _forget() -> None:
       signal.signal(number, signal.SIG_DFL)
     _state.before.clear()
     _state.pipe = None
+  _release()
 
 
 def _watch(reader: int) -> None:

@@ -14,7 +14,7 @@ from saejax import interrupt
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 SCRIPT = f"""
-import os, signal, sys, time, types
+import atexit, os, signal, sys, time, types
 # A shell may have started these tests with SIGINT ignored.
 if sys.argv[1] != "ignored":
   signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,7 +31,11 @@ def ready():
 
 if sys.argv[1] == "ignored":
   signal.signal(signal.SIGHUP, signal.SIG_IGN)
+if sys.argv[1] == "done":
+  atexit.register(lambda: (ready(), time.sleep(0.5)))  # runs last
 interrupt.install()
+if sys.argv[1] == "done":
+  sys.exit(0)
 if sys.argv[1] in ("plain", "ignored"):
   ready()
   time.sleep(60)
@@ -95,6 +99,12 @@ class InterruptTest(parameterized.TestCase):
     code, out, lines = self.end(process)
     self.assertEqual((code, out), (128 + signal.SIGINT, ""))
     self.assertIn("SIGINT: stopped at once", lines[-1])
+
+  @parameterized.parameters(*interrupt.SIGNALS)
+  def test_a_script_that_is_done_exits_with_its_own_code(self, number):
+    process = self.start("done")
+    process.send_signal(number)
+    self.assertEqual(self.end(process), (0, "", []))
 
   def test_what_was_ignored_stays_ignored(self):
     process = self.start("ignored")

@@ -3,8 +3,8 @@
 The SAEs of a group, one for each value of the arguments that are swept and each
 seed, are trained in one pass over the rows. A store that has the column target
 trains transcoders, and methods that read more of a row than x take it from the
-columns of the store. A group whose points.json is there is finished; the same command resumes the
-others.
+columns of the store. A group whose points.json is there is finished; the same
+command resumes the others.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ import numpy as np
 from saejax import durable, terminal
 from saejax.data import loader
 from saejax.data.batches import StoreBatches
+from saejax.data.store import quality
 from saejax.data.store.reader import Store
 from saejax.evals import reconstruction
 from saejax.recipes import arguments, catalogue, common
@@ -54,6 +55,7 @@ class Grid:
   train: loop.TrainConfig
 
   def __post_init__(self):
+    quality.check_rows(self.store)
     stores.check_held_out(self.store, self.held_out)
     held_out.check(self.held_out, self.columns)
 
@@ -101,6 +103,8 @@ def train(grid: Grid) -> list[dict[str, Any]]:
     L0 and FVU in the training form at the training batch size, and `density`,
     the histogram.
   """
+  for doubt in quality.warnings(grid.store):
+    terminal.say(f"warning: {doubt}")
   points: list[dict[str, Any]] = []
   for n in grid.sae.n:
     done = grid.path / f"n{n}" / "points.json"

@@ -38,8 +38,9 @@ def check(
     target: what is reconstructed instead of x.
 
   Raises:
-    InputError: there is no whole batch, a recipe refuses its arguments, the
-      mesh does not divide the sizes, or memory does not suffice.
+    InputError: there is no whole batch, the warmup is longer than the run, a
+      recipe refuses its arguments, the mesh does not divide the sizes, or memory
+      does not suffice.
   """
   steps = rows * train.epochs // train.batch_rows
   if train.batch_rows > rows:
@@ -48,6 +49,13 @@ def check(
       train.batch_rows,
       f"must be at most the rows of the store ({rows})",
       "lower it, or harvest more rows (harvest.rows)",
+    )
+  if train.warmup_steps > steps:
+    raise InputError(
+      "train.warmup_steps",
+      train.warmup_steps,
+      f"must be at most the {steps} steps of the run",
+      "lower it, or train for more epochs (train.epochs)",
     )
   check_memory(d, sae, train)
   mesh = sharding.make_mesh(train.mesh)

@@ -88,6 +88,7 @@ class BadInputTest(parameterized.TestCase):
     ("--train.learning_rate=-1", "--train.learning_rate=-1", "positive"),
     ("--train.mesh=1,1,3", "--train.mesh", "devices"),
     ("--train.batch_rows=2000", "--train.batch_rows=2000", "1000"),
+    ("--train.warmup_steps=500", "--train.warmup_steps=500", "of the run"),
     ("--sae.n=100000000", "--sae.n=100000000", "of memory"),
     ("--sae.n=1000000000000000000", "--sae.n=1", "of memory"),
     ("--train.mesh=1,1", "--train.mesh", "three"),
@@ -108,6 +109,18 @@ class BadInputTest(parameterized.TestCase):
   )
   def test_store_of_another_model_site_or_width(self, flag, wanted, found):
     self.assert_refused(self.train(flag), flag.split("=")[0], wanted, found)
+
+  def test_rows_that_teach_nothing_are_refused_and_outliers_warned_of(self):
+    path = self.folder / "equal"
+    equal = create.write_store(path, np.ones((1000, 16), np.float32)).path
+    self.assert_refused(self.train(store=equal), "--store", "rows are equal")
+    self.assertFalse(self.run_dir.exists())
+    x = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
+    x[3] *= 2000
+    far = create.write_store(self.folder / "far", x).path
+    code, _, err = self.train(store=far)
+    self.assertEqual(code, 0, err)
+    self.assertRegex(err, "warning: .*far: norms reach .* times the median")
 
   def test_held_out_of_another_width(self):
     other = make_store(self.folder / "wide", d=8).path

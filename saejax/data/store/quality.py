@@ -9,15 +9,11 @@ _OUTLIER = 30.0  # norm at the 99.9th percentile over the median
 _OFFSET = 30.0  # |mean| / std of a dimension, which bfloat16 rounds away
 
 
-def check_rows(store: Store) -> list[str]:
-  """Raises an error for degenerate rows, and returns warnings.
+def check_rows(store: Store) -> None:
+  """Refuses a store whose rows teach nothing.
 
   Args:
     store: the training store.
-
-  Returns:
-    Warnings, one a line: outlying norms, dimensions far from 0, rows that are
-    not finite.
 
   Raises:
     InputError: "store" where rows are all equal, all zero, all not finite,
@@ -45,10 +41,14 @@ def check_rows(store: Store) -> list[str]:
       f"the mean square of a row is {square:.3g}, and must lie in "
       f"({_SMALLEST}, {_LARGEST}), where float32 holds squares",
     )
-  return _warnings(store)
 
 
-def _warnings(store: Store) -> list[str]:
+def warnings(store: Store) -> list[str]:
+  """One line for each doubt about the rows: norms, offsets, values not finite.
+
+  Rows with norms far above the median decide sums of squares, and a mean far
+  above the deviation is rounded away by bfloat16.
+  """
   found, lines = store.stats, []
   if found["nonfinite_rows"]:
     lines.append(

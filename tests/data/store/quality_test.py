@@ -26,11 +26,11 @@ def outliers():
 
 
 class CheckRowsTest(parameterized.TestCase):
-  def check(self, x):
+  def store(self, x):
     path = pathlib.Path(self.create_tempdir().full_path) / "named"
     if x.dtype == np.float64:
       x = x.astype(np.float32)
-    return quality.check_rows(create.write_store(path, x))
+    return create.write_store(path, x)
 
   @parameterized.named_parameters(
     ("zero", np.zeros((50, 3)), "rows are zero"),
@@ -43,7 +43,7 @@ class CheckRowsTest(parameterized.TestCase):
   )
   def test_refused_by_name(self, x, message):
     with self.assertRaisesRegex(InputError, f"^store=.*named: .*{message}"):
-      self.check(x)
+      quality.check_rows(self.store(x))
 
   @parameterized.named_parameters(
     ("normal", normal(), None),
@@ -57,7 +57,9 @@ class CheckRowsTest(parameterized.TestCase):
     ),
   )
   def test_warned_of(self, x, message):
-    found = self.check(x)
+    store = self.store(x)
+    quality.check_rows(store)
+    found = quality.warnings(store)
     self.assertLen(found, 0 if message is None else 1)
     for line in found:
       self.assertRegex(line, f"named: .*{message}")
