@@ -41,6 +41,7 @@ class RecipesTest(absltest.TestCase):
       f"--held_out={self.folder / 'held'}",
       "--sae.n=32",
       "--train.batch_rows=64",
+      "--train.warmup_steps=1",
       *more,
     )
     self.assertEqual(code, 0, err)
