@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from saejax.errors import InputError
 from saejax.sae.prep import Identity, Prep
-from saejax.training.parts import constraints, losses, schedules
+from saejax.training.parts import constraints, revival, schedules
 from saejax.training.parts.rules import DeadTracker
 from saejax.training.recipe import Recipe, Record, Rule, Term, constant
 
@@ -84,7 +84,7 @@ class AuxK:
     if not self.weight:
       return {}
     given = {"among": tracker, **self.choices}
-    return {"aux": losses.aux_k(k, weight=self.weight, **given)}
+    return {"aux": revival.aux_k(k, weight=self.weight, **given)}
 
 
 def aux_k(k_aux: int | None, aux_weight: float, **choices: Any) -> AuxK:
@@ -93,7 +93,7 @@ def aux_k(k_aux: int | None, aux_weight: float, **choices: Any) -> AuxK:
   Args:
     k_aux: dead latents revived per row; None: the power of two nearest d/2.
     aux_weight: weight of the term; 0 leaves it out.
-    **choices: further arguments of `losses.aux_k`.
+    **choices: further arguments of `revival.aux_k`.
 
   Raises:
     InputError: the weight is negative.
@@ -256,7 +256,7 @@ def _transcoder(recipe: Recipe, target: Target, can: bool) -> Recipe:
 def _k_aux(d: int, n: int, k_aux: int | None) -> int:
   """k_aux as given, else the power of two nearest d/2, at most n."""
   if k_aux is None:
-    return min(losses.default_k_aux(d), n)
+    return min(revival.default_k_aux(d), n)
   if not 1 <= k_aux <= n:
     raise InputError("k_aux", k_aux, f"must be in [1, n={n}]", f"such as {n}")
   return k_aux

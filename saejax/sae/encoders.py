@@ -30,6 +30,11 @@ class Encoder(Part):
     """Whether `largest` is defined, which the sparse engine needs."""
     return False
 
+  @property
+  def is_affine(self) -> bool:
+    """Whether `affine` is defined: each latent has its own row of W."""
+    return False
+
   def largest(
     self,
     x: Float[Array, "*b d"],
@@ -88,6 +93,10 @@ class Linear(Encoder):
 
   @property
   def has_largest(self) -> bool:
+    return True
+
+  @property
+  def is_affine(self) -> bool:
     return True
 
   def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre:

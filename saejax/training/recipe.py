@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -19,6 +20,7 @@ from saejax.training.rows import RowSource as RowSource
 from saejax.training.state import Stats as Stats
 from saejax.training.state import TrainState
 
+MEMBERS = "members"  # name of the axis over which stacked members are vmapped
 LearningRate = Float[Array, ""] | float
 
 
@@ -45,17 +47,28 @@ class Record(flax.struct.PyTreeNode):
     sae: the weights of this pass.
     stats: statistics; for a term they include this batch.
     engine: "dense" or "sparse"; terms pass it on, they do not branch on it.
+    stacked: whether this is one of the members that are vmapped over the axis
+      `MEMBERS`.
   """
 
   forward: Forward
   sae: SAE
   stats: Stats
   engine: str = flax.struct.field(pytree_node=False)
+  stacked: bool = flax.struct.field(pytree_node=False, default=False)
 
   @property
   def batch(self) -> Batch:
     """The data of the pass."""
     return self.forward.ctx.batch
+
+  def most(self, count: Int[Array, ""]) -> Int[Array, ""]:
+    """The largest count over stacked members.
+
+    A branch chosen by it is the same for all of them; one chosen by their own
+    counts would be computed with all other branches.
+    """
+    return jax.lax.pmax(count, MEMBERS) if self.stacked else count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

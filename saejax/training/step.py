@@ -16,7 +16,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training.recipe import Hyper, Recipe, Record, mean, statistics
+from saejax.training.recipe import (
+  MEMBERS,
+  Hyper,
+  Recipe,
+  Record,
+  mean,
+  statistics,
+)
 from saejax.training.state import TrainState as TrainState
 
 Metrics = Mapping[str, Array]
@@ -85,7 +92,12 @@ def make_step(
       "use --train.members=stacked",
     )
   over = (
-    partial(jax.vmap, in_axes=(0, 0, None), spmd_axis_name="ensemble")
+    partial(
+      jax.vmap,
+      in_axes=(0, 0, None),
+      axis_name=MEMBERS,
+      spmd_axis_name="ensemble",
+    )
     if stacked
     else lambda f: f
   )
@@ -95,7 +107,7 @@ def make_step(
   def step(state: TrainState, hyper: Hyper, batch: Array | Batch):
     batch = as_batch(batch)
     gradients = over(
-      partial(_loss_and_gradients, recipe, engine, set(recipe.terms))
+      partial(_loss_and_gradients, recipe, engine, stacked, set(recipe.terms))
     )
     if conditional:
       # Outside the vmap: inside, a cond would compute both branches.
@@ -107,7 +119,9 @@ def make_step(
           ]
         )
       )
-      without = over(partial(_loss_and_gradients, recipe, engine, always))
+      without = over(
+        partial(_loss_and_gradients, recipe, engine, stacked, always)
+      )
       out = jax.lax.cond(needed, gradients, without, state, hyper, batch)
     else:
       out = gradients(state, hyper, batch)
@@ -145,6 +159,7 @@ def _per_member(active, stats, rows: int, stacked: bool):
 def _loss_and_gradients(
   recipe: Recipe,
   engine: str,
+  stacked: bool,
   names: set[str],
   state: TrainState,
   hyper: Hyper,
@@ -167,7 +182,13 @@ def _loss_and_gradients(
       key=key,
       train=True,
     )
-    record = Record(forward=forward, sae=sae, stats=state.stats, engine=chosen)
+    record = Record(
+      forward=forward,
+      sae=sae,
+      stats=state.stats,
+      engine=chosen,
+      stacked=stacked,
+    )
     fixed = jax.lax.stop_gradient(record)
     stats = state.stats
     for rule in recipe.rules:

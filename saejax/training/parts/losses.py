@@ -5,16 +5,11 @@ it to a scalar. A batch loss returns a scalar. Each docstring says what is
 summed and what is averaged, since that sets the scale of every coefficient.
 """
 
-import math
-from typing import Protocol
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from saejax.sae.activations import KEEPS, SCORES
-from saejax.sae.latents import DenseLatents, Latents, SparseLatents
-from saejax.training.recipe import Record, Stats, Term, mean
+from saejax.training.recipe import Record, mean
 
 EPS = 1e-12
 
@@ -87,91 +82,6 @@ def norm_mismatch(record: Record) -> Float[Array, "*b"]:
   """
   norm = jnp.sqrt(record.forward.latents.squares() + EPS)
   return jnp.square(norm - jnp.linalg.norm(record.forward.x, axis=-1))
-
-
-class Revived(Protocol):
-  """A rule that says which latents are dead and should be revived."""
-
-  def dead(self, stats: Stats) -> Bool[Array, "n"]: ...
-
-  def any_dead(self, stats: Stats, rows: int) -> Bool[Array, ""]: ...
-
-
-def aux_k(
-  k_aux: int,
-  *,
-  among: Revived,
-  weight: float = 1 / 32,
-  score: str = "value",
-  keep: str = "relu",
-  normalised: bool = True,
-) -> Term:
-  """AuxK: dead latents learn to reconstruct the residual of the live ones.
-
-      e = stop_gradient(y - x_hat)
-      e_hat = keep(top_{k_aux} by score among dead latents) W_dec
-      term = mean_B |e_hat - e|^2 / mean_B |e - mean_B e|^2
-
-  or the numerator alone if not `normalised`.
-
-  Every dead latent is a candidate. The term is 0 where none is dead or the
-  residual does not vary. Gradients reach the encoder and decoder rows of the
-  selected dead latents, and b_dec only through the pre-bias; e_hat has no bias.
-
-  Args:
-    k_aux: dead latents revived per row, at most n.
-    among: the rule that says which latents are dead.
-    weight: factor in the loss.
-    score, keep: those of the activation, see `sae.activations`.
-    normalised: whether to divide by the residual's variance.
-
-  References:
-    Gao et al., Scaling and evaluating sparse autoencoders, 2024,
-    arXiv:2406.04093, appendix A.2.
-  """
-
-  def loss(record: Record) -> Float[Array, ""]:
-    forward, weight = record.forward, record.batch.weight
-    e = jax.lax.stop_gradient(forward.target - forward.x_hat)
-    dead = among.dead(record.stats)
-    pick = {"dense": _among_all, "sparse": _among_largest}[record.engine]
-    latents = pick(record, dead, k_aux, score, keep)
-    e_hat = latents.decode(forward.W_dec, record.sae.dtype)
-    spread = variance(e, weight)
-    scale = jnp.maximum(spread, EPS) if normalised else 1.0
-    term = mean(squares(e_hat - e), weight) / scale
-    return jnp.where(jnp.any(dead) & (spread > EPS), term, 0.0)
-
-  return Term(fn=loss, weight=weight, active=among.any_dead)
-
-
-def default_k_aux(d: int) -> int:
-  """The power of two nearest d / 2, on a log scale."""
-  return 2 ** max(0, round(math.log2(d / 2)))
-
-
-def _among_all(record, dead, k: int, score: str, keep: str) -> Latents:
-  """The k highest scores among the dead: the definition, over all n."""
-  pre, ctx = record.forward.pre, record.forward.ctx
-  if k < record.sae.n:
-    scores = jax.lax.stop_gradient(SCORES[score](pre, ctx))
-    _, kept = jax.lax.top_k(jnp.where(dead, scores, -jnp.inf), k)
-    chosen = jnp.put_along_axis(
-      jnp.zeros(pre.a.shape, bool), kept, True, axis=-1, inplace=False
-    )
-    dead = dead & chosen
-  return DenseLatents(jnp.where(dead, KEEPS[keep](pre.a), 0))
-
-
-def _among_largest(record, dead, k: int, score: str, keep: str) -> Latents:
-  """As `_among_all`, by a fused encode in which only dead latents compete."""
-  ctx = record.forward.ctx
-  values, indices = record.sae.encoder.largest(
-    ctx.x, ctx, k, ordered=False, magnitude=score == "magnitude", among=dead
-  )
-  # -inf where a row has fewer dead latents than k.
-  values = jnp.where(values > -jnp.inf, KEEPS[keep](values), 0)
-  return SparseLatents(values, indices, record.sae.n)
 
 
 def ratio(

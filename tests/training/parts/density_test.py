@@ -9,7 +9,7 @@ from saejax.errors import InputError
 from saejax.sae import activations, budgets
 from saejax.sae.context import Batch, Pre
 from saejax.training.parts import density as allocation
-from saejax.training.parts import losses, rules
+from saejax.training.parts import revival, rules
 from tests import toy
 
 
@@ -177,7 +177,7 @@ class UnderusedTest(parameterized.TestCase):
     rare = allocation.underused(40, k, eta=0.0)
     sae = toy.sae(n=n, d=d)
     stats = {**tracker.init(sae), **density.init(sae), **rare.init(sae)}
-    terms = [losses.aux_k(4, among=among) for among in (tracker, rare)]
+    terms = [revival.aux_k(4, among=among) for among in (tracker, rare)]
     seen = 0
     for step in range(12):
       a = toy.rows(10, n, seed=step) - jnp.linspace(0, 3, n)

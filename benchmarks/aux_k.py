@@ -1,0 +1,130 @@
+"""AuxK's forms: milliseconds of the term with its gradients, by dead latents.
+
+  python benchmarks/aux_k.py --write=benchmarks/results/aux-k-cpu-2core.json
+
+For each n and share of dead latents, in rounds that take every contender once:
+
+  step        a TopK step without AuxK (forward, loss, gradients)
+  dense       the definition, from the pre-activations of all latents
+  any_number  fused encode among the dead: the sparse engine's form where no
+              compact one holds them
+  chosen      what the sparse engine runs: the smallest form that holds them
+
+Every contender computes the reconstruction that the residual needs, which
+`step` computes too: `over_step` is the time that AuxK adds to a step, over the
+time of the step. Medians over rounds.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Sequence
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from saejax.recipes import row_sparse
+from saejax.training.parts import losses, revival, rules
+from saejax.training.recipe import Record, mean
+
+B, D, K = 2048, 384, 32
+SIZES = (512, 4096, 16384)
+SHARES = (0.01, 0.05, 0.2, 0.6)
+ROUNDS = 7
+
+WRITE = flags.DEFINE_string("write", "", "JSON file to write the figures to.")
+
+
+def contenders(n: int):
+  """Functions of (sae, x, tokens since each latent fired)."""
+  tracker = rules.DeadTracker(100)
+  term = revival.aux_k(revival.default_k_aux(D), among=tracker)
+
+  def loss(sae, x, since, *, engine: str, compact_bytes: int | None):
+    record = Record(
+      forward=sae.forward(x, engine=engine),
+      sae=sae,
+      stats={tracker.statistic: since},
+      engine=engine,
+    )
+    value = mean(losses.normalised_mse(record), None)
+    if compact_bytes is None:
+      return value
+    with mock.patch.object(revival, "COMPACT_BYTES", compact_bytes):
+      return value + term.fn(record) / 32
+
+  def gradients(engine, compact_bytes):
+    run = lambda *args: loss(*args, engine=engine, compact_bytes=compact_bytes)
+    return jax.jit(jax.value_and_grad(run))
+
+  return {
+    "step": gradients("sparse", None),
+    "dense": gradients("dense", 0),
+    "any_number": gradients("sparse", 0),
+    "chosen": gradients("sparse", revival.COMPACT_BYTES),
+  }
+
+
+def measured(n: int) -> list[dict[str, float]]:
+  """A row of figures for each share of dead latents."""
+  run = contenders(n)
+  recipe = row_sparse.topk(
+    D, n, k=K, dead_after_tokens=100, steps=10, batch_rows=B
+  )
+  sae = recipe.init(jax.random.key(0), sample=None)
+  x = jax.random.normal(jax.random.key(1), (B, D))
+  rows = []
+  for share in SHARES:
+    dead = np.random.default_rng(0).permutation(n) < share * n
+    since = jnp.asarray(np.where(dead, 1000, 0), jnp.int32)
+    times = {name: [] for name in run}
+    values = {
+      n: jax.block_until_ready(f(sae, x, since)) for n, f in run.items()
+    }
+    for i in range(ROUNDS):
+      for name in np.roll([*run], i):
+        start = time.perf_counter()
+        jax.block_until_ready(run[name](sae, x, since))
+        times[name].append(1e3 * (time.perf_counter() - start))
+    ms = {name: float(np.median(t)) for name, t in times.items()}
+    worst = max(
+      float(abs(values[name][0] / values["dense"][0] - 1))
+      for name in ("any_number", "chosen")
+    )
+    rows.append(
+      {
+        "n": n,
+        "dead": int(dead.sum()),
+        **{f"{name}_ms": round(value, 1) for name, value in ms.items()},
+        "over_step": round(ms["chosen"] / ms["step"] - 1, 2),
+        "loss_difference": worst,
+      }
+    )
+    print(rows[-1], flush=True)
+  return rows
+
+
+def main(argv: Sequence[str]) -> None:
+  del argv
+  found = [row for n in SIZES for row in measured(n)]
+  result = {
+    "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+    "device": jax.devices()[0].device_kind,
+    "jax": jax.__version__,
+    "batch_rows": B,
+    "d": D,
+    "k": K,
+    "k_aux": revival.default_k_aux(D),
+    "figures": found,
+  }
+  if WRITE.value:
+    pathlib.Path(WRITE.value).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  app.run(main)
