@@ -41,6 +41,7 @@ from saejax import config as flags
 from saejax import durable
 from saejax.data.store import create, reader, writer
 from saejax.errors import InputError
+from saejax.runs import folder as run_folder
 from saejax.runs.config import SAEConfig
 from saejax.sae import activations, files, initial
 from saejax.training import checkpoint, log, loop
@@ -230,14 +231,33 @@ def _read_flags(folder: pathlib.Path) -> tuple[Any, list[str]]:
   return flags.from_flags(_Flags, values), []
 
 
+def _write_run(folder: pathlib.Path) -> None:
+  with run_folder.opened(folder / "run", _Flags()):
+    pass
+
+
+def _read_run(folder: pathlib.Path) -> tuple[Any, list[str]]:
+  """The same command again, after another one that must be refused."""
+  other = _Flags(train=loop.TrainConfig(learning_rate=0.5))
+  with (
+    contextlib.suppress(InputError),
+    run_folder.opened(folder / "run", other),
+  ):
+    return "another run goes on in the folder", []
+  with run_folder.opened(folder / "run", _Flags()) as path:
+    written = path / run_folder.IDENTITY, path / run_folder.FLAGS
+    return [file.read_bytes() for file in written], []
+
+
 KINDS = (
-  Kind("store", 0.25, _write_store, _read_store),
-  Kind("unfinished store", 0.15, _write_part, _finish_store),
+  Kind("store", 0.2, _write_store, _read_store),
+  Kind("unfinished store", 0.125, _write_part, _finish_store),
   Kind("checkpoint", 0.2, _write_checkpoints, _read_checkpoints),
   Kind("saved SAE", 0.15, _write_sae, _read_sae),
   Kind("metrics.jsonl", 0.1, _write_metrics, _read_metrics),
   Kind("points.json", 0.075, _write_points, _read_points),
   Kind("run.flags", 0.075, _write_flags, _read_flags),
+  Kind("run folder", 0.075, _write_run, _read_run),
 )
 
 

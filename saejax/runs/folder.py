@@ -63,7 +63,8 @@ def opened(
   ours = identity(config, stores or {})
   with lock.RunLock(path):
     file = path / IDENTITY
-    if file.exists():
+    # It is written before the flags: flags alone have lost it.
+    if file.exists() or (path / FLAGS).exists():
       remedy = "restore it, or name another run_dir"
       theirs = durable.read_json(file, field="run_dir", remedy=remedy)
       if differing := differences(theirs, ours):
