@@ -51,9 +51,8 @@ class Config:
   ema_decay: float = 0.0  # of the average of weights; 0: off
 
 
-def _gba(d: int, n: int, k: int, steps: int, **options: Any) -> Recipe:
+def _gba(d: int, n: int, k: int, **options: Any) -> Recipe:
   """Targets over a factor of 50 whose mean is k / n."""
-  del steps
   falling = bias_rule.targets(8, 1.0, 1 / 50)
   htf = min(k / (n * sum(falling) / len(falling)), 0.9)
   return bias_adaptation.gba(
@@ -63,20 +62,13 @@ def _gba(d: int, n: int, k: int, steps: int, **options: Any) -> Recipe:
 
 def methods() -> dict[str, Any]:
   """From the sizes and the options to a recipe, by name."""
-  plain = lambda make, **fixed: (
-    lambda d, n, k, steps, **options: make(d, n, k, **fixed, **options)
-  )
   return {
-    "batchtopk": plain(batch_sparse.batchtopk),
-    "feature_choice": plain(batch_sparse.feature_choice),
-    "mutual_choice_zipf": plain(batch_sparse.batchtopk, aux="zipf"),
-    "mc_then_fc": lambda d, n, k, steps, **options: batch_sparse.mc_then_fc(
-      d, n, k, steps=steps, **options
-    ),
-    "matryoshka": plain(nested.matryoshka),
-    "llama_scope": lambda d, n, k, steps, **options: thresholds.llama_scope(
-      d, n, k, steps=steps, warmup_steps=10, **options
-    ),
+    "batchtopk": batch_sparse.batchtopk,
+    "feature_choice": batch_sparse.feature_choice,
+    "mutual_choice_zipf": functools.partial(batch_sparse.batchtopk, aux="zipf"),
+    "mc_then_fc": batch_sparse.mc_then_fc,
+    "matryoshka": nested.matryoshka,
+    "llama_scope": thresholds.llama_scope,
     "gba": _gba,
   }
 
@@ -113,7 +105,8 @@ def measured(
     x.shape[1],
     settings.n,
     settings.k,
-    steps,
+    steps=steps,
+    batch_rows=settings.batch_rows,
     dead_after_tokens=rules.dead_after(steps * settings.batch_rows),
     prep=prep.from_stats("centre_scale", {"mean": mean, "mean_square": square}),
     schedule=schedules.warmup_decay(steps, warmup_steps=10, decay_fraction=0.2),

@@ -29,6 +29,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -145,7 +146,7 @@ class Server:
 
   def __init__(self):
     self.steps: dict[str, Callable] = {}
-    self.batches: dict[tuple, object] = {}
+    self.batches: dict[tuple, Any] = {}
 
   def versions(self, request):
     found, absent = {}, {}

@@ -108,9 +108,8 @@ def stored(settings: Config) -> dict[str, Any]:
   inner = lambda x: np.maximum(centred(x).apply(x)[0] * d**0.5 @ A, 0)
   network = lambda x: np.asarray(inner(x) @ B, np.float32)
   target = network(x)
-  recipe = common.transcoder(
-    row_sparse.topk(d, 256, 16, **options), d, centred(target)
-  )
+  of_network = common.Target(d=d, prep=centred(target))
+  recipe = row_sparse.topk(d, 256, 16, target=of_network, **options)
   state = trained(recipe, {"x": x, "target": target}, settings)
   held_out = Batch(x=jnp.asarray(fresh), target=jnp.asarray(network(fresh)))
   found["transcoder"] = measured(state, held_out, options["dead_after_tokens"])

@@ -93,7 +93,11 @@ def main(config: StartupConfig) -> None:
   for name, figures in found.items():
     print(f"{name:10} {figures['seconds']:6.2f} s  {figures['ratio']:5.2f}")
   if config.write:
-    result = {"machine": machine.environment(), "rounds": config.rounds, **found}
+    result = {
+      "machine": machine.environment(),
+      "rounds": config.rounds,
+      **found,
+    }
     text = json.dumps(result, indent=1) + "\n"
     durable.write_file(pathlib.Path(config.write), text.encode(), field="write")
 

@@ -41,7 +41,6 @@ import os
 import pathlib
 import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -51,17 +50,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
+import step_peers
+import step_summary
 
 from saejax import config as flags
 from saejax import errors
 from saejax.recipes import row_sparse
 from saejax.training import fit, members, sharding
 
-MALLOC = {
-  "MALLOC_MMAP_THRESHOLD_": "1073741824",
-  "MALLOC_TRIM_THRESHOLD_": "4294967296",
-  "MALLOC_TOP_PAD_": "268435456",
-}
 BUSY = 0.15  # share of the cores that others may use before the start
 
 
@@ -198,7 +194,7 @@ def _measure(config: BenchConfig, sizes: Sizes, dtype: str) -> dict[str, Any]:
     contenders[engine] = _timed(one, steps)
   for name, one in build_floor(sizes, dtype, data).items():
     contenders[name] = _timed(one, steps)
-  served = _serve_peers(config, sizes, dtype, steps)
+  served = step_peers.serve(config, sizes, dtype, steps)
   for server in served:
     contenders.update(server.contenders)
 
@@ -215,7 +211,7 @@ def _measure(config: BenchConfig, sizes: Sizes, dtype: str) -> dict[str, Any]:
   for server in served:
     server.close()
 
-  result = _summary(config, sizes, dtype, taken)
+  result = step_summary.summary(config, sizes, dtype, taken)
   result["steps_a_round"] = steps
   result["load_average"] = {
     "before": round(load_before[0], 2),
@@ -227,7 +223,7 @@ def _measure(config: BenchConfig, sizes: Sizes, dtype: str) -> dict[str, Any]:
   result["versions"] = _versions()
   for server in served:
     result["versions"] |= server.versions
-  _print_table(result)
+  step_summary.print_table(result)
   if config.profile:
     where = pathlib.Path(config.profile) / f"{sizes.B}-{sizes.n}-{dtype}"
     with jax.profiler.trace(str(where)):
@@ -346,148 +342,6 @@ def build_floor(
   return {"floor": run_floor, "matmul": run_matmul, "adam": run_adam}
 
 
-class PeerServer:
-  """peers.py in a process of its own, with one allocator setting."""
-
-  def __init__(self, config: BenchConfig, sizes, dtype, steps, *, tuned: bool):
-    environment = {k: v for k, v in os.environ.items() if k not in MALLOC}
-    if tuned:
-      environment |= MALLOC
-    script = pathlib.Path(__file__).parent / "peers.py"
-    python = config.peers_python or os.environ["SAEJAX_PEERS_PYTHON"]
-    try:
-      self._process = subprocess.Popen(
-        [python, str(script)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-      )
-    except OSError as e:
-      raise errors.InputError(
-        "peers_python",
-        python,
-        f"must be a Python that runs ({e.strerror})",
-        "name one, or none",
-      ) from e
-    found = self._ask(do="versions")
-    self.versions: dict[str, str] = found["versions"]
-    self.absent: dict[str, str] = found["absent"]
-    self.contenders: dict[str, Callable[[], float]] = {}
-    for peer in peers.BUILDERS:
-      if peer in self.absent:
-        continue
-      answer = self._ask(
-        do="build",
-        peer=peer,
-        sizes=dataclasses.asdict(sizes),
-        dtype=dtype,
-        seed=config.seed,
-        steps=steps * (config.rounds + config.warmup),
-        threads=config.threads,
-        device="cuda" if jax.default_backend() == "gpu" else "cpu",
-      )
-      if "error" in answer:
-        self.absent[peer] = answer["error"]
-      else:
-        name = peer + "+malloc" if tuned else peer
-        self.contenders[name] = self._runner(peer, steps)
-
-  def close(self) -> None:
-    self._process.stdin.close()
-    self._process.wait(timeout=60)
-    self._process.stdout.close()
-
-  def _runner(self, peer: str, steps: int) -> Callable[[], float]:
-    def run() -> float:
-      taken = [self._ask(do="run", peer=peer) for _ in range(steps)]
-      return sum(answer["ms"] for answer in taken) / steps
-
-    return run
-
-  def _ask(self, **request: Any) -> dict[str, Any]:
-    self._process.stdin.write(json.dumps(request) + "\n")
-    self._process.stdin.flush()
-    line = self._process.stdout.readline()
-    if not line:
-      raise RuntimeError(f"peers.py ended at {request}")
-    answer = json.loads(line)
-    if request["do"] == "run" and "error" in answer:
-      raise RuntimeError(f"{request['peer']}: {answer['error']}")
-    return answer
-
-
-def _serve_peers(config, sizes, dtype, steps) -> list[PeerServer]:
-  if not (config.peers_python or os.environ.get("SAEJAX_PEERS_PYTHON")):
-    return []
-  tuned = {"default": [False], "tuned": [True], "both": [False, True]}
-  return [
-    PeerServer(config, sizes, dtype, steps, tuned=t)
-    for t in tuned[config.peers_malloc]
-  ]
-
-
-def _summary(
-  config: BenchConfig, sizes: Sizes, dtype: str, taken: dict[str, list[float]]
-) -> dict[str, Any]:
-  """Medians and quartiles; ratios are taken within rounds."""
-  ours = np.array(taken[config.engines[0]])
-  ratio = {name: np.array(ms) / ours for name, ms in taken.items()}
-  peer_names = [n for n in taken if n.removesuffix("+malloc") in peers.BUILDERS]
-  plain = [n for n in peer_names if not n.endswith("+malloc")]
-  tuned = [n for n in peer_names if n.endswith("+malloc")]
-  median = {name: float(np.median(ms)) for name, ms in taken.items()}
-  parameters = 2 * sizes.d * sizes.n
-  bandwidth = 28 * parameters / median["adam"]  # bytes a millisecond
-  rows = sizes.B * sizes.k * sizes.d
-  formula = (
-    median["matmul"]
-    + (2 * rows + 4 * rows + 2 * sizes.n * sizes.d + 26 * parameters)
-    / bandwidth
-  )
-  rate = 2 * sizes.B * sizes.d * sizes.n / median["matmul"]
-  work = (2 * sizes.d * sizes.n + 8 * sizes.k * sizes.d) * sizes.B
-  our_ms = float(np.median(ours))
-  return {
-    "ms": {name: round(ms, 4) for name, ms in median.items()},
-    "ratio_dense": _median(ratio.get("dense")),
-    "ratio_floor": _median(ratio["floor"]),
-    "ratio_peers": {n: _median(ratio[n]) for n in plain},
-    "ratio_peers_malloc": {
-      n.removesuffix("+malloc"): _median(ratio[n]) for n in tuned
-    },
-    "quartiles": {
-      "ms": {name: _quartiles(np.array(ms)) for name, ms in taken.items()},
-      "ratio_dense": _quartiles(ratio.get("dense")),
-      "ratio_floor": _quartiles(ratio["floor"]),
-      "ratio_peers": {n: _quartiles(ratio[n]) for n in plain},
-      "ratio_peers_malloc": {
-        n.removesuffix("+malloc"): _quartiles(ratio[n]) for n in tuned
-      },
-    },
-    "sizes": dataclasses.asdict(sizes),
-    "dtype": dtype,
-    "engine": config.engines[0],
-    "rounds": config.rounds,
-    "tokens_per_second": round(1e3 * sizes.B / our_ms),
-    "formula_floor_ms": round(formula, 4),
-    "ratio_formula_floor": round(formula / our_ms, 4),
-    "utilisation": round(work / (rate * our_ms), 4),
-    "matmul_tflops": round(rate / 1e9, 3),
-    "adam_gb_per_second": round(bandwidth / 1e6, 1),
-  }
-
-
-def _median(values: np.ndarray | None) -> float | None:
-  return None if values is None else round(float(np.median(values)), 4)
-
-
-def _quartiles(values: np.ndarray | None) -> list[float] | None:
-  if values is None:
-    return None
-  return [round(float(q), 4) for q in np.quantile(values, [0.25, 0.75])]
-
-
 def _peak_memory() -> int:
   """Of the device so far; of this process where the device does not say."""
   stats = jax.devices()[0].memory_stats() or {}
@@ -505,7 +359,7 @@ def _hardware() -> dict[str, Any]:
     "device": device.device_kind,
     "cpu": _cpu_name(),
     "cores": len(cores(0)),
-    "malloc": {k: os.environ[k] for k in MALLOC if k in os.environ},
+    "malloc": {k: os.environ[k] for k in step_peers.MALLOC if k in os.environ},
   }
 
 
@@ -524,27 +378,12 @@ def _versions() -> dict[str, str]:
   return {"python": platform.python_version(), **found}
 
 
-def _print_table(result: dict[str, Any]) -> None:
-  ours = result["engine"]
-  print(f"{'':28s}{'ms':>10s}{'quartiles':>20s}{'to ours':>10s}")
-  for name, ms in result["ms"].items():
-    low, high = result["quartiles"]["ms"][name]
-    ratio = ms / result["ms"][ours]
-    print(f"{name:28s}{ms:10.2f}{low:10.2f}{high:10.2f}{ratio:10.2f}")
-  print(
-    f"{result['tokens_per_second']:,} tokens/s, {result['ratio_floor']:.0%} of"
-    f" the floor's speed, {result['ratio_formula_floor']:.0%} of the formula"
-    f" floor's ({result['formula_floor_ms']:.2f} ms), utilisation"
-    f" {result['utilisation']:.0%}"
-  )
-  for name, why in result["absent"].items():
-    print(f"{name} is absent: {why}")
-
-
 def _with_malloc() -> None:
   """Starts this program again under the allocator setting, once."""
-  if sys.platform == "linux" and any(k not in os.environ for k in MALLOC):
-    os.environ.update(MALLOC)
+  if sys.platform == "linux" and any(
+    k not in os.environ for k in step_peers.MALLOC
+  ):
+    os.environ.update(step_peers.MALLOC)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

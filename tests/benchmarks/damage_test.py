@@ -1,11 +1,17 @@
 """Tests of benchmarks/damage.py, and a small seeded run of it."""
 
+import importlib
 import pathlib
 import random
+import sys
 
 from absl.testing import absltest, parameterized
 
-from benchmarks import damage
+from tests import structure_test
+
+# A script imports its neighbours by their names.
+sys.path.append(str(structure_test.ROOT / "benchmarks"))
+damage = importlib.import_module("damage")
 
 
 class DamageTest(parameterized.TestCase):
