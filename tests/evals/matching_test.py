@@ -169,7 +169,9 @@ class MatchTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.InputError, "the width of sae_a, 64"):
       matching.match(one, two)
     with absltest.mock.patch.object(matching, "EXACT_LIMIT", 9):
-      with self.assertRaisesRegex(errors.InputError, "at most 9 latents, got 10"):
+      with self.assertRaisesRegex(
+        errors.InputError, "at most 9 latents, got 10"
+      ):
         matching.match(one, one)
       self.assertEqual(matching.match(one, one, method="mnn").fraction, 1)
 
