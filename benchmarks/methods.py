@@ -3,8 +3,8 @@
     python benchmarks/methods.py --architectures=runs/architectures \\
       --claims=runs/claims
 
-What the page needs of their results.json goes to benchmarks/results/methods.json;
-a run that is not named keeps what is there.
+The part of their results.json that the page shows is stored in
+benchmarks/results/methods.json; without a run folder, stored results are kept.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
 PAGE = ROOT / "docs" / "methods.md"
 SETTINGS = ("steps", "batch_rows", "seeds", "learning_rate")
-# Methods whose loss sums squares over d and so is clipped at norm 1 in every
-# step; a normalised loss never is.
+# Methods whose loss sums squares over d, so that gradients are clipped at norm
+# 1 in every step; those of a normalised loss are never clipped.
 SUMMED = frozenset(
   (
     "abstopk",
@@ -49,21 +49,21 @@ SUMMED = frozenset(
     "vsae",
   )
 )
-# Variants of a recipe that are the method of another paper.
+# Papers of variants that differ from their recipe's.
 PAPERS = {"mutual_choice_zipf": "2411.02124"}
 MACHINE = ("cpu", "cores", "device_kind", "python", "jax")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Where the runs are."""
+  """Folders of the runs."""
 
-  architectures: str = ""  # run folder; empty: what was published before
-  claims: str = ""  # likewise
+  architectures: str = ""  # run folder; empty keeps the stored results
+  claims: str = ""  # run folder; empty keeps the stored results
 
 
 def read(folder: str, field: str, wanted: str) -> dict[str, Any]:
-  """What is published of a run."""
+  """Reads the part of a run's results that is published."""
   path = pathlib.Path(folder) / "results.json"
   try:
     found = json.loads(path.read_text())
@@ -93,31 +93,32 @@ def read(folder: str, field: str, wanted: str) -> dict[str, Any]:
 
 
 def number(value: float | None, form: str = ".3f") -> str:
-  """A cell; a dash where nothing was measured."""
+  """Formats a cell; a dash where nothing was measured."""
   return "–" if value is None else format(value, form)
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
-  """A table of Markdown."""
+  """Formats a Markdown table."""
   rows = [head, ["---"] * len(head), *lines]
   return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def about(of: Mapping[str, Any]) -> str:
-  """How a run was done."""
+  """Describes the settings of a run."""
   study, sites = of["study"], of["sites"]
   rows = "; ".join(f"{name} ({s['rows']:,} rows)" for name, s in sites.items())
   return (
-    f"{rows}. Every SAE saw {study['steps']} batches of {study['batch_rows']} "
-    f"rows; {study['seeds']} seeds; n {', '.join(map(str, of['n']))}; "
-    f"k {', '.join(map(str, of['k']))}; peak rate {study['learning_rate']:g}. "
+    f"{rows}. Every SAE was trained on {study['steps']} batches of "
+    f"{study['batch_rows']} rows; {study['seeds']} seeds; "
+    f"n {', '.join(map(str, of['n']))}; k {', '.join(map(str, of['k']))}; peak "
+    f"learning rate {study['learning_rate']:g}. "
     f"{of['machine']['cpu']}, "
     f"{of['machine']['cores']} cores, jax {of['machine']['jax']}."
   )
 
 
 def methods_table(of: Mapping[str, Any]) -> str:
-  """A line for each method: FVU over TopK's on each site, and its cost."""
+  """Formats one line per method: FVU relative to TopK per site, and cost."""
   sites = list(of["sites"])
   at = {(s["site"], s["method"]): s for s in of["summary"]}
   lines = []
@@ -144,7 +145,7 @@ def methods_table(of: Mapping[str, Any]) -> str:
 
 
 def claims_table(of: Mapping[str, Any]) -> str:
-  """A line for each claim; margins and reservations are those of the table."""
+  """Formats one line per claim, with margins and reservations of the table."""
   known = {(c.recipe, c.claim): c for c in training.CLAIMS}
   sizes = claim.Sizes(n=of["n"][0], k=tuple(of["k"]))
   known |= {(c.recipe, claim.worded(c.claim, sizes)): c for c in known.values()}
@@ -171,47 +172,49 @@ def claims_table(of: Mapping[str, Any]) -> str:
 
 
 def text(found: Mapping[str, Any]) -> str:
-  """The page."""
+  """Returns the page."""
   parts = ["# Methods, measured\n"]
   if "architectures" in found:
     of = found["architectures"]
     parts.append(
       "## Every method against TopK\n\n"
-      "FVU on held-out rows over that of TopK at the same held-out L0 (geometric "
-      "mean over a method's settings inside TopK's range, ± the standard "
-      "deviation of its logarithm over seeds), and the share of latents that "
-      "never fired there; a dash where no setting was inside. Parameters and "
-      "operations are over TopK's. RA-SAE starts at centroids of the data, the "
-      "others at random. The schedule of the learning rate and the clipping of "
-      "gradients are one for all, so Gemma Scope and Llama Scope are without "
-      "theirs. These are short runs of small SAEs: they say how the "
-      "methods start, not how they end. What this page does not know: how the "
-      "methods compare at their papers' sizes and budgets; how methods that end "
-      "in a threshold compare since thresholds are estimated from rows and all "
-      "dead latents are revived (these runs are older); and differences of "
-      "less than 5 % between methods marked ² and the others.\n\n"
+      "The table has the ratio of held-out FVU to that of TopK at equal "
+      "held-out L0 (geometric mean over a method's settings within TopK's range "
+      "of L0, ± the standard deviation of its logarithm over seeds), and the share of "
+      "dead latents at these settings; a dash means that no setting was within "
+      "the range. Parameters and FLOPs are relative to TopK's. RA-SAE is "
+      "initialised at centroids of the data, all others at random. All methods "
+      "have the same learning rate schedule and gradient clipping, so Gemma "
+      "Scope and Llama Scope are without their own.\n\n"
+      "These are short runs of small SAEs, which compare the beginning of "
+      "training. They do not show how the methods compare at the sizes and "
+      "budgets of their papers, or how methods with a final threshold compare "
+      "now that thresholds are estimated from rows and all dead latents are "
+      "revived (these runs are older). Differences of less than 5 % between "
+      "methods marked ² and the others cannot be judged.\n\n"
       f"{about(of)}\n\n{methods_table(of)}\n\n"
-      "`python experiments/architectures.py "
-      "--flagfile=experiments/flags/architectures.flags` with the other sites in "
-      "`--more_sites`\n\n"
-      "¹ One setting alone lies inside TopK's range. ² Its loss sums squares and "
-      "its gradients are clipped at norm 1 in every step, TopK's loss is "
-      "normalised and never clipped: worth up to 5 %.\n"
+      "Command: `python experiments/architectures.py "
+      "--flagfile=experiments/flags/architectures.flags`, with the other sites "
+      "in `--more_sites`.\n\n"
+      "¹ Only one setting is within TopK's range. ² The loss sums squares and "
+      "its gradients are clipped at norm 1 in every step; TopK's loss is "
+      "normalised and its gradients are never clipped. This changes the FVU by "
+      "up to 5 %.\n"
     )
   if "claims" in found:
     of = found["claims"]
     parts.append(
-      "## What their papers claim\n\n"
-      "Paired over seeds: a claim holds where the whole 95 % interval lies "
-      "beyond its margin on the paper's side, does not hold where it lies on "
-      "the other side of the margin, and is undecided otherwise. Effects are "
-      "differences of log FVU at equal held-out L0 unless the claim is about "
-      "something else. Where the comparison cannot judge a claim as it is set "
-      "up, no verdict is given.\n\n"
+      "## Claims of the papers\n\n"
+      "Effects are paired over seeds. A claim holds if the whole 95 % interval "
+      "is beyond the margin on the paper's side, does not hold if the interval "
+      "is on the other side of the margin, and is undecided otherwise. Effects "
+      "are differences of log FVU at equal held-out L0 unless the claim is "
+      "about another quantity. Claims that the experiment cannot test have no "
+      "verdict.\n\n"
       f"{about(of)} On planted rows, and for claims about layers or the model's "
       f"own text, {of['planted']['steps']} batches.\n\n{claims_table(of)}\n\n"
-      "`python experiments/claims.py --flagfile=experiments/flags/claims.flags` "
-      "with `--causal=babyllama-105`\n"
+      "Command: `python experiments/claims.py "
+      "--flagfile=experiments/flags/claims.flags --causal=babyllama-105`.\n"
     )
   return "\n".join(parts)
 

@@ -7,7 +7,16 @@ from saejax.errors import InputError
 
 
 def at_least(config: Any, least: float, *fields: str) -> None:
-  """Checks that fields are finite and at least `least`."""
+  """Checks that fields are finite and at least `least`.
+
+  Args:
+    config: the config.
+    least: lower bound.
+    *fields: names of fields.
+
+  Raises:
+    InputError: a value is below the bound or not finite.
+  """
   for field in fields:
     value = getattr(config, field)
     if not (value >= least and math.isfinite(value)):
@@ -17,7 +26,16 @@ def at_least(config: Any, least: float, *fields: str) -> None:
 
 
 def at_most(config: Any, most: float, *fields: str) -> None:
-  """Checks that fields are at most `most`."""
+  """Checks that fields are at most `most`.
+
+  Args:
+    config: the config.
+    most: upper bound.
+    *fields: names of fields.
+
+  Raises:
+    InputError: a value is above the bound.
+  """
   for field in fields:
     value = getattr(config, field)
     if not value <= most:
@@ -26,7 +44,15 @@ def at_most(config: Any, most: float, *fields: str) -> None:
 
 
 def positive(config: Any, *fields: str) -> None:
-  """Checks that fields are finite and above 0; None is allowed."""
+  """Checks that fields are finite and above 0; None is allowed.
+
+  Args:
+    config: the config.
+    *fields: names of fields.
+
+  Raises:
+    InputError: a value is not above 0 or not finite.
+  """
   for field in fields:
     value = getattr(config, field)
     if value is not None and not (value > 0 and math.isfinite(value)):
@@ -35,7 +61,15 @@ def positive(config: Any, *fields: str) -> None:
 
 
 def fraction(config: Any, *fields: str) -> None:
-  """Checks that fields are in [0, 1]."""
+  """Checks that fields are in [0, 1].
+
+  Args:
+    config: the config.
+    *fields: names of fields.
+
+  Raises:
+    InputError: a value is outside [0, 1].
+  """
   for field in fields:
     value = getattr(config, field)
     if not 0 <= value <= 1:
@@ -43,7 +77,15 @@ def fraction(config: Any, *fields: str) -> None:
 
 
 def finite(config: Any, *fields: str) -> None:
-  """Checks that fields are finite."""
+  """Checks that fields are finite.
+
+  Args:
+    config: the config.
+    *fields: names of fields.
+
+  Raises:
+    InputError: a value is not finite.
+  """
   for field in fields:
     value = getattr(config, field)
     if not math.isfinite(value):
@@ -57,7 +99,18 @@ def distinct(
   most: float = math.inf,
   increasing: bool = False,
 ) -> None:
-  """Checks that fields are non-empty tuples of distinct numbers in a range."""
+  """Checks that fields are non-empty tuples of distinct numbers in a range.
+
+  Args:
+    config: the config.
+    *fields: names of fields.
+    least: lower bound of the numbers.
+    most: upper bound of the numbers.
+    increasing: whether the numbers must increase.
+
+  Raises:
+    InputError: a tuple is empty or has other numbers.
+  """
   for field in fields:
     values = getattr(config, field)
     ordered = not increasing or list(values) == sorted(values)

@@ -96,7 +96,16 @@ def _subclass(config_cls: type, changed: list) -> type:
 
 
 def explain(config_cls: Any, name: str, prefix: str = "") -> tuple[str, str]:
-  """Rule and remedy for a flag that other choices have; empty for others."""
+  """Returns the rule and the remedy for a flag that other choices have.
+
+  Args:
+    config_cls: the config class.
+    name: dotted name of the flag.
+    prefix: prefix of the dotted names.
+
+  Returns:
+    (rule, remedy); empty if no choice has the flag.
+  """
   for field, kind in fields.typed(config_cls):
     inner = f"{prefix}{field.name}."
     if fields.is_config(kind) and name.startswith(inner):
@@ -109,7 +118,12 @@ def explain(config_cls: Any, name: str, prefix: str = "") -> tuple[str, str]:
 
 
 def listing(config_cls: Any, prefix: str = "") -> list[str]:
-  """Lines of help: every choice there is, with a line on it."""
+  """Returns lines of help: every choice with a line about it.
+
+  Args:
+    config_cls: the config class.
+    prefix: prefix of the dotted names.
+  """
   lines = []
   for field, kind in fields.typed(config_cls):
     if fields.is_config(kind):

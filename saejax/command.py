@@ -2,6 +2,9 @@
 
 saejax scaling --preset=quickstart
 saejax train --help
+
+Args:
+  name: name of the command.
 """
 
 import importlib
@@ -51,7 +54,14 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """The entry point: the first argument is the command, the rest its flags."""
+  """The entry point: the first argument is the command, the rest its flags.
+
+  Args:
+    argv: the arguments without the program; by default those of `sys.argv`.
+
+  Raises:
+    SystemExit: with code 2 where there is no such command.
+  """
   argv = list(sys.argv if argv is None else argv)
   name, rest = (argv[1], argv[2:]) if argv[1:] else ("--help", [])
   if name in config.HELP:

@@ -58,13 +58,21 @@ def write_file(
 
 
 def sync_file(path: str | os.PathLike[str]) -> None:
-  """Makes the bytes of a file durable."""
+  """Makes the bytes of a file durable.
+
+  Args:
+    path: the file.
+  """
   with open(path, "rb") as file:
     os.fsync(file.fileno())
 
 
 def sync_folder(path: str | os.PathLike[str]) -> None:
-  """Makes new and removed names in a folder durable."""
+  """Makes new and removed names in a folder durable.
+
+  Args:
+    path: the folder.
+  """
   handle = os.open(path, os.O_RDONLY)
   try:
     os.fsync(handle)
@@ -125,6 +133,9 @@ def _disk_error(
 def size(count: float) -> str:
   """Formats bytes with three digits and a unit, never rounded to 0.
 
+  Args:
+    count: number of bytes.
+
   >>> size(512), size(3_800_000), size(2**40)
   ('512 bytes', '3.80 MB', '1.10 TB')
   """
@@ -139,19 +150,34 @@ def size(count: float) -> str:
 
 
 def canonical(record: Any) -> str:
-  """JSON with sorted keys and no blanks: equal records, equal text."""
+  """Returns JSON with sorted keys and no blanks, equal for equal records.
+
+  Args:
+    record: the record.
+
+  >>> canonical({"b": 1, "a": [2]})
+  '{"a":[2],"b":1}'
+  """
   return json.dumps(
     record, sort_keys=True, separators=(",", ":"), allow_nan=False
   )
 
 
 def digest(record: Any) -> str:
-  """SHA-256 of the canonical JSON."""
+  """Returns the SHA-256 of the canonical JSON.
+
+  Args:
+    record: the record.
+  """
   return hashlib.sha256(canonical(record).encode()).hexdigest()
 
 
 def checksum(path: str | os.PathLike[str]) -> tuple[int, str]:
-  """Size in bytes and SHA-256 of a file."""
+  """Computes the size in bytes and the SHA-256 of a file.
+
+  Args:
+    path: the file.
+  """
   with open(path, "rb") as file:
     found = hashlib.file_digest(file, "sha256").hexdigest()
     return file.tell(), found
@@ -168,7 +194,12 @@ def seal(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def is_sealed(record: Mapping[str, Any], before: str = "") -> bool:
-  """Whether the record has the checksum that `seal` gives."""
+  """Returns whether a record has the checksum that `seal` adds.
+
+  Args:
+    record: the record, with its checksum.
+    before: checksum of the record before it.
+  """
   try:
     return record.get(SUM) == _sum(record, before)
   except (ValueError, RecursionError):  # NaN, which is never written
@@ -186,7 +217,16 @@ def write_sealed(
   *,
   field: str = "path",
 ) -> None:
-  """Writes a JSON file with the sum of its record, durably; see `seal`."""
+  """Writes a JSON file with the checksum of its record, durably; see `seal`.
+
+  Args:
+    path: the file.
+    record: the record.
+    field: name of the setting for the path, for errors.
+
+  Raises:
+    InputError: the file cannot be written.
+  """
   text = json.dumps(seal(record), indent=2, allow_nan=False) + "\n"
   write_file(path, text.encode(), field=field)
 
@@ -200,7 +240,12 @@ def read_sealed(
   field: str = "path",
   remedy: str = "restore it from a copy, or make it again",
 ) -> dict[str, Any]:
-  """Reads a record written by `write_sealed`, without its sum.
+  """Reads a record written by `write_sealed`, without its checksum.
+
+  Args:
+    path: the file.
+    field: name of the setting for the path, for errors.
+    remedy: remedy, for errors.
 
   Raises:
     InputError: as `read_json`, or the record is not the one that was written.
@@ -248,7 +293,18 @@ def parse_json(
   field: str = "path",
   remedy: str = "restore it from a copy, or make it again",
 ) -> Any:
-  """The value of JSON text that was read from a file; as `read_json`."""
+  """Parses JSON text that was read from a file.
+
+  Args:
+    content: the text.
+    path: the file, for errors.
+    kind: required type of the value.
+    field: name of the setting for the path, for errors.
+    remedy: remedy, for errors.
+
+  Raises:
+    InputError: the text is not JSON, or its value has another type.
+  """
   try:
     found = json.loads(content)
   except RecursionError:

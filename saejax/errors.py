@@ -31,5 +31,9 @@ class InputError(ValueError):
     return type(self), (self.field, self.value, self.rule, self.remedy)
 
   def renamed(self, field: str) -> "InputError":
-    """Returns a copy in which the setting has another name."""
+    """Returns a copy in which the setting has another name.
+
+    Args:
+      field: the other name.
+    """
     return InputError(field, self.value, self.rule, self.remedy)

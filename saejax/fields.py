@@ -36,14 +36,21 @@ def leaves(config_cls: type, prefix: str = "") -> Iterator[Leaf]:
 
   The default of a leaf is taken from the config around it, so that
   `train: Train = Train(epochs=2)` makes 2 the default of `train.epochs`.
+
+  Args:
+    config_cls: the config class.
+    prefix: prefix of the dotted names.
   """
   yield from _leaves(config_cls, prefix, MISSING)
 
 
 def leaves_of(config: Any) -> Iterator[Leaf]:
-  """The leaf fields that a config has, its values as their defaults.
+  """Lists the leaf fields of a config, with its values as their defaults.
 
   Where a config in it is of a subclass, the fields of that are among them.
+
+  Args:
+    config: the config; fields of its nested configs' subclasses are included.
   """
   yield from _leaves(type(config), "", config, as_given=True)
 
@@ -74,11 +81,21 @@ def _leaves(
 
 
 def typed(config_cls: type) -> list[tuple[dataclasses.Field, Any]]:
+  """Returns the fields of a config class with their types.
+
+  Args:
+    config_cls: the config class.
+  """
   hints = typing.get_type_hints(config_cls)
   return [(f, hints[f.name]) for f in dataclasses.fields(config_cls) if f.init]
 
 
 def is_config(kind: Any) -> typing.TypeGuard[type]:
+  """Returns whether a type is a config class.
+
+  Args:
+    kind: the type.
+  """
   return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
@@ -115,7 +132,18 @@ def _comment(lines: list[str], node: ast.AnnAssign) -> str:
 
 
 def read(kind: Any, text: str) -> Any:
-  """Parses text to a value of type `kind`; raises ValueError(rule)."""
+  """Parses text to a value of a type.
+
+  Args:
+    kind: the type.
+    text: the text.
+
+  Raises:
+    ValueError: the text is not valid; the message is the rule.
+
+  >>> read(tuple[int, ...], "4,8")
+  (4, 8)
+  """
   origin, args = typing.get_origin(kind), typing.get_args(kind)
   if _is_union(kind):
     if text == "none" and type(None) in args:
@@ -190,7 +218,15 @@ def _whole(text: str) -> int:
 
 
 def show(kind: Any, value: Any) -> str:
-  """The text that `read` turns back into `value`."""
+  """Formats a value so that `read` gives it back.
+
+  Args:
+    kind: the type.
+    value: the value.
+
+  >>> show(tuple[int, ...], (4, 8))
+  '4,8'
+  """
   if value is None:
     return "none"
   if _is_union(kind):
@@ -222,7 +258,14 @@ def _shown(kind: Any, value: Any) -> str:
 
 
 def describe(kind: Any) -> str:
-  """The type in words; TypeError for a type that no flag can hold."""
+  """Describes the values of a type in words.
+
+  Args:
+    kind: the type.
+
+  Raises:
+    TypeError: no flag can have this type.
+  """
   origin, args = typing.get_origin(kind), typing.get_args(kind)
   simple = {
     int: "a whole number",
@@ -256,6 +299,9 @@ def _described(kind: Any) -> str:
 def flaggable(kind: Any) -> Any:
   """The alternatives of a type that a flag can hold.
 
+  Args:
+    kind: the type.
+
   Raises:
     TypeError: there is none.
   """
@@ -274,7 +320,14 @@ def flaggable(kind: Any) -> Any:
 
 
 def is_optional(kind: Any) -> bool:
-  """Whether None is a value of the type."""
+  """Returns whether None is a value of a type.
+
+  Args:
+    kind: the type.
+
+  >>> is_optional(int | None), is_optional(int)
+  (True, False)
+  """
   return _is_union(kind) and type(None) in typing.get_args(kind)
 
 

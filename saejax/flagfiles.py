@@ -18,7 +18,12 @@ _FLAG = re.compile(r"--?flagfile(?:=(.*))?")
 
 
 def sealed(text: str, encoding: str = "utf-8") -> bytes:
-  """Lines of flags with their checksum as the last line."""
+  """Returns lines of flags with their checksum as the last line.
+
+  Args:
+    text: the lines.
+    encoding: encoding of the result.
+  """
   content = text.encode(encoding)
   last = f"# sha256 of the lines above: {_digest(content)}\n"
   return content + last.encode()
@@ -28,6 +33,9 @@ def check(arguments: Sequence[str]) -> None:
   """Checks the flagfiles that a command line names, and those they name.
 
   Files that cannot be read are left to the parser.
+
+  Args:
+    arguments: the arguments of the command line.
 
   Raises:
     InputError: a flagfile includes itself, or its checksum is wrong.

@@ -1,13 +1,13 @@
 """Handles signals that stop a script: one line, exit code 128 + signal.
 
-SIGINT, SIGTERM and SIGHUP end a script at once with one line: files on disk are
-consistent at every moment, and repeating the command resumes. A section with
-unsaved work defers them: `requested` gives the signal, and the section saves,
-then raises `Stopped`. A second signal ends the script at once.
+SIGINT, SIGTERM and SIGHUP end a script immediately with one line, since files on
+disk are always consistent and repeating the command resumes the run. A section
+with unsaved work defers signals: it reads `requested`, saves and raises
+`Stopped`. A second signal ends the script immediately.
 
-A thread reads the signals from a pipe, so that they are answered while the main
-thread compiles or waits. Signals that were ignored when the script started, as
-under nohup, stay ignored. Only scripts install this, never library calls.
+A thread reads the signals from a pipe, so that they are handled while the main
+thread compiles or waits. Signals that are ignored when the script starts, as with
+nohup, remain ignored. Only scripts install these handlers, never library calls.
 """
 
 import atexit
@@ -20,14 +20,17 @@ from collections.abc import Iterator
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PATIENCE_SECONDS = 2.0  # until a deferred signal is acknowledged
+PATIENCE_SECONDS = 2.0  # time until a deferred signal is acknowledged
 
 
 class Stopped(SystemExit):
-  """A signal stopped the work after it was saved.
+  """Raised by a section that has saved its work after a signal.
+
+  Args:
+    number: the signal.
 
   Attributes:
-    code: 128 + the signal.
+    code: 128 + the signal, the exit code.
   """
 
   def __init__(self, number: int):
@@ -38,19 +41,19 @@ class _State:
   """State of the signal handlers; one instance per process."""
 
   def __init__(self):
-    self.before: dict[int, Any] = {}  # handlers that were replaced
+    self.before: dict[int, Any] = {}  # previous handlers
     self.requested: int | None = None
     self.deferring = 0
     self.pipe: tuple[int, int] | None = None
-    self.forks = False  # whether forks are prepared
-    self.mask: Any = None  # blocked signals before a fork under way
+    self.forks = False  # whether fork handlers are registered
+    self.mask: Any = None  # signal mask before the current fork
 
 
 _state = _State()
 
 
 def requested() -> int | None:
-  """The signal received while deferred, if any."""
+  """Returns the signal received while signals are deferred, or None."""
   return _state.requested
 
 
@@ -59,7 +62,7 @@ def deferred() -> Iterator[None]:
   """Defers signals inside the context; see `requested`.
 
   Raises:
-    Stopped: on leaving, if a signal came and was not acted on.
+    Stopped: on exit, if a signal was received and not acted on.
   """
   _state.deferring += 1
   try:
@@ -83,10 +86,10 @@ def installed() -> Iterator[None]:
 
 
 def install() -> bool:
-  """Handles signals from now on; only in the main thread.
+  """Installs the handlers, if called in the main thread.
 
   A script calls it before it imports jax, so that a signal during the imports
-  is one line too.
+  gives one line too.
 
   Returns:
     Whether this call installed the handlers.
@@ -106,7 +109,7 @@ def install() -> bool:
     target=_watch, args=(reader,), name="signals", daemon=True
   ).start()
   if not _state.forks:
-    _state.forks = True  # such calls cannot be taken back
+    _state.forks = True  # fork handlers cannot be removed
     os.register_at_fork(
       before=_hold, after_in_parent=_release, after_in_child=_forget
     )
@@ -115,10 +118,10 @@ def install() -> bool:
 
 
 def _ignore() -> None:
-  """Ignores signals while Python exits, when nothing is left to stop.
+  """Ignores signals while Python exits, when all work is finished.
 
-  It restores default handlers then, and a signal would give a script that is
-  done the exit code of an interrupted one.
+  Python restores the default handlers on exit, and a signal would then give a
+  finished script the exit code of an interrupted one.
   """
   for number in _state.before:
     signal.signal(number, signal.SIG_IGN)
@@ -142,10 +145,10 @@ def _note(number: int, _: Any) -> None:
 
 
 def _hold() -> None:
-  """Blocks signals during a fork, until the child has handlers of its own.
+  """Blocks signals during a fork, until the child has its own handlers.
 
-  A signal to the whole group could otherwise reach the child while it still
-  writes to the pipe of its parent, which would take it for a second one.
+  Otherwise a signal to the process group could reach the child while it writes to
+  the pipe of its parent, which would count it as a second signal.
   """
   _state.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
@@ -155,7 +158,7 @@ def _release() -> None:
 
 
 def _forget() -> None:
-  """Restores default handlers in a forked child, which lacks the thread."""
+  """Restores default handlers in a forked child, which has no thread."""
   if _state.pipe:
     signal.set_wakeup_fd(-1)
     for number in _state.before:
@@ -166,13 +169,13 @@ def _forget() -> None:
 
 
 def _watch(reader: int) -> None:
-  """Answers signals: ends the process, or leaves the first to `deferred`."""
+  """Handles signals: ends the process, or leaves the first to `deferred`."""
   first = None
   while True:
     wait = PATIENCE_SECONDS if first else None
     if not select.select([reader], [], [], wait)[0]:
       name = signal.Signals(first).name
-      _line(f"{name}: saving, then stopping; a second signal stops at once")
+      _line(f"{name}: saving, then stopping; a second signal stops immediately")
       select.select([reader], [], [])
     content = os.read(reader, 1)
     if not content:
@@ -180,10 +183,10 @@ def _watch(reader: int) -> None:
       return
     number = content[0]
     if number not in _state.before:
-      continue  # another signal, with a handler of somebody else
+      continue  # a signal with another handler
     name = signal.Signals(number).name
     if first:
-      _line(f"{name}: stopped at once; repeat the command to resume")
+      _line(f"{name}: stopped immediately; repeat the command to resume")
       os._exit(128 + number)
     if not _state.deferring:
       _line(f"{name}: stopped; repeat the command to resume")
@@ -192,7 +195,7 @@ def _watch(reader: int) -> None:
 
 
 def _line(text: str) -> None:
-  """A line on standard error, below the status line of a terminal."""
+  """Prints a line on standard error, in place of a terminal's status line."""
   with contextlib.suppress(OSError, ValueError):
     start = "\r\x1b[K" if os.isatty(2) else ""
     os.write(2, f"{start}{text}\n".encode())

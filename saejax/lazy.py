@@ -40,5 +40,9 @@ def attach(
 
 
 def modules(path: Iterable[str]) -> list[str]:
-  """Names of the modules and subpackages in a package's `__path__`."""
+  """Returns the names of the modules and subpackages of a package.
+
+  Args:
+    path: the package's `__path__`.
+  """
   return [module.name for module in pkgutil.iter_modules(path)]

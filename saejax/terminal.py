@@ -1,4 +1,4 @@
-"""Terminal output: lines, a status line that is redrawn, formatted numbers."""
+"""Terminal output: lines, a status line and formatted numbers."""
 
 import contextlib
 import math
@@ -8,22 +8,40 @@ from typing import TextIO
 
 
 def say(text: str) -> None:
-  """Prints a line on standard error."""
+  """Prints a line on standard error.
+
+  Args:
+    text: the line.
+  """
   print(text, file=sys.stderr, flush=True)
 
 
 class Screen:
-  """A stream that is redrawn if a terminal, and given up once it breaks."""
+  """A stream with a status line, which is redrawn in place on a terminal.
+
+  Output is dropped after the first error of the stream.
+
+  Args:
+    stream: the stream.
+
+  Attributes:
+    is_terminal: whether the stream is a terminal.
+  """
 
   def __init__(self, stream: TextIO):
     self._stream: TextIO | None = stream
-    self._status: str | None = None  # what stands in the terminal's last line
+    self._status: str | None = None  # last line of the terminal
     try:
       self.is_terminal = stream.isatty()
     except (OSError, ValueError):
       self.is_terminal = False
 
   def status(self, fields: list[str]) -> None:
+    """Shows the status; on a terminal it replaces the previous one.
+
+    Args:
+      fields: parts of the line; the last ones are left out if they do not fit.
+    """
     if not self.is_terminal:
       self._write("  ".join(fields) + "\n")
       return
@@ -31,12 +49,18 @@ class Screen:
     self._write(f"\r{self._status}\x1b[K")
 
   def line(self, text: str) -> None:
+    """Prints a line above the status.
+
+    Args:
+      text: the line.
+    """
     if self.is_terminal and self._status is not None:
       self._write(f"\r\x1b[K{text}\n{_fit([self._status], self._width() - 1)}")
     else:
       self._write(text + "\n")
 
   def end(self) -> None:
+    """Ends the status line."""
     if self.is_terminal and self._status is not None:
       self._write("\n")
     self._status = None
@@ -69,7 +93,7 @@ def _fit(fields: list[str], width: int) -> str:
 
 
 def _silence(stream: TextIO) -> None:
-  """Points a broken stream nowhere, or Python's exit would fail on it."""
+  """Redirects a broken stream to the null device, so that Python can exit."""
   with contextlib.suppress(OSError, ValueError):
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
@@ -84,7 +108,14 @@ def preflight(
   seconds: float,
   memory_bytes: int,
 ) -> str:
-  """The line before a run with its size and estimated cost.
+  """Formats the line before a run with its size and estimated cost.
+
+  Args:
+    rows: number of training and held-out rows.
+    disk_bytes: bytes on disk.
+    parameters: number of parameters of all SAEs.
+    seconds: estimated time.
+    memory_bytes: bytes of memory.
 
   >>> preflight(rows=300_000, disk_bytes=230_400_000, parameters=23_600_000,
   ...           seconds=400, memory_bytes=2_500_000_000)
@@ -101,6 +132,9 @@ def preflight(
 def count(n: float) -> str:
   """Formats a count with three digits: 950, 1.23k, 45.6M.
 
+  Args:
+    n: the count.
+
   >>> [count(n) for n in (0, 12, 999.6, 45_600, 2_000_000)]
   ['0', '12', '1.00k', '45.6k', '2.00M']
   """
@@ -110,6 +144,9 @@ def count(n: float) -> str:
 def size(n: float) -> str:
   """Formats bytes in powers of 1000: 512 B, 230 MB.
 
+  Args:
+    n: number of bytes.
+
   >>> [size(n) for n in (512, 230_400_000, 2.5e9)]
   ['512 B', '230 MB', '2.50 GB']
   """
@@ -118,6 +155,9 @@ def size(n: float) -> str:
 
 def duration(seconds: float) -> str:
   """Formats seconds in the two largest units: 45s, 6m40s, 3h05m, 2d04h.
+
+  Args:
+    seconds: the time.
 
   >>> [duration(s) for s in (0.4, 45, 400, 11_100, 187_300)]
   ['0s', '45s', '6m40s', '3h05m', '2d04h']

@@ -51,7 +51,8 @@ class OwnActivationsTest(absltest.TestCase):
     self.assertLess(space["metrics"].fvu, 1)
     self.assertEqual(space["store"].rows, 20_000)
     self.assertEqual(saejax.about("saes/mine"), {"data": "mine"})
-    self.assertAlmostEqual(space["found"].nmse, space["found"].fvu, delta=0.01)
+    metrics = space["metrics"]
+    self.assertAlmostEqual(metrics.nmse, metrics.fvu, delta=0.01)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class InterruptTest(parameterized.TestCase):
     process.send_signal(signal.SIGINT)
     code, out, lines = self.end(process)
     self.assertEqual((code, out), (128 + signal.SIGINT, ""))
-    self.assertIn("SIGINT: stopped at once", lines[-1])
+    self.assertIn("SIGINT: stopped immediately", lines[-1])
 
   @parameterized.parameters(*interrupt.SIGNALS)
   def test_a_script_that_is_done_exits_with_its_own_code(self, number):

@@ -22,7 +22,9 @@ class Batches(Protocol):
   """
 
   @property
-  def fields(self) -> tuple[str, ...]: ...
+  def fields(self) -> tuple[str, ...]:
+    """Names of the fields of a batch except "row"."""
+    ...
 
   def __next__(self) -> Mapping[str, np.ndarray]: ...
 
@@ -31,11 +33,22 @@ class Batches(Protocol):
     ...
 
   def set_state(self, state: Any) -> None:
-    """Moves to a position returned by `get_state`."""
+    """Moves to a position.
+
+    Args:
+      state: a position returned by `get_state`.
+    """
     ...
 
   def sample(self, rows: int) -> Mapping[str, np.ndarray]:
-    """Samples at most `rows` rows; the position does not change."""
+    """Samples rows without changing the position.
+
+    Args:
+      rows: maximum number of rows.
+
+    Returns:
+      Arrays by field.
+    """
     ...
 
 
@@ -72,29 +85,39 @@ class StoreBatches:
     return self._batches.get_state()
 
   def set_state(self, state: Any) -> None:
-    """Goes to a position."""
+    """Moves to a position.
+
+    Args:
+      state: a position returned by `get_state`.
+    """
     self._batches.set_state(state)
 
   def sample(self, rows: int) -> dict[str, np.ndarray]:
-    """About `rows` rows of finite x in blocks spread over the store, float32.
+    """Samples rows of finite x from blocks spread over the store.
 
-    Columns that are not float keep their dtype.
+    Args:
+      rows: approximate number of rows, or of groups if they are read grouped.
+
+    Returns:
+      Arrays by field; float columns as float32, others in their dtype.
     """
-    wanted = rows * self._group
-    found = {name: spread(self.store, wanted, name) for name in self.fields}
-    if self._group > 1:
-      count = len(found["x"]) // self._group * self._group
-      found = {
-        name: a[:count].reshape(-1, self._group, *a.shape[1:])
-        for name, a in found.items()
-      }
-    found = {
-      n: a.astype(np.float32) if self.store.columns[n].is_float else a
-      for n, a in found.items()
+    count_rows = rows * self._group
+    columns = {
+      name: spread(self.store, count_rows, name) for name in self.fields
     }
-    x = found["x"]
+    if self._group > 1:
+      count = len(columns["x"]) // self._group * self._group
+      columns = {
+        name: a[:count].reshape(-1, self._group, *a.shape[1:])
+        for name, a in columns.items()
+      }
+    columns = {
+      n: a.astype(np.float32) if self.store.columns[n].is_float else a
+      for n, a in columns.items()
+    }
+    x = columns["x"]
     finite = np.isfinite(x).reshape(len(x), -1).all(axis=-1)
-    return {name: a[finite] for name, a in found.items()}
+    return {name: a[finite] for name, a in columns.items()}
 
   def close(self) -> None:
     """Stops the threads that read ahead."""
@@ -106,13 +129,20 @@ class StoreBatches:
 class IteratorBatches:
   """Batches of a one-shot iterator, with a reservoir sample of its rows.
 
-  The position is the number of batches taken; moving to a position takes
-  batches from the iterator, which must therefore repeat them in a new process.
+  The position is the number of batches consumed. Moving to a position consumes
+  batches, so the iterator must give the same batches in a new process.
 
   Args:
-    batches: of {"x": [B, d], ...}; the first one is taken at once.
+    batches: iterable of {"x": [B, d], ...}; the first batch is consumed here.
     reservoir_rows: size of the sample, uniform over all rows so far.
     seed: seed of the sample.
+
+  Raises:
+    InputError: the iterator is exhausted.
+
+  >>> stream = IteratorBatches([{"x": np.ones((2, 3))}])
+  >>> next(stream)["row"].tolist(), stream.get_state()
+  ([0, 1], {'batches': 1})
   """
 
   def __init__(
@@ -125,7 +155,9 @@ class IteratorBatches:
     self._batches = iter(batches)
     self._next: Mapping[str, np.ndarray] | None = next(self._batches, None)
     if self._next is None:
-      raise InputError("x", batches, "must give a batch", "it is exhausted")
+      raise InputError(
+        "x", batches, "must give at least one batch", "pass a new iterator"
+      )
     self.fields = tuple(name for name in self._next if name != "row")
     self._size, self._seed = reservoir_rows, seed
     self._kept: dict[str, np.ndarray] = {}
@@ -147,14 +179,17 @@ class IteratorBatches:
     return {"row": row, **batch}
 
   def get_state(self) -> dict[str, int]:
-    """The number of batches taken."""
+    """Returns the number of batches consumed."""
     return {"batches": self._done}
 
   def set_state(self, state: Mapping[str, int]) -> None:
-    """Takes batches up to a position.
+    """Consumes batches up to a position.
+
+    Args:
+      state: a position returned by `get_state`.
 
     Raises:
-      ValueError: the iterator is beyond it.
+      ValueError: the iterator is already beyond the position.
     """
     if state["batches"] < self._done:
       raise ValueError(
@@ -164,12 +199,23 @@ class IteratorBatches:
       next(self)
 
   def sample(self, rows: int) -> dict[str, np.ndarray]:
-    """At most `rows` of those that the iterator has given."""
+    """Returns rows of the reservoir.
+
+    Args:
+      rows: maximum number of rows.
+
+    Returns:
+      Arrays by field, of rows drawn uniformly from those consumed so far.
+    """
     count = min(rows, len(self._kept["x"]))
     return {name: kept[:count] for name, kept in self._kept.items()}
 
   def _keep(self, batch: Mapping[str, np.ndarray]) -> None:
-    """Algorithm R: row i takes a random place below i where that is kept."""
+    """Updates the reservoir (algorithm R).
+
+    Row i replaces the entry at a place drawn uniformly from [0, i], if that place
+    lies within the reservoir.
+    """
     fields = {name: np.asarray(batch[name]) for name in self.fields}
     count = len(fields["x"])
     number = self._seen + np.arange(count)
@@ -192,7 +238,17 @@ class IteratorBatches:
 def spread(
   store: Store, rows: int, column: str = "x", *, blocks: int = 16
 ) -> np.ndarray:
-  """About `rows` rows of a column, in blocks spread evenly over the store."""
+  """Reads rows of a column in blocks spread evenly over a store.
+
+  Args:
+    store: the store.
+    rows: approximate number of rows; all rows where the store has fewer.
+    column: name of the column.
+    blocks: minimum number of blocks.
+
+  Returns:
+    Array [rows, ...] in the dtype of the store.
+  """
   if store.rows <= rows:
     return store.whole(column)[column]
   chunks = store.chunks

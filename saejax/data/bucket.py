@@ -16,10 +16,11 @@ class Bucket:
 
   Attributes:
     values: every column [rows, ...].
-    resume: "at", the position of the last block, and "rows", how many of its
-      rows are in this bucket or in earlier ones.
-    dropped: by rule, over the blocks that began in this bucket.
-    read: what the source read for those blocks.
+    resume: the resume point: "at" is the position of the last block and "rows"
+      the number of its rows in this bucket and earlier ones.
+    dropped: number of rows dropped by each rule, over the blocks that began in
+      this bucket.
+    read: units the source read for those blocks, such as tokens.
   """
 
   values: dict[str, np.ndarray]
@@ -34,9 +35,16 @@ class Collector:
   A block is counted in the bucket where it begins; after a restart the block at
   the resume point is read again, and only its rows beyond `skip` are used.
 
+  Args:
+    bucket_rows: rows per bucket.
+    wanted: rows to collect in all.
+    skip: rows of the first block that earlier buckets hold.
+
   Attributes:
-    wanted: rows still to come.
-    rows: rows taken so far, and `read` and `dropped` likewise.
+    wanted: rows still to collect.
+    rows: rows collected so far.
+    read: units read so far.
+    dropped: rows dropped so far, by rule.
   """
 
   def __init__(self, bucket_rows: int, wanted: int, skip: int):
@@ -54,7 +62,14 @@ class Collector:
     self._read = 0
 
   def add(self, block: Block) -> Iterator[Bucket]:
-    """Adds the rows of a block; yields full buckets."""
+    """Adds the rows of a block.
+
+    Args:
+      block: the next block of the source.
+
+    Yields:
+      Full buckets.
+    """
     if not self._skip:
       for counter in (self.dropped, self._dropped):
         counter.update(block.dropped)
@@ -70,12 +85,16 @@ class Collector:
         yield self._end(block.position, used)
 
   def rest(self, position: Mapping[str, Any]) -> Bucket | None:
-    """The last, partial bucket, if any; the next block would be at position."""
+    """Returns the last, partial bucket, or None where it is empty.
+
+    Args:
+      position: position after the last block.
+    """
     return self._end(position, 0) if self._filled else None
 
   @property
   def pending(self) -> tuple[dict[str, int], int]:
-    """Counts of dropped rows and of units read since the last bucket."""
+    """Dropped rows by rule and units read since the last bucket."""
     return dict(self._dropped), self._read
 
   def _append(self, part: Mapping[str, np.ndarray]) -> None:
@@ -89,11 +108,11 @@ class Collector:
     self.rows += len(part["x"])
 
   def _end(self, position: Mapping[str, Any], rows: int) -> Bucket:
-    found = Bucket(
+    full = Bucket(
       values={k: v[: self._filled] for k, v in self._values.items()},
       resume={"at": dict(position), "rows": rows},
       dropped=dict(self._dropped),
       read=self._read,
     )
     self._start()
-    return found
+    return full

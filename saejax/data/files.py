@@ -40,14 +40,16 @@ def array_rows(
 
   Args:
     source: x [rows, d], arrays [rows, ...] by column name, or the path of a
-      .npy, .npz or .safetensors file or of a zarr array or a folder
-      of them.
+      .npy, .npz or .safetensors file, a zarr array or a folder of zarr arrays.
     about: further metadata of the store.
-    group: the column whose equal values mark a group, see `write_store`.
+    group: column whose equal values mark a group, see `write_store`.
 
   Raises:
-    InputError: the file is of another kind, damaged or has no x, or columns
-      differ in length.
+    InputError: the file has an unknown format, is damaged or has no x; or
+      columns differ in length.
+
+  >>> array_rows(np.zeros((6, 2), np.float32)).rows
+  6
   """
   if isinstance(source, (str, pathlib.Path)):
     arrays = _open(pathlib.Path(source).expanduser())
@@ -60,7 +62,7 @@ def array_rows(
     raise InputError(
       "source",
       source if isinstance(source, (str, pathlib.Path)) else counts,
-      f"must hold x, and all columns equally many rows, has {counts}",
+      f"must have x, and an equal number of rows in all columns, has {counts}",
       "name the activations x and give each column one entry per row",
     )
   first = {n: declarations.native(a[:1]) for n, a in arrays.items()}
@@ -68,21 +70,23 @@ def array_rows(
   if group is not None:
     key = {n: np.asarray(a[:]) for n, a in arrays.items() if n == group}
     grouped = {"column": group, "rows": create.group_rows(key, group)}
-  found = rows.ArrayRows(
+  array_source = rows.ArrayRows(
     arrays=arrays, columns=declarations.declare(first), about={}, group=grouped
   )
   return dataclasses.replace(
-    found, about=dict(about or {}) | {"arrays": _digest(found)}
+    array_source, about=dict(about or {}) | {"arrays": _digest(array_source)}
   )
 
 
 def _digest(source: rows.ArrayRows) -> str:
   """SHA-256 of all values, block by block."""
-  found = hashlib.sha256()
+  digest = hashlib.sha256()
   for block in source.blocks(None, source.rows):
     for values in block.values.values():
-      found.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-  return found.hexdigest()
+      digest.update(
+        np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+      )
+  return digest.hexdigest()
 
 
 def _open(path: pathlib.Path) -> dict[str, Any]:
@@ -115,29 +119,29 @@ def _open(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _safetensors(path: pathlib.Path) -> dict[str, Any]:
-  """Arrays mapped from the file, bfloat16 too."""
+  """Maps the arrays of a file into memory, including bfloat16 ones."""
   with path.open("rb") as file:
     size = int.from_bytes(file.read(8), "little")
     if not 2 <= size <= path.stat().st_size - 8:
       raise ValueError("the header does not fit into the file")
     header = json.loads(file.read(size))
   header.pop("__metadata__", None)
-  found = {}
+  arrays = {}
   for name, entry in header.items():
     first, last = entry["data_offsets"]
     dtype = _SAFETENSORS[entry["dtype"]]
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    found[name] = np.memmap(
+    arrays[name] = np.memmap(
       path, kind, "r", offset=8 + size + first, shape=tuple(entry["shape"])
     )
-    if found[name].nbytes != last - first:
+    if arrays[name].nbytes != last - first:
       raise ValueError(f"{name} has {last - first} bytes")
-  return found
+  return arrays
 
 
 def _zarr(path: pathlib.Path) -> dict[str, Any]:
   """One array, or a folder of arrays by name."""
-  found = {}
+  arrays = {}
   for folder in (path, *sorted(path.iterdir())):
     for driver, mark in (("zarr3", "zarr.json"), ("zarr", ".zarray")):
       file = folder / mark
@@ -145,15 +149,15 @@ def _zarr(path: pathlib.Path) -> dict[str, Any]:
         name = "x" if folder == path else folder.name
         kvstore = {"driver": "file", "path": str(folder.resolve())}
         spec = {"driver": driver, "kvstore": kvstore}
-        found[name] = _Tensor(ts.open(spec, open=True).result())
-  if not found:
-    raise ValueError("no zarr array in it")
-  return found
+        arrays[name] = _Tensor(ts.open(spec, open=True).result())
+  if not arrays:
+    raise ValueError("the folder has no zarr array")
+  return arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Tensor:
-  """A TensorStore array with the length and slices of a NumPy one."""
+  """A TensorStore array with `len` and slices that give NumPy arrays."""
 
   array: Any
 

@@ -1,9 +1,8 @@
 """Fills a store from a row source, resuming where an earlier call stopped.
 
 Blocks are collected into a bucket, and a thread shuffles and writes one bucket
-while the next is filled: at most two are in memory. After each bucket the
-ledger
-holds the resume point: a block, and the number of its rows already used.
+while the next is filled, so at most two are in memory. After each bucket the
+ledger has the resume point: a block, and the number of its rows already used.
 Repeating the call after a kill resumes there and gives the same bytes as an
 uninterrupted run.
 """
@@ -51,7 +50,7 @@ def harvest(
     shuffle_seed: seed for shuffling.
     bucket_rows: rows shuffled together.
     shard_rows: rows per file.
-    chunk_rows: rows read at once.
+    chunk_rows: rows per chunk, the unit of reading.
     progress: see `fill`.
 
   Returns:
@@ -59,6 +58,15 @@ def harvest(
 
   Raises:
     InputError: the arrays cannot be read or have too few rows.
+
+  >>> import tempfile
+  >>> import numpy as np
+  >>> x = np.arange(20, dtype=np.float32).reshape(10, 2)
+  >>> train, held_out = harvest(
+  ...   x, tempfile.mkdtemp(), rows=8, held_out_rows=2
+  ... )
+  >>> train.rows, held_out.rows
+  (8, 2)
   """
   if not isinstance(source, ArrayRows):
     source = files.array_rows(source)
@@ -69,17 +77,18 @@ def harvest(
     raise InputError(
       "held_out_rows",
       held_out_rows,
-      f"must be at least 0 and leave rows of the {source.rows} for training",
+      f"must be in [0, {source.rows - 1}], to leave some of the {source.rows} "
+      "rows for training",
       f"use at most {source.rows - 1}, or pass more rows",
     )
   stop = min(rows - rows % group, left)
-  found = []
+  stores = []
   for split, part, seed in (
     (TRAIN, source.part(0, stop), shuffle_seed),
     (HELD_OUT, source.part(left, source.rows), None),
   ):
     if not part.rows:
-      return found[0], None
+      return stores[0], None
     meta = describe(
       part,
       rows=part.rows,
@@ -90,8 +99,8 @@ def harvest(
       chunk_rows=chunk_rows,
     )
     path = pathlib.Path(folder) / f"store-{durable.digest(meta)[:16]}"
-    found.append(fill(part, path, meta, progress=progress))
-  return found[0], found[1]
+    stores.append(fill(part, path, meta, progress=progress))
+  return stores[0], stores[1]
 
 
 def describe(
@@ -104,7 +113,7 @@ def describe(
   shard_rows: int,
   chunk_rows: int,
 ) -> dict[str, Any]:
-  """The metadata of a store of a source: all that determines its bytes.
+  """Returns the metadata of a store, which determines all its bytes.
 
   Args:
     source: the rows.
@@ -113,7 +122,7 @@ def describe(
     shuffle_seed: seed for shuffling; None keeps the order of the source.
     bucket_rows: rows shuffled together.
     shard_rows: rows per file.
-    chunk_rows: rows read at once.
+    chunk_rows: rows per chunk, the unit of reading.
   """
   return dict(source.about) | {
     "format": manifest.FORMAT,
@@ -139,13 +148,13 @@ def fill(
 ) -> reader.Store:
   """Writes the store of a source, resumes writing it, or opens it if complete.
 
-  A source with fewer rows than wanted gives a smaller store.
+  A source with fewer rows than `meta["rows"]` gives a smaller store.
 
   Args:
     source: the rows.
     path: folder of the store.
     meta: metadata as returned by `describe`.
-    progress: called about once a second with phase (the split), rows,
+    progress: called about once per second with a dict: phase (the split), rows,
       rows_wanted, complete, and for this call seconds, rows_per_second, units
       read and dropped rows by rule.
 
@@ -155,7 +164,7 @@ def fill(
   """
   if (path / manifest.NAME).exists():
     return reader.open(path)
-  # Before the folder is made: a refusal leaves nothing behind.
+  # Prepared before the folder is created, so that a refusal leaves no folder.
   prepared = None if path.exists() else source.prepare(None)
   out = writer.Writer(path, meta, files=source.files)
   try:
@@ -176,20 +185,20 @@ def check_space(
   *,
   field: str = "path",
 ) -> None:
-  """Refuses rows that the disk has no room for.
+  """Checks that the disk has room for rows.
 
   Args:
-    path: folder of the store, which need not be there yet.
-    columns: of the store.
-    rows: number of rows to come.
-    field: the setting that named the folder.
+    path: folder of the store, which need not exist.
+    columns: columns of the store.
+    rows: number of rows to write.
+    field: name of the setting for the folder, for the error.
 
   Raises:
-    InputError: with what they take and what is free.
+    InputError: the disk has too little free space; states both sizes.
   """
-  there = next(p for p in (path, *path.absolute().parents) if p.exists())
+  parent = next(p for p in (path, *path.absolute().parents) if p.exists())
   need = rows * sum(column.row_bytes for column in columns.values())
-  free = shutil.disk_usage(there).free
+  free = shutil.disk_usage(parent).free
   if need > free:
     raise InputError(
       field,
@@ -226,7 +235,7 @@ def _fill(source: RowSource, out: writer.Writer, progress: Progress) -> None:
     raise InputError(
       "source",
       out.path,
-      f"must give rows, and every one is dropped ({dropped or 'none came'})",
+      f"must give rows, and every row was dropped ({dropped or 'no rows read'})",
       "use other data, or relax the rules that drop rows",
     )
   dropped, read = collect.pending
@@ -268,7 +277,7 @@ class _Background:
 
 
 class _Report:
-  """Reports the progress of this call about once a second."""
+  """Reports the progress of this call about once per second."""
 
   def __init__(self, out: writer.Writer, progress: Progress):
     self._phase, self._wanted = out.meta["split"], out.meta["rows"]

@@ -6,9 +6,9 @@ Windows are cut into batches; the remainder of a window goes into the next
 batch, across epochs too, and the remainder at the end is dropped. No row
 repeats within an epoch. Order and state are independent of threads and buffers.
 
-A batch has the columns of the store that training reads, by name. Where rows
-come in groups (pairs, sites, neighbours), groups can be read as a whole: they
-are shuffled, and a field is [batch, rows of a group, ...].
+A batch has the store's training columns, by name. Where rows form groups
+(pairs, sites, neighbours), groups can be read as units: groups are shuffled,
+and a field has shape [batch, rows per group, ...].
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ class Windows:
 
   Attributes:
     store: the store.
-    seed: of all permutations.
+    seed: seed of all permutations.
     epochs: passes over the store; None for no end.
-    window_chunks: maximum number of chunks mixed in a window; fewer where a
-      window would take more than 256 MiB.
-    process_index: this process, which takes one window of each round.
-    process_count: processes that share the store.
-    columns: columns of the store that are read.
-    grouped: whether groups are read as a whole.
+    window_chunks: maximum number of chunks per window; fewer where a window
+      would exceed 256 MiB.
+    columns: columns to read.
+    grouped: whether groups are read as units.
+    process_index: index of this process, which reads one window of each round.
+    process_count: number of processes that share the store.
   """
 
   store: stores.Store
@@ -52,7 +52,8 @@ class Windows:
   process_count: int = 1
 
   def __repr__(self) -> str:
-    # Grain compares it when a checkpoint is restored: no path, no address.
+    # Grain compares this text when a checkpoint is restored, so it must not
+    # contain a path or an address.
     return (
       f"Windows(rows={self.store.rows}, seed={self.seed}, "
       f"epochs={self.epochs}, window_chunks={self.window_chunks}, "
@@ -62,7 +63,7 @@ class Windows:
 
   @functools.cached_property
   def chunks(self) -> np.ndarray:
-    """[chunks, 2] first and last-plus-one row of each chunk."""
+    """(start, stop) row of each chunk, [chunks, 2]."""
     return np.asarray(self.store.chunks, np.int64).reshape(-1, 2)
 
   @functools.cached_property
@@ -71,9 +72,9 @@ class Windows:
     row = sum(self.store.columns[name].row_bytes for name in self.columns)
     most = _WINDOW_BYTES // (self.store.meta["chunk_rows"] * row)
     most = max(1, min(self.window_chunks, most))
-    found = -(-len(self.chunks) // most)
+    count = -(-len(self.chunks) // most)
     # Whole rounds of one window per process, none of them empty.
-    rounds = -(-found // self.process_count)
+    rounds = -(-count // self.process_count)
     rounds = min(rounds, len(self.chunks) // self.process_count)
     return rounds * self.process_count
 
@@ -83,8 +84,15 @@ class Windows:
     return self.epochs * self.an_epoch // self.process_count
 
   def parts(self, index: int) -> tuple[np.ndarray, int, int]:
-    """Chunks [c, 2] of this process's index-th window, its epoch and number."""
-    # Windows differ by a chunk, so processes change places every round.
+    """Returns the chunks of one of this process's windows.
+
+    Args:
+      index: number of the window in this process, over all epochs.
+
+    Returns:
+      (chunks [c, 2], epoch, number of the window within the epoch).
+    """
+    # Windows differ by a chunk, so processes rotate in every round.
     turn = (self.process_index + index) % self.process_count
     number = turn + index * self.process_count
     epoch, window = divmod(number, self.an_epoch)
@@ -97,11 +105,15 @@ class Windows:
 
   @property
   def group_rows(self) -> int:
-    """Rows that are shuffled as one."""
+    """Number of consecutive rows shuffled as a unit."""
     return self.store.group_rows if self.grouped else 1
 
   def items(self, index: int) -> int:
-    """Rows of a window, or groups where these are read as a whole."""
+    """Returns the number of rows of a window, or of groups if grouped.
+
+    Args:
+      index: number of the window in this process.
+    """
     chunks = self.parts(index)[0]
     return int((chunks[:, 1] - chunks[:, 0]).sum()) // self.group_rows
 
@@ -115,22 +127,22 @@ class Windows:
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     intervals = [(int(a), int(b)) for a, b in chunks]
-    found = {n: self._column(n, intervals, place) for n in self.columns}
-    found["row"] = row[order]
+    fields = {n: self._column(n, intervals, place) for n in self.columns}
+    fields["row"] = row[order]
     if not self.grouped:
-      return found
-    return {k: v.reshape(-1, group, *v.shape[1:]) for k, v in found.items()}
+      return fields
+    return {k: v.reshape(-1, group, *v.shape[1:]) for k, v in fields.items()}
 
   def _column(
     self, name: str, intervals: list[tuple[int, int]], place: np.ndarray
   ) -> np.ndarray:
     column = self.store.columns[name]
     out = np.empty((len(place), *column.shape), np.dtype(column.dtype))
-    done = 0
-    # Each row is copied once, to where it belongs.
+    start = 0
+    # Each row is copied once, directly to its shuffled place.
     for part in self.store.read_each(intervals, name):
-      out[place[done : done + len(part)]] = part
-      done += len(part)
+      out[place[start : start + len(part)]] = part
+      start += len(part)
     return out
 
 
@@ -148,7 +160,7 @@ def batches(
   read_threads: int = 1,
   ahead_windows: int = 1,
 ) -> grain.IterDataset:
-  """Batches {column: [batch_rows, ...] as stored, "row": [batch_rows] int64}.
+  """Builds the pipeline of shuffled batches of a store.
 
   Iterators have exact `get_state` and `set_state` and can be checkpointed with
   Orbax. Memory is about (ahead_windows + 3) windows.
@@ -158,20 +170,23 @@ def batches(
     batch_rows: rows per batch of this process, or groups if grouped.
     seed: seed of the order, which differs between epochs.
     epochs: passes over the store; None for no end.
-    window_chunks: maximum number of chunks of the store mixed at once.
+    window_chunks: maximum number of chunks mixed in a window.
     columns: columns to read; by default all that the store declares for
       training, such as x, target and cond.
-    grouped: reads groups as a whole: fields are [batch_rows, G, ...] and "row"
-      [batch_rows, G], with G the rows of a group.
-    process_index: this process.
-    process_count: processes; together they read each row once an epoch, and
-      all give the same number of batches.
-    read_threads: threads that read windows; changes nothing but time.
-    ahead_windows: windows read ahead; changes nothing but time and memory.
+    grouped: reads groups as units: fields are [batch_rows, G, ...] and "row"
+      [batch_rows, G], where G is the number of rows per group.
+    process_index: index of this process.
+    process_count: number of processes; together they read each row once per
+      epoch, and all give the same number of batches.
+    read_threads: threads that read windows; affects speed only.
+    ahead_windows: windows read ahead; affects speed and memory only.
+
+  Returns:
+    Dataset of {column: [batch_rows, ...] as stored, "row": [batch_rows] int64}.
 
   Raises:
-    InputError: "batch_rows" where the store has fewer rows than a batch, an
-      argument out of range, or no such column.
+    InputError: the store has fewer rows than a batch or no such column, or an
+      argument is out of range.
   """
   source = _source(
     store, seed, epochs, window_chunks, process_index, process_count, grouped
@@ -197,12 +212,12 @@ def batches(
     num_threads=read_threads, prefetch_buffer_size=ahead_windows
   )
   windows = grain.MapDataset.source(source).to_iter_dataset(options)
-  found = grain.experimental.RebatchIterDataset(
+  pipeline = grain.experimental.RebatchIterDataset(
     windows, batch_rows, drop_remainder=True
   )
   if limit is not None and process_count > 1:
-    found = grain.experimental.LimitIterDataset(found, limit)
-  return found
+    pipeline = grain.experimental.LimitIterDataset(pipeline, limit)
+  return pipeline
 
 
 def count_batches(
@@ -216,7 +231,21 @@ def count_batches(
   grouped: bool = False,
   process_count: int = 1,
 ) -> int:
-  """Batches that `batches` gives with these arguments, in every process."""
+  """Returns the number of batches per process that `batches` gives.
+
+  Args:
+    store: the store.
+    batch_rows: rows per batch, or groups if grouped.
+    seed: seed of the order.
+    epochs: passes over the store.
+    window_chunks: maximum number of chunks mixed in a window.
+    columns: columns to read.
+    grouped: whether groups are read as units.
+    process_count: number of processes.
+
+  Raises:
+    InputError: there is no such column, or an argument is out of range.
+  """
   source = _source(
     store, seed, epochs, window_chunks, 0, process_count, grouped
   )
@@ -227,7 +256,11 @@ def count_batches(
 def fields(
   store: stores.Store, columns: Sequence[str] | None = None
 ) -> tuple[str, ...]:
-  """Names of the columns that `batches` gives with this argument.
+  """Returns the names of the columns that `batches` reads.
+
+  Args:
+    store: the store.
+    columns: names of columns; by default those declared for training.
 
   Raises:
     InputError: the store has no such column, or x is not among them.
@@ -238,7 +271,7 @@ def fields(
     raise InputError(
       "columns",
       ", ".join(names),
-      f"must hold x and be columns of the store {store.path}: "
+      f"must include x and be columns of the store {store.path}: "
       f"{', '.join(store.columns)}",
       f"write a store with {', '.join(missing) or 'x'}",
     )
@@ -277,8 +310,8 @@ def _source(
     raise InputError(
       "grouped",
       grouped,
-      f"the store {store.path} has single rows",
-      "write it with group=COLUMN",
+      f"the store {store.path} has no groups of rows",
+      "write the store with group=COLUMN",
     )
   return Windows(
     store,
@@ -292,7 +325,7 @@ def _source(
 
 
 def _count(source: Windows, batch_rows: int) -> int | None:
-  """Minimum number of batches over processes; None where there is no end."""
+  """Returns the minimum number of batches over processes; None if endless."""
   if source.process_count == 1:
     if source.epochs is None:
       return None

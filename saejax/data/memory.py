@@ -1,4 +1,4 @@
-"""How much memory there is, so that what cannot fit is refused before work."""
+"""Memory of the host and the device, for refusing work that cannot fit."""
 
 import os
 import pathlib
@@ -6,7 +6,7 @@ import resource
 
 import jax
 
-# Limits of a container: of control groups version 2, and version 1.
+# Memory limits of a container, for control groups version 2 and version 1.
 _GROUPS = (
   "/sys/fs/cgroup/memory.max",
   "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -14,20 +14,24 @@ _GROUPS = (
 
 
 def host() -> int:
-  """Bytes that this process may take: of the machine or less, by its limits."""
-  found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+  """Returns the bytes that this process may use.
+
+  This is the memory of the machine, or the limit of the process or its
+  container where that is smaller.
+  """
+  limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
   limit, _ = resource.getrlimit(resource.RLIMIT_AS)
   if limit != resource.RLIM_INFINITY:
-    found.append(limit)
+    limits.append(limit)
   for name in _GROUPS:
     try:
-      found.append(int(pathlib.Path(name).read_text()))
-    except (OSError, ValueError):  # not there, or "max"
+      limits.append(int(pathlib.Path(name).read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
       continue
-  return min(found)
+  return min(limits)
 
 
 def device() -> int:
-  """Bytes of the default device; those of the host where it has none itself."""
+  """Returns the bytes of the default device, or of the host if it has none."""
   stats = jax.local_devices()[0].memory_stats() or {}
   return int(stats.get("bytes_limit") or host())

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# First word of a key: what is permuted. Keys of one kind have one length.
+# First word of a key: the kind of permutation. Keys of a kind have one length.
 BUCKET = 1
 CHUNKS = 2
 ROWS = 3
@@ -13,22 +13,32 @@ RESERVOIR = 7
 
 
 def permutation(size: int, *key: int) -> np.ndarray:
-  """A uniform permutation of range(size), a pure function of size and key.
+  """Returns a uniform permutation of range(size), fixed by size and key.
 
-  Sorts the raw output of a counter-based generator: bit streams are stable
-  across NumPy releases, which `Generator.permutation` does not promise.
+  It sorts the raw output of a counter-based generator, whose bit stream is
+  stable across NumPy releases; `Generator.permutation` does not promise that.
+
+  Args:
+    size: size of the range.
+    *key: integers that identify the permutation, the first one of the constants
+      above.
+
+  >>> permutation(4, ROWS, 0).tolist() == permutation(4, ROWS, 0).tolist()
+  True
   """
   bits = np.random.Philox(np.random.SeedSequence(key))
   return np.argsort(bits.random_raw(size), kind="stable")
 
 
 def grouped(size: int, group: int, *key: int) -> np.ndarray:
-  """A permutation of groups of consecutive numbers, kept in order inside.
+  """Returns a permutation of groups of consecutive numbers.
+
+  The order within each group does not change.
 
   Args:
-    size: size of the range, a multiple of group.
-    group: numbers per group; 1 for `permutation`.
-    *key: names the permutation.
+    size: size of the range, a multiple of `group`.
+    group: numbers per group; 1 is equivalent to `permutation`.
+    *key: integers that identify the permutation.
   """
   order = permutation(size // group, *key)
   if group == 1:

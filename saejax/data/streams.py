@@ -27,9 +27,15 @@ class ArrayBatches:
 
   Created by `array_batches`; implements `batches.Batches`.
 
+  Args:
+    arrays: arrays by field, see `array_batches`.
+    batch_rows: rows per batch.
+    seed: seed of the order.
+    epochs: passes over the rows; None for no end.
+
   Attributes:
-    fields: names of the arrays; "row" is not among them.
-    rows: rows of an epoch.
+    fields: names of the arrays, without "row".
+    rows: rows per epoch.
   """
 
   def __init__(
@@ -55,10 +61,10 @@ class ArrayBatches:
     )
 
   def __len__(self) -> int:
-    """Batches from the start to the end.
+    """Number of batches of all epochs.
 
     Raises:
-      TypeError: there is no end.
+      TypeError: the number of epochs is unlimited.
     """
     if self._epochs is None:
       raise TypeError("batches without end (epochs=None) have no length")
@@ -72,30 +78,34 @@ class ArrayBatches:
       raise StopIteration
     row = self.order(self._done)
     self._done += 1
-    found = {name: array[row] for name, array in self._arrays.items()}
-    return {**found, "row": row}
+    fields = {name: array[row] for name, array in self._arrays.items()}
+    return {**fields, "row": row}
 
   def order(self, batch: int) -> Int[np.ndarray, "b"]:
-    """Row numbers of a batch, by its number from the start."""
+    """Returns the row numbers of a batch, [batch_rows].
+
+    Args:
+      batch: number of the batch, counted from the start.
+    """
     position = batch * self._batch_rows
-    parts, wanted = [], self._batch_rows
-    while wanted:
+    parts, missing = [], self._batch_rows
+    while missing:
       epoch, first = divmod(position, self.rows)
-      part = self._epoch(epoch)[first : first + wanted]
+      part = self._epoch(epoch)[first : first + missing]
       parts.append(part)
       position += len(part)
-      wanted -= len(part)
+      missing -= len(part)
     return np.concatenate(parts)
 
   def get_state(self) -> dict[str, int]:
-    """The position: {"batches": number of those given so far}."""
+    """Returns the position, {"batches": number of batches given so far}."""
     return {"batches": self._done}
 
   def set_state(self, state: Mapping[str, Any]) -> None:
-    """Goes to a position.
+    """Moves to a position, see `Batches.set_state`.
 
     Raises:
-      ValueError: it is not one of `get_state`.
+      ValueError: the state was not returned by `get_state`.
     """
     done = state.get("batches") if isinstance(state, Mapping) else None
     if not isinstance(done, int) or done < 0:
@@ -103,7 +113,7 @@ class ArrayBatches:
     self._done = done
 
   def sample(self, rows: int) -> dict[str, np.ndarray]:
-    """Evenly spaced rows."""
+    """Returns at most `rows` evenly spaced rows."""
     return evenly(self._arrays, rows)
 
   def _epoch(self, epoch: int) -> np.ndarray:
@@ -113,7 +123,15 @@ class ArrayBatches:
 
 
 def evenly(arrays: Mapping[str, Any], rows: int) -> dict[str, np.ndarray]:
-  """At most `rows` evenly spaced rows of arrays."""
+  """Returns evenly spaced rows of arrays.
+
+  Args:
+    arrays: arrays [rows, ...] by name, with "x" among them.
+    rows: maximum number of rows.
+
+  >>> evenly({"x": np.arange(9)}, 3)["x"].tolist()
+  [0, 4, 8]
+  """
   count = len(arrays["x"])
   which = np.linspace(0, count - 1, min(rows, count)).astype(int)
   return {name: np.asarray(array[which]) for name, array in arrays.items()}
@@ -126,20 +144,23 @@ def array_batches(
   seed: int,
   epochs: int | None = 1,
 ) -> ArrayBatches:
-  """Shuffled batches of arrays whose first axis is that of rows.
+  """Builds shuffled batches of arrays whose first axis counts rows.
 
   Args:
-    arrays: by field ("x", and where there are "target", "cond", "score",
-      "weight" or names of one's own), equally many rows each; NumPy arrays,
-      memory-mapped ones too. Pairs of rows are x [rows, 2, d].
+    arrays: NumPy arrays by field, memory-mapped ones included: "x", optionally
+      "target", "cond", "score", "weight", and fields of your own. All have
+      equally many rows. Pairs of rows are x [rows, 2, d].
     batch_rows: rows per batch.
     seed: seed of the order, which differs between epochs.
     epochs: passes over the rows; None for no end.
 
   Raises:
-    InputError: "batch" where there is no x, "row" is taken or the numbers of
-      rows differ; "train.batch_rows", "train.seed" or "train.epochs" out of
-      range.
+    InputError: there is no x, a field is called "row", numbers of rows differ,
+      or batch_rows, seed or epochs is out of range.
+
+  >>> stream = array_batches({"x": np.zeros((5, 2))}, batch_rows=2, seed=0)
+  >>> len(stream), next(stream)["x"].shape
+  (2, (2, 2))
   """
   return ArrayBatches(arrays, batch_rows=batch_rows, seed=seed, epochs=epochs)
 
@@ -151,30 +172,27 @@ def array_draw(
   seed: int,
   epochs: int = 1,
 ) -> Callable[[Int[Array, ""]], dict[str, Array]]:
-  """The batches of `array_batches` from a step, inside a compiled program.
+  """Builds a function of the step that draws batches in a compiled program.
 
-  Arrays and order lie on the device: 4 bytes a row and epoch beside the data.
+  It gives the batches of `array_batches`. Arrays and order are on the device;
+  the order takes 4 bytes per row and epoch.
 
   Args:
-    arrays: as above.
-    batch_rows: as above.
-    seed: as above.
-    epochs: passes over the rows, of which the order is kept; batches after
-      them are those from the start again.
+    arrays, batch_rows, seed: as for `array_batches`.
+    epochs: passes over the rows whose order is stored; later steps repeat them.
 
   Returns:
     draw(step) -> {name: [batch_rows, ...], ..., "row": [batch_rows] int32}.
 
   Raises:
-    InputError: as above, and "train.epochs" where rows * epochs is beyond
-      2^31.
+    InputError: as `array_batches`, or rows * epochs exceeds 2^31.
   """
   rows = _check(arrays, batch_rows, seed, epochs)
   if rows * epochs > _LAST:
     raise InputError(
       "train.epochs",
       epochs,
-      f"{rows} rows an epoch must be below 2^31 in all",
+      f"{rows} rows per epoch times epochs must be below 2^31",
       "lower it, or use array_batches",
     )
   order = np.concatenate([permutation(rows, seed, e) for e in range(epochs)])
@@ -189,50 +207,42 @@ def _drawn(
   held: Mapping[str, Array], order: Int[Array, "s b"], step: Int[Array, ""]
 ) -> dict[str, Array]:
   row = order[step % len(order)]
-  found = {name: jnp.take(a, row, axis=0) for name, a in held.items()}
-  return {**found, "row": row}
+  fields = {name: jnp.take(a, row, axis=0) for name, a in held.items()}
+  return {**fields, "row": row}
 
 
 def permutation(rows: int, seed: int, epoch: int) -> Int[np.ndarray, "rows"]:
-  """The order of an epoch."""
+  """Returns the order of `rows` rows in an epoch."""
   return shuffle.permutation(rows, shuffle.ARRAYS, seed, epoch)
 
 
 def _check(
   arrays: Mapping[str, Any], batch_rows: int, seed: int, epochs: int | None
 ) -> int:
-  """Rows of an epoch, after refusing what cannot be batched."""
+  """Checks arrays and settings; returns the number of rows per epoch."""
   if "x" not in arrays or "row" in arrays:
     raise InputError(
       "batch",
       ", ".join(arrays),
-      "fields must hold x, and not row, which is the number of the row",
-      "name the activations x and another field otherwise",
+      "fields must include x, and must not include row, the row number",
+      "name the activations x, and rename a field called row",
     )
   counts = {name: len(array) for name, array in arrays.items()}
   rows = counts["x"]
   if set(counts.values()) != {rows}:
-    raise InputError(
-      "batch",
-      counts,
-      "fields must have equally many rows",
-      "give each one entry per row",
-    )
+    rule = "fields must have equally many rows"
+    raise InputError("batch", counts, rule, "give each one entry per row")
   passes = 1 if epochs is None else epochs
   for name, value, least in (("seed", seed, 0), ("epochs", passes, 1)):
     if value < least:
-      raise InputError(
-        f"train.{name}",
-        value,
-        f"must be at least {least}",
-        f"use at least {least}",
-      )
+      rule = f"must be at least {least}"
+      raise InputError(f"train.{name}", value, rule, f"use at least {least}")
   most = rows if epochs is None else rows * epochs
   if not 1 <= batch_rows <= most:
     raise InputError(
       "train.batch_rows",
       batch_rows,
-      f"must be in [1, {most}], the rows there are",
+      f"must be in [1, {most}], the number of rows",
       f"use at most {most}, or pass more rows",
     )
   return rows
@@ -242,7 +252,7 @@ def _check(
 
 
 class Rows(Protocol):
-  """The parts of a store that are compared."""
+  """The attributes of a store that `Stacked` compares."""
 
   columns: Mapping[str, Any]
 
@@ -250,15 +260,17 @@ class Rows(Protocol):
 
 
 class Stacked:
-  """Streams of the same rows at several layers as one of x [B, layers, d].
+  """Stacks streams of equal rows at several layers: x [B, layers, d].
 
-  For stores of one harvest at each layer: with equal settings, and with
-  harvest.outlier_multiple=0 so that each has all rows, the loader gives them in
-  one order.
+  The stores of the layers must be harvested with equal settings and with
+  harvest.outlier_multiple=0, so that the loader gives their rows in one order.
 
   Args:
-    streams: one per layer, in order; their batches have equal "row".
-    stores: what the rows come from; checked to say the same of each row.
+    streams: one stream per layer, in order; their batches have equal "row".
+    stores: the stores of the streams; their provenance columns must be equal.
+
+  Raises:
+    InputError: the provenance of rows differs between stores.
   """
 
   fields = ("x",)
@@ -284,26 +296,26 @@ class Stacked:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    found = [next(stream) for stream in self._streams]
-    row = found[0]["row"]
-    for other in found[1:]:
+    batches = [next(stream) for stream in self._streams]
+    row = batches[0]["row"]
+    for other in batches[1:]:
       if not np.array_equal(other["row"], row):
         raise ValueError("streams must give the same rows in the same order")
-    return {"x": np.stack([b["x"] for b in found], axis=1), "row": row}
+    return {"x": np.stack([b["x"] for b in batches], axis=1), "row": row}
 
   def get_state(self) -> list[Any]:
-    """The positions of the streams."""
+    """Returns the positions of the streams."""
     return [stream.get_state() for stream in self._streams]
 
   def set_state(self, state: Sequence[Any]) -> None:
-    """Goes to a position."""
+    """Moves all streams to a position, see `Batches.set_state`."""
     for stream, own in zip(self._streams, state, strict=True):
       stream.set_state(own)
 
   def sample(self, rows: int) -> dict[str, np.ndarray]:
-    """Samples equal rows of every layer."""
-    found = [stream.sample(rows)["x"] for stream in self._streams]
-    return {"x": np.stack(found, axis=1)}
+    """Samples equal rows of every layer, see `Batches.sample`."""
+    parts = [stream.sample(rows)["x"] for stream in self._streams]
+    return {"x": np.stack(parts, axis=1)}
 
 
 class OneLayer:
@@ -313,9 +325,12 @@ class OneLayer:
   epoch, at a layer that is drawn in each epoch by seed and batch.
 
   Args:
-    batches: such as `array_batches` of x [rows, L, d], or `Stacked`.
-    layers: places in L of the group's layers; cond is the place in this list.
+    batches: stream of x [B, L, d], from `array_batches` or `Stacked`.
+    layers: indices in L of the group's layers; cond is an index of this list.
     seed: seed of the draws; use a different one for each group.
+
+  Raises:
+    InputError: there are no layers, or one is negative.
 
   References:
     Ghilardi et al., Efficient Training of Sparse Autoencoders for Large
@@ -325,7 +340,10 @@ class OneLayer:
   def __init__(self, batches: Batches, layers: Sequence[int], *, seed: int):
     if not layers or min(layers) < 0:
       raise InputError(
-        "layers", tuple(layers), "must be places of layers", "name one or more"
+        "layers",
+        tuple(layers),
+        "must be indices of layers",
+        "give at least one",
       )
     self.fields = ("x", "cond")
     self._batches, self._layers = batches, np.asarray(layers)
@@ -351,21 +369,29 @@ class OneLayer:
     return {"x": x[np.arange(len(x)), self._layers[cond]], "cond": cond}
 
   def get_state(self) -> dict[str, Any]:
-    """Batches given so far, and the position of the stream behind."""
+    """Returns the number of batches and the position of the stream inside."""
     return {"batches": self._done, "behind": self._batches.get_state()}
 
   def set_state(self, state: Mapping[str, Any]) -> None:
-    """Goes to a position."""
+    """Moves to a position, see `Batches.set_state`."""
     self._batches.set_state(state["behind"])
     self._done = state["batches"]
 
   def sample(self, rows: int) -> dict[str, np.ndarray]:
-    """Each row at one layer, drawn by the seed."""
+    """Samples rows, each at one layer drawn with the seed."""
     x = np.asarray(self._batches.sample(rows)["x"])
     return self._choose(x, (shuffle.LAYERS, self._seed))
 
 
 def one_layer(key: PRNGKeyArray, x: Float[Array, "B L d"]) -> dict[str, Array]:
-  """As `OneLayer`, inside a compiled program: {"x": [B, d], "cond": [B]}."""
+  """Draws one layer of x for each row, inside a compiled program.
+
+  Args:
+    key: key of the draws.
+    x: activations of L layers [B, L, d].
+
+  Returns:
+    {"x": [B, d], "cond": [B] index of the layer}, see `OneLayer`.
+  """
   cond = jax.random.randint(key, x.shape[:1], 0, x.shape[1])
   return {"x": x[jnp.arange(len(x)), cond], "cond": cond}

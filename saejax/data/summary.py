@@ -1,4 +1,4 @@
-"""Describes a store for people: sizes, mixing of batches, checksums."""
+"""Reports on a store: sizes, mixing of batches, checksums."""
 
 import itertools
 import pathlib
@@ -19,32 +19,33 @@ def inspect(
   seed: int = 0,
   key: str = "doc",
 ) -> dict[str, Any]:
-  """Sizes, moments and mixing of a store, after checking every byte.
+  """Checks every byte of a store and returns its sizes, moments and mixing.
 
   Args:
     path: folder of the store.
-    batch_rows: rows per batch, for the mixing; at most those of the store.
-    batches: number of batches inspected.
+    batch_rows: rows per batch, at most all rows of the store.
+    batches: number of batches whose mixing is measured.
     seed: seed of the loader.
-    key: the column whose values should be mixed, such as the document.
+    key: column whose values should be mixed, such as the document.
 
   Returns:
-    A JSON-able dict; where the store has the key, "entropy" is the mean
-    normalised entropy of it in a batch as the loader gives it (below 0.8 is
-    poorly mixed), and "keys" the number of its values.
+    A dict that JSON can store. Where the store has the column `key`, "keys" is
+      its number of distinct values, and "entropy" the mean over batches of its
+      normalised entropy; below 0.8 batches are poorly mixed.
 
   Raises:
-    InputError: no store, or a shard is missing, corrupt or not the recorded.
+    InputError: there is no store, or a shard is missing or differs from its
+      checksum.
   """
   store = stores.open(path)
   store.verify()
-  found = {
+  facts = {
     name: value
     for name, value in store.stats.items()
     if name not in ("mean", "variance")
   }
   shards = [shard for line in store.lines for shard in line["shards"].values()]
-  found |= {
+  facts |= {
     "path": str(store.path),
     "content": store.content,
     "columns": {name: c.to_json() for name, c in store.columns.items()},
@@ -55,7 +56,7 @@ def inspect(
     "bytes": sum(size for size, _ in shards),
   }
   if key not in store.columns:
-    return found
+    return facts
   pipeline = loader.batches(
     store,
     batch_rows=min(batch_rows, store.rows),
@@ -63,16 +64,23 @@ def inspect(
     columns=tuple(dict.fromkeys(("x", key))),
   )
   mixing = [entropy(b[key]) for b in itertools.islice(pipeline, batches)]
-  return found | {
+  return facts | {
     "keys": len(np.unique(store.whole(key)[key])),
     "entropy": float(np.mean(mixing)),
   }
 
 
 def entropy(key: Int[np.ndarray, "b"]) -> float:
-  """Entropy of the keys in a batch over that of all rows different.
+  """Computes the normalised entropy of the keys in a batch.
 
-  H = -sum p ln p / ln b; 1 where every row has a key of its own.
+  H = -sum p ln p / ln b, where p are the shares of distinct keys; 1 where all
+  keys differ.
+
+  Args:
+    key: keys of b rows.
+
+  >>> entropy(np.array([0, 1, 2, 3]))
+  1.0
   """
   p = np.unique(key, return_counts=True)[1] / len(key)
   return float(-(p * np.log(p)).sum() / np.log(max(len(key), 2)))

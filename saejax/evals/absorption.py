@@ -1,7 +1,7 @@
 """Absorption: a parent feature's latent is inactive where a child is active.
 
-With a planted tree the features of every row are known, so that no probe is
-needed to say which latent is the parent's.
+With a planted tree the features of every row are known, so that the latent of a
+parent can be identified without a probe.
 
 References:
   Chanin et al., A is for Absorption: Studying Feature Splitting and Absorption
@@ -17,23 +17,25 @@ def parent_recall(
   on: Bool[np.ndarray, "rows f"],
   parents: int = 4,
 ) -> float:
-  """Share of rows with a parent and its child on which the parent's latent fires.
+  """Recall of parents' latents on rows where a child is active too.
 
-  The parent's latent is the one that best separates rows with the parent alone
-  from rows without it, by balanced accuracy. 1 is no absorption.
+  The latent of a parent is the one with the highest balanced accuracy at
+  separating rows with the parent alone from rows without it. Recall is the share
+  of rows with the parent and a child on which this latent is not 0; 1 means no
+  absorption.
 
   Args:
     fires: whether each latent is not 0.
-    on: features of each row: the parents, then the children of each parent in
-      turn, equally many.
-    parents: number of parents.
+    on: active features of each row: the parents, then the children of the first
+      parent, and so on.
+    parents: number of parents, which have equally many children.
 
   Returns:
     The mean over parents; NaN where a parent never occurs alone or with a
     child.
 
   Raises:
-    ValueError: the children cannot be dealt to the parents.
+    ValueError: the number of children is not a multiple of the parents.
   """
   children = on.shape[-1] - parents
   if children <= 0 or children % parents:

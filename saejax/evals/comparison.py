@@ -1,8 +1,8 @@
-"""Two methods compared over paired seeds: effect, interval, verdict.
+"""Compares two methods over paired seeds: effect, interval, verdict.
 
-The effect is a difference of means over seeds with the same data; its interval
-is Student's, at 95 %. Errors are compared as differences of log FVU at equal
-held-out L0, so that -0.05 reads "5 % lower".
+The effect is the mean of paired differences over seeds with equal data, and its
+95 % interval is that of Student's distribution. Errors are compared as
+differences of log FVU at equal held-out L0, so that -0.05 means 5 % lower.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ class Difference:
 
   Attributes:
     effect: mean over pairs.
-    low, high: ends of the interval; infinite with fewer than 2 pairs.
-    pairs: number of seeds.
+    low, high: ends of the interval; infinite for fewer than 2 pairs.
+    pairs: number of pairs.
   """
 
   effect: float
@@ -31,13 +31,22 @@ class Difference:
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
-  """a - b over pairs, with Student's interval.
+  """Computes the mean of a - b over pairs, with its interval.
+
+  Args:
+    a: values of one method, one per seed.
+    b: values of the other method, for equal seeds.
 
   Raises:
     ValueError: the lengths differ, or there are no pairs.
+
+  >>> difference([2.0, 2.0], [1.0, 1.0]).effect
+  1.0
   """
   if len(a) != len(b) or not len(a):
-    raise ValueError(f"pairs must be equal in number, got {len(a)}, {len(b)}")
+    raise ValueError(
+      f"a and b must have equally many values, got {len(a)} and {len(b)}"
+    )
   d = np.asarray(a, float) - np.asarray(b, float)
   if len(d) < 2:
     return Difference(float(d.mean()), -np.inf, np.inf, len(d))
@@ -47,11 +56,22 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
 
 
 def verdict(found: Difference, *, claim: str, margin: float) -> str:
-  """Whether a difference is "lower" or "higher" than 0 by more than a margin.
+  """Decides whether a difference exceeds a margin.
 
-  "holds" if the whole interval lies beyond the margin on the claimed side,
-  "does not hold" if it lies wholly on the other side of the margin (which
-  includes effects inside the margin), otherwise "undecided".
+  Args:
+    found: the difference.
+    claim: "lower" or "higher", the claimed side of 0.
+    margin: minimum size of the effect.
+
+  Returns:
+    "holds" if the whole interval is beyond the margin on the claimed side,
+      "does not hold" if none of it is, otherwise "undecided".
+
+  Raises:
+    ValueError: the claim is another.
+
+  >>> verdict(Difference(-0.2, -0.3, -0.1, 5), claim="lower", margin=0.05)
+  'holds'
   """
   if claim not in ("lower", "higher"):
     raise ValueError(f"claim must be lower or higher, got {claim!r}")
@@ -67,18 +87,23 @@ def verdict(found: Difference, *, claim: str, margin: float) -> str:
 def log_fvu_at(l0: Sequence[float], fvu: Sequence[float], at: float) -> float:
   """Interpolates log FVU at an L0, linearly in log L0.
 
-  It is extrapolated by up to 10 % beyond the ends, NaN further out. A single
-  point is used if its L0 is within 5 % of the given one.
+  Beyond the ends it is extrapolated by up to 10 %, and NaN further away. A
+  single point is used within 5 % of its L0.
+
+  Args:
+    l0: L0 of each point.
+    fvu: FVU of each point.
+    at: the L0 to interpolate at.
   """
   order = np.argsort(l0)
   x = np.log(np.maximum(np.asarray(l0, float)[order], 1e-9))
   y = np.log(np.asarray(fvu, float)[order])
-  asked = np.log(at)
+  target = np.log(at)
   reach = np.log(1.05 if len(x) == 1 else 1.1)
-  if not x[0] - reach <= asked <= x[-1] + reach:
+  if not x[0] - reach <= target <= x[-1] + reach:
     return np.nan
-  # The segment around it, or the one at that end.
-  i = min(max(int(np.searchsorted(x, asked)), 1), len(x) - 1)
+  # The segment around the target, or the one at that end.
+  i = min(max(int(np.searchsorted(x, target)), 1), len(x) - 1)
   run = x[i] - x[i - 1]
   slope = (y[i] - y[i - 1]) / run if run > 0 else 0.0
-  return float(y[i] + slope * (asked - x[i]))
+  return float(y[i] + slope * (target - x[i]))

@@ -1,16 +1,16 @@
-"""Concepts suppressed or exaggerated in one set of samples versus another.
+"""Concepts that are suppressed or exaggerated in one set of rows versus another.
 
-With xi_k the mean of latent k over the rows of a set and s the median over
-concepts of the means in the real set that are not 0:
+With xi_k the mean of latent k over the rows of a set, and s the median of the
+non-zero |xi_k(real)|,
 
   delta_k = sigmoid((xi_k(generated) - xi_k(real)) / s)
 
-1/2 where a concept is as strong in both, below 0.1 suppressed, above 0.9
-exaggerated. The sigmoid needs a scale, which the paper's summary does not give;
-s is our definition. The paper also writes a Boltzmann form whose sign is the
-other way round: here more activation is a larger delta.
+delta_k is 1/2 for a concept that is equally strong in both sets; below 0.1 it is
+suppressed, above 0.9 exaggerated. The paper's summary does not give the scale of
+the sigmoid; s is our definition. The paper also has a Boltzmann form with the
+opposite sign; here more activation gives a larger delta.
 
-Rows of an image are its patches: those of all images together are averaged.
+For images the rows are patches, averaged over all images of a set.
 
 References:
   Bohacek et al., Uncovering Conceptual Blindspots in Generative Image Models
@@ -38,26 +38,30 @@ class Concepts:
   """Means and firing rates of an SAE's latents on a set of rows.
 
   Attributes:
-    mean: of each latent over all rows.
-    rate: share of rows on which it is not 0.
+    mean: mean of each latent over rows.
+    rate: share of rows on which each latent is not 0.
   """
 
   mean: Float[np.ndarray, "n"]
   rate: Float[np.ndarray, "n"]
 
   def energy(self, W_dec: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
-    """|mean_k w_k|: the size of what a concept adds on average."""
+    """Computes |mean_k w_k|, the norm of a concept's mean contribution.
+
+    Args:
+      W_dec: decoder rows.
+    """
     return np.abs(self.mean) * np.linalg.norm(W_dec, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
-  """Concepts of one set against another.
+  """Shift of concepts between two sets.
 
   Attributes:
-    delta: of each concept, in (0, 1).
-    frequency_correlation: Pearson's, of |delta_k - 1/2| with the rate in the
-      real set; NaN where one of the two does not vary.
+    delta: delta of each concept, in (0, 1).
+    frequency_correlation: Pearson correlation of |delta_k - 1/2| and the rate in
+      the real set; NaN where one of the two does not vary.
   """
 
   delta: Float[np.ndarray, "n"]
@@ -65,13 +69,13 @@ class Shift:
 
   @property
   def suppressed(self) -> np.ndarray:
-    """Concepts with delta below 0.1, the lowest first."""
+    """Concepts with delta below 0.1, lowest first."""
     order = np.argsort(self.delta, kind="stable")
     return order[self.delta[order] < SUPPRESSED]
 
   @property
   def exaggerated(self) -> np.ndarray:
-    """Concepts with delta above 0.9, the highest first."""
+    """Concepts with delta above 0.9, highest first."""
     order = np.argsort(-self.delta, kind="stable")
     return order[self.delta[order] > EXAGGERATED]
 
@@ -86,19 +90,19 @@ class Shift:
 def concepts(
   sae: SAE, x: Float[np.ndarray, "*b d"], *, batch_rows: int = 4096
 ) -> Concepts:
-  """Means and rates of an SAE's latents over rows.
+  """Computes means and rates of an SAE's latents over rows.
 
   Args:
-    sae: whose latents are the concepts.
-    x: rows, with any leading axes such as images and patches.
-    batch_rows: rows encoded at once.
+    sae: the SAE, whose latents are the concepts.
+    x: rows, with any leading axes, such as images and patches.
+    batch_rows: rows per batch on the device.
 
   Raises:
     InputError: there are no rows.
   """
   rows = x.reshape(-1, x.shape[-1])
   if not len(rows):
-    raise InputError("x", x.shape, "must hold at least one row", "pass rows")
+    raise InputError("x", x.shape, "must have at least one row", "pass rows")
 
   @jax.jit
   def sums(sae, x, real):
@@ -117,21 +121,25 @@ def concepts(
 def shift(real: Concepts, generated: Concepts) -> Shift:
   """Compares the strength of each concept in the generated and the real set.
 
+  Args:
+    real: concepts of the real set.
+    generated: concepts of the generated set, with the same SAE.
+
   Raises:
-    InputError: the two are not of one SAE, or no concept is ever on in the
+    InputError: the numbers of concepts differ, or no concept is active in the
       real set.
   """
   if real.mean.shape != generated.mean.shape:
     raise InputError(
       "generated",
       generated.mean.shape,
-      f"must have the concepts of real, {real.mean.shape}",
-      "encode both with one SAE",
+      f"must have as many concepts as real, {real.mean.shape}",
+      "encode both sets with one SAE",
     )
   on = real.mean != 0
   if not on.any():
     raise InputError(
-      "real", 0, "at least one concept must be on", "check the SAE's prep"
+      "real", 0, "at least one concept must be active", "check the SAE's prep"
     )
   scale = np.median(np.abs(real.mean[on]))
   delta = scipy.special.expit((generated.mean - real.mean) / scale)

@@ -1,4 +1,4 @@
-"""Size of an SAE and the operations that encoding takes."""
+"""Number of parameters of an SAE and of operations of its encoder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,16 @@ ROWS = 512
 
 
 def cost(sae: SAE, rows: Float[Array, "b d"] | Batch) -> Mapping[str, float]:
-  """Numbers and operations of an SAE in the form given.
+  """Counts the parameters of an SAE and the FLOPs of encoding a row.
 
   Args:
-    sae: with arrays.
-    rows: of which the first 512 are encoded; their values do not matter.
+    sae: the SAE, in its training or inference form.
+    rows: rows, of which the first 512 are used; only their shape matters.
 
   Returns:
-    parameters: numbers in its arrays, the prep's apart; encode_flops: of
-    encoding one row, as XLA counts the program before it is optimised (bodies
-    of loops once).
+    "parameters", numbers in the SAE's arrays without the prep, and
+    "encode_flops" per row, as XLA counts them before optimisation (bodies of
+    loops once).
   """
   batch = jax.tree.map(lambda a: jnp.asarray(a[:ROWS]), as_batch(rows))
   program = jax.jit(lambda s, b: s.encode(b)).lower(sae, batch)

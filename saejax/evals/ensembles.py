@@ -1,12 +1,12 @@
-"""Metrics of the relations between an ensemble's latents.
+"""Metrics of the relations between the latents of an ensemble.
 
   connectivity = 1 - |{(i, j): i and j are not 0 on a common row}| / n^2
-  stability    = mean cosine of the latents matched with those of another run,
-                 one to one or each with its nearest
-  diversity    = latents left when near-duplicates are merged
+  stability    = mean cosine of latents and their matches in another run, matched
+                 one to one or to the nearest
+  diversity    = number of latents without near-duplicates
 
-Explained variance is 1 - fvu of `reconstruction`, in the frame "raw": the
-stages of a boosted ensemble have frames of their own.
+Explained variance is 1 - fvu of `reconstruction` in the frame "raw", since the
+stages of a boosted ensemble have different preps.
 
 References:
   Ensembling Sparse Autoencoders, 2025, arXiv:2505.16077.
@@ -28,11 +28,14 @@ DUPLICATE_COSINE = 0.7
 def connectivity(
   encode: Callable[[Array], Array], batches: Iterable[Float[Array, "B d"]]
 ) -> float:
-  """1 - the share of ordered pairs of latents (i = j too) that ever meet.
+  """Computes 1 - the share of ordered pairs of latents active on a common row.
+
+  Pairs (i, i) count too. Memory is n^2 booleans.
 
   Args:
-    encode: from rows to latents [B, n], of an SAE or `ensembles.encode_stages`.
-    batches: rows; n^2 booleans are held.
+    encode: maps rows to latents [B, n]: that of an SAE, or
+      `ensembles.encode_stages`.
+    batches: rows.
 
   Raises:
     ValueError: there are no batches.
@@ -47,23 +50,26 @@ def connectivity(
   for x in batches:
     met = meet(jnp.asarray(met), x)
   if met is False:
-    raise ValueError("connectivity needs at least one batch")
+    raise ValueError("batches must have at least one batch")
   return 1 - float(np.mean(met))
 
 
 def stability(
   W: Float[Array, "n d"], other: Float[Array, "m d"], how: str = "assigned"
 ) -> float:
-  """Mean cosine of the rows of a dictionary with their matches in another.
+  """Computes the mean cosine of dictionary rows and their matches in another.
 
   Args:
     W: decoder rows.
-    other: those of a run with other seeds.
-    how: "assigned", one to one; or "nearest", which lets several rows share
-      one match and so is at least as large where both have as many rows.
+    other: decoder rows of a run with other seeds.
+    how: "assigned" for one-to-one matches, or "nearest", where several rows may
+      have one match; it is at least as large for equally many rows.
 
   Raises:
-    ValueError: another way.
+    ValueError: `how` is another.
+
+  >>> stability(np.eye(3), np.eye(3)[::-1])
+  1.0
   """
   rows, others = np.asarray(W), np.asarray(other)
   if how == "assigned":
@@ -75,14 +81,21 @@ def stability(
 
 
 def diversity(W: Float[Array, "n d"], cosine: float = DUPLICATE_COSINE) -> int:
-  """Rows kept when each that is near one kept before it is dropped, in order.
+  """Counts the rows left when near-duplicates of earlier rows are dropped.
 
-  The paper's threshold is not known.
+  The default threshold is ours; the paper does not give one.
+
+  Args:
+    W: decoder rows.
+    cosine: cosine above which a row is a duplicate.
+
+  >>> diversity(np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]))
+  2
   """
-  kept = np.zeros_like(rows := matching.unit(np.asarray(W)))
+  distinct = np.zeros_like(rows := matching.unit(np.asarray(W)))
   count = 0
   for row in rows:
-    if count == 0 or (kept[:count] @ row).max() <= cosine:
-      kept[count] = row
+    if count == 0 or (distinct[:count] @ row).max() <= cosine:
+      distinct[count] = row
       count += 1
   return count

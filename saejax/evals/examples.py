@@ -20,12 +20,12 @@ class Example:
   """One row on which a latent is active.
 
   Attributes:
-    activation: z_i.
+    activation: value of the latent, z_i.
     row: row number in the store.
-    doc: document it came from.
-    pos: position of the token in the document, in tokens.
-    token: the row's own token as text.
-    context: text around it, the token between the marks.
+    doc: document of the row.
+    pos: position of the row's token in the document, in tokens.
+    token: text of the token.
+    context: text around the token, which is between the marks.
   """
 
   activation: float
@@ -53,17 +53,18 @@ def top_examples(
 
   Args:
     sae: the SAE.
-    store: rows with provenance and a tokenizer.
-    latent: which, in [0, n).
-    count: examples wanted; rows where the latent is 0 are never examples, so
-      that there may be fewer (none for a dead latent).
-    before: tokens of context before the row's own.
-    after: tokens of context after it.
-    mark: put around the row's own token in the context.
-    batch_rows: rows on the device at once.
+    store: store with provenance and a tokenizer.
+    latent: index of the latent, in [0, n).
+    count: maximum number of examples; rows where the latent is 0 are not
+      examples, so that a dead latent has none.
+    before: maximum number of tokens of context before the row's token.
+    after: maximum number of tokens of context after it.
+    mark: texts inserted before and after the row's token in the context.
+    batch_rows: rows per batch on the device.
 
   Raises:
-    InputError: there is no such latent.
+    InputError: there is no such latent, count is below 1, or the store has no
+      text.
   """
   if not 0 <= latent < sae.n:
     raise errors.InputError(
@@ -97,15 +98,26 @@ def top_examples(
 def top_rows(
   sae: SAE, store: Store, latent: int, *, count: int, batch_rows: int = 4096
 ) -> tuple[Float[np.ndarray, "c"], Int[np.ndarray, "c"]]:
-  """Activations and row numbers, largest first, ties by row number."""
+  """Finds the rows with the largest activations of a latent.
+
+  Args:
+    sae: the SAE.
+    store: the rows.
+    latent: index of the latent.
+    count: maximum number of rows; rows where the latent is 0 are left out.
+    batch_rows: rows per batch on the device.
+
+  Returns:
+    (activations, row numbers), largest activation first, ties by row number.
+  """
   values = np.zeros(0, np.float32)
   rows = np.zeros(0, np.int64)
   index = jnp.asarray(latent, jnp.int32)
   for numbers, x in reading.batches(store, batch_rows=batch_rows):
     padded, real = reading.pad(x, batch_rows)
-    found = np.asarray(_activation(sae, padded, real, index))[: len(x)]
-    keep = np.flatnonzero(found > 0)
-    values = np.concatenate([values, found[keep]])
+    activation = np.asarray(_activation(sae, padded, real, index))[: len(x)]
+    keep = np.flatnonzero(activation > 0)
+    values = np.concatenate([values, activation[keep]])
     rows = np.concatenate([rows, numbers[keep]])
     order = np.lexsort((rows, -values))[:count]
     values, rows = values[order], rows[order]
@@ -119,7 +131,7 @@ def _activation(
   real: Bool[Array, "B"],
   latent: Int[Array, ""],
 ) -> Float[Array, "B"]:
-  """z_i of each row, 0 on rows that are padding or not finite."""
+  """Computes z_i of each row, 0 for padding and non-finite rows."""
   use = real & jnp.all(jnp.isfinite(x), axis=-1)
   latents = sae.forward(jnp.where(use[:, None], x, 0)).latents
   if isinstance(latents, SparseLatents):

@@ -20,12 +20,15 @@ def against(
     reference: name of the method that the others are compared with.
 
   Returns:
-    A record for each site and method: log_ratio, the mean over seeds of the
-    mean over settings of log FVU - log FVU of the reference with that seed,
-    whose curve is followed in log L0; log_ratio_sd over seeds; settings, how
-    many are inside the reference's range; and the means over those of dead,
-    over_parameters, over_flops and over_seconds, the last three over the
-    reference's. None where no setting is inside.
+    A record per site and method:
+      log_ratio: mean over seeds of the mean over settings of log FVU - log FVU
+        of the reference at that seed and L0, interpolated in log L0;
+      log_ratio_sd: its standard deviation over seeds;
+      settings: number of settings within the reference's range of L0;
+      dead: mean over these settings;
+      over_parameters, over_flops, over_seconds: means over these settings,
+        divided by the reference's means.
+    Values are None where no setting is within the range.
   """
   records = []
   for site in dict.fromkeys(p["site"] for p in points):
@@ -36,15 +39,15 @@ def against(
       ratios: dict[int, list[float]] = {}
       inside = []
       for p in of(method):
-        same = [r for r in base if r["seed"] == p["seed"]]
-        if not same:
+        matching = [r for r in base if r["seed"] == p["seed"]]
+        if not matching:
           continue
-        there = comparison.log_fvu_at(
-          [r["l0"] for r in same], [r["fvu"] for r in same], p["l0"]
+        expected = comparison.log_fvu_at(
+          [r["l0"] for r in matching], [r["fvu"] for r in matching], p["l0"]
         )
-        if np.isfinite(there):
+        if np.isfinite(expected):
           inside.append(p)
-          ratio = float(np.log(p["fvu"])) - there
+          ratio = float(np.log(p["fvu"])) - expected
           ratios.setdefault(p["seed"], []).append(ratio)
       over = partial(_over, inside, base)
       each = [float(np.mean(r)) for r in ratios.values()]
@@ -67,12 +70,16 @@ def against(
 
 
 def _over(points, base, name: str) -> float | None:
-  """The mean of a field over that of other points."""
+  """Divides the mean of a field by its mean over other points."""
   mine, theirs = (mean([p[name] for p in of]) for of in (points, base))
   return mine / theirs if mine is not None and theirs else None
 
 
 def mean(values) -> float | None:
-  """The mean of the values that are not None; None where there is none."""
+  """Computes the mean of the values that are not None, or None without any.
+
+  Args:
+    values: numbers or None.
+  """
   good = [v for v in values if v is not None]
   return float(np.mean(good)) if good else None

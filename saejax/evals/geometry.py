@@ -13,10 +13,16 @@ from saejax.sae.sae import SAE
 
 
 def mean_max_cosine(W: Float[np.ndarray, "n d"]) -> float:
-  """Mean over rows of the largest cosine with another row.
+  """Computes the mean over rows of the largest cosine with another row.
+
+  Args:
+    W: rows.
 
   Raises:
-    ValueError: there is only one row.
+    ValueError: there are fewer than two rows.
+
+  >>> mean_max_cosine(np.eye(3))
+  0.0
   """
   if len(W) < 2:
     raise ValueError(f"W must have at least 2 rows, got {W.shape}")
@@ -29,16 +35,16 @@ def mean_max_cosine(W: Float[np.ndarray, "n d"]) -> float:
 def dependence(
   sae: SAE, batch: Float[Array, "b d"] | Batch
 ) -> Mapping[str, float]:
-  """Correlation of latents, and the size of the rectified pre-activation.
+  """Computes correlations of latents and the size of pre-activations.
 
   Args:
-    sae: its latents are computed densely.
-    batch: rows, of which moments are taken.
+    sae: the SAE; latents are computed densely.
+    batch: rows.
 
   Returns:
-    dependence: mean over pairs of live latents of |correlation|, 0 where all
-    are uncorrelated; mean_square: mean over rows of sum_i relu(a_i)^2, for a
-    variational SAE that of the posterior mean.
+    "dependence", the mean of |correlation| over pairs of live latents, and
+    "mean_square", the mean over rows of sum_i relu(a_i)^2, where a is the
+    posterior mean for a variational SAE.
   """
   return {name: float(v) for name, v in _dependence(sae, batch).items()}
 

@@ -1,4 +1,4 @@
-"""The metrics of one SAE on rows of any kind: what `saejax.evaluate` is."""
+"""Metrics of one SAE on held-out rows; `saejax.evaluate`."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -25,37 +25,38 @@ def evaluate(
   mean: Float[Array, "d"] | Store | None = None,
   units: str = "model",
 ) -> Reconstruction:
-  """How well an SAE reconstructs rows, which it should not have been trained on.
+  """Computes reconstruction metrics of an SAE on held-out rows.
 
   Args:
-    sae: in the form for inference.
-    rows: an array [rows, d], a `Batch` or a `Store`, or an iterable of arrays or
-      batches. Rows that are not finite are left out and counted.
-    mean: of the training rows, in the units of x (of the target, for a
-      transcoder), or the training store. Without one nmse is NaN.
-    units: of the errors: "model", those of x, or "prep", the frame that the SAE
-      was trained in. fvu and nmse agree where the prep is linear with one scale.
+    sae: the SAE, in the inference form.
+    rows: an array [rows, d], a `Batch`, a `Store`, or an iterable of arrays or
+      batches. Non-finite rows are left out and counted.
+    mean: mean of the training rows in units of x (of the target, for a
+      transcoder), or the training store. Without a mean nmse is NaN.
+    units: units of the errors: "model" for the units of x, or "prep" for the
+      frame of the prep, in which the SAE was trained. fvu and nmse are equal in
+      both if the prep is linear with one scale.
 
   Returns:
     rows, nonfinite_rows, fvu, nmse, l0, dead, cosine and density; see
     `evals.reconstruction` for the equations.
 
   Raises:
-    InputError: no finite rows, unknown units, or a mean that the prep cannot
-      take there.
-    ValueError: rows of another width.
+    InputError: there are no finite rows, the units are unknown, or the prep
+      depends on the row and cannot be applied to a mean.
+    ValueError: rows or mean have another width.
 
   >>> import jax, saejax
   >>> from saejax.sae import activations
   >>> sae = saejax.init(
   ...   jax.random.key(0), d=8, n=16, activation=activations.TopK(4))
   >>> x = jax.random.normal(jax.random.key(1), (100, 8))
-  >>> found = saejax.evaluate(sae, x, mean=x.mean(axis=0))
-  >>> found.rows, found.l0 <= 4, abs(found.fvu - found.nmse) < 1e-4
+  >>> metrics = saejax.evaluate(sae, x, mean=x.mean(axis=0))
+  >>> metrics.rows, metrics.l0 <= 4, abs(metrics.fvu - metrics.nmse) < 1e-4
   (100, True, True)
   """
   if units not in UNITS:
-    raise InputError("units", units, "must be model or prep", "such as model")
+    raise InputError("units", units, "must be model or prep", "choose one")
   batches = _batches(rows)
   width = sae.d
   about = (
@@ -73,7 +74,7 @@ def evaluate(
 
 
 def _mean(sae: SAE, mean: Any, units: str) -> np.ndarray:
-  """The mean of the training rows in the units of the errors."""
+  """Returns the mean of the training rows in the units of the errors."""
   prep = sae.prep if sae.target_prep is None else sae.target_prep
   if isinstance(mean, Store):
     if units == "model":
@@ -87,15 +88,15 @@ def _mean(sae: SAE, mean: Any, units: str) -> np.ndarray:
     raise InputError(
       "mean",
       f"an array of shape {list(raw.shape)}",
-      f"cannot be taken into the frame of {type(prep).__name__}, which depends "
-      "on each row",
+      f"cannot be converted to the frame of {type(prep).__name__}, which "
+      "depends on the row",
       "give the training store, or units='model'",
     )
   return np.asarray(framed, np.float32)
 
 
 def _batches(rows: Any) -> Iterable[Any]:
-  """Batches of rows of any kind."""
+  """Returns batches of an array, a batch, a store or an iterable."""
   if isinstance(rows, Store):
     return _of_store(rows)
   if isinstance(rows, list | tuple) and rows and np.ndim(rows[0]) < 2:
@@ -106,7 +107,7 @@ def _batches(rows: Any) -> Iterable[Any]:
 
 
 def _of_store(store: Store) -> Iterator[Batch]:
-  """Every row in order, with the columns that SAEs read."""
+  """Yields every row in order, with the columns that SAEs read."""
   names = [name for name in store.trained if name in FIELDS]
   for numbers, x in reading.batches(store, batch_rows=BATCH_ROWS):
     first, last = int(numbers[0]), int(numbers[-1]) + 1
@@ -115,7 +116,7 @@ def _of_store(store: Store) -> Iterator[Batch]:
 
 
 def _cut(batch: Batch) -> Iterator[Batch]:
-  """Parts of at most `BATCH_ROWS` rows, on the host."""
+  """Yields parts of at most `BATCH_ROWS` rows, on the host."""
   fields = {n: getattr(batch, n) for n in FIELDS}
   fields = {n: np.asarray(v) for n, v in fields.items() if v is not None}
   for start in range(0, len(fields["x"]), BATCH_ROWS):

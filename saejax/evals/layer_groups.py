@@ -1,19 +1,20 @@
 """Groups layers whose activations are similar enough to share one SAE.
 
-The distance of two layers is the angle between their activations of a token,
-each less its layer's mean, over pi, averaged over tokens:
+The distance of two layers is the mean over tokens of the angle between their
+activations, centred per layer and divided by pi:
 
   D_ij = mean_b arccos(cos(x_bi - m_i, x_bj - m_j)) / pi
 
-0 is the same direction, 1/2 a right angle, 1 the opposite one. Layers are
-merged by complete linkage on D, only neighbours in depth ("contiguous"); AMD(G)
-is the unweighted mean over the G groups of the largest distance inside each,
-and the fewest groups are taken whose AMD is at most a threshold.
+It is 0 for equal directions, 1/2 for a right angle and 1 for opposite
+directions. Layers are merged by complete linkage on D, restricted to neighbours
+in depth ("contiguous"). AMD(G) is the unweighted mean over the G groups of the
+largest distance within the group; `choose` returns the smallest number of groups
+whose AMD is at most a threshold.
 
-The official code hands scikit-learn the lower triangle of D as if its rows were
-features, and does not ask for contiguity: "features" does the same, while
-"precomputed" is complete linkage on D without contiguity. It leaves the last
-layer out: so may the caller.
+The official code passes the lower triangle of D to scikit-learn as features and
+does not require contiguity, which is "features" here; "precomputed" is complete
+linkage on D without contiguity. The official code excludes the last layer; here
+the caller selects the layers.
 
 References:
   Ghilardi et al., Efficient Training of Sparse Autoencoders for Large Language
@@ -43,15 +44,14 @@ def distances(
   centre: Float[np.ndarray, "L d"] | None = None,
   alpha: float = 0.05,
 ) -> Distances:
-  """D over all rows; symmetric, 0 on the diagonal.
+  """Computes D over all rows; it is symmetric, with 0 on the diagonal.
 
   Args:
     batches: rows of all layers.
-    centre: subtracted from each layer; zeros leave rows as they are. By default
-      a running mean of each layer, m <- (1 - alpha) m + alpha mean(batch), that
-      begins at the mean of the first batch and takes each batch in before it
-      is used.
-    alpha: of the running mean.
+    centre: vector to subtract per layer. By default a running mean, m <- (1 -
+      alpha) m + alpha mean(batch), that starts at the mean of the first batch
+      and is updated with each batch before it is used.
+    alpha: weight of a batch in the running mean.
 
   Raises:
     InputError: there are no rows.
@@ -65,7 +65,7 @@ def distances(
     total = total + np.asarray(_angles(x, jnp.asarray(running, jnp.float32)))
     rows += len(x)
   if not rows:
-    raise InputError("rows", 0, "distances need rows", "pass at least one")
+    raise InputError("rows", 0, "must be at least 1", "pass at least one row")
   return np.asarray(total / rows, np.float64)
 
 
@@ -73,26 +73,34 @@ def distances(
 def _angles(
   x: Float[Array, "B L d"], centre: Float[Array, "L d"]
 ) -> Float[Array, "L L"]:
-  """Angles over pi, summed over rows."""
+  """Computes angles / pi, summed over rows."""
   x = x - centre[None]
   norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
   u = x / jnp.where(norm > 0, norm, 1.0)
   cosine = jnp.einsum("bid,bjd->bij", u, u, precision="highest")
   angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0)) / jnp.pi
-  # Rounding makes an angle of 1e-4 of none.
+  # Rounding would turn an angle of 0 into 1e-4.
   same = jnp.eye(x.shape[1], dtype=bool)
   return jnp.where(same, 0.0, jnp.sum(angle, axis=0))
 
 
 def cluster(D: Distances, count: int, *, linkage: str = "contiguous") -> Groups:
-  """The layers in `count` groups, ordered by their first layer.
+  """Groups the layers into `count` groups, ordered by their first layer.
+
+  Args:
+    D: distances of layers.
+    count: number of groups.
+    linkage: "contiguous", "precomputed" or "features", see the module.
 
   Raises:
-    InputError: a count that L layers do not have, or an unknown linkage.
+    InputError: count is out of range, or the linkage is unknown.
   """
   if not 1 <= count <= len(D):
     raise InputError(
-      "groups", count, f"must be in [1, {len(D)}], the layers", "such as 1"
+      "groups",
+      count,
+      f"must be in [1, {len(D)}], the number of layers",
+      "choose a number in this range",
     )
   if linkage not in LINKAGES:
     raise InputError(
@@ -122,24 +130,46 @@ def _contiguous(D: Distances, count: int) -> Groups:
 
 
 def width(D: Distances, group: Sequence[int]) -> float:
-  """The largest distance inside a group; 0 of one layer."""
+  """Returns the largest distance within a group; 0 for a single layer.
+
+  Args:
+    D: distances of layers.
+    group: layers of the group.
+  """
   return float(D[np.ix_(group, group)].max())
 
 
 def amd(D: Distances, groups: Groups) -> float:
-  """AMD, the mean over groups of their widths."""
+  """Computes AMD, the mean over groups of their widths.
+
+  Args:
+    D: distances of layers.
+    groups: the groups.
+  """
   return float(np.mean([width(D, group) for group in groups]))
 
 
 def choose(
   D: Distances, *, max_amd: float = 0.2, linkage: str = "contiguous"
 ) -> Groups:
-  """The fewest groups whose AMD is at most `max_amd`.
+  """Returns the smallest number of groups whose AMD is at most a threshold.
 
-  As many as there are layers have AMD 0, so that some number always does.
+  One group per layer has AMD 0, so that such groups always exist.
+
+  Args:
+    D: distances of layers.
+    max_amd: maximum AMD, at least 0.
+    linkage: see `cluster`.
+
+  Raises:
+    InputError: max_amd is negative, or the linkage is unknown.
+
+  >>> D = np.array([[0.0, 0.1, 0.5], [0.1, 0.0, 0.5], [0.5, 0.5, 0.0]])
+  >>> choose(D, max_amd=0.2)
+  ((0, 1), (2,))
   """
   if not max_amd >= 0:
-    raise InputError("max_amd", max_amd, "must be at least 0", "such as 0.1")
+    raise InputError("max_amd", max_amd, "must be at least 0", "raise it")
   counts = range(1, len(D) + 1)
-  found = (cluster(D, count, linkage=linkage) for count in counts)
-  return next(groups for groups in found if amd(D, groups) <= max_amd)
+  candidates = (cluster(D, count, linkage=linkage) for count in counts)
+  return next(groups for groups in candidates if amd(D, groups) <= max_amd)

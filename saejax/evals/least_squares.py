@@ -1,12 +1,12 @@
-"""Robust least squares for many small problems at once.
+"""Robust least squares for a batch of small problems.
 
   log L = logaddexp(U s, V t)
   cost  = sum_i w_i scale^2 (sqrt(1 + (r_i / scale)^2) - 1),  r = log L - y
 
-The method is Levenberg and Marquardt's with weights renewed in every step; the
-problems of a batch step together, and one that has converged drops out. A fit
-of a scaling law solves thousands of problems of 10 to 100 points: SciPy's
-`least_squares` (one problem a call) needs 5 to 10 ms each, this 0.5 to 1 ms.
+The algorithm is Levenberg-Marquardt with weights updated in every step. All
+problems of a batch step together until each has converged. A fit of a scaling
+law solves thousands of problems of 10 to 100 points; SciPy's `least_squares`
+(one problem per call) takes 5 to 10 ms per problem, this 0.5 to 1 ms.
 """
 
 import dataclasses
@@ -14,21 +14,22 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-# A step changes no parameter by more: the columns have unit variance, so that
+# Largest change of a parameter in a step. Columns have unit variance, so that
 # this is a factor of 20 in the loss.
 _LONGEST_STEP = 3.0
-_EASED, _RAISED = 0.3, 4.0  # damping after a step taken, and after one refused
+_EASED, _RAISED = 0.3, 4.0  # factors of damping after accepted, rejected steps
 _LEAST_DAMPING, _MOST_DAMPING = 1e-9, 1e7
-_QUIET_STEPS = 3  # steps in a row without gain, after which a problem is done
+_QUIET_STEPS = 3  # consecutive steps without gain at which a problem converged
 
 
 @dataclasses.dataclass(frozen=True)
 class ExponentSum:
-  """log L = logaddexp(U s, V t), with theta = (s, t).
+  """The model log L = logaddexp(U s, V t), with theta = (s, t).
 
   Attributes:
-    U, V: columns of the two exponents; without columns in V there is no
-      second term.
+    U: columns of the first exponent.
+    V: columns of the second exponent; there is no second term if V has no
+      columns.
   """
 
   U: Float[np.ndarray, "p u"]
@@ -37,7 +38,11 @@ class ExponentSum:
   def terms(
     self, theta: Float[np.ndarray, "*r m"]
   ) -> tuple[Float[np.ndarray, "*r p"], Float[np.ndarray, "*r p"]]:
-    """U s and V t."""
+    """Computes U s and V t.
+
+    Args:
+      theta: parameters.
+    """
     split = self.U.shape[1]
     first = theta[..., :split] @ self.U.T
     if not self.V.shape[1]:
@@ -47,13 +52,21 @@ class ExponentSum:
   def predict(
     self, theta: Float[np.ndarray, "*r m"]
   ) -> Float[np.ndarray, "*r p"]:
-    """log L."""
+    """Computes log L.
+
+    Args:
+      theta: parameters.
+    """
     return np.logaddexp(*self.terms(theta))
 
   def jacobian(
     self, theta: Float[np.ndarray, "*r m"]
   ) -> Float[np.ndarray, "*r p m"]:
-    """Derivatives of log L by theta."""
+    """Computes the derivatives of log L with respect to theta.
+
+    Args:
+      theta: parameters.
+    """
     first, second = self.terms(theta)
     share = np.exp(first - np.logaddexp(first, second))[..., None]
     return np.concatenate([share * self.U, (1 - share) * self.V], axis=-1)
@@ -61,11 +74,11 @@ class ExponentSum:
 
 @dataclasses.dataclass(frozen=True)
 class Solutions:
-  """The minimum found from each start.
+  """Minima, one per start.
 
   Attributes:
-    theta: parameters.
-    cost: robust cost there.
+    theta: parameters at the minimum.
+    cost: robust cost.
     residuals: log L - y.
   """
 
@@ -74,20 +87,35 @@ class Solutions:
   residuals: Float[np.ndarray, "r p"]
 
   def select(self, index: np.ndarray) -> "Solutions":
-    """The solutions at these indices."""
+    """Returns some of the solutions.
+
+    Args:
+      index: their indices.
+    """
     return Solutions(self.theta[index], self.cost[index], self.residuals[index])
 
   def best(self, count: int) -> "Solutions":
-    """The solutions of least cost, the best one first."""
+    """Returns the solutions of lowest cost, the best one first.
+
+    Args:
+      count: number of solutions.
+    """
     return self.select(np.argsort(self.cost, kind="stable")[:count])
 
 
 def cost(
   residuals: Float[np.ndarray, "*r p"], scale: Float[np.ndarray, "*r"]
 ) -> Float[np.ndarray, "*r p"]:
-  """Robust cost of each point: r^2 / 2 where |r| is far below `scale`."""
+  """Computes the robust cost per point.
+
+  It is r^2 / 2 where |r| is far below the scale, and |r| scale far above it.
+
+  Args:
+    residuals: residuals r.
+    scale: residual beyond which a point counts as an outlier.
+  """
   ratio = residuals / np.asarray(scale)[..., None]
-  # The equation times (sqrt + 1) / (sqrt + 1): exact for tiny residuals too.
+  # The equation times (sqrt + 1) / (sqrt + 1), accurate for tiny residuals too.
   return residuals**2 / (1 + np.sqrt(1 + ratio**2))
 
 
@@ -103,19 +131,19 @@ def solve(
   steps: int = 150,
   tolerance: float = 1e-9,
 ) -> Solutions:
-  """Minimises the robust cost of every problem, each from its own start.
+  """Minimises the robust cost of every problem, from one start each.
 
   Args:
-    model: of all problems.
+    model: the model of all problems.
     y: log of the losses.
-    start: parameters to start from.
+    start: parameters to start from, per problem.
     scale: residual beyond which a point counts as an outlier.
-    weights: of the points; by default 1.
-    within: columns that span the directions in which theta may move, each
-      of unit length; by default all.
-    low: least values of theta; not together with `within`.
-    steps: most steps of a problem.
-    tolerance: relative gain in cost below which a step counts as none.
+    weights: weights of the points; 1 by default.
+    within: orthonormal columns that span the directions in which theta may
+      move; all directions by default.
+    low: lower bounds of theta; not together with `within`.
+    steps: maximum number of steps.
+    tolerance: relative gain in cost below which a step counts as without gain.
   """
   count, points = len(start), y.shape[-1]
   y = np.broadcast_to(y, (count, points))
@@ -130,7 +158,7 @@ def solve(
   theta = theta if low is None else np.maximum(theta, low)
   residuals, total = evaluate(theta, np.arange(count))
   damping, quiet = np.full(count, 1e-3), np.zeros(count, int)
-  at = np.arange(count)  # the problems that still move
+  at = np.arange(count)  # problems that have not converged
   for _ in range(steps):
     moved = theta[at] + _step(
       model.jacobian(theta[at]),
@@ -148,9 +176,9 @@ def solve(
     quiet[at] = np.where(idle, quiet[at] + 1, np.where(better, 0, quiet[at]))
     damping[at] *= np.where(better, _EASED, _RAISED)
     damping[at] = np.maximum(damping[at], _LEAST_DAMPING)
-    taken = at[better]
-    theta[taken], total[taken] = moved[better], new_total[better]
-    residuals[taken] = new_residuals[better]
+    accepted = at[better]
+    theta[accepted], total[accepted] = moved[better], new_total[better]
+    residuals[accepted] = new_residuals[better]
     at = at[(quiet[at] < _QUIET_STEPS) & (damping[at] < _MOST_DAMPING)]
     if not len(at):
       break
@@ -158,15 +186,15 @@ def solve(
 
 
 def _step(jacobian, residuals, weight, damping, within) -> np.ndarray:
-  """The damped Gauss-Newton step of each problem."""
+  """Computes the damped Gauss-Newton step of each problem."""
   if within is not None:
     jacobian = jacobian @ within
   weighted = (weight[..., None] * jacobian).swapaxes(-1, -2)
   hessian = weighted @ jacobian
   gradient = weighted @ residuals[..., None]
   diagonal = np.diagonal(hessian, axis1=-2, axis2=-1)
-  # A parameter that moves nothing (the floor, far below every loss) is held
-  # by the others' damping.
+  # A parameter without influence (the floor, far below every loss) gets damping
+  # relative to that of the others.
   held = np.maximum(diagonal, 1e-6 * diagonal.max(axis=-1, keepdims=True))
   held = damping[:, None] * (held + 1e-300)
   identity = np.eye(hessian.shape[-1])

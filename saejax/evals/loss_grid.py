@@ -1,4 +1,4 @@
-"""Losses measured over a grid of n and k, as a scaling law reads them."""
+"""Losses measured over a grid of n and k, for fitting a scaling law."""
 
 import collections
 import dataclasses
@@ -16,13 +16,14 @@ MIN_POINTS = 9
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """Measured losses, one entry a trained SAE, as float64 columns.
+  """Measured losses as float64 columns, with one entry per trained SAE.
 
   Attributes:
-    n, k: latents and active latents of each SAE.
-    seed: its seed.
-    loss: its held-out loss (normalised mse), positive.
-    dropped: what could not be used, with the reason.
+    n: number of latents.
+    k: number of active latents.
+    seed: seed of the SAE.
+    loss: held-out loss (normalised mse), positive.
+    dropped: records that were not usable, with the reason.
   """
 
   n: Float[np.ndarray, "p"]
@@ -32,11 +33,15 @@ class Grid:
   dropped: tuple[dict, ...] = ()
 
   def select(self, keep: np.ndarray) -> "Grid":
-    """The points where `keep` (mask or indices) says so."""
+    """Returns some of the points.
+
+    Args:
+      keep: mask or indices of the points.
+    """
     return Grid(self.n[keep], self.k[keep], self.seed[keep], self.loss[keep])
 
   def cells(self) -> tuple["Grid", np.ndarray]:
-    """Means over seeds, one point a cell (n, k), and each point's cell."""
+    """Returns means over seeds, one per cell (n, k), and each point's cell."""
     pairs = np.stack([self.n, self.k], axis=1)
     unique, cell = np.unique(pairs, axis=0, return_inverse=True)
     cell = cell.reshape(-1)
@@ -47,9 +52,14 @@ class Grid:
 
 
 def without_largest(grid: Grid) -> tuple[Grid, Grid] | None:
-  """The points below the largest n, and those at it.
+  """Splits a grid into the points below the largest n and those at it.
 
-  None where those below it are too few for six parameters.
+  Args:
+    grid: the grid.
+
+  Returns:
+    The two parts, or None where the first has too few points for six
+      parameters.
   """
   largest = grid.n.max()
   rest = grid.select(grid.n < largest)
@@ -63,7 +73,15 @@ def without_largest(grid: Grid) -> tuple[Grid, Grid] | None:
 def r2(
   log_loss: Float[np.ndarray, "c"], fitted: Float[np.ndarray, "c"]
 ) -> float | None:
-  """1 - residual / total sum of squares, None where nothing varies."""
+  """Computes R^2, 1 - residual / total sum of squares; None without variation.
+
+  Args:
+    log_loss: log of the losses.
+    fitted: fitted log losses.
+
+  >>> r2(np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 2.0]))
+  1.0
+  """
   total = np.sum((log_loss - log_loss.mean()) ** 2)
   if not total > 1e-20 * len(log_loss):
     return None
@@ -71,50 +89,65 @@ def r2(
 
 
 def usable(points: Sequence[Mapping]) -> Grid:
-  """Columns of the points a law can be fitted to; the rest is listed."""
+  """Selects the points that a law can be fitted to.
+
+  Args:
+    points: mappings with "n", "k", "nmse" and optionally "seed", "status" and
+      "learning_rate".
+
+  Returns:
+    The grid; its `dropped` lists the other points.
+  """
   rows, dropped = [], []
   for point in points:
     loss = point.get("nmse")
     status = point.get("status") or "ok"
     seed = int(point.get("seed") or 0)
-    what = {"n": int(point["n"]), "k": int(point["k"]), "seed": seed}
-    if min(what["n"], what["k"]) < 1:
-      dropped.append({**what, "reason": "n and k must be at least 1"})
+    entry = {"n": int(point["n"]), "k": int(point["k"]), "seed": seed}
+    if min(entry["n"], entry["k"]) < 1:
+      dropped.append({**entry, "reason": "n and k must be at least 1"})
     elif status != "ok":
-      dropped.append({**what, "reason": f"status {status}"})
+      dropped.append({**entry, "reason": f"status {status}"})
     elif loss is None or not math.isfinite(loss):
-      dropped.append({**what, "reason": "loss is not finite"})
+      dropped.append({**entry, "reason": "loss is not finite"})
     elif loss <= 0:
-      dropped.append({**what, "reason": "loss is not positive"})
+      dropped.append({**entry, "reason": "loss is not positive"})
     else:
       rate = float(point.get("learning_rate") or 0)
-      rows.append((what["n"], what["k"], seed, float(loss), rate))
+      rows.append((entry["n"], entry["k"], seed, float(loss), rate))
   rows, beaten = _best_rates(rows)
   n, k, seeds, loss = np.asarray(rows, np.float64).reshape(-1, 4).T
   return Grid(n, k, seeds, loss, (*dropped, *beaten))
 
 
 def _best_rates(rows: list[tuple]) -> tuple[list[tuple], list[dict]]:
-  """Keeps the best learning rate at each (n, k), by the mean over seeds."""
+  """Selects the learning rate with the lowest mean over seeds per (n, k)."""
   losses = collections.defaultdict(list)
   for n, k, _, loss, rate in rows:
     losses[n, k, rate].append(loss)
   best: dict[tuple, tuple] = {}
   for (n, k, rate), values in losses.items():
-    found = (sum(values) / len(values), rate)
-    best[n, k] = min(best.get((n, k), found), found, key=lambda v: v[0])
-  kept, beaten = [], []
+    candidate = (sum(values) / len(values), rate)
+    best[n, k] = min(best.get((n, k), candidate), candidate, key=lambda v: v[0])
+  selected, beaten = [], []
   for n, k, seed, loss, rate in rows:
     if rate == best[n, k][1]:
-      kept.append((n, k, seed, loss))
+      selected.append((n, k, seed, loss))
     else:
       why = f"learning rate {best[n, k][1]:g} is better than {rate:g}"
       beaten.append({"n": n, "k": k, "seed": seed, "reason": why})
-  return kept, beaten
+  return selected, beaten
 
 
 def check(grid: Grid) -> None:
-  """Raises InputError where a grid is too small for six parameters."""
+  """Checks that a grid is large enough for six parameters.
+
+  Args:
+    grid: the grid.
+
+  Raises:
+    InputError: there are too few n, k or cells.
+  """
   rule = (
     f"the scaling law needs at least {MIN_SIZES} n x {MIN_SIZES} k and"
     f" {MIN_POINTS} usable points"

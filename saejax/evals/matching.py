@@ -1,21 +1,21 @@
-"""Matches the latents of two SAEs to find those they share.
+"""Matches the latents of two SAEs.
 
-Latents are matched by the cosines of their decoder rows, of their encoder rows,
-or of both. Methods:
+Latents are matched by the cosines of their decoder rows, their encoder rows, or
+both. Methods:
 
-  exact  the one-to-one assignment with the largest sum, at most 16384 latents
-  mnn    mutual nearest neighbours: a lower bound on the pairs, at any size
+  exact  the one-to-one assignment of largest sum, for at most 16384 latents
+  mnn    mutual nearest neighbours, a lower bound on the pairs, at any size
 
-Where one row of a pair has no partner, exact may give up a second, good pair to
-raise the sum: of 100 equal rows with one sign flipped, 98 or 99 are found.
+Where a row has no partner, the exact assignment may give up a good pair to
+increase the sum: of 100 equal rows with one sign flipped, 98 or 99 are matched.
 
-A pair is shared when its cosine is above tau; by both, when decoder and encoder
-pick the same partner and the mean of the two cosines is above tau. Means over
-all pairs hide that cosines are bimodal: look at `Match.histogram`.
+A pair is shared if its cosine is above tau. For both sides, decoder and encoder
+must have the same partner and the mean of the two cosines must be above tau.
+Cosines are bimodal, which means over pairs hide; see `Match.histogram`.
 
-Latents that never fire keep their initial rows, and two runs from one initial
-key would share them all: leave them out by `alive_a` and `alive_b`, and never
-compare runs that share initial weights.
+Latents that never fire keep their initial rows, and would all match between two
+runs with equal initial weights: exclude them with `alive_a` and `alive_b`, and do
+not compare runs with equal initial weights.
 
 References:
   Paulo and Belrose, Sparse Autoencoders Trained on the Same Data Learn
@@ -45,15 +45,16 @@ COSINE_EDGES = np.linspace(-1.0, 1.0, 41)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Match:
-  """Pairs of latents, in the numbering of each SAE.
+  """Matched pairs of latents of SAEs a and b.
 
   Attributes:
-    pairs: (latent of a, latent of b), in the order of a's latents. By both, the
+    pairs: (latent of a, latent of b), ordered by a; for both sides, the
       decoder's pairs.
-    cosines: of each pair; by both, the mean of decoder and encoder cosines.
-    shared: whether the pair counts as one latent.
-    alive: latents of a that were compared.
-    method: how they were matched.
+    cosines: cosine of each pair; for both sides, the mean of the decoder's and
+      the encoder's cosine.
+    shared: whether each pair is shared.
+    alive: number of latents of a that were compared.
+    method: "exact" or "mnn".
   """
 
   pairs: Pairs
@@ -64,23 +65,30 @@ class Match:
 
   @property
   def fraction(self) -> float:
-    """Shared latents over those of a that were compared."""
+    """Shared pairs / compared latents of a."""
     return float(self.shared.sum()) / max(1, self.alive)
 
   @property
   def score(self) -> float:
-    """Mean cosine of all pairs; NaN where there is none."""
+    """Mean cosine of all pairs; NaN without pairs."""
     return float(self.cosines.mean()) if len(self.cosines) else float("nan")
 
   def histogram(
     self, edges: Float[np.ndarray, "e"] = COSINE_EDGES
   ) -> dict[str, list]:
-    """Pairs in bins of their cosine: {"edges": [e], "counts": [e - 1]}."""
+    """Counts pairs in bins of their cosine.
+
+    Args:
+      edges: edges of the bins.
+
+    Returns:
+      {"edges": [e], "counts": [e - 1]}.
+    """
     counts, _ = np.histogram(np.clip(self.cosines, edges[0], edges[-1]), edges)
     return {"edges": list(map(float, edges)), "counts": counts.tolist()}
 
   def record(self) -> dict[str, float | int | str]:
-    """The numbers, for results.json."""
+    """Returns the scalars, for results.json."""
     return {
       "fraction": self.fraction,
       "score": self.score,
@@ -103,17 +111,16 @@ def match(
   """Matches the latents of two SAEs; see the module.
 
   Args:
-    sae_a, sae_b: SAEs of one site, of any numbers of latents. Rows are
-      compared in the frame of each one's prep, where a common scale does not
-      matter.
+    sae_a, sae_b: SAEs of one site, with any numbers of latents. Rows are
+      compared in the frame of each SAE's prep; a common scale has no effect.
     by: "decoder", "encoder" or "both".
     method: "exact" or "mnn".
-    tau: least cosine of a shared pair.
-    alive_a, alive_b: which latents to compare; all by default.
+    tau: minimum cosine of a shared pair.
+    alive_a, alive_b: masks of the latents to compare; all by default.
 
   Raises:
-    InputError: an unknown choice, SAEs of other widths, or too many latents
-      for an exact match.
+    InputError: a choice is unknown, the widths differ, or there are too many
+      latents for the exact assignment.
     ValueError: encoders are compared and one is not affine.
   """
   _check(sae_a, sae_b, by, method)
@@ -122,17 +129,17 @@ def match(
     "decoder": lambda sae: np.asarray(sae.W_dec),
     "encoder": lambda sae: np.asarray(sae.W_enc),
   }
-  found = []
+  matches = []
   for side in SIDES[:2] if by == "both" else (by,):
     rows_a, rows_b = sides[side](sae_a)[kept_a], sides[side](sae_b)[kept_b]
-    found.append(match_rows(rows_a, rows_b, method))
-  pairs, cosines = found[0]
+    matches.append(match_rows(rows_a, rows_b, method))
+  pairs, cosines = matches[0]
   shared = cosines > tau
   if by == "both":
-    # The mean is of both sides of the decoder's pair; a pair that the encoders
-    # match otherwise is not shared.
+    # The mean of both cosines of the decoder's pair; pairs that differ from the
+    # encoder's are not shared.
     partner = np.full(len(kept_a), -1)
-    partner[found[1][0][:, 0]] = found[1][0][:, 1]
+    partner[matches[1][0][:, 0]] = matches[1][0][:, 1]
     rows_a = unit(sides["encoder"](sae_a)[kept_a])[pairs[:, 0]]
     rows_b = unit(sides["encoder"](sae_b)[kept_b])[pairs[:, 1]]
     cosines = (cosines + np.sum(rows_a * rows_b, axis=-1)) / 2
@@ -150,7 +157,18 @@ def match(
 def match_rows(
   a: Rows, b: Rows, method: str = "exact"
 ) -> tuple[Pairs, Float[np.ndarray, "m"]]:
-  """Pairs of rows of two dictionaries, in the order of a, and their cosines."""
+  """Matches the rows of two dictionaries.
+
+  Args:
+    a, b: rows.
+    method: "exact" or "mnn".
+
+  Returns:
+    (pairs of row numbers, ordered by a; their cosines).
+
+  >>> match_rows(np.eye(2), np.eye(2)[::-1])[0].tolist()
+  [[0, 1], [1, 0]]
+  """
   if not len(a) or not len(b):
     return np.zeros((0, 2), np.int64), np.zeros(0)
   a, b = unit(a), unit(b)
@@ -165,20 +183,26 @@ def match_rows(
 
 
 def unit(W: Rows) -> Rows:
-  """Rows at unit norm in float32; rows of 0 or of no number become 0."""
+  """Scales rows to unit norm in float32.
+
+  Rows of norm 0 remain 0, and non-finite values are replaced by finite ones.
+
+  Args:
+    W: rows.
+  """
   W = np.nan_to_num(np.asarray(W, np.float32))
   norm = np.linalg.norm(W, axis=-1, keepdims=True)
   return W / np.where(norm > 0, norm, 1)
 
 
 def _blocks(a: Rows, b: Rows):
-  """Cosines of all pairs, some rows of a at a time."""
+  """Yields the cosines of all pairs, for blocks of rows of a."""
   for start in range(0, len(a), BLOCK_ROWS):
     yield a[start : start + BLOCK_ROWS] @ b.T
 
 
 def _mutual_nearest(a: Rows, b: Rows):
-  """Rows that are each other's nearest, without all cosines at once."""
+  """Returns pairs of mutual nearest rows, with bounded memory."""
   nearest_b = np.zeros(len(a), np.int64)
   nearest_a, best = np.zeros(len(b), np.int64), np.full(len(b), -np.inf)
   for i, cosines in enumerate(_blocks(a, b)):
@@ -199,9 +223,9 @@ def found_in(
   """Counts, for each latent of the first SAE, the other SAEs that share it.
 
   Args:
-    saes: the first one is compared with each other.
-    alive: latents of each to compare.
-    **options: of `match`.
+    saes: SAEs; the first one is compared with each of the others.
+    alive: masks of the latents to compare, per SAE.
+    **options: arguments of `match`.
   """
   masks = [None] * len(saes) if alive is None else alive
   counts = np.zeros(saes[0].n, np.int64)
@@ -214,18 +238,18 @@ def found_in(
 def shared_with_next(
   saes: Sequence[SAE], densities: Sequence[Float[np.ndarray, "n"]], seeds: int
 ) -> list[float | None]:
-  """The share of live latents of each SAE that the next seed has too.
+  """Computes the share of live latents of each SAE shared with the next seed.
 
-  Decoder rows are matched; latents that never fire are left out.
+  Decoder rows are matched, without latents that never fire.
 
   Args:
-    saes: of several settings, `seeds` of each in a row; the last of a setting
-      is compared with its first.
-    densities: of each, share of rows on which each latent is not 0.
-    seeds: SAEs of each setting.
+    saes: SAEs of several settings, with the `seeds` SAEs of a setting one after
+      another; the last one is compared with the first one.
+    densities: share of rows on which each latent is not 0, per SAE.
+    seeds: number of SAEs per setting.
 
   Returns:
-    None for each where there is only one seed.
+    A share per SAE; None for each if there is only one seed.
   """
   if seeds < 2:
     return [None] * len(saes)
@@ -252,14 +276,14 @@ def _check(sae_a: SAE, sae_b: SAE, by: str, method: str) -> None:
     raise InputError(
       "sae_b",
       sae_b.d,
-      f"must have the width {sae_a.d}",
-      "give SAEs of one site",
+      f"must have the width of sae_a, {sae_a.d}",
+      "compare SAEs of one site",
     )
   largest = max(sae_a.n, sae_b.n)
   if method == "exact" and largest > EXACT_LIMIT:
     raise InputError(
       "method",
       method,
-      f"{largest} latents are above {EXACT_LIMIT}, too many to assign",
+      f"needs at most {EXACT_LIMIT} latents, got {largest}",
       "use mnn, a lower bound on the pairs",
     )

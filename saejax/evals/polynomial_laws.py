@@ -1,10 +1,11 @@
-"""Polynomials in log n and log k, which a scaling law is compared with.
+"""Polynomials in log n and log k, as baselines of a scaling law.
 
   log-linear  log L = c0 + c1 log n + c2 log k
-  quadratic   the same + c3 log^2 n + c4 log n log k + c5 log^2 k
+  quadratic   log L = c0 + c1 log n + c2 log k
+                    + c3 log^2 n + c4 log n log k + c5 log^2 k
 
-Any smooth surface over a small grid is nearly a quadratic one: where a law has
-an R^2 no higher than theirs, its form was not tested by these points.
+Over a small grid, any smooth surface is nearly quadratic. If a law's R^2 is not
+higher than that of the polynomials, the points do not support its form.
 """
 
 import dataclasses
@@ -24,13 +25,13 @@ POWERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """How well one law describes the points, and predicts the largest n.
+  """Quality of fit and of extrapolation of a law.
 
   Attributes:
-    law: its name.
-    parameters: how many were fitted.
+    law: name of the law.
+    parameters: number of parameters.
     r2: R^2 on log L of the seed means; None where all losses are equal.
-    holdout_error: mean of |log(predicted / loss)| at the largest n, fitted
+    holdout_error: mean of |log(predicted / loss)| at the largest n, for a fit
       without it; None where too few points are left.
   """
 
@@ -41,11 +42,15 @@ class Score:
 
 
 def scores(grid: Grid) -> tuple[Score, ...]:
-  """Least squares on log L of the seed means, for each of `POWERS`."""
+  """Fits each polynomial of `POWERS` by least squares.
+
+  Args:
+    grid: the measured losses; fits are to log L of the seed means.
+  """
   cells = grid.cells()[0]
   log_loss = np.log(cells.loss)
   split = loss_grid.without_largest(grid)
-  found = []
+  results = []
   for law, powers in POWERS.items():
     fitted = _predict(powers, cells, cells)
     error = None
@@ -54,17 +59,19 @@ def scores(grid: Grid) -> tuple[Score, ...]:
       error = np.abs(_predict(powers, rest, held) - np.log(held.loss)).mean()
       error = float(error)
     r2 = loss_grid.r2(log_loss, fitted)
-    found.append(Score(law, len(powers), r2, error))
-  return tuple(found)
+    results.append(Score(law, len(powers), r2, error))
+  return tuple(results)
 
 
 def _predict(powers, cells: Grid, at: Grid) -> Float[np.ndarray, "a"]:
-  """log L at some sizes, of the polynomial fitted to the cells."""
+  """Predicts log L at some sizes from a polynomial fitted to the cells."""
   x0, y0 = np.log(cells.n).mean(), np.log(cells.k).mean()
 
   def columns(grid: Grid) -> np.ndarray:
     x, y = np.log(grid.n) - x0, np.log(grid.k) - y0
     return np.stack([x**i * y**j for i, j in powers], axis=1)
 
-  found = np.linalg.lstsq(columns(cells), np.log(cells.loss), rcond=None)[0]
-  return columns(at) @ found
+  coefficients = np.linalg.lstsq(
+    columns(cells), np.log(cells.loss), rcond=None
+  )[0]
+  return columns(at) @ coefficients

@@ -20,18 +20,24 @@ from saejax.evals import least_squares
 
 PARAMETERS = ("alpha", "beta_k", "beta_n", "gamma", "zeta", "eta")
 
-# Residuals below this are never outliers: one per cent of the loss.
+# Residuals below this are not outliers: 1 % of the loss.
 SOFT_SCALE = 0.01
-# The irreducible term stays above exp(-12) of the smallest loss, at mean k.
+# Lower bound of the irreducible term at mean k: exp(-12) of the smallest loss.
 _FLOOR = 12.0
-_KEPT = 10  # minima of the first fit, from which the second one starts
-_MOVED = 2  # starts beside each of them, one standard deviation away
+_KEPT = 10  # minima of the first fit from which the second fit starts
+_MOVED = 2  # perturbed starts per minimum, by one standard deviation
 
 
 def log_surface(
   parameters: Float[np.ndarray, "6"], n, k
 ) -> Float[np.ndarray, "*b"]:
-  """log L(n, k) of the module's equation, n and k broadcast."""
+  """Computes log L(n, k) of the module's equation.
+
+  Args:
+    parameters: alpha, beta_k, beta_n, gamma, zeta, eta.
+    n: numbers of latents.
+    k: numbers of active latents, broadcast against n.
+  """
   alpha, beta_k, beta_n, gamma, zeta, eta = parameters
   x = np.log(np.asarray(n, np.float64))
   y = np.log(np.asarray(k, np.float64))
@@ -40,7 +46,13 @@ def log_surface(
 
 
 def exp(log_loss: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
-  """exp without overflow, for surfaces evaluated far from their points."""
+  """Computes exp without overflow.
+
+  Surfaces may be evaluated far from their points.
+
+  Args:
+    log_loss: log of the losses.
+  """
   return np.exp(np.clip(log_loss, -700.0, 700.0))
 
 
@@ -48,8 +60,8 @@ class Surface:
   """Fits of the surface to losses measured at fixed n and k.
 
   Args:
-    n, k: [p] sizes.
-    log_loss: [p] log of the losses.
+    n, k: sizes of each SAE.
+    log_loss: log of the losses.
   """
 
   def __init__(
@@ -69,19 +81,26 @@ class Surface:
     self.low[4] = log_loss.min() - _FLOOR
 
   def fit(self, seed: int) -> "Minima":
-    """Minima from several starts."""
+    """Fits the surface from several starts.
+
+    Args:
+      seed: seed of the starts.
+
+    Returns:
+      The minima.
+    """
     rng = np.random.default_rng(seed)
     starts = self.starts((0.02, 0.3, 0.6, 0.9), (-0.5, 0.0, 0.5, 1.0, 1.5))
     first = self._solve(starts, 0.1, steps=60, tolerance=1e-6).best(_KEPT)
     spread = 1.4826 * float(np.median(np.abs(first.residuals[0])))
     scale = max(2 * spread, SOFT_SCALE)
-    # The cost has several minima. With 8 starts 30 % of the data sets drawn on
-    # 4 x 4 grids, and the quickstart itself, ended in a worse one than with
-    # these 20 and 20; no better one was found from 150 random starts.
+    # The cost has several minima. With 8 starts, 30 % of the data sets drawn on
+    # 4 x 4 grids, and the quickstart, ended in a worse minimum than with these 20
+    # and 20 starts; 150 random starts gave no better one.
     moved = np.tile(first.theta, (_MOVED, 1))
     moved = moved + rng.standard_normal(moved.shape)
-    found = self._solve(np.concatenate([first.theta, moved]), scale)
-    return Minima(self, found.best(len(found.cost)), scale)
+    solutions = self._solve(np.concatenate([first.theta, moved]), scale)
+    return Minima(self, solutions.best(len(solutions.cost)), scale)
 
   def _solve(self, starts, scale, **limits) -> least_squares.Solutions:
     return least_squares.solve(
@@ -91,15 +110,15 @@ class Surface:
   def starts(
     self, shares: Sequence[float], slopes: Sequence[float]
   ) -> Float[np.ndarray, "r 6"]:
-    """Starts whose second term is a given part of the losses.
+    """Returns starts with given sizes of the second term.
 
     Args:
-      shares: the second term over the loss, where that is largest.
-      slopes: its slope against log k over that of the losses.
+      shares: maxima of second term / loss.
+      slopes: slopes of the second term against log k, relative to the losses'.
     """
     U, V, y = self.model.U, self.model.V, self.log_loss
     rise = np.linalg.lstsq(V, y, rcond=None)[0][1]
-    found = []
+    starts = []
     for share in shares:
       for slope in slopes:
         floor = slope * rise * V[:, 1]
@@ -107,19 +126,19 @@ class Surface:
         rest = np.log(np.exp(y) - np.exp(floor))
         first = np.linalg.lstsq(U, rest, rcond=None)[0]
         second = np.linalg.lstsq(V, floor, rcond=None)[0]
-        found.append(np.concatenate([first, second]))
-    return np.stack(found)
+        starts.append(np.concatenate([first, second]))
+    return np.stack(starts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Minima:
-  """Where fits of a surface from several starts ended.
+  """Minima of the cost of a surface, from several starts.
 
   Attributes:
-    surface: what was fitted.
-    found: the minima in the surface's units, the best one first.
-    scale: residual beyond which a point counts as an outlier: twice the
-      robust standard deviation of a first fit's residuals, at least 1 %.
+    surface: the surface.
+    found: minima in the surface's units, the best one first.
+    scale: residual beyond which a point counts as an outlier: twice the robust
+      standard deviation of a first fit's residuals, at least 1 %.
   """
 
   surface: Surface
@@ -128,7 +147,7 @@ class Minima:
 
   @property
   def parameters(self) -> Float[np.ndarray, "6"]:
-    """The best minimum, as parameters of the module's equation."""
+    """Parameters of the module's equation at the best minimum."""
     return self.surface.units.raw(self.found.theta[0])
 
   @property
@@ -137,9 +156,16 @@ class Minima:
     return -self.found.residuals[0]
 
   def refit(self, counts: Float[np.ndarray, "r p"]) -> Float[np.ndarray, "r 6"]:
-    """Parameters of the equation where each point counts so often."""
+    """Fits again with weighted points, for a bootstrap.
+
+    Args:
+      counts: weight of each point, per resample.
+
+    Returns:
+      Parameters of the module's equation, per resample.
+    """
     surface = self.surface
-    found = least_squares.solve(
+    solutions = least_squares.solve(
       surface.model,
       surface.log_loss,
       np.tile(self.found.theta[0], (len(counts), 1)),
@@ -149,7 +175,7 @@ class Minima:
       steps=60,
       tolerance=1e-7,
     )
-    return surface.units.raw(found.theta)
+    return surface.units.raw(solutions.theta)
 
 
 def power_law(
@@ -158,7 +184,16 @@ def power_law(
   *,
   irreducible: bool,
 ) -> tuple[float, float, float | None]:
-  """(a, b, c) of log L = log(exp(a + b log v) + exp(c)); c None without it."""
+  """Fits log L = log(exp(a + b log v) + exp(c)).
+
+  Args:
+    log_v: log of the sizes.
+    log_loss: log of the losses.
+    irreducible: whether the law has the term exp(c).
+
+  Returns:
+    (a, b, c), where c is None without the term.
+  """
   x = log_v - log_v.mean()
   U = np.stack([np.ones_like(x), x], axis=1)
   V = np.ones((len(x), int(irreducible)))
@@ -169,24 +204,28 @@ def power_law(
     start = np.linalg.lstsq(U, rest, rcond=None)[0]
     starts.append([*start, floor + math.log(share)] if irreducible else start)
   low = np.array([-np.inf, -np.inf, floor - _FLOOR])[: 2 + irreducible]
-  found = least_squares.solve(
+  solutions = least_squares.solve(
     least_squares.ExponentSum(U, V),
     log_loss,
     np.array(starts),
     SOFT_SCALE,
     low=low,
   )
-  best = found.theta[found.cost.argmin()]
+  best = solutions.theta[solutions.cost.argmin()]
   a, b = float(best[0] - best[1] * log_v.mean()), float(best[1])
   return a, b, float(best[2]) if irreducible else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-  """Standardised log n (x) and log k (y), and the parameters in them.
+  """Conversion of parameters to standardised log n (x) and log k (y).
 
-  x = (log n - x0) / sx and y = (log k - y0) / sy, so that the columns of the
-  surface are nearly orthogonal.
+  With x = (log n - x0) / sx and y = (log k - y0) / sy the columns of the surface
+  are nearly orthogonal.
+
+  Attributes:
+    x0, sx: mean and standard deviation of log n.
+    y0, sy: mean and standard deviation of log k.
   """
 
   x0: float
@@ -196,7 +235,11 @@ class Units:
 
   @classmethod
   def standardising(cls, n: np.ndarray, k: np.ndarray) -> "Units":
-    """Units in which these sizes have mean 0 and standard deviation 1."""
+    """Returns units in which sizes have mean 0 and standard deviation 1.
+
+    Args:
+      n, k: the sizes.
+    """
     x, y = np.log(n), np.log(k)
     return cls(
       float(x.mean()),
@@ -206,12 +249,16 @@ class Units:
     )
 
   def columns(self, n, k) -> tuple[np.ndarray, np.ndarray]:
-    """x and y."""
+    """Computes x and y.
+
+    Args:
+      n, k: sizes.
+    """
     return (np.log(n) - self.x0) / self.sx, (np.log(k) - self.y0) / self.sy
 
   @property
   def matrix(self) -> Float[np.ndarray, "6 6"]:
-    """Row j gives parameter j of the module's equation."""
+    """Matrix from parameters in these units to those of the equation."""
     x, y, both = 1 / self.sx, 1 / self.sy, 1 / (self.sx * self.sy)
     x0, y0 = self.x0, self.y0
     return np.array(
@@ -226,11 +273,19 @@ class Units:
     )
 
   def raw(self, theta: Float[np.ndarray, "*r 6"]) -> Float[np.ndarray, "*r 6"]:
-    """Parameters of the module's equation from those in these units."""
+    """Converts parameters in these units to those of the module's equation.
+
+    Args:
+      theta: parameters in these units.
+    """
     return theta @ self.matrix.T
 
   def standardised(
     self, parameters: Float[np.ndarray, "*r 6"]
   ) -> Float[np.ndarray, "*r 6"]:
-    """The inverse of `raw`."""
+    """Converts parameters of the module's equation to these units.
+
+    Args:
+      parameters: parameters of the equation.
+    """
     return parameters @ np.linalg.inv(self.matrix).T

@@ -1,12 +1,12 @@
 """Lower bounds on a dictionary's coherence from the norms of its latents.
 
-With f the latents times the norms of their rows and |b_dec| appended, h entries
-in all, and eps the largest |cosine| between two of those directions,
+Let f be the h products of latents and norms of their decoder rows, with |b_dec|
+appended, and eps the largest |cosine| between two of these directions. Since
+|x_hat|^2 = sum_i f_i^2 + sum_{i != j} f_i f_j cos_ij,
 
     | |x_hat|^2 - |f|^2 | <= eps (h - 1) |f|^2
 
-from |x_hat|^2 = sum_i f_i^2 + sum_{i != j} f_i f_j cos_ij. So |f| next to |x|
-shows an SAE whose reconstruction cannot be right, before it is decoded.
+so that a comparison of |f| and |x| bounds the error of x_hat without decoding.
 """
 
 from typing import NamedTuple
@@ -19,13 +19,13 @@ from saejax.sae.sae import SAE
 
 
 class ZF(NamedTuple):
-  """The points of a ZF plot.
+  """Points of a ZF plot.
 
   Attributes:
-    x: |x| of each row, in the frame of the SAE's prep [*b].
-    f: |f| [*b].
-    least: eps that the dictionary has at least, were x reconstructed exactly:
-      | |x|^2 - |f|^2 | / ((h - 1) |f|^2) [*b].
+    x: |x| of each row, in the frame of the SAE's prep.
+    f: |f| of each row.
+    least: lower bound of eps if x were reconstructed exactly,
+      | |x|^2 - |f|^2 | / ((h - 1) |f|^2).
   """
 
   x: Float[Array, "*b"]
@@ -36,13 +36,13 @@ class ZF(NamedTuple):
 def zf(
   sae: SAE, x: Float[Array, "*b d"] | Batch, *, active: bool = False
 ) -> ZF:
-  """Norms of rows and of their latents, and the eps these imply.
+  """Computes norms of rows and of their latents, and the implied bound of eps.
 
   Args:
-    sae: whose latents.
+    sae: the SAE.
     x: rows.
-    active: h counts the entries of a row that are not 0, a sharper bound by the
-      same proof, instead of all n + 1.
+    active: whether h is the number of non-zero entries of a row instead of n + 1,
+      which gives a sharper bound with the same proof.
 
   References:
     Lee et al., Evaluating and Designing Sparse Autoencoders by Approximating
@@ -65,7 +65,11 @@ def zf(
 
 
 def coherence(directions: Float[Array, "m d"]) -> Float[Array, ""]:
-  """The largest |cosine| between two rows; rows of 0 have none."""
+  """Computes the largest |cosine| between two rows; rows of norm 0 are ignored.
+
+  Args:
+    directions: rows.
+  """
   norms = jnp.linalg.norm(directions, axis=-1, keepdims=True)
   unit = directions / jnp.where(norms > 0, norms, 1)
   cosines = jnp.abs(unit @ unit.T)

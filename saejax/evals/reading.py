@@ -1,4 +1,4 @@
-"""Reading rows for evaluation: in store order, in batches of one shape."""
+"""Reads rows for evaluation, in store order and in batches of one shape."""
 
 from collections.abc import Iterator
 
@@ -13,12 +13,15 @@ def batches(
   """Yields every row of a store once, in order.
 
   Args:
-    store: the rows.
-    batch_rows: maximum rows per batch; multiples of the store's chunks read
-      each chunk once.
+    store: the store.
+    batch_rows: maximum number of rows per batch; with a multiple of the store's
+      chunks each chunk is read once.
 
   Yields:
-    Row numbers [B] int64, and the rows [B, d] in the stored dtype.
+    (row numbers [B] int64, rows [B, d] in the stored dtype).
+
+  Raises:
+    ValueError: batch_rows is below 1.
   """
   if batch_rows < 1:
     raise ValueError(f"batch_rows must be at least 1, got {batch_rows}")
@@ -29,13 +32,23 @@ def batches(
 
 
 def pad(x: np.ndarray, batch_rows: int) -> tuple[np.ndarray, np.ndarray]:
-  """x with zero rows up to batch_rows, and the mask [batch_rows] of its own.
+  """Pads rows with zeros to `batch_rows`.
 
-  One shape for every batch means one compilation.
+  With one shape for all batches a function is compiled once.
+
+  Args:
+    x: at most `batch_rows` rows.
+    batch_rows: rows of the result.
+
+  Returns:
+    (padded rows, mask [batch_rows] of the given rows).
+
+  >>> pad(np.ones((1, 2)), 2)[1].tolist()
+  [True, False]
   """
   real = np.arange(batch_rows) < len(x)
   if len(x) == batch_rows:
     return x, real
-  filled = np.zeros((batch_rows, *x.shape[1:]), x.dtype)
-  filled[: len(x)] = x
-  return filled, real
+  padded = np.zeros((batch_rows, *x.shape[1:]), x.dtype)
+  padded[: len(x)] = x
+  return padded, real

@@ -1,8 +1,8 @@
 """Reconstruction metrics of an SAE on held-out rows.
 
-One streaming pass of sums. With x the rows in the frame of the SAE's prep,
-x_hat their reconstruction, z the latents, m the training mean and x_bar the
-mean of the rows at hand, both in that frame:
+The metrics are computed from sums over one streaming pass. With x the rows, x_hat
+their reconstruction, z the latents, m the training mean and x_bar the mean of the
+evaluated rows, all in the frame of the SAE's prep or in that of the model:
 
   nmse    = sum |x - x_hat|^2 / sum |x - m|^2
   fvu     = sum |x - x_hat|^2 / sum |x - x_bar|^2
@@ -11,14 +11,12 @@ mean of the rows at hand, both in that frame:
   dead    = share of latents that are 0 on every row
   cosine  = mean over rows of <x, x_hat> / (|x| |x_hat|)
 
-Sums of a batch are float32 (counts int32) on the device; batches are added on
-the host in float64 and int64, so that counts stay exact beyond 2^24 rows.
-Rows that pad a batch have weight 0, as have rows that are not finite: they take
-no part in a selection over the batch.
+Sums over a batch are float32 (counts int32) on the device; batches are added on
+the host in float64 and int64, so that counts are exact beyond 2^24 rows. Padding
+and non-finite rows have weight 0, so that batch-wide selections ignore them.
 
-fvu is the headline: a few rows of outlying norm in the training data move m,
-and
-nmse with it.
+fvu is the main metric, because a few training rows of large norm can shift m and
+with it nmse.
 """
 
 import dataclasses
@@ -41,7 +39,7 @@ from saejax.sae.prep import Prep
 from saejax.sae.sae import SAE
 from saejax.training.state import Stats
 
-# A quarter of a decade a bin; the first bin also takes what is rarer.
+# Bins of a quarter of a decade; the first one includes all rarer latents.
 DENSITY_EDGES = np.linspace(-7.0, 0.0, 29)
 
 
@@ -49,16 +47,16 @@ Value = Array | np.ndarray | np.generic  # on the device, or on the host
 
 
 class Sums(flax.struct.PyTreeNode):
-  """Sums over rows from which the metrics are computed; sums can be added.
+  """Additive sums over rows from which the metrics are computed.
 
   Attributes:
-    rows: finite rows.
-    nonfinite: rows with a value that is not finite; they count nowhere else.
+    rows: number of finite rows.
+    nonfinite: number of non-finite rows, which are in no other sum.
     error: sum |x - x_hat|^2.
     about_mean: sum |x - m|^2.
     offset: sum (x - m), [d].
     cosine: sum of the rows' cosines, 0 where x or x_hat is 0.
-    fired: rows on which each latent is not 0, [n].
+    fired: number of rows on which each latent is not 0, [n].
   """
 
   rows: Value
@@ -75,14 +73,14 @@ class Reconstruction:
   """The metrics of the module's docstring.
 
   Attributes:
-    rows: rows evaluated.
-    nonfinite_rows: rows left out because a value was not finite.
-    nmse, fvu: shares of the squared norm; NaN where the denominator is 0, and
-      nmse where no training mean was given.
+    rows: number of evaluated rows.
+    nonfinite_rows: number of non-finite rows, which were left out.
+    nmse, fvu: normalised errors; NaN where the denominator is 0, and nmse also
+      without a training mean.
     l0: active latents per row.
-    dead: share of latents, in [0, 1].
-    cosine: in [-1, 1].
-    density: share of rows, for each latent [n].
+    dead: share of dead latents, in [0, 1].
+    cosine: mean cosine, in [-1, 1].
+    density: share of rows on which each latent is not 0.
   """
 
   rows: int
@@ -97,11 +95,13 @@ class Reconstruction:
   def histogram(
     self, edges: Float[np.ndarray, "e"] = DENSITY_EDGES
   ) -> dict[str, list]:
-    """Latents in bins of log10 density; dead ones are in none.
+    """Counts live latents in bins of log10 density.
+
+    Args:
+      edges: edges of the bins; densities beyond them count in the outer bins.
 
     Returns:
-      {"log10_edges": [e], "counts": [e - 1]}; densities beyond the outer
-      edges are counted in the outer bins.
+      {"log10_edges": [e], "counts": [e - 1]}.
     """
     live = self.density[self.density > 0]
     logs = np.clip(np.log10(live), edges[0], edges[-1])
@@ -109,18 +109,23 @@ class Reconstruction:
     return {"log10_edges": edges.tolist(), "counts": counts.tolist()}
 
   def without_nmse(self) -> "Reconstruction":
-    """The metrics where no training mean is known: nmse is NaN."""
+    """Returns the metrics with nmse NaN, for rows without a training mean."""
     return dataclasses.replace(self, nmse=float("nan"))
 
   def record(self) -> dict[str, float | int]:
-    """The scalars, for results.json."""
+    """Returns the scalars, for results.json."""
     values = dataclasses.asdict(self)
     del values["density"]
     return values
 
 
 def init(n: int, d: int) -> Sums:
-  """Sums over no rows."""
+  """Returns sums over no rows.
+
+  Args:
+    n: number of latents.
+    d: width.
+  """
   zero = np.float64(0)
   return Sums(
     rows=np.int64(0),
@@ -142,7 +147,16 @@ def batch_sums(
   frame: str = "prep",
   stats: Stats | None = None,
 ) -> Sums:
-  """Sums over the rows of one batch that are `real`, on the device."""
+  """Computes the sums of a batch on the device.
+
+  Args:
+    sae: the SAE.
+    x: rows.
+    real: mask of the rows that are not padding.
+    mean: training mean in the frame.
+    frame: "prep", or "raw" for the frame of the model.
+    stats: statistics that the selection of a training form reads.
+  """
   batch = as_batch(x)
   finite = _finite(batch.x)
   if batch.target is not None:
@@ -173,14 +187,14 @@ def batch_sums(
     error=total(jnp.sum((x - x_hat) ** 2, axis=-1)),
     about_mean=total(jnp.sum(offset**2, axis=-1)),
     offset=jnp.sum(jnp.where(use[:, None], offset, 0.0), axis=0),
-    # Only exact zeros are set aside: a NaN in x_hat must stay visible.
+    # Only exact zeros are replaced, so that a NaN in x_hat remains visible.
     cosine=total(inner / jnp.where(norms == 0, 1.0, norms)),
     fired=_fired(out.latents, use),
   )
 
 
 def _finite(x: Float[Array, "B d"]) -> Bool[Array, "B"]:
-  """Rows whose values are all finite."""
+  """Returns the mask of rows whose values are all finite."""
   return jnp.all(jnp.isfinite(x), axis=-1)
 
 
@@ -191,12 +205,22 @@ def update(
   real: Bool[Array, "B"],
   mean: Float[Array, "d"],
 ) -> Sums:
-  """Sums with one more batch; see `batch_sums`."""
+  """Adds a batch to sums.
+
+  Args:
+    sums: the sums so far.
+    sae, x, real, mean: as for `batch_sums`.
+  """
   return merge(sums, batch_sums(sae, x, real, mean))
 
 
 def merge(sums: Sums, other: Sums) -> Sums:
-  """Sums over the rows of both, on the host."""
+  """Adds sums on the host.
+
+  Args:
+    sums: sums on the host.
+    other: sums of further rows, on the host or the device.
+  """
 
   def add(a, b):
     wide = np.int64 if np.issubdtype(b.dtype, np.integer) else np.float64
@@ -206,7 +230,10 @@ def merge(sums: Sums, other: Sums) -> Sums:
 
 
 def compute(sums: Sums) -> Reconstruction:
-  """The metrics of the rows summed.
+  """Computes the metrics from sums.
+
+  Args:
+    sums: the sums over all rows.
 
   Raises:
     InputError: there were no finite rows.
@@ -216,7 +243,7 @@ def compute(sums: Sums) -> Reconstruction:
     raise errors.InputError(
       "harvest.held_out_rows",
       rows,
-      "evaluation needs at least one finite row",
+      "must have at least one finite row",
       "harvest more held-out rows",
     )
   error, about_mean = float(sums.error), float(sums.about_mean)
@@ -244,23 +271,22 @@ def evaluate_many(
   stats: Sequence[Stats] | None = None,
   batch_rows: int | None = None,
 ) -> list[Reconstruction]:
-  """The metrics of several SAEs on one reading of the rows.
+  """Computes the metrics of several SAEs in one pass over the rows.
 
   Args:
-    saes: any shapes; each batch goes to the device once.
+    saes: SAEs of any shapes; each batch is copied to the device once.
     batches: rows in the frame of the model, padded or cut to `batch_rows`.
-    means: the training mean in each SAE's frame, see `frame_mean`.
-    frame: "prep", or "raw" for errors in the units of the model. The shares
-      are equal where the prep is linear; for a prep that differs between rows
-      or is trained only the raw ones compare with those of other SAEs.
-    stats: statistics of each SAE, for SAEs in the training form whose selection
-      reads them.
-    batch_rows: rows of the compiled batch, the first batch's by default. A
-      selection over the batch depends on it.
+    means: training mean in each SAE's frame, see `frame_mean`.
+    frame: "prep", or "raw" for errors in the units of the model. fvu and nmse
+      are equal in both for a linear prep with one scale. For a prep that depends
+      on the row or is trained, only "raw" is comparable with other SAEs.
+    stats: statistics that selections in the training form read, per SAE.
+    batch_rows: rows of the compiled batch, those of the first batch by default.
+      Batch-wide selections depend on it.
 
   Returns:
-    One result per SAE. Non-finite weights give NaN metrics; non-finite rows
-    are left out and counted.
+    Metrics per SAE. Non-finite weights give NaN metrics; non-finite rows are left
+    out and counted.
 
   Raises:
     InputError: there were no finite rows.
@@ -271,47 +297,59 @@ def evaluate_many(
   pending: list[Sums] = []
   for x, real in _equal(batches, batch_rows):
     x, real = jax.device_put((x, real))
-    found = [
+    sums = [
       batch_sums(sae, x, real, mean, frame, own)
       for sae, mean, own in zip(saes, means, each, strict=True)
     ]
-    # The batch before is added while this one is computed.
+    # The previous batch is added while this one is computed.
     totals = list(map(merge, totals, pending)) if pending else totals
-    pending = found
+    pending = sums
   totals = list(map(merge, totals, pending)) if pending else totals
   return [compute(total) for total in totals]
 
 
 def form_warning(point: Mapping[str, Any], tolerance: float = 0.05) -> str:
-  """Says how the inference form differs from the training form, "" if it hardly
-  does.
+  """Describes how the inference form differs from the training form.
 
   Args:
-    point: "l0" and "fvu" of the inference form, "training_l0" and
-      "training_fvu" of the training form, on the same rows.
-    tolerance: largest relative difference that is not mentioned.
+    point: "l0" and "fvu" of the inference form, and "training_l0" and
+      "training_fvu" of the training form, on equal rows.
+    tolerance: relative difference up to which a metric is left out.
+
+  Returns:
+    The differences; "" if there are none.
+
+  >>> form_warning({"l0": 40.0, "training_l0": 32.0})
+  'L0 40 in use, 32 in training'
   """
-  said = []
+  differences = []
   for name, label in (("l0", "L0"), ("fvu", "FVU")):
     use, training = point.get(name), point.get(f"training_{name}")
     if use is None or training is None:
       continue
     if abs(use - training) > tolerance * abs(training):
-      said.append(f"{label} {use:.3g} in use, {training:.3g} in training")
-  return "; ".join(said)
+      differences.append(
+        f"{label} {use:.3g} in use, {training:.3g} in training"
+      )
+  return "; ".join(differences)
 
 
 def frame_mean(
   prep: Prep, store: Store, *, max_rows: int = 1_000_000
 ) -> Float[np.ndarray, "d"]:
-  """The mean of a store's rows in the frame of a prep, float32.
+  """Computes the mean of a store's rows in the frame of a prep, float32.
 
-  For linear preps the prep of the store's mean. Otherwise (row layer norm)
-  the mean of the prepared rows, over the first `max_rows` finite ones: stores
-  are shuffled, so that those are a sample.
+  For a linear prep this is the prep applied to the store's mean. For a prep that
+  depends on the row (layer norm) it is the mean of the prepared rows over the
+  first finite ones, which are a sample because stores are shuffled.
+
+  Args:
+    prep: the prep.
+    store: the store.
+    max_rows: number of rows of the sample.
   """
   framed, statistics = prep.apply(jnp.asarray(store.stats["mean"], jnp.float32))
-  if statistics is None:  # nothing of a row is needed to undo it
+  if statistics is None:  # the prep does not depend on the row
     return np.asarray(framed, np.float32)
   total, rows = np.zeros(store.d, np.float64), 0
   for _, x in reading.batches(store, batch_rows=4096):
@@ -334,7 +372,7 @@ def _prepared_sum(prep, x, real):
 def _fired(
   latents: SparseLatents | DenseLatents, use: Bool[Array, "B"]
 ) -> Array:
-  """Rows on which each latent is not 0 [n] int32, without a dense z."""
+  """Counts the rows on which each latent is not 0, [n] int32."""
   if isinstance(latents, SparseLatents):
     hits = ((latents.values != 0) & use[:, None]).astype(jnp.int32)
     zeros = jnp.zeros((latents.n,), jnp.int32)
@@ -344,7 +382,7 @@ def _fired(
 
 
 def _equal(batches, size: int | None):
-  """Batches (x, mask) of one size, the first one's where none is given."""
+  """Yields batches (x, mask) of one size, by default that of the first one."""
   for batch in batches:
     batch = as_batch(batch)
     size = size or batch.rows
@@ -354,5 +392,5 @@ def _equal(batches, size: int | None):
 
 
 def _rows(start: int, size: int, a) -> np.ndarray:
-  """`size` rows from `start` on, zeros beyond the last."""
+  """Returns `size` rows from `start` on, with zeros beyond the last row."""
   return reading.pad(np.asarray(a[start : start + size]), size)[0]

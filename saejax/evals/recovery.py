@@ -1,15 +1,15 @@
 """Recovery of a known dictionary by an SAE.
 
-With unit rows v_i of the truth and w_j of what was found, c_ij = <v_i, w_j>:
+With true unit rows v_i, learned unit rows w_j and c_ij = <v_i, w_j>:
 
-  precision   = mean_j max_i c_ij     MMCS of what was found to the truth
-  recall      = mean_i max_j c_ij     MMCS of the truth to what was found
+  precision   = mean_j max_i c_ij     MMCS of learned to true rows
+  recall      = mean_i max_j c_ij     MMCS of true to learned rows
   FRR(tau)    = share of i with max_j c_ij > tau
-  share(tau)  = share of i whose partner in the best one-to-one assignment has
-                c > tau
+  share(tau)  = share of i with c > tau in the one-to-one assignment of largest
+                sum
 
-Several found rows may serve one true row in the first three, not in the last.
-A row of norm 0 has cosine 0 with everything.
+Except in the last metric, several rows may have one match. A row of norm 0 has
+cosine 0 with every row.
 
 References:
   Sharkey et al., Taking features out of superposition with sparse
@@ -33,9 +33,9 @@ class Recovery:
   """The metrics of the module's docstring; all in [-1, 1] or [0, 1].
 
   Attributes:
-    precision, recall: mean max cosines of found and of true rows.
-    frr: share of true rows found above tau.
-    share: the same, one to one.
+    precision, recall: mean max cosines of learned and of true rows.
+    frr: feature recovery rate, FRR(tau).
+    share: share(tau) of the one-to-one assignment.
     matched: mean cosine of the one-to-one assignment.
     tau: the threshold.
   """
@@ -48,7 +48,7 @@ class Recovery:
   tau: float
 
   def record(self) -> dict[str, float]:
-    """The numbers, for results.json."""
+    """Returns the metrics, for results.json."""
     return dataclasses.asdict(self)
 
 
@@ -58,11 +58,13 @@ def recovery(
   """Computes all metrics of the module's docstring.
 
   Args:
-    truth: directions of the data, any norms.
-    found: rows of a decoder.
-    tau: least cosine of a row that counts as found.
-    signed: whether a row that points the other way is another one; False
-      compares by |c|.
+    truth: true directions, of any norms.
+    found: learned directions, such as decoder rows.
+    tau: minimum cosine of a recovered row.
+    signed: whether opposite directions differ; if not, |c| is compared.
+
+  >>> recovery(np.eye(3), np.eye(3)).share
+  1.0
   """
   c = cosines(truth, found)
   c = c if signed else np.abs(c)
@@ -79,52 +81,69 @@ def recovery(
 
 
 def cosines(a: Rows, b: Rows) -> Float[np.ndarray, "a b"]:
-  """Cosines of all pairs of rows, float32; 0 where a row is 0."""
+  """Computes the cosines of all pairs of rows, float32; 0 where a row is 0.
+
+  Args:
+    a, b: rows.
+  """
   return matching.unit(a) @ matching.unit(b).T
 
 
 def mmcs(a: Rows, b: Rows) -> float:
-  """Mean over the rows of `a` of the largest cosine with a row of `b`."""
+  """Computes the mean over the rows of a of the largest cosine with a row of b.
+
+  Args:
+    a, b: rows.
+  """
   return float(cosines(a, b).max(axis=1).mean())
 
 
 def recovery_rate(truth: Rows, found: Rows, tau: float = 0.9) -> float:
-  """FRR(tau), the share of true rows that some found row is near."""
+  """Computes FRR(tau).
+
+  Args:
+    truth: true directions.
+    found: learned directions.
+    tau: minimum cosine of a recovered row.
+  """
   return float((cosines(truth, found).max(axis=1) > tau).mean())
 
 
 def baselines(
   truth: Rows, x: Rows, n: int, *, seed: int = 0, **options: float | bool
 ) -> dict[str, Recovery]:
-  """Recovery by dictionaries without training, for comparison.
+  """Computes the recovery by untrained dictionaries, as baselines.
 
   Args:
-    truth: as above.
+    truth: true directions.
     x: rows of data.
-    n: latents of the SAE they are compared with.
-    seed: of "random" and "data".
-    **options: of `recovery`.
+    n: number of directions, that of the latents of the compared SAE.
+    seed: seed of "random" and "data".
+    **options: arguments of `recovery`.
 
   Returns:
-    "pca": the principal directions with both signs, as many as there are up to
-    n; "random": n random directions; "data": n rows of the data less their
-    mean.
+    Recovery by name: "pca", at most n principal directions with both signs;
+    "random", n random directions; "data", n rows of the centred data.
   """
   rng = np.random.default_rng(seed)
   chosen = rng.choice(len(x), n, replace=len(x) < n)
   rows = np.asarray(x, np.float32)
-  found = {
+  dictionaries = {
     "pca": principal(rows, n),
     "random": rng.standard_normal((n, rows.shape[1])),
     "data": rows[chosen] - rows.mean(axis=0),
   }
-  return {k: recovery(truth, W, **options) for k, W in found.items()}  # pyright: ignore[reportArgumentType]
+  return {k: recovery(truth, W, **options) for k, W in dictionaries.items()}  # pyright: ignore[reportArgumentType]
 
 
 def principal(x: Rows, n: int) -> Rows:
-  """Principal directions of x, largest variance first, each with both signs.
+  """Returns principal directions, largest variance first, each with both signs.
 
-  At most n rows; both signs, since an SAE's directions are half-lines.
+  Both signs are needed to compare with an SAE, whose latents are not negative.
+
+  Args:
+    x: rows of data.
+    n: maximum number of directions.
   """
   centred = np.asarray(x, np.float64) - np.mean(x, axis=0, dtype=np.float64)
   _, W = np.linalg.eigh(centred.T @ centred)

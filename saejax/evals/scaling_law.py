@@ -3,10 +3,9 @@
   L(n, k) = exp(alpha + beta_k log k + beta_n log n + gamma log n log k)
           + exp(zeta + eta log k)
 
-The second term is the loss that no number of latents removes. The six
-parameters are weakly identified on small grids (many values give nearly the
-same surface): rely on predictions and their bands rather than on single
-parameters.
+The second term is the irreducible loss, which does not depend on n. The six
+parameters are weakly identified on small grids, where many values give nearly
+equal surfaces; rely on predictions and their bands instead of single parameters.
 
 References:
   Gao et al., Scaling and evaluating sparse autoencoders, 2024,
@@ -34,15 +33,15 @@ PARAMETERS = power_laws.PARAMETERS
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-  """One variable's law: L = exp(a + b log v) + exp(c), c absent if None.
+  """A law of one variable v: L = exp(a + b log v) + exp(c).
 
   Attributes:
-    variable: "n" or "k", the v above.
+    variable: the variable v, "n" or "k".
     at: value of the other variable.
-    a, b: log of the factor and the exponent.
+    a, b: log of the factor, and the exponent.
     c: log of the irreducible loss; None where the law has no such term.
     r2: R^2 on log L of the seed means; None where all losses are equal.
-    points: distinct values of v it was fitted to.
+    points: number of distinct values of v in the fit.
   """
 
   variable: str
@@ -54,20 +53,24 @@ class Law:
   points: int
 
   def predict(self, v: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
-    """Loss at v."""
+    """Computes the loss.
+
+    Args:
+      v: values of the variable.
+    """
     loss = power_laws.exp(self.a + self.b * np.log(np.asarray(v, np.float64)))
     return loss if self.c is None else loss + math.exp(self.c)
 
 
 @dataclasses.dataclass(frozen=True)
 class Holdout:
-  """Extrapolation: the largest n, predicted from the points below it.
+  """Extrapolation to the largest n from the points below it.
 
   Attributes:
-    n: the largest n, left out of the fit.
-    parameters: fitted to the other points.
+    n: the largest n, which is not in the fit.
+    parameters: parameters fitted to the other points.
     cells: {n, k, loss, predicted, error} with error = log(predicted / loss).
-    error: mean over the cells of |log(predicted / loss)|: 0.01 is 1 %.
+    error: mean over the cells of |log(predicted / loss)|; 0.01 means 1 %.
   """
 
   n: int
@@ -78,18 +81,18 @@ class Holdout:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """The fitted surface with what is needed to judge it.
+  """The fitted surface, its uncertainty and baselines.
 
   Attributes:
     parameters: alpha, beta_k, beta_n, gamma, zeta, eta.
-    r2: R^2 on log L of seed means; None where all losses are equal.
-    grid: the points used; `grid.dropped` lists the others.
+    r2: R^2 on log L of the seed means; None where all losses are equal.
+    grid: points of the fit; `grid.dropped` lists the others.
     residuals: log(loss / fitted) of each point.
-    minima: the best fit and others that were found.
+    minima: the best minimum of the cost, and others.
     samples: bootstrapped parameters, one row per resample of the cells (n, k).
     holdout: extrapolation to the largest n, or None.
-    holdout_reason: why there is none.
-    polynomials: a log-linear and a quadratic law of the same points.
+    holdout_reason: reason why there is no extrapolation, or None.
+    polynomials: scores of a log-linear and a quadratic law of these points.
     over_n: laws of L against n, one per k.
     over_k: laws of L against k, one per n.
   """
@@ -107,28 +110,33 @@ class Fit:
   over_k: tuple[Law, ...]
 
   def predict(self, n, k) -> Float[np.ndarray, "*b"]:
-    """Fitted loss at n and k (broadcast against each other)."""
+    """Computes the fitted loss.
+
+    Args:
+      n: numbers of latents.
+      k: numbers of active latents, broadcast against n.
+    """
     return surface(self.parameters, n, k)
 
   def band(
     self, n, k, *, level: float = 0.95, noise: bool = True
   ) -> tuple[Float[np.ndarray, "*b"], Float[np.ndarray, "*b"]]:
-    """Lower and upper loss at n and k, from the bootstrap over cells.
+    """Computes lower and upper losses from the bootstrap over cells.
 
-    Deviations from the fit are scaled up by `widening`. On planted surfaces of
+    Deviations from the fit are multiplied by `widening`. On planted surfaces of
     4 x 4 cells with 0.2 or 1 % of noise and one or two seeds, 95 % bands
     covered 95 to 98 % of the surface, and 96 to 98 % of new SAEs
     (benchmarks/law_coverage.py).
 
     Args:
-      n, k: any grid, broadcast against each other.
-      level: share of the resamples inside.
-      noise: True for the band of one new SAE (the residual spread is added),
-        False for the band of the surface itself.
+      n, k: sizes, broadcast against each other.
+      level: share of the resamples within the band.
+      noise: True for the band of a new SAE, which includes the residual spread;
+        False for the band of the surface.
 
     Returns:
-      Two arrays of the broadcast shape; both are the fit itself where
-      nothing could be resampled.
+      Two arrays of the broadcast shape; both are the fit if there are no
+      resamples.
     """
     centre = power_laws.log_surface(self.parameters, n, k)
     if not len(self.samples):
@@ -138,19 +146,23 @@ class Fit:
     if noise:
       rng = np.random.default_rng(0)
       deviations = np.repeat(deviations, 4, axis=0)
-      drawn = rng.choice(self.residuals, size=len(deviations))
-      drawn = self.widening(level, len(self.residuals)) * drawn
-      deviations = deviations + drawn.reshape((-1,) + (1,) * centre.ndim)
+      noises = rng.choice(self.residuals, size=len(deviations))
+      noises = self.widening(level, len(self.residuals)) * noises
+      deviations = deviations + noises.reshape((-1,) + (1,) * centre.ndim)
     tail = (1 - level) / 2
     low, high = np.quantile(deviations, [tail, 1 - tail], axis=0)
     return power_laws.exp(centre + low), power_laws.exp(centre + high)
 
   def widening(self, level: float = 0.95, count: int | None = None) -> float:
-    """sqrt(count / (count - 6)) t / z, with count the number of cells c.
+    """Computes sqrt(count / (count - 6)) t / z.
 
-    The root undoes that six fitted numbers shrink residuals; t and z are the
-    quantiles of Student's distribution (c - 6 degrees of freedom) and of the
-    normal one, since the spread is itself estimated from c cells.
+    The root corrects for the six fitted parameters, which shrink residuals. t
+    and z are the quantiles of Student's distribution with c - 6 degrees of
+    freedom and of the normal one, since the spread is estimated from c cells.
+
+    Args:
+      level: level of the two-sided interval.
+      count: number of residuals; the number of cells c by default.
     """
     cells = len(self.grid.cells()[0].n)
     count, six = count or cells, len(PARAMETERS)
@@ -159,30 +171,36 @@ class Fit:
     return math.sqrt(count / (count - six)) * float(t / z)
 
   def intervals(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
-    """Interval of each parameter, from the profile of the cost.
+    """Computes the interval of each parameter from the profile of the cost.
 
-    An end is infinite where the points do not bound the parameter on that
-    side. The equation is that of `law_profiles`. On the surfaces of `band`, the
-    95 % interval of each parameter covered in 92.5 to 100 % of 400 data sets,
-    96 % on average. Intervals from the bootstrap, widened like the bands, would
-    cover in 68 to 100 %: often the points do not identify the second term.
+    See `law_profiles` for the equation. An end is infinite where the points do
+    not bound the parameter on that side. On the surfaces of `band`, the 95 %
+    interval of a parameter covered in 92.5 to 100 % of 400 data sets, 96 % on
+    average. Bootstrap intervals, widened as the bands, cover in 68 to 100 %,
+    because the points often do not identify the second term.
+
+    Args:
+      level: nominal coverage.
+
+    Returns:
+      (low, high) by the name of the parameter.
     """
-    found = law_profiles.intervals(self.minima, self.grid.cells()[1], level)
+    ends = law_profiles.intervals(self.minima, self.grid.cells()[1], level)
     return {
       name: (float(low), float(high))
-      for name, (low, high) in zip(PARAMETERS, found, strict=True)
+      for name, (low, high) in zip(PARAMETERS, ends, strict=True)
     }
 
   def comparison(self) -> tuple[polynomial_laws.Score, ...]:
-    """This law and the polynomials, with what each reaches."""
+    """Returns the scores of this law and of the polynomials."""
     error = None if self.holdout is None else self.holdout.error
     mine = polynomial_laws.Score("scaling law", len(PARAMETERS), self.r2, error)
     return mine, *self.polynomials
 
   def record(self) -> dict:
-    """Everything above as plain numbers, for results.json.
+    """Returns the fit as plain numbers, for results.json.
 
-    An end of an interval is None where there is none.
+    Infinite ends of intervals are None.
     """
     values = zip(PARAMETERS, self.parameters, strict=True)
     held = self.holdout
@@ -227,7 +245,13 @@ class Fit:
 def surface(
   parameters: Float[np.ndarray, "6"], n, k
 ) -> Float[np.ndarray, "*b"]:
-  """L(n, k) of the module's equation, n and k broadcast."""
+  """Computes L(n, k) of the module's equation.
+
+  Args:
+    parameters: alpha, beta_k, beta_n, gamma, zeta, eta.
+    n: numbers of latents.
+    k: numbers of active latents, broadcast against n.
+  """
   return power_laws.exp(power_laws.log_surface(parameters, n, k))
 
 
@@ -239,24 +263,22 @@ def fit(
 ) -> Fit:
   """Fits the law to trained SAEs, with bands and extrapolation.
 
-  Least squares on log L with the soft_l1 loss, from several starts, in
-  standardised log n and log k. The outlier scale is twice the robust standard
-  deviation of a first fit's residuals, at least 1 %.
+  The fit is by least squares on log L with the soft_l1 loss, from several starts,
+  in standardised log n and log k. The outlier scale is twice the robust standard
+  deviation of a first fit's residuals, at least 1 %. The bootstrap draws cells
+  (n, k) with all their seeds, because seeds of one cell have the misfit of the
+  law in common.
 
   Args:
-    points: mappings with "n", "k", "nmse", and optionally "seed", "status"
-      and "learning_rate". Those whose loss is not finite and positive, or
-      whose status is not "ok", are dropped and listed, and so are all
-      learning rates but the best at each (n, k).
-    resamples: bootstrap size; 0 for none.
-    seed: of the starts and of the bootstrap.
-
-  Returns:
-    The fit. The bootstrap draws cells (n, k) with all their seeds, because
-    seeds of one cell share what the law misses there.
+    points: mappings with "n", "k", "nmse", and optionally "seed", "status" and
+      "learning_rate". Points are dropped and listed if their loss is not finite
+      and positive, their status is not "ok", or another learning rate is better
+      at their (n, k).
+    resamples: number of bootstrap resamples; 0 for none.
+    seed: seed of the starts and of the bootstrap.
 
   Raises:
-    InputError: fewer than 3 n, 3 k or 9 usable cells.
+    InputError: there are fewer than 3 n, 3 k or 9 usable cells.
   """
   grid = loss_grid.usable(points)
   loss_grid.check(grid)
@@ -283,15 +305,19 @@ def fit(
 
 
 def laws(grid: Grid, variable: str) -> tuple[Law, ...]:
-  """The one-variable laws of a grid, at each value of the other variable.
+  """Fits laws of one variable, one per value of the other variable.
 
-  Against n: exp(a + b log n) + exp(c), the last term where there are at least
-  four n. Against k: exp(a + b log k). Values of the other variable with
-  fewer than three points are left out.
+  Against n: exp(a + b log n) + exp(c), where the last term needs at least four n.
+  Against k: exp(a + b log k). Values of the other variable with fewer than three
+  points are left out.
+
+  Args:
+    grid: the measured losses.
+    variable: "n" or "k".
   """
   cells = grid.cells()[0]
   v, other = (cells.n, cells.k) if variable == "n" else (cells.k, cells.n)
-  found = []
+  results = []
   for at in np.unique(other):
     x, y = np.log(v[other == at]), np.log(cells.loss[other == at])
     if len(x) < loss_grid.MIN_SIZES:
@@ -300,31 +326,31 @@ def laws(grid: Grid, variable: str) -> tuple[Law, ...]:
       x, y, irreducible=variable == "n" and len(x) > 3
     )
     fitted = a + b * x if c is None else np.logaddexp(a + b * x, c)
-    found.append(
+    results.append(
       Law(variable, int(at), a, b, c, loss_grid.r2(y, fitted), len(x))
     )
-  return tuple(found)
+  return tuple(results)
 
 
 def _redraw_cells(grid: Grid, rng) -> Float[np.ndarray, "p"]:
-  """How often each point is drawn; draws that fix no surface are redrawn."""
+  """Draws counts of points by cells, again if they determine no surface."""
   cells, cell = grid.cells()
   count = len(cells.n)
   counts = np.ones(count)
   for _ in range(100):
     counts = np.bincount(rng.integers(count, size=count), minlength=count)
-    kept = cells.select(counts > 0)
+    drawn = cells.select(counts > 0)
     if (
-      len(kept.n) >= len(PARAMETERS)
-      and len(np.unique(kept.n)) >= loss_grid.MIN_SIZES
-      and len(np.unique(kept.k)) >= loss_grid.MIN_SIZES
+      len(drawn.n) >= len(PARAMETERS)
+      and len(np.unique(drawn.n)) >= loss_grid.MIN_SIZES
+      and len(np.unique(drawn.k)) >= loss_grid.MIN_SIZES
     ):
       break
   return counts[cell].astype(np.float64)
 
 
 def _extrapolate(grid: Grid, seed: int) -> tuple[Holdout | None, str | None]:
-  """The fit without the largest n, or the reason why there is none."""
+  """Fits without the largest n; returns the result or why there is none."""
   largest = int(grid.n.max())
   split = loss_grid.without_largest(grid)
   if split is None:

@@ -1,4 +1,4 @@
-"""Shrinkage: reconstructions of too small norm, as under an L1 penalty."""
+"""Shrinkage: too small norms of reconstructions, as with an L1 penalty."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,15 @@ from saejax.sae.sae import SAE
 
 
 def shrinkage(sae: SAE, batch: Float[Array, "b d"] | Batch) -> float:
-  """|1 - g|, g the factor that best stretches z W_dec to the rows.
+  """Computes |1 - g|, where g is the least-squares scale of reconstructions.
 
       g = sum <z W_dec, x' - b_dec> / sum |z W_dec|^2
 
-  over the rows of the batch in the frame of the prep.
+  over the rows x' of the batch in the frame of the prep.
+
+  Args:
+    sae: the SAE.
+    batch: rows.
 
   References:
     Rajamanoharan et al., Improving Dictionary Learning with Gated Sparse
@@ -25,5 +29,5 @@ def shrinkage(sae: SAE, batch: Float[Array, "b d"] | Batch) -> float:
 @jax.jit
 def _shrinkage(sae, batch):
   out = sae.forward(batch)
-  made, wanted = out.x_hat - sae.b_dec, out.target - sae.b_dec
-  return jnp.abs(1 - jnp.sum(made * wanted) / jnp.sum(made**2))
+  x_hat, x = out.x_hat - sae.b_dec, out.target - sae.b_dec
+  return jnp.abs(1 - jnp.sum(x_hat * x) / jnp.sum(x_hat**2))

@@ -1,4 +1,4 @@
-"""Reconstruction from fewer latents than an SAE was trained with."""
+"""Reconstruction from fewer active latents than an SAE was trained with."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,16 +17,16 @@ def fvu_at(
   *,
   mean: Float[Array, "d"],
 ) -> Mapping[int, float]:
-  """FVU with only the k largest latents of each row, in the units of the model.
+  """Computes the FVU with the k largest latents per row, in units of the model.
 
   Args:
-    sae: whose rows keep at most some k (TopK), or all positive latents (ReLU).
-    batches: gives the rows anew at each call.
-    ks: numbers of latents per row; those above the SAE's own k are left out.
-    mean: of the training rows.
+    sae: SAE with a TopK or ReLU activation.
+    batches: returns the batches of rows, from the start at each call.
+    ks: numbers of latents per row; those above the SAE's k are left out.
+    mean: mean of the training rows.
 
   Returns:
-    By k; empty for other activations, which do not rank the latents of a row.
+    FVU by k; empty for other activations.
   """
   activation = sae.activation
   if isinstance(activation, activations.ReLU):

@@ -1,6 +1,6 @@
 """The BERT encoder (post-norm) and sentence embeddings of its outputs.
 
-Devlin et al., BERT, 2018, arXiv:1810.04805; all-MiniLM-L6-v2 is one.
+Devlin et al., BERT, 2018, arXiv:1810.04805. all-MiniLM-L6-v2 is a BERT encoder.
 
 h = LN(word + type + position); per layer
   mid = LN(h + attn(h)),  post = LN(mid + W2 act(W1 mid)).
@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saejax.models import config_file, ops, weights
 
-# point: (module as transformers names it, port, index of its output tuple)
+# point: (name of the module in transformers, port, index of its output tuple)
 SITES = {
   "resid_pre": ("encoder.layer.{}", "in", None),
   "resid_mid": ("encoder.layer.{}.attention.output.LayerNorm", "out", None),
@@ -39,7 +39,7 @@ PREFIX = "bert."
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """What the forward needs of config.json."""
+  """The settings of config.json that the forward pass uses."""
 
   family: ClassVar[str] = "bert"
   vocabulary: int
@@ -54,7 +54,14 @@ class Config:
 
 
 def read_config(file: config_file.ConfigFile) -> Config:
-  """Raises InputError for what is not implemented here."""
+  """Reads the settings of a BERT encoder.
+
+  Args:
+    file: the config.json.
+
+  Raises:
+    InputError: a setting is missing, invalid or not implemented.
+  """
   file.refuse_unknown()
   config = Config(
     vocabulary=file.integer("vocab_size"),
@@ -73,7 +80,15 @@ def read_config(file: config_file.ConfigFile) -> Config:
 
 
 def read_params(w: weights.Weights, config: Config) -> dict[str, Any]:
-  """The weights by role; pooler and heads of tasks are left unread."""
+  """Reads the weights by role; pooler and task heads are not read.
+
+  Args:
+    w: the tensors of the checkpoint.
+    config: the settings.
+
+  Raises:
+    InputError: a tensor is missing or has another shape or type.
+  """
   w.strip_prefix("embeddings.word_embeddings.weight", "", PREFIX)
   d, d_mlp = config.d, config.d_mlp
 
@@ -105,7 +120,15 @@ def forward(
   mask: Bool[Array, "B T"],
   tap: collections.abc.Callable[[str, Array], Array],
 ) -> Float[Array, "B T d"]:
-  """The last hidden state; every token is of type 0."""
+  """Computes the last hidden state, with token type 0 for every token.
+
+  Args:
+    params: the result of `read_params`.
+    config: the settings.
+    ids: token ids.
+    mask: which tokens are real.
+    tap: called with name and h at every point, returns h, see `Model.hidden`.
+  """
   B, T = ids.shape
   act = ops.ACTIVATIONS[config.activation]
   h = ops.embed(params["word"], ids) + params["type"][0][None, None]
@@ -131,9 +154,14 @@ def forward(
 def sentence_embedding(
   h: Float[Array, "B T d"], mask: Bool[Array, "B T"]
 ) -> Float[Array, "B d"]:
-  """Unit vector along the mean of the real tokens' last hidden states.
+  """Computes sentence embeddings as all-MiniLM-L6-v2 does.
 
-  The pooling of all-MiniLM-L6-v2 (CLS and SEP count); an empty row gives 0.
+  These are the means of the last hidden states over real tokens, CLS and SEP
+  included, scaled to norm 1; 0 for a row without tokens.
+
+  Args:
+    h: last hidden states.
+    mask: which tokens are real.
   """
   real = mask[..., None]
   total = jnp.sum(jnp.where(real, h, 0), axis=-2, dtype=jnp.float32)

@@ -1,7 +1,7 @@
-"""config.json of a model folder, read strictly.
+"""Strict reading of a model's config.json.
 
-What a family does not implement is refused, never ignored: a setting that
-would change the forward raises InputError with the values that are known.
+A setting that would change the forward pass and is not implemented raises
+InputError with the implemented values; it is never ignored.
 """
 
 import collections.abc
@@ -14,8 +14,8 @@ from typing import Any
 from saejax import errors
 from saejax.models import hub
 
-# Settings that change the forward in models akin to the three families, with
-# the values under which they change nothing.
+# Settings that change the forward pass in models related to the three families,
+# with the values under which they have no effect.
 INERT = {
   "add_cross_attention": (False,),
   "attention_chunk_size": (),
@@ -41,32 +41,62 @@ INERT = {
   "use_parallel_residual": (False,),
   "use_qk_norm": (False,),
 }
-# Ends of the names of architectures that have a language head.
+# Suffixes of the names of architectures with a language head.
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 
 
 @dataclasses.dataclass(frozen=True)
 class ConfigFile:
-  """The values of one config.json; null counts as absent."""
+  """The values of a config.json, where null counts as absent.
+
+  Attributes:
+    folder: folder of the file, for errors.
+    values: the contents of the file.
+  """
 
   folder: pathlib.Path
   values: dict[str, Any]
 
   def integer(self, key: str, default: int | None = None) -> int:
-    """A positive whole number; without a default it must be there."""
+    """Returns a positive integer.
+
+    Args:
+      key: name of the setting.
+      default: value where it is absent; None if it is required.
+
+    Raises:
+      InputError: the value is invalid, or absent and required.
+    """
     value = self._value(key, default)
     if type(value) is not int or value < 1:
       raise self.refusal(key, "must be a whole number, at least 1")
     return value
 
   def number(self, key: str, default: float | None = None) -> float:
-    """A positive number."""
+    """Returns a positive number.
+
+    Args:
+      key: name of the setting.
+      default: value where it is absent; None if it is required.
+
+    Raises:
+      InputError: the value is invalid, or absent and required.
+    """
     value = self._value(key, default)
     if type(value) not in (int, float) or not (0 < value <= sys.float_info.max):
       raise self.refusal(key, "must be a number above 0")
     return float(value)
 
   def flag(self, key: str, default: bool) -> bool:
+    """Returns a boolean.
+
+    Args:
+      key: name of the setting.
+      default: value where it is absent.
+
+    Raises:
+      InputError: the value is not a boolean.
+    """
     value = self._value(key, default)
     if type(value) is not bool:
       raise self.refusal(key, "must be true or false")
@@ -75,19 +105,35 @@ class ConfigFile:
   def choice(
     self, key: str, known: collections.abc.Collection, default: str
   ) -> str:
-    """One of the `known` values."""
+    """Returns a string that is one of the known values.
+
+    Args:
+      key: name of the setting.
+      known: the known values.
+      default: value where it is absent.
+
+    Raises:
+      InputError: the value is not known.
+    """
     value = self._value(key, default)
     if not isinstance(value, str) or value not in known:
       raise self.refusal(key, f"must be one of {', '.join(sorted(known))}")
     return value
 
   def refuse_unknown(self, **inert: tuple) -> None:
-    """Refuses settings that are not implemented; `inert` adds to INERT."""
+    """Checks that settings that are not implemented have inert values.
+
+    Args:
+      **inert: inert values of further settings, in addition to `INERT`.
+
+    Raises:
+      InputError: a setting has another value.
+    """
     for key, allowed in (INERT | inert).items():
       value = self.values.get(key)
       if value is not None and value not in allowed:
         known = " or ".join(str(v) for v in (*allowed, "absent"))
-        raise self.refusal(key, f"must be {known}: nothing else is implemented")
+        raise self.refusal(key, f"must be {known}; others are not implemented")
     layer_types = self.values.get("layer_types") or []
     if not isinstance(layer_types, list) or any(
       kind != "full_attention" for kind in layer_types
@@ -96,14 +142,19 @@ class ConfigFile:
 
   @property
   def has_head(self) -> bool:
-    """Whether an architecture that is named has a language head."""
+    """Whether one of the file's architectures has a language head."""
     names = self.values.get("architectures") or []
     if not isinstance(names, list):
       raise self.refusal("architectures", "must be a list of names")
     return any(str(name).endswith(LANGUAGE_MODELS) for name in names)
 
   def refusal(self, key: str, rule: str) -> errors.InputError:
-    """The error for a value of this file."""
+    """Returns the error for a value of this file.
+
+    Args:
+      key: name of the setting.
+      rule: the violated rule.
+    """
     return errors.InputError(
       hub.FIELD,
       self.folder,
@@ -114,14 +165,17 @@ class ConfigFile:
   def _value(self, key: str, default: Any) -> Any:
     value = self.values.get(key)
     if value is None and default is None:
-      raise self.refusal(key, "must be given")
+      raise self.refusal(key, "is required")
     return default if value is None else value
 
 
 def read(folder: pathlib.Path) -> ConfigFile:
   """Reads config.json.
 
+  Args:
+    folder: folder of the model.
+
   Raises:
-    InputError: missing, not JSON, not an object.
+    InputError: the file is missing, not JSON or not an object.
   """
   return ConfigFile(folder, hub.read_json(folder / "config.json"))

@@ -1,9 +1,9 @@
-"""Text that a causal model writes by itself, kept as token ids.
+"""Samples of a causal model, as token ids.
 
-Every row begins with the same prompt, by default BOS alone; then one token at a
-time is drawn from softmax(logits / temperature), cut to the nucleus of `top_p`,
-in one compiled scan with a cache of keys and values. The ids are kept as drawn:
-decoding them and encoding the text again may give others.
+Every row starts with a prompt, such as BOS. Tokens are drawn one at a time from
+softmax(logits / temperature), truncated to the nucleus of `top_p`, in one
+compiled scan with a cache of keys and values. The ids are returned as drawn:
+decoding them and encoding the text again may give other ids.
 
 References:
   Cho et al., FaithfulSAE, 2025, arXiv:2506.17673 (data from BOS); Holtzman et
@@ -24,16 +24,17 @@ from saejax import errors
 from saejax.models import model as model_lib
 from saejax.models import ops
 
-NONE = -1  # in place of a token that was not drawn
+NONE = -1  # id at places after the end of a sample
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Samples:
-  """What was drawn.
+  """Samples of a model.
 
   Attributes:
-    ids: [samples, tokens] int32 without the prompt; -1 after a sample's end.
-    lengths: [samples] tokens of each, its end not counted.
+    ids: token ids without the prompt, -1 after the end of a sample, [samples,
+      tokens] int32.
+    lengths: number of tokens per sample, without the end token, [samples].
   """
 
   ids: Int[np.ndarray, "s t"]
@@ -41,18 +42,18 @@ class Samples:
 
   @property
   def tokens(self) -> int:
-    """Tokens of all samples."""
+    """Number of tokens of all samples."""
     return int(self.lengths.sum())
 
   @property
   def unique(self) -> int:
-    """Number of different samples: short ones repeat."""
+    """Number of distinct samples; short ones may repeat."""
     return len(np.unique(self.ids, axis=0))
 
   def documents(self) -> list[Int[np.ndarray, "t"]]:
-    """The ids of each sample that has any."""
-    found = zip(self.ids, self.lengths, strict=True)
-    return [ids[:length] for ids, length in found if length]
+    """Returns the ids of each sample that has at least one."""
+    pairs = zip(self.ids, self.lengths, strict=True)
+    return [ids[:length] for ids, length in pairs if length]
 
 
 def generate(
@@ -67,23 +68,22 @@ def generate(
   seed: int = 0,
   batch_rows: int = 64,
 ) -> Samples:
-  """Samples until there are enough tokens.
+  """Samples from a model until a number of tokens is reached.
 
   Args:
     model: a language model of `saejax.models`.
-    total_tokens: tokens wanted; the last batch is kept whole, so there may be
-      more.
-    max_tokens: most tokens of a sample.
-    prompt: ids before each sample, at least one; FaithfulSAE's is BOS.
-    end: id that ends a sample and is not part of it; None where there is none.
-    temperature: divides the logits; 0 takes the likeliest token.
-    top_p: probability of the set of likeliest tokens that are drawn from.
-    seed: batch i of samples is a function of seed and i.
-    batch_rows: samples drawn at once.
+    total_tokens: minimum number of tokens; the last batch is kept whole.
+    max_tokens: maximum number of tokens per sample.
+    prompt: ids before each sample, at least one; BOS in FaithfulSAE.
+    end: id that ends a sample and is not part of it; None for no such id.
+    temperature: divisor of the logits; 0 selects the most likely token.
+    top_p: minimum probability of the nucleus that tokens are drawn from.
+    seed: seed of the samples; batch i is a function of seed and i.
+    batch_rows: samples per batch.
 
   Raises:
-    InputError: a setting out of range, a model that is no language model or
-      has no language head, or a sample longer than its positions.
+    InputError: a setting is out of range, the model is not a language model or
+      has no language head, or samples are longer than its positions.
   """
   _check(model, prompt, end, max_tokens, temperature, top_p)
   for name, value in (
@@ -102,15 +102,15 @@ def generate(
     temperature=temperature,
     top_p=top_p,
   )
-  found, tokens = [], 0
+  drawn, tokens = [], 0
   while tokens < total_tokens:
-    key = jax.random.fold_in(jax.random.key(seed), len(found))
-    found.append(np.asarray(draw(key)))
-    added = int((found[-1] != NONE).sum())
+    key = jax.random.fold_in(jax.random.key(seed), len(drawn))
+    drawn.append(np.asarray(draw(key)))
+    added = int((drawn[-1] != NONE).sum())
     if not added:
-      raise _refusal("prompt", list(prompt), "every sample ends at once")
+      raise _refusal("prompt", list(prompt), "every sample is empty")
     tokens += added
-  ids = np.concatenate(found)
+  ids = np.concatenate(drawn)
   return Samples(ids, (ids != NONE).sum(axis=1))
 
 
@@ -123,11 +123,13 @@ def _check(model, prompt, end, max_tokens, temperature, top_p) -> None:
     rule = f"must be ids in [0, {model.vocabulary}), at least one"
     raise _refusal("prompt", list(prompt), rule)
   if end is not None and end not in ids:
-    rule = f"must be an id in [0, {model.vocabulary}): no sample would end"
+    rule = f"must be None or in [0, {model.vocabulary})"
     raise _refusal("end", end, rule)
   most = model.max_positions - len(prompt)
   if not 1 <= max_tokens <= most:
-    rule = f"must be in [1, {most}], by the positions of {model.name}"
+    rule = (
+      f"must be in [1, {most}], the positions of {model.name} after the prompt"
+    )
     raise _refusal("max_tokens", max_tokens, rule)
   if not 0 <= temperature < float("inf"):
     raise _refusal("temperature", temperature, "must be at least 0")
@@ -136,7 +138,7 @@ def _check(model, prompt, end, max_tokens, temperature, top_p) -> None:
 
 
 def _refusal(name: str, value: object, rule: str) -> errors.InputError:
-  return errors.InputError(f"generate.{name}", value, rule, "change it")
+  return errors.InputError(f"generate.{name}", value, rule, "correct it")
 
 
 @partial(
@@ -154,7 +156,7 @@ def _batch(
   temperature: float,
   top_p: float,
 ) -> Int[Array, "r t"]:
-  """One batch of samples, -1 after the end of each."""
+  """Draws one batch of samples, with -1 after the end of each."""
   before = prompt.shape[0]
   cache = empty_cache(model, rows, before + max_tokens)
 
@@ -183,7 +185,17 @@ def choose(
   temperature: float = 1.0,
   top_p: float = 1.0,
 ) -> Int[Array, "B"]:
-  """Draws a token of each row."""
+  """Draws a token per row.
+
+  Args:
+    key: key of the draw.
+    logits: logits of the next token.
+    temperature: divisor of the logits; 0 selects the most likely token.
+    top_p: minimum probability of the nucleus.
+
+  >>> choose(jax.random.key(0), jnp.array([[0.0, 9.0]]), temperature=0).tolist()
+  [1]
+  """
   if temperature == 0:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   logits = logits.astype(jnp.float32) / temperature
@@ -193,22 +205,36 @@ def choose(
 
 
 def nucleus(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
-  """-inf outside the fewest likeliest tokens of probability top_p or more.
+  """Sets logits outside the nucleus to -inf.
 
-  A token stays if those before it in order have less than top_p together.
+  The nucleus is the smallest set of most likely tokens whose probability is at
+  least top_p.
+
+  Args:
+    logits: logits of the next token.
+    top_p: minimum probability of the nucleus.
+
+  >>> nucleus(jnp.log(jnp.array([[0.6, 0.3, 0.1]])), 0.5)[0, 1:].tolist()
+  [-inf, -inf]
   """
   order = jnp.argsort(-logits, axis=-1)
   p = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1))
-  kept = jnp.cumsum(p, axis=-1) - p < top_p
-  kept = jnp.take_along_axis(kept, jnp.argsort(order, axis=-1), axis=-1)
-  return jnp.where(kept, logits, -jnp.inf)
+  inside = jnp.cumsum(p, axis=-1) - p < top_p
+  inside = jnp.take_along_axis(inside, jnp.argsort(order, axis=-1), axis=-1)
+  return jnp.where(inside, logits, -jnp.inf)
 
 
 Cache = tuple[tuple[Array, Array], ...]
 
 
 def empty_cache(model: model_lib.Model, rows: int, length: int) -> Cache:
-  """Keys and values [rows, length, K, h] of each layer, all 0."""
+  """Returns a cache of zeros: keys and values [rows, length, K, h] per layer.
+
+  Args:
+    model: the model.
+    rows: number of rows.
+    length: maximum number of tokens per row.
+  """
   config = model.config
   heads = getattr(config, "key_heads", config.heads)
   head = getattr(config, "head", config.d // config.heads)
@@ -224,14 +250,17 @@ def next_logits(
   *,
   tap: model_lib.Tap = model_lib.untouched,
 ) -> tuple[Float[Array, "B V"], Cache]:
-  """Logits after one more token, and the cache with its keys and values.
+  """Computes the logits after one more token per row.
 
   Args:
     model: a language model.
-    cache: of the tokens 0 .. at-1 of all rows.
-    token: the next of each row.
-    at: its position.
+    cache: keys and values of the tokens before position `at`.
+    token: the new token of each row.
+    at: position of the new tokens.
     tap: reads or replaces h [B, 1, d], as in `Model.__call__`.
+
+  Returns:
+    (logits, the cache with the new keys and values).
   """
   new = list(cache)
   length = cache[0][0].shape[1]

@@ -4,7 +4,7 @@ Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
 
 h = wte + wpe; per layer
   mid = h + attn(LN(h)),  post = mid + W2 act(W1 LN(mid));
-out = LN(h); logits = out wte^T (or a head of its own where it is untied).
+out = LN(h); logits = out wte^T (out W_head^T where the head is untied).
 """
 
 import collections.abc
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saejax.models import config_file, ops, weights
 
-# point: (module as transformers names it, port, index of its output tuple)
+# point: (name of the module in transformers, port, index of its output tuple)
 SITES = {
   "resid_pre": ("transformer.h.{}", "in", None),
   "resid_mid": ("transformer.h.{}.ln_2", "in", None),
@@ -34,13 +34,13 @@ PREFIX = "transformer."
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """What the forward needs of config.json.
+  """The settings of config.json that the forward pass uses.
 
   Attributes:
     scale: whether scores are divided by sqrt(head width).
-    scale_by_layer: whether they are also divided by the layer's number from 1.
+    scale_by_layer: whether scores are also divided by the layer's number from 1.
     tied: whether the head is the token table.
-    has_head: whether the weights must hold a head where it is untied; those of
+    has_head: whether the weights must have a head where it is untied; weights of
       a base model or a classifier may lack it.
   """
 
@@ -60,7 +60,14 @@ class Config:
 
 
 def read_config(file: config_file.ConfigFile) -> Config:
-  """Raises InputError for what is not implemented here."""
+  """Reads the settings of a GPT-2 model.
+
+  Args:
+    file: the config.json.
+
+  Raises:
+    InputError: a setting is missing, invalid or not implemented.
+  """
   file.refuse_unknown()
   d = file.integer("n_embd")
   config = Config(
@@ -83,7 +90,15 @@ def read_config(file: config_file.ConfigFile) -> Config:
 
 
 def read_params(w: weights.Weights, config: Config) -> dict[str, Any]:
-  """The weights by role; GPT-2 stores its linear maps [in, out] (Conv1D)."""
+  """Reads the weights by role; GPT-2 stores linear maps as [in, out] (Conv1D).
+
+  Args:
+    w: the tensors of the checkpoint.
+    config: the settings.
+
+  Raises:
+    InputError: a tensor is missing or has another shape or type.
+  """
   w.strip_prefix("wte.weight", PREFIX, "")
   d, d_mlp = config.d, config.d_mlp
 
@@ -120,7 +135,16 @@ def forward(
   tap: collections.abc.Callable[[str, Array], Array],
   view: ops.View | None = None,
 ) -> Float[Array, "B T d"]:
-  """The last hidden state, after the last norm."""
+  """Computes the last hidden state, after the last norm.
+
+  Args:
+    params: the result of `read_params`.
+    config: the settings.
+    ids: token ids.
+    mask: which tokens are real.
+    tap: called with name and h at every point, returns h, see `Model.hidden`.
+    view: positions and attention; by default each token sees all before it.
+  """
   B, T = ids.shape
   act = ops.ACTIVATIONS[config.activation]
   h = ops.embed(params["token"], ids)

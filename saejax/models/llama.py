@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saejax.models import config_file, ops, weights
 
-# point: (module as transformers names it, port, index of its output tuple)
+# point: (name of the module in transformers, port, index of its output tuple)
 SITES = {
   "resid_pre": ("model.layers.{}", "in", None),
   "resid_mid": ("model.layers.{}.post_attention_layernorm", "in", None),
@@ -38,13 +38,16 @@ PREFIX = "model."
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-  """Rotary positions: base theta, and how the frequencies are rescaled.
+  """Settings of rotary positions: base theta and rescaling of the frequencies.
 
   Attributes:
-    kind: "default", "linear" (all divided by `factor`) or "llama3".
-    low, high, original: Llama 3.1's: wavelengths above original / low are
-      divided by `factor`, those below original / high are kept, between them
-      the two are mixed linearly in 1 / wavelength.
+    theta: base of the frequencies.
+    kind: "default", "linear" (all frequencies divided by `factor`) or "llama3".
+    factor: divisor of frequencies.
+    low, high, original: for "llama3", frequencies of wavelengths above
+      original / low are divided by `factor`, those of wavelengths below
+      original / high are unchanged, and between them the two are interpolated
+      linearly in 1 / wavelength.
   """
 
   theta: float
@@ -57,12 +60,12 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """What the forward needs of config.json.
+  """The settings of config.json that the forward pass uses.
 
   Attributes:
-    max_positions: the length trained for; rotations go beyond it.
+    max_positions: the training length; longer rows are possible.
     tied: whether the head is the token table.
-    has_head: whether the weights must hold a head where it is untied; those of
+    has_head: whether the weights must have a head where it is untied; weights of
       a base model or a classifier may lack it.
   """
 
@@ -85,7 +88,14 @@ class Config:
 
 
 def read_config(file: config_file.ConfigFile) -> Config:
-  """Raises InputError for what is not implemented here."""
+  """Reads the settings of a Llama model.
+
+  Args:
+    file: the config.json.
+
+  Raises:
+    InputError: a setting is missing, invalid or not implemented.
+  """
   file.refuse_unknown()
   d, heads = file.integer("hidden_size"), file.integer("num_attention_heads")
   config = Config(
@@ -113,7 +123,7 @@ def read_config(file: config_file.ConfigFile) -> Config:
 
 
 def _read_rope(file: config_file.ConfigFile) -> Rope:
-  # rope_scaling beside rope_theta is the older form; transformers lets it win.
+  # rope_scaling is the older form; as in transformers, it takes precedence.
   scaling = file.values.get("rope_scaling")
   key = "rope_scaling" if scaling else "rope_parameters"
   values = scaling or file.values.get("rope_parameters") or {}
@@ -146,7 +156,15 @@ def _read_rope(file: config_file.ConfigFile) -> Rope:
 
 
 def read_params(w: weights.Weights, config: Config) -> dict[str, Any]:
-  """The weights by role."""
+  """Reads the weights by role.
+
+  Args:
+    w: the tensors of the checkpoint.
+    config: the settings.
+
+  Raises:
+    InputError: a tensor is missing or has another shape or type.
+  """
   w.strip_prefix("embed_tokens.weight", PREFIX, "")
   d, d_mlp, head = config.d, config.d_mlp, config.head
   inner, shared = config.heads * head, config.key_heads * head
@@ -186,7 +204,16 @@ def forward(
   tap: collections.abc.Callable[[str, Array], Array],
   view: ops.View | None = None,
 ) -> Float[Array, "B T d"]:
-  """The last hidden state, after the last norm."""
+  """Computes the last hidden state, after the last norm.
+
+  Args:
+    params: the result of `read_params`.
+    config: the settings.
+    ids: token ids.
+    mask: which tokens are real.
+    tap: called with name and h at every point, returns h, see `Model.hidden`.
+    view: positions and attention; by default each token sees all before it.
+  """
   act = ops.ACTIVATIONS[config.activation]
   h = ops.embed(params["token"], ids)
   view = view or ops.whole(mask)
@@ -221,7 +248,15 @@ def _heads(
 
 
 def frequencies(rope: Rope, head: int) -> Float[np.ndarray, "h/2"]:
-  """Radians a position, theta^(-2i/head) rescaled as `rope` says."""
+  """Returns the angular frequencies theta^(-2i/head), rescaled, per position.
+
+  Args:
+    rope: base and rescaling.
+    head: width of a head.
+
+  >>> frequencies(Rope(theta=100.0), 4).round(6).tolist()
+  [1.0, 0.10000000149011612]
+  """
   f = np.float32
   exponents = np.arange(0, head, 2, dtype=f) / f(head)
   omega = (1 / np.power(f(rope.theta), exponents)).astype(f)
@@ -239,9 +274,15 @@ def frequencies(rope: Rope, head: int) -> Float[np.ndarray, "h/2"]:
 def rotate(
   x: Float[Array, "B T H h"], angles: Float[Array, "B T h/2"]
 ) -> Float[Array, "B T H h"]:
-  """Turns each pair (x_i, x_(i+h/2)) by its angle.
+  """Rotates each pair (x_i, x_(i+h/2)) by its angle.
 
-  Su et al., RoFormer, 2021, arXiv:2104.09864, in the layout of halves.
+  Args:
+    x: queries or keys.
+    angles: angles in radians.
+
+  References:
+    Su et al., RoFormer, 2021, arXiv:2104.09864, with halves instead of adjacent
+    pairs.
   """
   cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)

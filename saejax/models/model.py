@@ -1,4 +1,4 @@
-"""The subject model: a frozen pytree of weights with one forward and taps."""
+"""The subject model: a frozen pytree of weights, a forward pass and taps."""
 
 import collections.abc
 from typing import Any, TypeAlias
@@ -19,18 +19,23 @@ Tap: TypeAlias = collections.abc.Callable[[str, Array], Array]
 
 
 def untouched(name: str, h: Array) -> Array:
-  """The tap that changes nothing."""
+  """A tap that returns h unchanged.
+
+  Args:
+    name: name of the site.
+    h: the tensor there.
+  """
   del name
   return h
 
 
 class Model(flax.struct.PyTreeNode):
-  """A frozen model: calls go through one forward with taps.
+  """A frozen model with taps in its forward pass.
 
   Attributes:
-    params: weights by role, in the dtype they were loaded in.
-    config: sizes and choices of the family.
-    name: what it was loaded by.
+    params: weights by role.
+    config: settings of the family.
+    name: name that the model was loaded by.
   """
 
   params: Any
@@ -49,6 +54,7 @@ class Model(flax.struct.PyTreeNode):
 
   @property
   def layers(self) -> int:
+    """Number of layers."""
     return self.config.layers
 
   @property
@@ -58,31 +64,31 @@ class Model(flax.struct.PyTreeNode):
 
   @property
   def causal(self) -> bool:
-    """Whether it is a language model, whose tokens see those before them."""
+    """Whether it is a language model, where a token sees only those before it."""
     return self.family != "bert"
 
   @property
   def max_positions(self) -> int:
-    """Longest row the model was made for, in tokens."""
+    """Maximum number of tokens per row that the model was trained for."""
     return self.config.max_positions
 
   @property
   def head(self) -> Float[Array, "V d"]:
-    """The language head; the token table where they are tied.
+    """The language head, which is the token table where they are tied.
 
     Raises:
-      InputError: an encoder, or a checkpoint without one.
+      InputError: the model is an encoder, or its checkpoint has no head.
     """
     if self.causal:
       tied = getattr(self.config, "tied", False)
-      found = self.params.get("token" if tied else "head")
-      if found is not None:
-        return found
+      weights = self.params.get("token" if tied else "head")
+      if weights is not None:
+        return weights
     lacks = f"lacks {FAMILIES[self.family].HEAD}" if self.causal else "has none"
     raise errors.InputError(
       hub.FIELD,
       self.name,
-      f"must have a language head for its logits, and {lacks}",
+      f"must have a language head for its logits, but {lacks}",
       "load the checkpoint of the language model, or read activations only",
     )
 
@@ -94,12 +100,13 @@ class Model(flax.struct.PyTreeNode):
     tap: Tap = untouched,
     view: ops.View | None = None,
   ) -> Float[Array, "B T o"]:
-    """Logits of a causal model, the last hidden state of an encoder.
+    """Computes logits of a causal model, the last hidden state of an encoder.
 
-    Args, and what is raised, are those of `hidden`.
+    Args:
+      ids, mask, tap, view: as for `hidden`.
 
     Raises:
-      InputError: a causal model from a checkpoint without a language head.
+      InputError: as `hidden`, or the checkpoint has no language head.
     """
     if not self.causal:
       return self.hidden(ids, mask, tap=tap, view=view)
@@ -114,37 +121,38 @@ class Model(flax.struct.PyTreeNode):
     tap: Tap = untouched,
     view: ops.View | None = None,
   ) -> Float[Array, "B T d"]:
-    """The last hidden state, after the last norm.
+    """Computes the last hidden state, after the last norm.
 
-    At each point of each layer the forward calls `tap(name, h)` and goes on
-    with what that returns, so one mechanism reads and rewrites. Names are
-    `layers.{l}.{point}`; per layer in the order resid_pre, attn_out,
-    resid_mid, mlp_out, resid_post.
+    At each point of each layer the forward pass calls `tap(name, h)` and
+    continues with the returned tensor, so that a tap can read and rewrite.
+    Names are `layers.{l}.{point}`, in the order resid_pre, attn_out, resid_mid,
+    mlp_out, resid_post per layer.
 
     Args:
-      ids: token ids. Where they are traced they cannot be looked at, and one
-        outside the vocabulary turns its row into NaN.
-      mask: which of them are real. Padding may be on either side and of any
-        id: positions count real tokens, so it changes nothing for them. What
-        comes out at padding is finite and means nothing.
+      ids: token ids. Traced ids cannot be checked; an id outside the vocabulary
+        then turns its row into NaN.
+      mask: which tokens are real. Padding may be on either side and have any
+        id: positions count real tokens, so padding does not affect them. The
+        output at padding is finite and meaningless.
       tap: reads or replaces h [B, T, d].
-      view: what tokens of a causal model see, and where they stand; all
-        before them by default. Positions that a table of them lacks give NaN.
+      view: positions and attention of a causal model; by default each token
+        sees all before it. Positions outside a table of positions give NaN.
 
     Raises:
-      ValueError: shapes or types other than these, or a view of an encoder.
-      InputError: an id outside the vocabulary, or more tokens than a table of
-        positions has.
+      ValueError: shapes or types are others, or an encoder gets a view.
+      InputError: an id is outside the vocabulary, or there are more tokens than
+        positions in the table.
     """
     self.check(ids, mask)
     if view is not None and not self.causal:
-      raise ValueError(f"{self.name} is an encoder, which has no view")
+      raise ValueError(f"view must be None for an encoder ({self.name})")
     table = "position" in self.params and view is None
     if table and ids.shape[1] > self.max_positions:
       raise errors.InputError(
         "harvest.context",
         ids.shape[1],
-        f"must be at most {self.max_positions}, the positions of {self.name}",
+        f"must be at most {self.max_positions}, the number of positions of "
+        f"{self.name}",
         "lower it",
       )
     family = FAMILIES[self.family]
@@ -154,11 +162,15 @@ class Model(flax.struct.PyTreeNode):
     return family.forward(self.params, self.config, ids, mask, tap, **own)
 
   def check(self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> None:
-    """Refuses tokens that the forward cannot take; traced ids pass.
+    """Checks tokens; ids that are traced are not checked.
+
+    Args:
+      ids: token ids.
+      mask: which tokens are real.
 
     Raises:
-      ValueError: shapes or types other than `hidden` takes.
-      InputError: an id outside the vocabulary.
+      ValueError: shapes or types differ from those of `hidden`.
+      InputError: an id is outside the vocabulary.
     """
     if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
       raise ValueError(
@@ -187,38 +199,41 @@ def check_ids(
   field: str = "ids",
   remedy: str = "use the tokenizer of this model",
 ) -> None:
-  """Refuses ids outside a vocabulary, which would give NaN activations.
+  """Checks that ids are in the vocabulary; others would give NaN activations.
 
   Args:
     ids: token ids, without padding.
     vocabulary: number of ids of the model.
-    model: its name.
-    field: the setting that the ids came from.
-    remedy: what to do.
+    model: name of the model, for the error.
+    field: name of the setting that the ids came from, for the error.
+    remedy: remedy, for the error.
 
   Raises:
-    InputError: with the first id outside, and how many there are.
+    InputError: ids are outside the vocabulary; states the first and their
+      number.
   """
   outside = ids[(ids < 0) | (ids >= vocabulary)]
   if len(outside):
     raise errors.InputError(
       field,
       outside[0],
-      f"must be in [0, {vocabulary}), the vocabulary of {model}, and "
+      f"must be in [0, {vocabulary}), the vocabulary of {model}; "
       f"{len(outside)} of {len(ids)} ids are not",
       remedy,
     )
 
 
 def load(name: str, *, dtype: str | jnp.dtype = "float32") -> Model:
-  """The model called `name` (see hub.resolve) on the default device.
+  """Loads a model onto the default device.
 
   Args:
-    name: path, `package:NAME/path` or Hugging Face name.
-    dtype: of weights and matmuls, "float32" or "bfloat16" (for accelerators).
+    name: path, `package:NAME/path` or Hugging Face name, see `hub.resolve`.
+    dtype: dtype of weights and matmuls: "float32", or "bfloat16" for
+      accelerators.
 
   Raises:
-    InputError: not found, unreadable, or of a kind that is not implemented.
+    InputError: the model does not exist, is unreadable or not implemented.
+    ValueError: the dtype is another.
   """
   if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
     raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}")

@@ -1,10 +1,10 @@
-"""Sites of a model: what they are called, and reading or rewriting them.
+"""Sites of a model: their names, and reading and rewriting the tensors there.
 
 A name is one of
-  - `layers.3.resid_post`, ours;
-  - `blocks.3.hook_resid_post`, TransformerLens's (there for a model loaded
-    without processing: its default folds norms and centres weights);
-  - `model.layers.3`, a module of transformers, whose output is meant;
+  - `layers.3.resid_post`, the name in saejax;
+  - `blocks.3.hook_resid_post`, the name in TransformerLens (for a model loaded
+    without processing, since its default folds norms and centres weights);
+  - `model.layers.3`, the output of a module of transformers;
     `model.layers.3:in` is its input.
 """
 
@@ -26,19 +26,19 @@ POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-  """Where activations are taken: enough to find the tensor in any framework.
+  """The location of activations, sufficient to find them in any framework.
 
   Attributes:
-    name: of the tap in our forward.
-    module: dotted path of the layer as transformers names it.
-    call: which call of that module in one forward; -1 is the last.
-    port: "in" or "out", the module's first input or its output.
+    name: name of the tap.
+    module: dotted path of the module in transformers.
+    call: number of the call of the module in a forward pass; -1 is the last.
+    port: "in" for the module's first input, "out" for its output.
     index: element of an output that is a tuple, or None. Versions differ in
-      whether these modules return a tuple or the tensor itself.
-    layout: axes of the tensor, B rows of T tokens of width D.
-    rows: which rows count: "mask", those of the attention mask.
-    branch: halves of a guided batch; "both" is all of it.
-    pool: over tokens; "none" keeps them.
+      whether these modules return a tuple or the tensor.
+    layout: axes of the tensor: B rows of T tokens of width D.
+    rows: selection of rows: "mask" for those of the attention mask.
+    branch: selection of the halves of a guided batch: "both".
+    pool: pooling over tokens: "none".
   """
 
   name: str
@@ -55,10 +55,15 @@ class Site:
 def resolve(
   model: model_lib.Model | model_lib.Config, layer: int, point: str
 ) -> Site:
-  """The site of a model at a layer and a point.
+  """Returns the site of a model at a layer and point.
+
+  Args:
+    model: the model or its settings.
+    layer: number of the layer, from 0.
+    point: one of `POINTS`.
 
   Raises:
-    InputError: no such layer or point; the message lists those there are.
+    InputError: there is no such layer or point; lists those that exist.
   """
   if point not in POINTS:
     raise errors.InputError(
@@ -83,16 +88,22 @@ def _one_of(candidates: collections.abc.Iterable) -> str:
 
 
 def parse(name: str, family: str | None = None) -> tuple[int, str]:
-  """The layer and point that a name means.
+  """Parses the name of a site.
 
   Args:
-    name: one of the three forms above.
-    family: of the model, where known: transformers' names are then taken from
-      that family alone, and TransformerLens's mean what they mean there (in
-      BERT its resid_mid and resid_post lie before the norm, and are refused).
+    name: a name in one of the three forms above.
+    family: family of the model, or None for any. Names of transformers must be
+      of this family. For "bert", the names resid_mid and resid_post of
+      TransformerLens are refused, since they are before the norm there.
+
+  Returns:
+    (layer, point).
 
   Raises:
-    InputError: no such name; the message lists the forms and points.
+    InputError: there is no such name; lists the forms and points.
+
+  >>> parse("blocks.3.hook_resid_post")
+  (3, 'resid_post')
   """
   match = re.fullmatch(r"layers\.(\d+)\.(\w+)", name)
   if match is not None and match[2] in POINTS:
@@ -107,7 +118,7 @@ def parse(name: str, family: str | None = None) -> tuple[int, str]:
   raise errors.InputError(
     "harvest.point",
     name,
-    "must name a tapped tensor",
+    "must be the name of a site",
     f"write layers.LAYER.POINT with POINT {_one_of(POINTS)}"
     " (or blocks.LAYER.hook_POINT, or a module of transformers with its layer)",
   )
@@ -138,8 +149,7 @@ def _modules(
       pattern = bare.replace("LAYER", r"(\d+)")
       suffix = ":in" if port == "in" else "(?::out)?"
       prefix = re.escape(module.PREFIX)
-      # `layers.3` alone would not say that a module of transformers is meant,
-      # but is what LlamaModel calls it.
+      # LlamaModel has modules `layers.3`, without the prefix.
       yield f"(?:{prefix})?{pattern}{suffix}", point
 
 
@@ -151,25 +161,27 @@ def read(
   *,
   segment: Int[Array, "B T"] | None = None,
 ) -> dict[str, Float[Array, "B T d"]]:
-  """The tensors at `sites`, by the names given.
+  """Computes the tensors at sites.
 
-  Compiled: what no site depends on (later layers, logits) is dead code, and
-  XLA removes it.
+  The function is compiled, and XLA removes layers that no site depends on.
 
   Args:
     model: the model.
     ids: token ids.
-    mask: which are real.
-    sites: names in one of the forms above.
-    segment: of rows that hold several texts, see `ops.segmented`.
+    mask: which tokens are real.
+    sites: names in any of the forms above.
+    segment: text of each token where rows have several, see `ops.segmented`.
+
+  Returns:
+    Tensors by the names in `sites`.
 
   Raises:
-    InputError: no such site, or an id outside the vocabulary.
+    InputError: there is no such site, or an id is outside the vocabulary.
   """
   model.check(ids, mask)
   names = tuple(_canonical(model, site) for site in sites)
-  found = _read(model, ids, mask, names, segment)
-  return {site: found[name] for site, name in zip(sites, names, strict=True)}
+  tensors = _read(model, ids, mask, names, segment)
+  return {site: tensors[name] for site, name in zip(sites, names, strict=True)}
 
 
 @partial(jax.jit, static_argnames="names")
@@ -180,16 +192,16 @@ def _read(
   names: tuple[str, ...],
   segment: Array | None,
 ) -> dict[str, Array]:
-  found = {}
+  tensors = {}
 
   def tap(name: str, h: Array) -> Array:
     if name in names:
-      found[name] = h
+      tensors[name] = h
     return h
 
   view = None if segment is None else ops.segmented(mask, segment)
   model.hidden(ids, mask, tap=tap, view=view)
-  return found
+  return tensors
 
 
 def _canonical(model: model_lib.Model, site: str) -> str:
@@ -202,18 +214,28 @@ def write(
   mask: Bool[Array, "B T"],
   edits: collections.abc.Mapping[str, collections.abc.Callable[[Array], Array]],
 ) -> Float[Array, "B T o"]:
-  """The model's output with h replaced by `edits[site](h)` at each site.
+  """Computes the model's output with h replaced by edits[site](h) at each site.
 
-  Not compiled here, since edits are closures: wrap the caller in jax.jit.
+  Edits are closures, so the function is not compiled; use it inside jax.jit.
+
+  Args:
+    model: the model.
+    ids: token ids.
+    mask: which tokens are real.
+    edits: functions of h [B, T, d], by name of a site in any of the forms
+      above.
+
+  Returns:
+    Logits of a causal model, the last hidden state of an encoder.
 
   Raises:
-    InputError: no such site, an id outside the vocabulary, or a causal model
-      without a language head.
-    ValueError: an edit changes the shape or dtype, or two name one site.
+    InputError: there is no such site, an id is outside the vocabulary, or the
+      model is causal and has no language head.
+    ValueError: an edit changes the shape or dtype, or two edits have one site.
   """
   named = {_canonical(model, site): edit for site, edit in edits.items()}
   if len(named) < len(edits):
-    raise ValueError(f"edits name one site twice: {list(edits)}")
+    raise ValueError(f"edits must be of different sites, got {list(edits)}")
 
   def tap(name: str, h: Array) -> Array:
     if name not in named:

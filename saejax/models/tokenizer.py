@@ -1,7 +1,7 @@
-"""Token ids of texts, by the model's own tokenizer.json.
+"""Encodes and decodes texts with a model's tokenizer.json.
 
-Files on the hub may switch truncation and padding on (MiniLM's cuts at 128
-tokens): both are switched off, and no special tokens are added.
+Some files on the hub enable truncation and padding (MiniLM's truncates at 128
+tokens). Both are disabled here, and no special tokens are added.
 """
 
 import collections.abc
@@ -22,13 +22,14 @@ ROLES = ("bos", "eos", "cls", "sep", "pad")
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """Texts to ids and back.
+  """The tokenizer of a model, built by `load`.
 
   Attributes:
-    bos, eos, cls, sep, pad: ids of special tokens, None where the model has
-      none. Padding may share the id of another token: mask by position.
-    special_ids: all special tokens, with or without one of these roles.
-    prefix, suffix: ids that the tokenizer itself puts round one text.
+    backend: the tokenizer of the package tokenizers.
+    bos, eos, cls, sep, pad: ids of special tokens, or None. Padding may share
+      its id with another token, so mask it by position.
+    special_ids: ids of all special tokens, with or without one of these roles.
+    prefix, suffix: ids that the tokenizer by default adds around a text.
     vocabulary: number of ids.
   """
 
@@ -44,21 +45,34 @@ class Tokenizer:
   vocabulary: int
 
   def encode(self, text: str) -> Int[np.ndarray, "T"]:
-    """All ids of a text, int32, without special tokens round it.
+    """Encodes a text, without special tokens around it.
 
-    A special token spelled out in the text becomes that token, as in
-    transformers.
+    As in transformers, a special token spelled out in the text becomes that
+    token.
+
+    Args:
+      text: the text.
+
+    Returns:
+      Ids [T] int32.
+
+    Raises:
+      InputError: the text has unknown words, and the tokenizer has no token for
+        them.
     """
     return self.encode_batch([text])[0]
 
   def encode_batch(
     self, texts: collections.abc.Sequence[str]
   ) -> list[Int[np.ndarray, "T"]]:
-    """As `encode` for each text, on all cores.
+    """Encodes texts as `encode` does, on all cores.
+
+    Args:
+      texts: the texts.
 
     Raises:
-      InputError: the tokenizer knows neither a token of a text nor a token for
-        what it does not know.
+      InputError: a text has unknown words, and the tokenizer has no token for
+        them.
     """
     try:
       encodings = self.backend.encode_batch_fast(
@@ -75,14 +89,22 @@ class Tokenizer:
     return [np.array(e.ids, dtype=np.int32) for e in encodings]
 
   def decode(self, ids: collections.abc.Iterable[int]) -> str:
-    """The text of ids, special tokens spelled out."""
+    """Returns the text of ids, with special tokens spelled out.
+
+    Args:
+      ids: token ids.
+    """
     return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
 def well_formed(text: str) -> str:
-  """The text with U+FFFD for each lone surrogate.
+  """Replaces lone surrogates in a text by U+FFFD.
 
-  JSON can spell them out; they have no UTF-8 form, and tokenizers refuse them.
+  JSON can contain them, but UTF-8 cannot encode them and tokenizers refuse
+  them.
+
+  Args:
+    text: the text.
   """
   return _SURROGATE.sub("\ufffd", text)
 
@@ -91,16 +113,19 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def load(path: str | pathlib.Path) -> Tokenizer:
-  """The tokenizer of a model folder.
+  """Loads the tokenizer of a model folder.
 
-  Roles come from tokenizer_config.json, else special_tokens_map.json, else
-  the ids in config.json; a role that the first of them sets to null is absent,
-  and so is one whose name the tokenizer lacks, or whose id is not special to
-  it: configs are saved with the defaults of their class, such as GPT-2's 50256
-  whatever the vocabulary.
+  Roles are read from tokenizer_config.json, otherwise special_tokens_map.json,
+  otherwise the ids in config.json; the first file that has a role decides. A
+  role is None if its value is null, its token is not in the vocabulary, or its
+  id in config.json is not a special token: configs are saved with the defaults
+  of their class, such as 50256 for GPT-2, regardless of the vocabulary.
+
+  Args:
+    path: folder of the model.
 
   Raises:
-    InputError: no tokenizer.json, or one of these files is damaged.
+    InputError: there is no tokenizer.json, or one of these files is damaged.
   """
   folder = pathlib.Path(path)
   file = folder / "tokenizer.json"
@@ -108,8 +133,8 @@ def load(path: str | pathlib.Path) -> Tokenizer:
     raise errors.InputError(
       hub.FIELD,
       folder,
-      "must hold tokenizer.json",
-      "save a fast tokenizer into it (transformers' save_pretrained does)",
+      "must have tokenizer.json",
+      "save a fast tokenizer into it with transformers' save_pretrained",
     )
   with _refused(file):
     backend = tokenizers.Tokenizer.from_file(str(file))
@@ -132,7 +157,7 @@ def load(path: str | pathlib.Path) -> Tokenizer:
 
 @contextlib.contextmanager
 def _refused(file: pathlib.Path) -> collections.abc.Iterator[None]:
-  """Turns what the library raises on a damaged file into one line."""
+  """Converts the library's errors about a damaged file to InputError."""
   try:
     yield
   except (errors.InputError, KeyboardInterrupt, SystemExit):
@@ -147,7 +172,7 @@ def _ids(
   role: str,
   special: collections.abc.Collection[int],
 ) -> list[int]:
-  """Ids of a role, several where a model has several ends."""
+  """Returns the ids of a role; a model may have several end tokens."""
   key = f"{role}_token"
   for name in ("tokenizer_config.json", "special_tokens_map.json"):
     values = _read(folder / name)
@@ -156,19 +181,19 @@ def _ids(
       token = token.get("content") if isinstance(token, dict) else token
       if not isinstance(token, str | None):
         raise _wrong(folder / name, key, "a token's text or null")
-      found = None if token is None else backend.token_to_id(token)
-      return [] if found is None else [found]
+      token_id = None if token is None else backend.token_to_id(token)
+      return [] if token_id is None else [token_id]
   file = folder / "config.json"
-  found = _read(file).get(f"{key}_id")
-  found = found if isinstance(found, list) else [found]
-  if not all(i is None or type(i) is int for i in found):
+  ids = _read(file).get(f"{key}_id")
+  ids = ids if isinstance(ids, list) else [ids]
+  if not all(i is None or type(i) is int for i in ids):
     raise _wrong(file, f"{key}_id", "an id, a list of ids or null")
-  return [i for i in found if i is not None and i in special]
+  return [i for i in ids if i is not None and i in special]
 
 
 def _wrong(file: pathlib.Path, key: str, rule: str) -> errors.InputError:
   return errors.InputError(
-    hub.FIELD, file, f"{key} must be {rule}", "fetch the file again"
+    hub.FIELD, file, f"{key} must be {rule}", "download the file again"
   )
 
 
@@ -179,12 +204,12 @@ def _read(file: pathlib.Path) -> dict:
 def _template(
   backend: tokenizers.Tokenizer,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """What the post-processor puts before and after one text.
+  """Returns the ids that the post-processor adds before and after a text.
 
-  Told by the tokens that belong to no text: a special token may also be the
-  text's own, or the text's only one.
+  They are recognised by belonging to no sequence, since a text may also contain
+  special tokens itself.
   """
-  # A tokenizer may know no word of a text, but it knows its added tokens.
+  # No word is certain to be in the vocabulary, but added tokens are.
   added = backend.get_added_tokens_decoder().values()
   texts = [token.content for token in added]
   if not texts and not backend.num_special_tokens_to_add(False):
@@ -195,4 +220,4 @@ def _template(
     if own:
       ids = encoding.ids
       return tuple(ids[: own[0]]), tuple(ids[own[-1] + 1 :])
-  raise ValueError("its template cannot be told: it gives no token for a text")
+  raise ValueError("the template is unknown: texts are encoded to no tokens")

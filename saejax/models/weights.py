@@ -1,4 +1,4 @@
-"""Tensors of a safetensors model folder, by name, checked as they are read."""
+"""Reads and checks the tensors of a safetensors model folder by name."""
 
 import collections.abc
 import contextlib
@@ -17,25 +17,30 @@ from saejax.models import hub
 
 
 class Linear(NamedTuple):
-  """An affine map x W + b, stored [in, out]; b is None where there is none."""
+  """An affine map x W + b with W [in, out]; b is None for a linear map."""
 
   W: Float[Array, "i o"]
   b: Float[Array, "o"] | None
 
 
 class Norm(NamedTuple):
-  """What a layer norm multiplies by and adds."""
+  """Gain and bias of a layer norm."""
 
   gain: Float[Array, "d"]
   bias: Float[Array, "d"]
 
 
 class Weights:
-  """The tensors of one folder; `prefix` is put before every name asked for.
+  """The tensors of one folder, built by `open_folder`.
+
+  Args:
+    folder: folder of the model, for errors.
+    sources: (open file, stored name) of each tensor, by name.
+    dtype: dtype that tensors are converted to.
 
   Attributes:
-    folder: what the tensors were read from, for messages.
-    dtype: what they are converted to.
+    folder: folder of the model.
+    dtype: dtype of the tensors.
   """
 
   def __init__(self, folder: pathlib.Path, sources: dict, dtype: jnp.dtype):
@@ -45,26 +50,43 @@ class Weights:
     self._prefix = ""
 
   def strip_prefix(self, anchor: str, *prefixes: str) -> None:
-    """Finds which prefix the checkpoint uses from the key `anchor`.
+    """Sets the prefix of names to the one for which a tensor exists.
 
-    The same model is saved with and without the name of its base model.
+    A model is saved with or without the name of its base model before its
+    names.
+
+    Args:
+      anchor: name of a tensor, without prefix.
+      *prefixes: possible prefixes.
+
+    Raises:
+      InputError: the tensor does not exist with any of the prefixes.
     """
-    found = [p for p in prefixes if p + anchor in self._sources]
-    if not found:
+    matches = [p for p in prefixes if p + anchor in self._sources]
+    if not matches:
       names = " or ".join(p + anchor for p in prefixes)
       raise self._missing(names)
-    self._prefix = found[0]
+    self._prefix = matches[0]
 
   def holds(self, key: str) -> bool:
-    """Whether there is a tensor of this name, prefix included."""
+    """Returns whether a tensor exists.
+
+    Args:
+      key: name of the tensor, with its prefix.
+    """
     return key in self._sources
 
   def host(self, name: str, *shape: int, absolute: bool = False) -> np.ndarray:
-    """The tensor `name` in host memory, of exactly this shape.
+    """Reads a tensor into host memory.
+
+    Args:
+      name: name of the tensor.
+      *shape: its required shape.
+      absolute: whether the name includes the prefix.
 
     Raises:
-      InputError: missing, unreadable, of another shape or type, or with an
-        entry that is not finite in the model's dtype.
+      InputError: the tensor is missing, unreadable, of another shape or type,
+        or has an entry that is not finite in the model's dtype.
     """
     key = name if absolute else self._prefix + name
     if key not in self._sources:
@@ -95,30 +117,40 @@ class Weights:
       raise errors.InputError(
         hub.FIELD,
         self.folder,
-        f"{key} must be finite in {self.dtype}, and {tensor.size - finite} of "
-        f"its {tensor.size} entries are NaN or infinite",
+        f"{key} must be finite in {self.dtype}; {tensor.size - finite} of "
+        f"{tensor.size} entries are NaN or infinite",
         "use a checkpoint that was saved before training diverged",
       )
     return tensor
 
   def put(self, tensor: np.ndarray) -> Array:
-    """A host tensor on the device."""
+    """Copies a host tensor to the device.
+
+    Args:
+      tensor: the tensor.
+    """
     return jax.device_put(np.ascontiguousarray(tensor))
 
   def take(self, name: str, *shape: int, absolute: bool = False) -> Array:
-    """The tensor `name` on the device."""
+    """Reads a tensor onto the device, see `host`.
+
+    Args:
+      name: name of the tensor.
+      *shape: its required shape.
+      absolute: whether the name includes the prefix.
+    """
     return self.put(self.host(name, *shape, absolute=absolute))
 
   def linear(
     self, *names: str, i: int, o: int | tuple[int, ...], bias: bool = True
   ) -> Linear:
-    """torch Linear layers ([out, in]) of one input, side by side as one map.
+    """Reads PyTorch Linear layers ([out, in]) of one input as one map.
 
     Args:
-      names: their modules.
+      *names: names of the modules, whose outputs are concatenated.
       i: input width.
-      o: output width, of all or of each.
-      bias: whether they have one.
+      o: output width, for all modules or per module.
+      bias: whether the modules have biases.
     """
     widths = o if isinstance(o, tuple) else (o,) * len(names)
     pairs = list(zip(names, widths, strict=True))
@@ -129,14 +161,19 @@ class Weights:
     return Linear(self.put(W.T), self.put(b))
 
   def norm(self, name: str, d: int) -> Norm:
-    """A torch LayerNorm."""
+    """Reads a PyTorch LayerNorm.
+
+    Args:
+      name: name of the module.
+      d: width.
+    """
     return Norm(self.take(f"{name}.weight", d), self.take(f"{name}.bias", d))
 
   def _missing(self, key: str) -> errors.InputError:
     return errors.InputError(
       hub.FIELD,
       self.folder,
-      f"the weights must hold {key}, not found",
+      f"the weights must have {key}",
       "use a complete checkpoint of the family in config.json",
     )
 
@@ -145,10 +182,18 @@ class Weights:
 def open_folder(
   folder: pathlib.Path, dtype: jnp.dtype
 ) -> collections.abc.Iterator[Weights]:
-  """Opens a folder's safetensors, one file or all shards of its index.
+  """Opens the safetensors file of a folder, or all shards of its index.
+
+  Args:
+    folder: folder of the model.
+    dtype: dtype that tensors are converted to.
+
+  Yields:
+    The tensors.
 
   Raises:
-    InputError: no such files, a shard missing, a file corrupt.
+    InputError: there are no such files, a shard is missing or a file is
+      corrupt.
   """
   sources = {}
   with contextlib.ExitStack() as stack:
@@ -165,6 +210,6 @@ def open_folder(
 
 
 def _modern(key: str) -> str:
-  # The first BERT checkpoints name the parameters of LayerNorm this way.
+  # Early BERT checkpoints have these names for the parameters of LayerNorm.
   key = re.sub(r"\bLayerNorm\.gamma$", "LayerNorm.weight", key)
   return re.sub(r"\bLayerNorm\.beta$", "LayerNorm.bias", key)

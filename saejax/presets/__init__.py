@@ -1,4 +1,4 @@
-"""Flagfiles that come with saejax, by name: `--preset=quickstart`."""
+"""Flagfiles of the package, selected by name: `--preset=quickstart`."""
 
 import pathlib
 from collections.abc import Sequence
@@ -9,22 +9,28 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 
 
 def names() -> list[str]:
-  """Names of all presets."""
+  """Returns the names of all presets."""
   return sorted(path.stem for path in FOLDER.glob("*.flags"))
 
 
 def expanded(argv: Sequence[str]) -> list[str]:
   """Replaces each `--preset=NAME` of a command line by its flagfile.
 
+  Args:
+    argv: the arguments.
+
   Raises:
     InputError: there is no such preset.
+
+  >>> expanded(["--preset=quickstart"])[0].endswith("quickstart.flags")
+  True
   """
-  done, rest = [], list(argv)
+  result, rest = [], list(argv)
   while rest:
     argument = rest.pop(0)
     name, equals, value = argument.partition("=")
     if name not in ("--preset", "-preset"):
-      done.append(argument)
+      result.append(argument)
       continue
     if not equals and rest:
       value = rest.pop(0)
@@ -35,5 +41,5 @@ def expanded(argv: Sequence[str]) -> list[str]:
         f"must be one of {', '.join(names())}",
         "give the path of another file by --flagfile",
       )
-    done.append(f"--flagfile={FOLDER / f'{value}.flags'}")
-  return done
+    result.append(f"--flagfile={FOLDER / f'{value}.flags'}")
+  return result

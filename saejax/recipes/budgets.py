@@ -106,6 +106,9 @@ def adaptivek(
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
+  Raises:
+    InputError: the bounds of k or the scores are out of order or range.
+
   References:
     AdaptiveK Sparse Autoencoders: Dynamic Sparsity Allocation for Interpretable
     LLM Representations, 2025, arXiv:2508.17320.
@@ -156,7 +159,11 @@ def adaptivek(
 
 
 def relative_l1(record):
-  """mean |z|_1 / mean |x|, a scalar of the batch."""
+  """Computes mean |z|_1 / mean |x|, a scalar of the batch.
+
+  Args:
+    record: the record of the batch.
+  """
   weight = record.batch.weight
   norm = mean(losses.squares(record.forward.x) ** 0.5, weight)
   return mean(losses.l1(record), weight) / norm

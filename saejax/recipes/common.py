@@ -79,7 +79,12 @@ class AuxK:
   choices: Mapping[str, Any]
 
   def terms(self, tracker: DeadTracker, d: int, n: int) -> dict[str, Term]:
-    """Returns the term by name; empty if its weight is 0."""
+    """Returns the term by name; empty if its weight is 0.
+
+    Args:
+      tracker: rule that tracks dead latents.
+      d, n: width, and number of latents.
+    """
     k = _k_aux(d, n, self.k)
     if not self.weight:
       return {}
@@ -216,6 +221,10 @@ def duration(field: str, fraction: float, options: Options | None) -> int:
 def run_steps(options: Options | None, field: str) -> int:
   """Returns the steps of the run, of which a setting is a fraction.
 
+  Args:
+    options: options of the recipe.
+    field: name of the setting that is a fraction, for the error.
+
   Raises:
     InputError: the steps are missing, or below 1.
   """
@@ -282,7 +291,15 @@ def _check(options: Mapping[str, Any]) -> None:
 
 
 def check_k(k: int, n: int, field: str = "k") -> None:
-  """Checks the number of active latents per row."""
+  """Checks the number of active latents per row.
+
+  Args:
+    k, n: active latents per row, and number of latents.
+    field: name of the argument, for the error.
+
+  Raises:
+    InputError: k is not a whole number in [1, n].
+  """
   if not (1 <= k <= n and k == int(k)):
     raise InputError(
       field, k, f"must be a whole number in [1, n={n}]", "lower k or raise n"
@@ -290,13 +307,28 @@ def check_k(k: int, n: int, field: str = "k") -> None:
 
 
 def check_mean_k(k: float, n: int) -> None:
-  """Checks the mean number of active latents per row."""
+  """Checks the mean number of active latents per row.
+
+  Args:
+    k, n: mean number of active latents per row, and number of latents.
+
+  Raises:
+    InputError: k is not in (0, n].
+  """
   if not 0 < k <= n:
     raise InputError("k", k, f"must be in (0, n={n}]", "lower k or raise n")
 
 
 def check_least(field: str, value: float, least: float) -> None:
-  """Checks that a value is at least `least` and not NaN."""
+  """Checks that a value is at least `least` and not NaN.
+
+  Args:
+    field, value: name of the argument, and its value.
+    least: lower bound.
+
+  Raises:
+    InputError: the value is below the bound.
+  """
   if not value >= least:
     raise InputError(
       field, value, f"must be at least {least:g}", f"use {least:g} or more"
@@ -304,13 +336,27 @@ def check_least(field: str, value: float, least: float) -> None:
 
 
 def check_finite(field: str, value: float) -> None:
-  """Checks that a value is finite."""
+  """Checks that a value is finite.
+
+  Args:
+    field, value: name of the argument, and its value.
+
+  Raises:
+    InputError: the value is not finite.
+  """
   if not math.isfinite(value):
     raise InputError(field, value, "must be finite", "such as 0")
 
 
 def check_fraction(field: str, value: float) -> None:
-  """Checks that a value is in (0, 1)."""
+  """Checks that a value is in (0, 1).
+
+  Args:
+    field, value: name of the argument, and its value.
+
+  Raises:
+    InputError: the value is outside (0, 1).
+  """
   if not 0 < value < 1:
     raise InputError(field, value, "must be in (0, 1)", "such as 0.1")
 

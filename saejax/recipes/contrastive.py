@@ -43,6 +43,9 @@ def csae(
     sparsity_warmup: fraction of the run in which the L1 term rises.
     **options: see `common.Options`; gradients are clipped at norm 1.
 
+  Raises:
+    InputError: n is odd.
+
   References:
     Contrastive Sparse Autoencoders for Interpreting Planning of Chess-Playing
     Agents, 2024, arXiv:2406.04028.

@@ -50,6 +50,9 @@ def kronsae(
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
+  Raises:
+    InputError: m q does not divide n, or shared units differ in number.
+
   References:
     Kurochkin et al., Train Sparse Autoencoders Efficiently by Utilizing
     Features Correlation, 2025, arXiv:2505.22255.

@@ -153,6 +153,9 @@ def k_sparse(
     alpha: factor of k after training, at least 1.
     **options: see `common.Options`.
 
+  Raises:
+    InputError: alpha k is outside [k, n], or another argument is out of range.
+
   References:
     Makhzani and Frey, k-Sparse Autoencoders, 2013, arXiv:1312.5663.
   """
@@ -255,6 +258,9 @@ def group_max(
       d/2.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
+
+  Raises:
+    InputError: k does not divide n.
 
   References:
     EleutherAI, sparsify, activation "groupmax".

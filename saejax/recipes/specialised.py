@@ -49,6 +49,9 @@ def ssae(
     **options: see `common.Options`; the prep and dtype are those of the general
       SAE.
 
+  Raises:
+    InputError: the general SAE has another d or n.
+
   References:
     Muhamed et al., Decoding Dark Matter: Specialized Sparse Autoencoders for
     Interpreting Rare Concepts in Foundation Models, 2024, arXiv:2411.00743.

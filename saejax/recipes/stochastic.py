@@ -190,6 +190,9 @@ def atm(
       or more; by default all are kept in use.
     **options: see `common.Options`.
 
+  Raises:
+    InputError: decay, weights or another argument is out of range.
+
   References:
     Time-Aware Feature Selection: Adaptive Temporal Masking for Stable Sparse
     Autoencoder Training, 2025, arXiv:2510.08855.

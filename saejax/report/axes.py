@@ -1,9 +1,9 @@
-"""Figures with one look: palette, sizes, and ticks that can be read.
+"""Style of all figures: palette, sizes and ticks.
 
-A figure is 7.2 inches wide, the width of the report, so that its letters come
-out at the size of the page's. Ordered values (k, n) take colours from viridis,
-which keeps its order in every kind of colour vision and in grey, and each has
-a marker and a line style of its own.
+A figure is 7.2 inches wide, the width of the report, so that its text has the
+size of the page's text. Ordered values (k, n) have colours of viridis, whose
+order is visible in every kind of colour vision and in grey, and distinct
+markers.
 """
 
 import functools
@@ -50,7 +50,11 @@ _STYLE = {
 
 
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
-  """Decorates a function that draws, so that it does so in this look."""
+  """Decorates a drawing function to use the style of this file.
+
+  Args:
+    draw: the function.
+  """
 
   @functools.wraps(draw)
   def draw_styled(*arguments: Any, **keywords: Any) -> Any:
@@ -61,24 +65,31 @@ def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def figure(height: float, rows: int = 1, columns: int = 1, **keywords: Any):
-  """A figure of the page's width and its axes, [rows, columns].
+  """Creates a figure of the page's width.
 
   Args:
-    height: in inches.
-    rows, columns: of panels.
-    **keywords: of `Figure.subplots`, such as sharey.
+    height: height in inches.
+    rows, columns: numbers of panels.
+    **keywords: arguments of `Figure.subplots`, such as sharey.
+
+  Returns:
+    (figure, axes [rows, columns]).
 
   Raises:
     InputError: matplotlib is not installed.
   """
   figures = extras.require("matplotlib.figure")
-  made = figures.Figure(figsize=(WIDTH, height), layout="constrained")
-  return made, made.subplots(rows, columns, squeeze=False, **keywords)
+  drawn = figures.Figure(figsize=(WIDTH, height), layout="constrained")
+  return drawn, drawn.subplots(rows, columns, squeeze=False, **keywords)
 
 
 @styled
 def png(made: Any) -> bytes:
-  """The figure as PNG, equal bytes for equal figures."""
+  """Renders a figure as PNG; equal figures give equal bytes.
+
+  Args:
+    made: the figure.
+  """
   backend = extras.require("matplotlib.backends.backend_agg")
   out = io.BytesIO()
   backend.FigureCanvasAgg(made)
@@ -87,13 +98,17 @@ def png(made: Any) -> bytes:
 
 
 def styles(values: Sequence[float]) -> dict[float, dict[str, Any]]:
-  """Colour and marker of each of several ordered values."""
+  """Returns the colour and marker of each of several ordered values.
+
+  Args:
+    values: the values, such as all k of a run.
+  """
   viridis = extras.require("matplotlib").colormaps["viridis"]
   ordered = sorted(set(values))
   last = max(len(ordered) - 1, 1)
   return {
     value: {
-      # The bright end would fade on white paper.
+      # The bright end of the palette is hard to see on white.
       "color": viridis(0.84 * i / last),
       "marker": MARKERS[i % len(MARKERS)],
     }
@@ -102,12 +117,12 @@ def styles(values: Sequence[float]) -> dict[float, dict[str, Any]]:
 
 
 def log_scale(axis: Any, low: float, high: float, *, at=None) -> None:
-  """A log axis from low to high with plain numbers at round places.
+  """Sets a log scale with plain numbers at round ticks.
 
   Args:
     axis: `axes.xaxis` or `axes.yaxis`.
-    low, high: positive.
-    at: places of the ticks; by default four to eight round ones.
+    low, high: limits, positive.
+    at: ticks; four to eight round numbers by default.
   """
   ticker = extras.require("matplotlib.ticker")
   name = axis.axis_name
@@ -120,7 +135,11 @@ def log_scale(axis: Any, low: float, high: float, *, at=None) -> None:
 
 
 def round_ticks(low: float, high: float, most: int = 8) -> list[float]:
-  """Round numbers between low and high, evenly enough on a log axis.
+  """Returns round numbers between low and high, nearly even on a log axis.
+
+  Args:
+    low, high: limits, positive.
+    most: maximum number of ticks.
 
   >>> round_ticks(0.13, 0.52)
   [0.15, 0.2, 0.3, 0.4, 0.5]
@@ -154,7 +173,7 @@ def round_ticks(low: float, high: float, most: int = 8) -> list[float]:
 
 
 def _even_ticks(low: float, high: float) -> list[float]:
-  """Round numbers at even distances: a narrow log axis is nearly linear."""
+  """Returns equidistant round numbers, for a narrow, nearly linear log axis."""
   step = 10.0 ** math.floor(math.log10((high - low) / 2))
   step *= next(f for f in (5, 2, 1) if (high - low) / (f * step) >= 2)
   first, last = math.ceil(low / step), math.floor(high / step)
@@ -162,13 +181,24 @@ def _even_ticks(low: float, high: float) -> list[float]:
 
 
 def sizes(values: Sequence[float], most: int = 9) -> list[float]:
-  """Ticks at the values themselves, thinned where there are many."""
+  """Returns ticks at the values themselves, thinned out if there are many.
+
+  Args:
+    values: the values.
+    most: maximum number of ticks.
+
+  >>> sizes([4, 8, 4, 16])
+  [4, 8, 16]
+  """
   ordered = sorted(set(values))
   return ordered[:: -(-len(ordered) // most)]
 
 
 def number(value: float) -> str:
-  """A number on an axis: 0.15, 4,096, 2M.
+  """Formats a number of an axis: 0.15, 4,096, 2M.
+
+  Args:
+    value: the number.
 
   >>> [number(v) for v in (0.15, 8, 4096, 2_000_000, 1_500_000, 1e-5)]
   ['0.15', '8', '4,096', '2M', '1.5M', '0.00001']
@@ -183,22 +213,33 @@ def number(value: float) -> str:
 
 
 def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
-  """Limits of a log axis with some air on both sides."""
+  """Returns limits of a log axis with a margin on both sides.
+
+  Args:
+    values: positive values on the axis.
+    share: margin relative to the range of the values.
+  """
   low, high = math.log(min(values)), math.log(max(values))
   air = share * max(high - low, 0.2)
   return math.exp(low - air), math.exp(high + air)
 
 
 def legend(made: Any, panels: Sequence[Any], title: str) -> None:
-  """Draws one legend for all panels, to their right."""
-  found: dict[str, Any] = {}
+  """Draws one legend for all panels, to their right.
+
+  Args:
+    made: the figure.
+    panels: axes of the panels.
+    title: title of the legend.
+  """
+  handles: dict[str, Any] = {}
   for axes in panels:
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-      found.setdefault(label, handle)
-  if found:
+      handles.setdefault(label, handle)
+  if handles:
     made.legend(
-      found.values(),
-      found.keys(),
+      handles.values(),
+      handles.keys(),
       title=title,
       loc="outside right upper",
       alignment="left",

@@ -1,7 +1,8 @@
 """Plots of studies: curves by name with error bars, heat maps, intervals.
 
-Names (methods, arms) have no order, so they take the colours of Okabe and Ito,
-which differ in every kind of colour vision, and a marker and line style each.
+Names (methods, arms) are not ordered, so they have the colours of Okabe and Ito,
+which are distinct in every kind of colour vision, and distinct markers and line
+styles.
 """
 
 import itertools
@@ -27,12 +28,12 @@ COLOURS = (
 
 
 class Curve(NamedTuple):
-  """Points of one name; error bars where there are spreads.
+  """Points of one name, with error bars if spreads are given.
 
   Attributes:
-    x, y: places.
-    x_spread, y_spread: half lengths of the bars.
-    line: whether the points are joined.
+    x, y: coordinates.
+    y_spread, x_spread: half lengths of the error bars.
+    line: whether to join the points.
   """
 
   x: Sequence[float]
@@ -43,7 +44,12 @@ class Curve(NamedTuple):
 
 
 class Axis(NamedTuple):
-  """A label with its unit, and whether the axis is logarithmic."""
+  """An axis of a plot.
+
+  Attributes:
+    label: label with the unit.
+    log: whether the axis is logarithmic.
+  """
 
   label: str
   log: bool = False
@@ -52,9 +58,14 @@ class Axis(NamedTuple):
 def over_seeds(
   points: Sequence[Mapping[str, Any]], x: str, y: str, *, by: Sequence[str]
 ) -> Curve:
-  """Means over the points that agree in `by`, with standard deviations.
+  """Computes means and standard deviations over points that agree in `by`.
 
   Points without a number for x or y are left out.
+
+  Args:
+    points: records of SAEs.
+    x, y: fields of the coordinates.
+    by: fields that identify a setting, such as k.
   """
   groups: dict[tuple, list[tuple[float, float]]] = {}
   for p in points:
@@ -80,11 +91,17 @@ def by_arm(
   *,
   by: Sequence[str] = ("k", "coefficient"),
 ) -> dict[str, Curve]:
-  """`over_seeds` of each arm, in the order of the points."""
+  """Computes `over_seeds` for each arm, in the order of the points.
+
+  Args:
+    points: records of SAEs with the field "arm".
+    x, y: fields of the coordinates.
+    by: fields that identify a setting.
+  """
   names = dict.fromkeys(p["arm"] for p in points)
   mine = {name: [p for p in points if p["arm"] == name] for name in names}
-  found = {name: over_seeds(of, x, y, by=by) for name, of in mine.items()}
-  return {name: curve for name, curve in found.items() if len(curve.x)}
+  curves = {name: over_seeds(of, x, y, by=by) for name, of in mine.items()}
+  return {name: curve for name, curve in curves.items() if len(curve.x)}
 
 
 @look.styled
@@ -97,24 +114,22 @@ def panels(
   columns: int = 2,
   legend: str = "method",
 ) -> Any:
-  """A panel for each title, a curve for each name; one legend for all.
+  """Draws one panel per title with one curve per name, and one legend.
 
   Args:
     drawn: title -> name -> curve.
-    x: of all panels.
-    y: of all panels, or one for each.
-    height: of a row of panels, in inches.
-    columns: of panels.
-    legend: its title.
+    x: x axis of all panels.
+    y: y axis of all panels, or one per panel.
+    height: height of a row of panels, in inches.
+    columns: maximum number of panels side by side.
+    legend: title of the legend.
   """
   columns = min(columns, len(drawn))
   rows = -(-len(drawn) // columns)
   each = [y] * len(drawn) if isinstance(y, Axis) else list(y)
   made, grid = look.figure(height * rows, rows, columns)
   names = list(dict.fromkeys(n for curves in drawn.values() for n in curves))
-  crowded = (
-    len(names) > 12
-  )  # each panel then has styles and a legend of its own
+  crowded = len(names) > 12  # then panels have separate styles and legends
   style = {name: _style(i) for i, name in enumerate(names)}
   flat = list(grid.ravel())
   for extra in flat[len(drawn) :]:
@@ -160,13 +175,13 @@ def heat(
   low: float = 0.0,
   high: float = 1.0,
 ) -> Any:
-  """Maps [y, x] of a value, one for each title, with the value in each cell.
+  """Draws one heat map per title, with the value in each cell.
 
   Args:
     drawn: title -> values [len(y values), len(x values)].
-    x, y: label and values of the axes.
-    label: of the colour.
-    height: of a row of panels, in inches.
+    x, y: (label, values) of the axes.
+    label: label of the colour scale.
+    height: height of a row of panels, in inches.
     low, high: ends of the colour scale.
   """
   columns = min(2, len(drawn))
@@ -211,22 +226,22 @@ def intervals(
   legend: str = "",
   at: float = 0.0,
 ) -> Any:
-  """Effects with their intervals, a line for each name, coloured by group.
+  """Draws effects with their intervals, one line per name, coloured by group.
 
   Args:
     rows: (name, effect, low, high, group), top to bottom.
-    label: of the effect.
-    groups: name -> colour, in the order of the legend; those of the rows by
-      default.
-    legend: its title.
-    at: where no effect is.
+    label: label of the effect.
+    groups: colours by group, in the order of the legend; by default the groups
+      of the rows.
+    legend: title of the legend.
+    at: value that means no effect.
   """
   if groups is None:
     present = dict.fromkeys(row[4] for row in rows)
     groups = dict(zip(present, itertools.cycle(COLOURS), strict=False))
   names = list(dict.fromkeys(row[0] for row in reversed(rows)))
   of = {name: [row for row in rows if row[0] == name] for name in names}
-  # A line of text is 0.13 inches high, and so is a point.
+  # A line of text and an effect are 0.13 inches high.
   labels = [textwrap.fill(name, 40) for name in names]
   high = [
     max(label.count("\n") + 2, len(of[name]) + 1)
@@ -258,10 +273,10 @@ def _style(i: int) -> dict[str, Any]:
   }
 
 
-def _scale(axis: Any, wanted: Axis, values: Sequence[float]) -> None:
-  good = [v for v in values if _number(v) and (v > 0 or not wanted.log)]
-  if wanted.log and good:
-    # Numbers that were chosen, such as sizes; measured ones are not round.
+def _scale(axis: Any, spec: Axis, values: Sequence[float]) -> None:
+  good = [v for v in values if _number(v) and (v > 0 or not spec.log)]
+  if spec.log and good:
+    # Few round values are settings, such as sizes; measured ones are not round.
     few = sorted(set(good))
     chosen = len(few) <= 6 and all(float(f"{v:.3g}") == v for v in few)
     at = few if chosen else None

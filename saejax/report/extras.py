@@ -1,4 +1,4 @@
-"""Packages that only reports need: asked for when used, not at import."""
+"""Imports packages that only reports need, when they are used."""
 
 import importlib
 from typing import Any
@@ -9,7 +9,10 @@ PACKAGES = ("matplotlib", "jinja2")
 
 
 def require(module: str) -> Any:
-  """The imported module.
+  """Imports a module of an optional package.
+
+  Args:
+    module: name of the module.
 
   Raises:
     InputError: its package is not installed; the remedy is the command.
@@ -19,16 +22,20 @@ def require(module: str) -> Any:
   except ModuleNotFoundError as error:
     package = module.partition(".")[0]
     if error.name is None or error.name.partition(".")[0] != package:
-      raise  # installed, and broken inside
+      raise  # the package is installed, but one of its imports fails
     raise errors.InputError(
       "report",
       f"{package} is not installed",
       "plots and the report page need the packages of the extra 'report'",
-      f"pip install {' '.join(PACKAGES)}",
+      f"run: pip install {' '.join(PACKAGES)}",
     ) from None
 
 
 def check() -> None:
-  """Raises InputError now rather than at the end of a long run."""
+  """Checks that the packages are installed, before a long run.
+
+  Raises:
+    InputError: a package is not installed.
+  """
   for package in PACKAGES:
     require(package)

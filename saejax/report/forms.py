@@ -1,4 +1,4 @@
-"""The training form of SAEs beside their inference form, on a page."""
+"""Differences of the training form and the inference form, on a page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,23 +12,27 @@ COLUMNS = {
 }
 DEFINITION = (
   "in training",
-  "of the training form, whose selection may depend on the batch, in held-out"
-  " batches as large as those of training",
+  "for the training form, whose selection may depend on the batch, on held-out"
+  " batches of the size of training batches",
 )
 
 
 def notes(points: Sequence[Mapping[str, Any]]) -> list[page.Block]:
-  """A note on the SAEs whose inference form differs from what was trained."""
-  said = [
+  """Returns a note on SAEs whose inference form differs from the training form.
+
+  Args:
+    points: records of SAEs.
+  """
+  warnings = [
     f"n = {p['n']:,}, k = {p['k']:,}, seed {p.get('seed', 0)}: {warning}"
     for p in points
     if (warning := reconstruction.form_warning(p))
   ]
-  if not said:
+  if not warnings:
     return []
   return [
     page.Note(
       "The inference form differs by more than 5 % from the training form on"
-      f" held-out rows. {'. '.join(said)}."
+      f" held-out rows. {'. '.join(warnings)}."
     )
   ]

@@ -1,4 +1,4 @@
-"""The fitted law on the page of a scaling run."""
+"""The section about the fitted law on the page of a scaling run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,11 @@ EQUATION = (
 
 
 def headline(fit: scaling_law.Fit) -> tuple[str, str]:
-  """The number a law is judged by: its error where it was not fitted."""
+  """Returns the main number of a law, its extrapolation error, with its label.
+
+  Args:
+    fit: the law.
+  """
   if fit.holdout is None:
     return "–", f"extrapolation error not measured: {fit.holdout_reason}"
   return (
@@ -37,13 +41,19 @@ def blocks(
   fit: scaling_law.Fit | None,
   drawn: Mapping[str, bytes],
 ) -> list[page.Block]:
-  """The section about the law, or why there is none."""
+  """Returns the section about the law, or a note on why there is none.
+
+  Args:
+    found: content of results.json.
+    fit: the law, or None.
+    drawn: plots by name, as PNG.
+  """
   if fit is None:
-    reason = found.get("fit_reason") or "no fit was asked for"
+    reason = found.get("fit_reason") or "no fit was requested"
     return [page.Note(f"No law was fitted: {reason}.")]
   return [
     *_extrapolation(fit),
-    page.Heading("Other laws of the same points"),
+    page.Heading("Comparison with polynomials"),
     _comparison(fit),
     page.Heading("Parameters"),
     *_parameters(fit, found["fit"]["intervals"]),
@@ -100,9 +110,9 @@ def _comparison(fit) -> page.Table:
   return page.Table(
     columns,
     rows,
-    "The scaling law beside polynomials in log n and log k (first and second"
-    " degree), fitted to the same points. Polynomials fit any smooth surface of"
-    " few sizes: a high R² alone says little for the form of a law.",
+    "The scaling law and polynomials in log n and log k of first and second"
+    " degree, fitted to the same points. Polynomials fit any smooth surface with"
+    " few sizes, so a high R² alone does not support the form of a law.",
   )
 
 
@@ -115,12 +125,12 @@ def _parameters(fit, intervals) -> list[page.Block]:
   return [
     page.Equation(EQUATION),
     page.Prose(
-      f"""L is the held-out normalised MSE; the second term is what more
-      latents do not remove. Robust least squares on log L over
-      {len(fit.grid.loss):,} SAEs in {cells:,} cells (n, k); logarithms are
-      natural. On small grids many settings of the six numbers give nearly one
-      surface: trust the curves and their bands before single parameters.
-      {_floor(fit)}"""
+      f"""L is the held-out normalised MSE; the second term is the irreducible
+      loss, which does not depend on n. The fit is by robust least squares on
+      log L over {len(fit.grid.loss):,} SAEs in {cells:,} cells (n, k);
+      logarithms are natural. On small grids many values of the six parameters
+      give nearly equal surfaces: rely on the curves and their bands instead of
+      single parameters. {_floor(fit)}"""
     ),
     page.Table(
       [
@@ -129,9 +139,9 @@ def _parameters(fit, intervals) -> list[page.Block]:
         page.Column("95 % interval"),
       ],
       rows,
-      "Parameters. The interval holds the values at which the best fit is not"
+      "Parameters. The interval contains the values at which the best fit is not"
       f" significantly worse (profile of the cost, Student's t, {cells - 6:,}"
-      " degrees of freedom); ∞ is an end that these points do not bound.",
+      " degrees of freedom); ∞ marks an end that the points do not bound.",
     ),
   ]
 
@@ -152,8 +162,8 @@ def _residuals(fit, png: bytes) -> page.Figure:
     png,
     "Residuals of the fit in per cent against n and against k; the largest"
     f" is {largest}, the root mean square {root}.",
-    f"(measured − fitted) / fitted loss. Root mean square {root}, largest"
-    f" {largest}. Points are shifted sideways a little.",
+    f"Residuals, (measured − fitted) / fitted loss. Root mean square {root},"
+    f" largest {largest}. Points are shifted horizontally to remain visible.",
   )
 
 
@@ -162,13 +172,13 @@ def _fixed(value: float) -> str:
 
 
 def _floor(fit) -> str:
-  """How much of the loss the second term is, at the largest n."""
+  """Describes the share of the second term in the loss at the largest n."""
   n = fit.grid.n.max()
   ks = np.unique(fit.grid.k)
   floor = np.exp(fit.parameters[4] + fit.parameters[5] * np.log(ks))
   share = floor / fit.predict(n, ks)
   if share.max() < 0.01:
-    return "On this grid no irreducible loss can be told from zero."
+    return "On this grid the irreducible loss is indistinguishable from zero."
   low, high = (f"{100 * v:.0f}" for v in (share.min(), share.max()))
   return (
     f"At n = {int(n):,} the second term is"
@@ -203,11 +213,11 @@ def _single(fit) -> list[page.Block]:
     counts = sorted({law.points for law in laws})
     few = " to ".join(f"{c:,}" for c in dict.fromkeys((counts[0], counts[-1])))
     caption = (
-      f"L against {v} alone, at each {o}: {form}, {2 + floor} parameters fitted"
-      f" to {few} points each."
+      f"L against {v} at fixed {o}: {form}, {2 + floor} parameters fitted to"
+      f" {few} points per law."
     )
     blocks.append(page.Table(columns, rows, caption))
-  return [page.Heading("One variable at a time"), *blocks] if blocks else []
+  return [page.Heading("Laws of one variable"), *blocks] if blocks else []
 
 
 def _irreducible(law) -> str:
@@ -225,4 +235,4 @@ def _dropped(fit) -> list[page.Block]:
   ]
   columns = [page.Column(c) for c in ("n", "k", "Seed")]
   columns.append(page.Column("Reason", right=False))
-  return [page.Table(columns, rows, "SAEs that were not fitted.")]
+  return [page.Table(columns, rows, "SAEs left out of the fit.")]

@@ -1,4 +1,4 @@
-"""Versions and hardware, on which results depend beside the settings."""
+"""Versions and hardware, on which results depend as well as on settings."""
 
 import importlib.metadata
 import os
@@ -14,13 +14,13 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "tensorstore", "numpy")
 
 
 def environment() -> dict[str, Any]:
-  """Versions, processor, devices, and the commit where there is one.
+  """Returns versions, processor, devices and the commit.
 
   Returns:
     saejax, commit (None outside a git checkout; "+" marks uncommitted
-    changes), python, the versions of jax and what it stands on, platform,
-    cpu, cores (that this process may use), memory_bytes, device_kind,
-    device_count, process_count.
+    changes), python, versions of jax and related packages, platform, cpu, cores
+    (that this process may use), memory_bytes, device_kind, device_count,
+    process_count.
   """
   return {
     "saejax": version(),
@@ -38,20 +38,20 @@ def environment() -> dict[str, Any]:
 
 
 def version() -> str:
-  """The version of saejax."""
-  # saejax itself names every part and so is imported by none.
+  """Returns the version of saejax."""
+  # No module imports saejax itself, since that imports all modules.
   return sys.modules["saejax"].__version__
 
 
 def cores() -> int:
-  """Cores that this process may use."""
+  """Returns the number of cores that this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
 def cpu_model() -> str:
-  """The processor's name, or its architecture where that is not told."""
+  """Returns the name of the processor, or its architecture if unknown."""
   try:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:
@@ -64,12 +64,12 @@ def cpu_model() -> str:
 
 
 def commit() -> str | None:
-  """The commit of the checkout that this package lies in."""
+  """Returns the commit of the checkout of this package, or None."""
   folder = pathlib.Path(__file__).resolve().parent.parent
   try:
     top = _git(folder, "rev-parse", "--show-toplevel")
     if pathlib.Path(top).resolve() != folder.parent:
-      return None  # installed inside somebody else's repository
+      return None  # installed inside another repository
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return _git(folder, "rev-parse", "HEAD") + ("+" if changed else "")
   except (OSError, subprocess.SubprocessError):
@@ -77,14 +77,14 @@ def commit() -> str | None:
 
 
 def _git(folder: pathlib.Path, *arguments: str) -> str:
-  done = subprocess.run(
+  result = subprocess.run(
     ["git", "-C", str(folder), *arguments],
     capture_output=True,
     text=True,
     timeout=10,
     check=True,
   )
-  return done.stdout.strip()
+  return result.stdout.strip()
 
 
 def _version(package: str) -> str | None:

@@ -1,8 +1,8 @@
-"""One self-contained HTML page of prose, numbers, tables and figures.
+"""Renders a self-contained HTML page of prose, numbers, tables and figures.
 
-What the page says is given as blocks; how it looks is in page.html and
-page.css. All text is escaped. In prose, captions and cells, `code` between
-backticks and subscripts after Greek letters (β_k) are set as such.
+The content is given as blocks; the layout is in page.html and page.css. All text
+is escaped. In prose, captions and cells, text between backticks is code, and
+Greek letters may have subscripts (β_k).
 """
 
 import base64
@@ -26,12 +26,13 @@ class Prose:
 
   @property
   def paragraphs(self) -> list[str]:
+    """The paragraphs, on one line each."""
     return [" ".join(p.split()) for p in self.text.split("\n\n") if p.strip()]
 
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
-  """A heading inside a section."""
+  """A heading within a section."""
 
   text: str
   kind: ClassVar[str] = "heading"
@@ -39,7 +40,7 @@ class Heading:
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-  """A paragraph that must not be overlooked."""
+  """A highlighted paragraph."""
 
   text: str
   kind: ClassVar[str] = "note"
@@ -55,7 +56,7 @@ class Equation:
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-  """Commands or program text, as they are."""
+  """Commands or program text, verbatim."""
 
   text: str
   kind: ClassVar[str] = "code"
@@ -63,7 +64,7 @@ class Code:
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-  """The few numbers that matter, as (value, label)."""
+  """The main numbers, as (value, label)."""
 
   items: Sequence[tuple[str, str]]
   kind: ClassVar[str] = "numbers"
@@ -71,12 +72,12 @@ class Numbers:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """A picture.
+  """A figure.
 
   Attributes:
-    png: its bytes.
-    alt: what it shows, for those who cannot see it.
-    caption: printed below.
+    png: the figure as PNG.
+    alt: text alternative for screen readers.
+    caption: text below the figure.
   """
 
   png: bytes
@@ -86,12 +87,19 @@ class Figure:
 
   @property
   def base64(self) -> str:
+    """The PNG in base64."""
     return base64.b64encode(self.png).decode()
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-  """A column of a table: its name, its unit, and whether it holds numbers."""
+  """A column of a table.
+
+  Attributes:
+    name: heading.
+    unit: unit of the values.
+    right: whether to align right, as numbers are.
+  """
 
   name: str
   unit: str = ""
@@ -100,7 +108,13 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Rows of cells that are text already."""
+  """A table of formatted cells.
+
+  Attributes:
+    columns: the columns.
+    rows: cells per row, as text.
+    caption: text above the table.
+  """
 
   columns: Sequence[Column]
   rows: Sequence[Sequence[str]]
@@ -120,14 +134,27 @@ class Section:
 
 
 def facts(caption: str, values: dict[str, Any]) -> Table:
-  """A table of names and values from a mapping; nested names get dots."""
+  """Returns a table of names and values; nested names are joined by dots.
+
+  Args:
+    caption: caption of the table.
+    values: the values, possibly nested.
+  """
   columns = [Column("Name", right=False), Column("Value", right=False)]
   rows = [(f"`{name}`", value) for name, value in flat(values)]
   return Table(columns, rows, caption)
 
 
 def flat(values: dict[str, Any], prefix: str = ""):
-  """(dotted name, text) of every value in nested mappings."""
+  """Yields (dotted name, text) of every value in nested mappings.
+
+  Args:
+    values: the mapping.
+    prefix: prefix of the names.
+
+  >>> list(flat({"a": {"b": 1}}))
+  [('a.b', '1')]
+  """
   for name, value in values.items():
     if isinstance(value, dict):
       yield from flat(value, f"{prefix}{name}.")
@@ -136,7 +163,10 @@ def flat(values: dict[str, Any], prefix: str = ""):
 
 
 def text(value: Any) -> str:
-  """A value as a reader writes it.
+  """Formats a value for reading.
+
+  Args:
+    value: the value.
 
   >>> [text(v) for v in (None, True, 4096, 0.25, [4, 8], "a")]
   ['not set', 'yes', '4,096', '0.25', '4, 8', 'a']
@@ -155,7 +185,10 @@ def text(value: Any) -> str:
 
 
 def signed(value: str) -> str:
-  """A formatted number with a true minus sign.
+  """Replaces the hyphen of a formatted number by a minus sign.
+
+  Args:
+    value: the formatted number.
 
   >>> signed("-0.5"), signed("1e-05")
   ('−0.5', '1e-05')
@@ -170,7 +203,13 @@ def render(
   subtitle: str = "",
   footer: str = "",
 ) -> str:
-  """The page as one HTML text that needs no other file.
+  """Renders the page as HTML that needs no other file.
+
+  Args:
+    title: title of the page.
+    sections: the sections.
+    subtitle: line below the title.
+    footer: line at the end; the version of saejax by default.
 
   Raises:
     InputError: jinja2 is not installed.
@@ -197,23 +236,35 @@ def render(
 
 
 def write(path: pathlib.Path, *arguments: Any, **keywords: Any) -> None:
-  """Renders into a file, replaced whole or not at all; see `render`."""
+  """Renders a page into a file, atomically.
+
+  Args:
+    path: the file.
+    *arguments, **keywords: arguments of `render`.
+
+  Raises:
+    InputError: jinja2 is not installed, or the file cannot be written.
+  """
   page = render(*arguments, **keywords).encode("utf-8")
   durable.write_file(path, page, field="run_dir")
 
 
 def inline(value: str) -> Any:
-  """Escaped text with code between backticks and subscripts set."""
+  """Escapes text, and marks up code between backticks and subscripts.
+
+  Args:
+    value: the text.
+  """
   markupsafe = extras.require("markupsafe")
   parts = str(value).split("`")
-  if len(parts) % 2 == 0:  # a backtick of its own
+  if len(parts) % 2 == 0:  # an unpaired backtick
     return markupsafe.escape(value)
-  done = []
+  markup = []
   for i, part in enumerate(parts):
     safe = str(markupsafe.escape(part))
     if i % 2:
-      done.append(f"<code>{safe}</code>")
+      markup.append(f"<code>{safe}</code>")
     else:
       safe = re.sub(r"([α-ω])_(\w+)", r"\1<sub>\2</sub>", safe)
-      done.append(re.sub(r"\b(\w) = (?=\d)", "\\1\u00a0=\u00a0", safe))
-  return markupsafe.Markup("".join(done))
+      markup.append(re.sub(r"\b(\w) = (?=\d)", "\\1\u00a0=\u00a0", safe))
+  return markupsafe.Markup("".join(markup))

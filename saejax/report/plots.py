@@ -1,7 +1,7 @@
-"""The plots of a scaling run, each a matplotlib figure of its own.
+"""Plots of a scaling run, each a matplotlib figure.
 
-Points are the records of results.json. Those that are not "ok", or whose
-value is not there, are left out of every plot.
+Points are the records of results.json. Points whose status is not "ok", or that
+lack the plotted value, are left out.
 """
 
 import math
@@ -15,12 +15,16 @@ from saejax.report import axes as look
 
 Points = Sequence[Mapping[str, Any]]
 LOSS = "normalised MSE (share of variance)"
-# A curve of training: (tokens [t], values [t]).
+# A training curve: (tokens [t], values [t]).
 Curve = tuple[np.ndarray, np.ndarray]
 
 
 def good(points: Points) -> list[Mapping[str, Any]]:
-  """The points that finished and have a loss."""
+  """Selects the points that finished and have a loss.
+
+  Args:
+    points: records of SAEs.
+  """
   return [
     p
     for p in points
@@ -33,18 +37,28 @@ def good(points: Points) -> list[Mapping[str, Any]]:
 
 @look.styled
 def loss_against_n(points: Points, fit: scaling_law.Fit | None) -> Any:
-  """Held-out loss against n, one curve per k, with fit and predictive band."""
+  """Draws held-out loss against n, one curve per k, with fit and band.
+
+  Args:
+    points: records of SAEs.
+    fit: the law, or None.
+  """
   return _loss(points, fit, across="n", each="k", names=_NAMES)
 
 
 @look.styled
 def loss_against_k(points: Points, fit: scaling_law.Fit | None) -> Any:
-  """Held-out loss against k, one curve per n, with fit and predictive band."""
+  """Draws held-out loss against k, one curve per n, with fit and band.
+
+  Args:
+    points: records of SAEs.
+    fit: the law, or None.
+  """
   return _loss(points, fit, across="k", each="n", names=_NAMES)
 
 
 _WIDEST = 1.3  # factor by which a band may widen the axis of the losses
-_NAMES = {"n": "latents n", "k": "active latents k (per row)"}
+_NAMES = {"n": "latents n", "k": "active latents per token k"}
 
 
 def _loss(points, fit, *, across: str, each: str, names) -> Any:
@@ -56,7 +70,7 @@ def _loss(points, fit, *, across: str, each: str, names) -> Any:
   fine = np.geomspace(x_low, x_high, 60)
   shown = [p["nmse"] for p in points]
   styles = look.styles([p[each] for p in points])
-  # Legend in the order of the curves: the upper one first.
+  # The legend has the order of the curves, the upper one first.
   for value in sorted(styles, reverse=each == "n" and _falls(points)):
     style = styles[value]
     mine = [p for p in points if p[each] == value]
@@ -75,7 +89,7 @@ def _loss(points, fit, *, across: str, each: str, names) -> Any:
     axes.plot(
       x, y, label=label, linestyle="none", mec="white", mew=0.6, **style
     )
-    # The band too, unless it is so wide that it would flatten the curves.
+    # The limits include the band, unless it would flatten the curves.
     shown += [
       max(low.min(), centre.min() / _WIDEST),
       min(high.max(), centre.max() * _WIDEST),
@@ -89,7 +103,7 @@ def _loss(points, fit, *, across: str, each: str, names) -> Any:
 
 
 def _falls(points) -> bool:
-  """Whether the loss falls as n grows, so that the largest n lies lowest."""
+  """Returns whether the loss falls with n, so that the largest n is lowest."""
   ns = sorted({p["n"] for p in points})
   mean = [np.mean([p["nmse"] for p in points if p["n"] == n]) for n in ns]
   return not mean[-1] <= mean[0]
@@ -97,7 +111,11 @@ def _falls(points) -> bool:
 
 @look.styled
 def residuals(fit: scaling_law.Fit) -> Any:
-  """Residuals of the fit in per cent, against n and against k."""
+  """Draws residuals of the fit in per cent, against n and against k.
+
+  Args:
+    fit: the law.
+  """
   made, (row,) = look.figure(3.0, columns=2, sharey=True)
   left, right = row
   percent = 100 * np.expm1(fit.residuals)
@@ -110,7 +128,7 @@ def residuals(fit: scaling_law.Fit) -> Any:
     spread = np.linspace(-0.5, 0.5, len(styles)) * 0.22 * (len(styles) > 1)
     for shift, (value, style) in zip(spread, styles.items(), strict=True):
       mine = other == value
-      # Side by side, so that equal residuals stay visible.
+      # Shifted, so that equal residuals remain visible.
       axes.plot(
         x[mine] * 2.0**shift,
         percent[mine],
@@ -134,7 +152,7 @@ def residuals(fit: scaling_law.Fit) -> Any:
     )
   limit = 1.25 * max(float(np.abs(percent).max()), 0.05)
   left.set_ylim(-limit, limit)
-  left.set_ylabel("measured loss over fit − 1 (%)")
+  left.set_ylabel("(measured − fitted) / fitted (%)")
   return made
 
 
@@ -142,11 +160,11 @@ def residuals(fit: scaling_law.Fit) -> Any:
 def training_curves(
   curves: Mapping[int, Mapping[tuple[int, int], Curve]], *, label: str
 ) -> Any:
-  """Training loss against tokens, a panel for each n, a curve for each k.
+  """Draws training loss against tokens, one panel per n and one curve per k.
 
   Args:
-    curves: for each n, the curve of each (k, seed).
-    label: of the values, with their unit.
+    curves: curves by (k, seed), by n.
+    label: label of the values, with their unit.
   """
   made, panels = _panels(len(curves), height=2.35)
   styles = look.styles([k for of in curves.values() for k, _ in of])
@@ -169,7 +187,11 @@ def training_curves(
 
 @look.styled
 def density(points: Points) -> Any:
-  """Histogram of latents by log10 density, a panel for each n."""
+  """Draws histograms of log10 density, one panel per n and one line per k.
+
+  Args:
+    points: records of SAEs.
+  """
   points = [p for p in good(points) if p.get("density")]
   ns = sorted({p["n"] for p in points})
   made, panels = _panels(len(ns), height=2.35)
@@ -251,5 +273,5 @@ def _token_ticks(axis) -> None:
 
 def _finite(arrays) -> np.ndarray:
   joined = np.concatenate([np.asarray(a, float).ravel() for a in arrays])
-  found = joined[np.isfinite(joined) & (joined > 0)]
-  return found if len(found) else np.ones(1)
+  positive = joined[np.isfinite(joined) & (joined > 0)]
+  return positive if len(positive) else np.ones(1)

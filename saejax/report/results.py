@@ -4,10 +4,10 @@
    points: [{n, k, seed, learning_rate, status, tokens, nmse, fvu, l0, dead,
              cosine, seconds, group_seconds, density, ...}],
    fit: {alpha, beta_k, beta_n, gamma, zeta, eta, r2, intervals,
-         holdout_error, ...} or null, fit_reason: null or why there is none}
+         holdout_error, ...} or null, fit_reason: reason for no fit, or null}
 
-Strict JSON: what is not finite is null. Files are replaced in one step, so that
-a reader sees the earlier results or these, never a part.
+The JSON is strict: non-finite numbers are null. Files are replaced atomically, so
+that a reader sees either the earlier results or these.
 """
 
 import csv
@@ -29,7 +29,7 @@ from saejax.report import machine
 JSON = "results.json"
 CSV = "results.csv"
 
-# Columns that come first, in this order; others follow by name.
+# The first columns, in this order; others follow in alphabetical order.
 COLUMNS = (
   "n",
   "k",
@@ -56,15 +56,15 @@ def collect(
   data: Mapping[str, Any] | None = None,
   environment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """The content of results.json, from what a run has.
+  """Builds the content of results.json.
 
   Args:
     config: a config dataclass or mapping.
     points: one record per trained SAE.
-    fit: the scaling law, where there is one.
+    fit: the scaling law, or None.
     fit_reason: the reason if there is no fit.
     data: facts about the rows: model, site, numbers of rows.
-    environment: of the run; by default of this process.
+    environment: environment of the run; that of this process by default.
   """
   if dataclasses.is_dataclass(config) and not isinstance(config, type):
     config = dataclasses.asdict(config)
@@ -81,7 +81,14 @@ def collect(
 
 
 def plain(value: Any) -> Any:
-  """Converts values to JSON's types; non-finite numbers become None."""
+  """Converts values to types of JSON; non-finite numbers become None.
+
+  Args:
+    value: numbers, arrays, mappings and sequences, possibly nested.
+
+  >>> plain({"a": np.arange(2), "b": float("nan")})
+  {'a': [0, 1], 'b': None}
+  """
   if isinstance(value, Mapping):
     return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, (list, tuple, set, frozenset)):
@@ -100,11 +107,15 @@ def plain(value: Any) -> Any:
 
 
 def write(results: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
-  """Writes results.json and results.csv into the folder.
+  """Writes results.json and results.csv into a folder.
+
+  Args:
+    results: the content, see `collect`.
+    folder: folder of the run.
 
   Raises:
-    InputError: no space, or the folder cannot be written to; earlier files
-      are as they were.
+    InputError: the disk is full, or the folder is not writable; earlier files
+      do not change.
   """
   folder = pathlib.Path(folder)
   text = json.dumps(plain(results), indent=1, allow_nan=False) + "\n"
@@ -114,16 +125,31 @@ def write(results: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
 
 
 def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
-  """The content of results.json in a folder."""
+  """Reads results.json in a folder.
+
+  Args:
+    folder: folder of a finished run.
+
+  Raises:
+    InputError: the file does not exist or is damaged.
+  """
   return durable.read_json(
     pathlib.Path(folder) / JSON,
     field="run_dir",
-    remedy="name the folder of a finished run",
+    remedy="give the folder of a finished run",
   )
 
 
 def table(points: Sequence[Mapping[str, Any]]) -> str:
-  """Points as CSV, one row each; nested values (histograms) are left out."""
+  """Formats points as CSV, one row per point, without nested values.
+
+  Args:
+    points: records of SAEs.
+
+  >>> print(table([{"n": 8, "k": 2}]), end="")
+  n,k
+  8,2
+  """
   rows = [
     {k: v for k, v in plain(p).items() if not isinstance(v, (dict, list))}
     for p in points

@@ -23,7 +23,7 @@ PAGE = "report.html"
 
 Records = Sequence[Mapping[str, Any]]
 
-# Training curves show the first of these that was recorded.
+# Training curves show the first of these values that was recorded.
 _CURVES = {
   "nmse": "nmse of the batch (share of variance)",
   "normalised_mse": "nmse of the batch (share of variance)",
@@ -41,19 +41,20 @@ def write(
   title: str = "Scaling laws of sparse autoencoders",
   command: str | None = None,
 ) -> None:
-  """Writes the whole report; numbers first, so that they are safe.
+  """Writes the report: the numbers first, then the plots and the page.
 
   Args:
-    found: what `results.collect` returned.
-    fit: the law behind found["fit"], None where there is none.
-    folder: of the run.
-    metrics: for each n the records of its metrics.jsonl (`log.read`).
-    title: of the page.
-    command: what repeats the run; by default with the folder's run.flags.
+    found: the result of `results.collect`.
+    fit: the law of found["fit"], or None.
+    folder: folder of the run.
+    metrics: records of metrics.jsonl (`log.read`), by n.
+    title: title of the page.
+    command: command that repeats the run; by default with the folder's
+      run.flags.
 
   Raises:
-    InputError: matplotlib or jinja2 is missing (results.json and results.csv
-      are written all the same), or the disk is full.
+    InputError: matplotlib or jinja2 is not installed (results.json and
+      results.csv are written nevertheless), or the disk is full.
   """
   folder = pathlib.Path(folder)
   results.write(found, folder)
@@ -79,7 +80,17 @@ def draw(
   curves: Mapping[int, Mapping[tuple[int, int], plots.Curve]],
   label: str,
 ) -> dict[str, bytes]:
-  """The plots for which there are data, by name, as PNG."""
+  """Draws the plots for which there are data.
+
+  Args:
+    points: records of SAEs.
+    fit: the law, or None.
+    curves: training curves by (k, seed), by n.
+    label: label of the training curves' values.
+
+  Returns:
+    PNGs by name.
+  """
   drawn = {}
   good = plots.good(points)
   if good:
@@ -89,8 +100,8 @@ def draw(
   if fit is not None:
     drawn["residuals"] = look.png(plots.residuals(fit))
   if curves:
-    made = plots.training_curves(curves, label=label)
-    drawn["training_curves"] = look.png(made)
+    figure = plots.training_curves(curves, label=label)
+    drawn["training_curves"] = look.png(figure)
   if any(p.get("density") for p in good):
     drawn["density"] = look.png(plots.density(good))
   return drawn
@@ -99,18 +110,21 @@ def draw(
 def training_curves(
   metrics: Mapping[int, Records],
 ) -> tuple[dict[int, dict[tuple[int, int], plots.Curve]], str]:
-  """The training curve of every (k, seed) at every n, and what it shows.
+  """Extracts the training curves of a run.
 
   Args:
-    metrics: for each n its records; members are called k8-seed0 and so on.
+    metrics: records of metrics.jsonl, by n; members are called k8-seed0.
+
+  Returns:
+    (curves by (k, seed), by n; label of their values).
   """
-  kept = {
+  training = {
     n: [r for r in records if r["kind"] == "train"]
     for n, records in metrics.items()
   }
   recorded = {
     name
-    for records in kept.values()
+    for records in training.values()
     for record in records[:1]
     for scalars in record["members"].values()
     for name in scalars
@@ -119,7 +133,7 @@ def training_curves(
   if name is None:
     return {}, ""
   curves: dict[int, dict[tuple[int, int], plots.Curve]] = {}
-  for n, records in kept.items():
+  for n, records in training.items():
     for member in records[0]["members"] if records else ():
       tokens = np.array([r["tokens"] for r in records], float)
       values = [r["members"].get(member, {}).get(name) for r in records]

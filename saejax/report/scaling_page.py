@@ -1,4 +1,4 @@
-"""The sections of the page of a scaling run."""
+"""Sections of the page of a scaling run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,27 +14,31 @@ def sections(
   drawn: Mapping[str, bytes],
   command: str,
 ) -> list[page.Section]:
-  """The sections of the page.
+  """Returns the sections of the page.
 
   Args:
     found: content of results.json.
-    fit: the law, None where there is none.
-    drawn: the plots by name, as PNG.
-    command: what repeats the run.
+    fit: the law, or None.
+    drawn: plots by name, as PNG.
+    command: command that repeats the run.
   """
   points = found["points"]
   return [
     page.Section("Result", _result(found, fit, drawn)),
     page.Section("The fitted law", law_page.blocks(found, fit, drawn)),
-    page.Section("Every SAE", _every(points)),
-    page.Section("Training and use of latents", _training(points, drawn)),
-    page.Section("What was run", _run(found, command)),
+    page.Section("All SAEs", _every(points)),
+    page.Section("Training and densities", _training(points, drawn)),
+    page.Section("Settings", _run(found, command)),
     page.Section("Definitions", [_definitions()]),
   ]
 
 
 def subtitle(found: Mapping[str, Any]) -> str:
-  """The grid in one sentence."""
+  """Describes the grid in one sentence.
+
+  Args:
+    found: content of results.json.
+  """
   points = found["points"]
   ns, ks = (sorted({int(p[v]) for p in points}) for v in ("n", "k"))
   seeds = len({p.get("seed") for p in points})
@@ -58,7 +62,7 @@ def _result(found, fit, drawn) -> list[page.Block]:
       f" ({p.get('status') or 'no loss'})"
       for p in failed
     )
-    blocks.append(page.Note(f"Left out of every plot and of the fit: {names}."))
+    blocks.append(page.Note(f"Left out of all plots and the fit: {names}."))
   if not points:
     return [*blocks, page.Note("No SAE finished with a finite loss.")]
   blocks += forms.notes(points)
@@ -66,7 +70,7 @@ def _result(found, fit, drawn) -> list[page.Block]:
 
 
 def _numbers(points, fit) -> page.Numbers:
-  """The headline: the extrapolation error where a law was fitted."""
+  """Returns the main numbers, first the extrapolation error of a law."""
   best = min(points, key=lambda p: p["nmse"])
   numbers = [] if fit is None else [law_page.headline(fit)]
   numbers.append(
@@ -78,14 +82,14 @@ def _numbers(points, fit) -> page.Numbers:
   dead = [p["dead"] for p in points if p.get("dead") is not None]
   if dead:
     numbers.append(
-      (f"{100 * max(dead):.1f} %", "most dead latents in any of the SAEs")
+      (f"{100 * max(dead):.1f} %", "largest share of dead latents of an SAE")
     )
   return page.Numbers(numbers)
 
 
 def _curves(points, fit, drawn) -> list[page.Block]:
   shown = (
-    "Lines: the fitted law. Shaded: 95 % predictive band for one more SAE, from"
+    "Lines: the fitted law. Shaded: 95 % predictive band for a new SAE, from"
     f" {len(fit.samples):,} bootstrap resamples over cells (n, k)."
     if fit is not None
     else "Lines join the measured points; no law was fitted."
@@ -93,9 +97,9 @@ def _curves(points, fit, drawn) -> list[page.Block]:
   return [
     page.Figure(
       drawn[f"loss_against_{across}"],
-      f"Held-out normalised MSE against {across} on log axes, a curve for"
-      f" each {each}. " + _trend(points, across, each),
-      f"Held-out loss against {across}, for each {each}. {shown}",
+      f"Held-out normalised MSE against {across} on log axes, one curve per"
+      f" {each}. " + _trend(points, across, each),
+      f"Held-out loss against {across}, one curve per {each}. {shown}",
     )
     for across, each in (("n", "k"), ("k", "n"))
     if f"loss_against_{across}" in drawn
@@ -103,16 +107,16 @@ def _curves(points, fit, drawn) -> list[page.Block]:
 
 
 def _trend(points, across: str, each: str) -> str:
-  """The ends of each curve in words."""
-  said = []
+  """Describes the ends of each curve."""
+  ends = []
   for value in sorted({p[each] for p in points}):
     mine = [p for p in points if p[each] == value]
     low, high = (f(mine, key=lambda p: p[across]) for f in (min, max))
-    said.append(
+    ends.append(
       f"{each} = {value:,}: {low['nmse']:.3f} at {across} = {low[across]:,},"
       f" {high['nmse']:.3f} at {high[across]:,}"
     )
-  return "; ".join(said) + "."
+  return "; ".join(ends) + "."
 
 
 def _every(points) -> list[page.Block]:
@@ -132,8 +136,8 @@ def _every(points) -> list[page.Block]:
     "status": (page.Column("Status", right=False), "{}"),
   }
   used = {
-    name: made
-    for name, made in columns.items()
+    name: column
+    for name, column in columns.items()
     if any(p.get(name) is not None for p in points)
   }
   if all((p.get("status") or "ok") == "ok" for p in points):
@@ -151,7 +155,7 @@ def _every(points) -> list[page.Block]:
     page.Table(
       [column for column, _ in used.values()],
       rows,
-      "Measured on held-out rows; time is of training this SAE alone.",
+      "Metrics on held-out rows. Time is that of training this SAE.",
     )
   ]
 
@@ -162,10 +166,9 @@ def _training(points, drawn) -> list[page.Block]:
     blocks.append(
       page.Figure(
         drawn["training_curves"],
-        "Training loss against tokens, a panel for each n and a curve for each"
-        " k; every curve falls steeply at first and then flattens.",
-        "Training loss of each batch recorded. A curve that is still falling"
-        " at its end was not trained to convergence.",
+        "Training loss against tokens, one panel per n and one curve per k.",
+        "Training loss of the recorded batches. An SAE whose curve falls at the"
+        " end was not trained to convergence.",
       )
     )
   if "density" in drawn:
@@ -173,25 +176,24 @@ def _training(points, drawn) -> list[page.Block]:
     blocks.append(
       page.Figure(
         drawn["density"],
-        "Histogram of log density of latents, a panel for each n and a line"
-        f" for each k; between {min(dead):.1f} and {max(dead):.1f} % of latents"
-        " never fire.",
-        "How often latents fire on held-out rows, in bins of a quarter of a"
-        f" decade. Latents that never fire ({min(dead):.1f} to"
-        f" {max(dead):.1f} %) are in no bin.",
+        "Histogram of the log density of latents, one panel per n and one line"
+        f" per k; between {min(dead):.1f} and {max(dead):.1f} % of latents never"
+        " fire.",
+        "Density of latents on held-out rows, in bins of a quarter of a decade."
+        f" Dead latents ({min(dead):.1f} to {max(dead):.1f} %) are in no bin.",
       )
     )
-  return blocks or [page.Prose("No training metrics were found.")]
+  return blocks or [page.Prose("There are no training metrics.")]
 
 
 def _run(found, command: str) -> list[page.Block]:
   blocks: list[page.Block] = [
-    page.Prose("To repeat this run, with every setting as it was:"),
+    page.Prose("This command repeats the run with the same settings:"),
     page.Code(command),
   ]
   if found.get("data"):
     blocks.append(page.facts("Data.", found["data"]))
-  blocks.append(page.facts("Settings; each is a flag.", found["config"]))
+  blocks.append(page.facts("Settings, by flag.", found["config"]))
   environment = dict(found["environment"])
   if environment.get("memory_bytes"):
     environment["memory_bytes"] = terminal.size(environment["memory_bytes"])
@@ -207,8 +209,8 @@ def _definitions() -> page.Table:
     (
       "nmse, L",
       "normalised MSE: Σ|x − x̂|² / Σ|x − m|² over held-out rows, with m the mean"
-      " of the training rows, in the frame of the prep; a share, 1 for an SAE"
-      " that always returns m",
+      " of the training rows, in the frame of the prep; 1 for an SAE that always"
+      " returns m",
     ),
     ("FVU", "nmse with the mean of the held-out rows in place of m"),
     ("L0", "mean over rows of the number of latents that are not zero"),
@@ -228,12 +230,12 @@ def _definitions() -> page.Table:
     (
       "95 % band",
       "percentiles 2.5 to 97.5 of the bootstrap's predictions with residuals"
-      " added, both widened for the six fitted numbers and by Student's t",
+      " added, both widened for the six fitted parameters and by Student's t",
     ),
     ("time", "wall-clock seconds of training, without harvest and evaluation"),
   ]
   columns = [
-    page.Column("Word", right=False),
+    page.Column("Term", right=False),
     page.Column("Meaning", right=False),
   ]
-  return page.Table(columns, rows, "Words used on this page, with their units.")
+  return page.Table(columns, rows, "Terms used on this page, with their units.")

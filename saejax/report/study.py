@@ -26,33 +26,33 @@ def write(
   """Writes results.json, results.csv, the plots and report.html.
 
   Args:
-    folder: of the run.
-    parts: sections of the page, and the plots by file name without ending.
+    folder: folder of the run.
+    parts: sections of the page, and plots by file name without suffix.
     config: a config dataclass.
     points: one record per SAE.
     data: facts about the rows.
-    title: of the page.
-    script: the script, for the command that repeats the run.
+    title: title of the page.
+    script: path of the script, for the command that repeats the run.
     **more: further fields of results.json.
 
   Raises:
-    InputError: matplotlib or jinja2 is missing, or the disk is full.
+    InputError: matplotlib or jinja2 is not installed, or the disk is full.
   """
   folder = pathlib.Path(folder)
   sections, figures = parts
-  found = results.collect(config=config, points=points, data=data)
-  found.update(results.plain(more))
-  results.write(found, folder)
-  for name, made in figures.items():
-    durable.write_file(folder / f"{name}.png", look.png(made), field="run_dir")
+  content = results.collect(config=config, points=points, data=data)
+  content.update(results.plain(more))
+  results.write(content, folder)
+  for name, drawn in figures.items():
+    durable.write_file(folder / f"{name}.png", look.png(drawn), field="run_dir")
   command = f"python {script} --flagfile={shlex.quote(f'{folder}/run.flags')}"
   run = page.Section(
-    "What was run",
+    "Settings",
     [
       page.Code(command),
-      page.facts("Data", found["data"]),
-      page.facts("Settings", found["config"]),
-      page.facts("Environment", found["environment"]),
+      page.facts("Data", content["data"]),
+      page.facts("Settings", content["config"]),
+      page.facts("Environment", content["environment"]),
     ],
   )
   page.write(folder / PAGE, title, [*sections, run])
@@ -60,7 +60,13 @@ def write(
 
 
 def figure(made: Any, alt: str, caption: str) -> page.Figure:
-  """A plot as a block of the page."""
+  """Returns a plot as a block of the page.
+
+  Args:
+    made: the matplotlib figure.
+    alt: text alternative for screen readers.
+    caption: text below the figure.
+  """
   return page.Figure(look.png(made), alt, caption)
 
 
@@ -69,13 +75,13 @@ def table(
   columns: Mapping[str, tuple[str, str]],
   caption: str,
 ) -> page.Table:
-  """A table of points.
+  """Returns a table with one row per point.
 
   Args:
-    points: one row each.
-    columns: key -> (heading, format), such as {"fvu": ("FVU", ".3f")}; an
-      empty format leaves the value as it is.
-    caption: printed above.
+    points: records of SAEs.
+    columns: key -> (heading, format), such as {"fvu": ("FVU", ".3f")}; with an
+      empty format a value is shown by `page.text`.
+    caption: text above the table.
   """
 
   def cell(value: Any, form: str) -> str:

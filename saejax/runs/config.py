@@ -75,7 +75,10 @@ class SAEConfig:
 
   @classmethod
   def variant(cls, recipe: str) -> type["SAEConfig"]:
-    """The class with the arguments of a recipe as further fields.
+    """Returns the class with the arguments of a recipe as further fields.
+
+    Args:
+      recipe: name of the recipe, or module:function.
 
     Raises:
       InputError: there is no such recipe, or an argument has the name of a
@@ -107,7 +110,12 @@ class SAEConfig:
 
   @staticmethod
   def elsewhere(recipe: str, name: str) -> tuple[str, str]:
-    """Rule and remedy for an argument that other recipes have."""
+    """Returns rule and remedy for an argument that other recipes have.
+
+    Args:
+      recipe: name of the selected recipe.
+      name: name of the argument.
+    """
     if not arguments.having(name):
       return "", ""
     return f"is not an argument of {recipe}", arguments.elsewhere(name)

@@ -83,7 +83,12 @@ def opened(
 
 
 def identity(config: Any, stores: Mapping[str, str]) -> dict[str, Any]:
-  """The settings that decide the results, stores by their content."""
+  """Returns the settings that determine the results, with stores by content.
+
+  Args:
+    config: config of the run.
+    stores: content hashes by the name of the setting.
+  """
   found = _decisive(dataclasses.asdict(config), "")
   return json.loads(json.dumps({**found, **stores}))
 

@@ -12,7 +12,11 @@ from saejax.sae.context import FIELDS, Batch, as_batch
 
 
 def check(store: Store, columns: tuple[str, ...]) -> None:
-  """Refuses a held-out store that lacks a column of the training store.
+  """Checks that a held-out store has the columns of the training store.
+
+  Args:
+    store: the held-out store.
+    columns: names of the training columns.
 
   Raises:
     InputError: see above.
@@ -28,7 +32,12 @@ def check(store: Store, columns: tuple[str, ...]) -> None:
 
 
 def batches(store: Store, columns: tuple[str, ...]) -> Iterator[Batch]:
-  """Every row once, in order."""
+  """Yields every row once, in order.
+
+  Args:
+    store: the held-out store.
+    columns: names of the columns.
+  """
   for row, x in reading.batches(store):
     first, last = int(row[0]), int(row[-1]) + 1
     yield _batch(
@@ -40,7 +49,13 @@ def batches(store: Store, columns: tuple[str, ...]) -> Iterator[Batch]:
 
 
 def sample(store: Store, columns: tuple[str, ...], rows: int) -> Batch:
-  """About `rows` rows, spread evenly over the store."""
+  """Samples rows spread evenly over the store.
+
+  Args:
+    store: the held-out store.
+    columns: names of the columns.
+    rows: approximate number of rows.
+  """
   return _batch({name: spread(store, rows, name) for name in _used(columns)})
 
 

@@ -69,14 +69,24 @@ class Rows:
     return self.store.trained if self.store is not None else self.stream.fields
 
   def steps(self, batch_rows: int) -> int | None:
-    """One pass over the rows, at least 500 batches; None for a stream."""
+    """Returns the steps of one pass, at least 500; None for a stream.
+
+    Args:
+      batch_rows: rows per batch.
+    """
     if self.stream is not None:
       return None
     rows = self.store.rows if self.arrays is None else len(self.arrays["x"])
     return max(LEAST_STEPS, rows // batch_rows)
 
   def batches(self, *, batch_rows: int, steps: int, seed: int) -> Batches:
-    """Shuffled batches, as many as steps."""
+    """Builds shuffled batches, one per step.
+
+    Args:
+      batch_rows: rows per batch.
+      steps: number of batches.
+      seed: seed of the order.
+    """
     if self.stream is not None:
       return self.stream
     rows = self.store.rows if self.arrays is None else len(self.arrays["x"])
@@ -185,5 +195,9 @@ def _stats(x: np.ndarray) -> dict[str, Any]:
 
 
 def on_device(rows: Rows) -> dict[str, jax.Array]:
-  """The arrays on the device; float64 becomes float32."""
+  """Copies the arrays to the device; float64 becomes float32.
+
+  Args:
+    rows: the rows.
+  """
   return {name: jnp.asarray(a) for name, a in (rows.arrays or {}).items()}

@@ -16,7 +16,14 @@ from saejax.training.fingerprint import differences
 def harvested(
   config: harvest.HarvestConfig, source: subject.Subject | None = None
 ) -> tuple[Store, Store]:
-  """The training and the held-out store, with progress on standard error."""
+  """Returns the training and the held-out store; harvests them if needed.
+
+  Progress is shown on standard error.
+
+  Args:
+    config: settings of the harvest.
+    source: the model; by default that of the settings.
+  """
   screen = terminal.Screen(sys.stderr)
   shown = 0.0
 
@@ -46,7 +53,11 @@ def harvested(
 
 
 def check_held_out(store: Store, held_out: Store) -> None:
-  """Refuses a held-out store that is none for a training store.
+  """Checks that a held-out store belongs to a training store.
+
+  Args:
+    store: the training store.
+    held_out: the held-out store.
 
   Raises:
     InputError: the two hold the same rows, are exchanged, or differ in width,
@@ -100,7 +111,12 @@ def _declared(one: Any, other: Any) -> Any:
 
 
 def describe(store: Store, held_out: Store) -> dict[str, Any]:
-  """Facts about the rows of a run, for its results."""
+  """Returns facts about the rows of a run, for its results.
+
+  Args:
+    store: the training store.
+    held_out: the held-out store.
+  """
   return {
     "model": store.meta.get("model"),
     "site": store.meta.get("site"),

@@ -65,29 +65,53 @@ class Activation(Part):
     return False
 
   def with_k(self, k: int) -> "Activation":
-    """Returns a copy with another static k; itself where it has no k."""
+    """Returns a copy with another static k; itself where it has no k.
+
+    Args:
+      k: active latents per row.
+    """
     del k
     return self
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
-    """Maps pre-activations to latents."""
+    """Maps pre-activations to latents.
+
+    Args:
+      pre: pre-activations.
+      ctx: context of the rows.
+    """
     raise NotImplementedError
 
   def keep_largest(
     self, values: Float[Array, "*b k"], ctx: Context
   ) -> Float[Array, "*b k"]:
-    """Values of a row's `row_k` largest pre-activations, where `fused`."""
+    """Values of a row's `row_k` largest pre-activations, where `fused`.
+
+    Args:
+      values: the largest pre-activations of each row.
+      ctx: context of the rows.
+
+    Raises:
+      NotImplementedError: the activation has no sparse engine.
+    """
     raise NotImplementedError(self._without("a sparse engine"))
 
   def threshold_form(self, encoder: Any) -> tuple[Any, "Activation"]:
     """The encoder and activation for inference, exactly.
 
     Learned thresholds and gates become plain thresholds; others stay.
+
+    Args:
+      encoder: the encoder.
     """
     return encoder, self
 
   def threshold(self, theta: Float[Array, "n"] | Float[Array, ""]):
-    """The `Threshold` at theta with this activation's score and kept value."""
+    """The `Threshold` at theta with this activation's score and kept value.
+
+    Args:
+      theta: threshold, per latent or common to all.
+    """
     return Threshold(theta)
 
   def unit_norms(self, norms: Float[Array, "n"]) -> "Activation":
@@ -96,6 +120,9 @@ class Activation(Part):
     Args:
       norms: norms of the decoder's rows; pre-activations are multiplied by
         them, and the rows divided.
+
+    Raises:
+      NotImplementedError: the selection would change.
     """
     raise NotImplementedError(
       f"{type(self).__name__} would keep other latents once decoder norms are "
@@ -103,7 +130,14 @@ class Activation(Part):
     )
 
   def rescaled(self, scale: Float[Array, ""] | float) -> "Activation":
-    """The activation once decoder rows are multiplied by a scale."""
+    """The activation once decoder rows are multiplied by a scale.
+
+    Args:
+      scale: factor of the decoder rows.
+
+    Raises:
+      NotImplementedError: the activation has no such form.
+    """
     if self.by_norm:
       raise NotImplementedError(self._without("a form for scaled decoder rows"))
     return self
@@ -117,6 +151,9 @@ class Activation(Part):
       members: activations that differ from this one in their arrays alone.
       alphas: factor of the pre-activations, per member.
       n: latents per member.
+
+    Raises:
+      NotImplementedError: the activation has no such form.
     """
     raise NotImplementedError(self._without("a form for several members"))
 
@@ -163,7 +200,13 @@ class Threshold(Activation):
 def scaled_thetas(
   members: Sequence[Any], alphas: Sequence[float], n: int
 ) -> Float[Array, "n_all"]:
-  """Concatenated thresholds of members of n latents, each times its factor."""
+  """Concatenated thresholds of members of n latents, each times its factor.
+
+  Args:
+    members: activations with thresholds.
+    alphas: factor per member.
+    n: latents per member.
+  """
   return jnp.concatenate(
     [
       alpha * jnp.broadcast_to(member.theta, (n,))

@@ -35,7 +35,12 @@ class Amplitude(Part):
 
 
 def unit(W: Float[Array, "n d"], b: Float[Array, "d"]) -> Amplitude:
-  """Rows W with amplitudes 1."""
+  """Rows W with amplitudes 1.
+
+  Args:
+    W: the rows.
+    b: the bias.
+  """
   return Amplitude(W=W, a=jnp.ones(W.shape[:1]), b=b)
 
 

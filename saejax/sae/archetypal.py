@@ -73,7 +73,11 @@ class Archetypal(Part):
 
 
 def project(sae: SAE) -> SAE:
-  """Projects the decoder to its constraints, see `Archetypal.projected`."""
+  """Projects the decoder to its constraints, see `Archetypal.projected`.
+
+  Args:
+    sae: the SAE.
+  """
   decoder: Archetypal = sae.decoder  # pyright: ignore[reportAssignmentType]
   return sae.replace(decoder=decoder.projected())
 
@@ -82,6 +86,12 @@ def check_points(
   points: Float[Array, "p d"] | int, d: int, n: int, delta: float
 ) -> None:
   """Raises an InputError for points or a delta that give no valid decoder.
+
+  Args:
+    points: the points [p, d], or their number.
+    d: width.
+    n: number of latents.
+    delta: maximum norm of the relaxation.
 
   Raises:
     InputError: points of another width or fewer than n; delta below 0.

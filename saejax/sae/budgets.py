@@ -26,12 +26,21 @@ class Budget(Part):
     return None
 
   def with_k(self, k: int) -> "Budget":
-    """Returns a copy with another k; itself where it has no k."""
+    """Returns a copy with another k; itself where it has no k.
+
+    Args:
+      k: active latents per row.
+    """
     del k
     return self
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "..."]:
-    """Latents per row, or rows per latent."""
+    """Latents per row, or rows per latent.
+
+    Args:
+      pre: pre-activations.
+      ctx: context of the rows.
+    """
     raise NotImplementedError
 
 
@@ -136,7 +145,13 @@ class Zipf(Budget):
 
 
 def zipf(n: int, alpha: float, beta: float) -> Float[Array, "n"]:
-  """p(r) ~ 1 / (r + beta)^alpha for r = 1 .. n, with sum 1."""
+  """p(r) ~ 1 / (r + beta)^alpha for r = 1 .. n, with sum 1.
+
+  Args:
+    n: number of ranks.
+    alpha: exponent.
+    beta: shift of the rank.
+  """
   p = (jnp.arange(1, n + 1, dtype=jnp.float32) + beta) ** -alpha
   return p / jnp.sum(p)
 
@@ -175,6 +190,11 @@ def allot(
 
 def check_rows(k: float, n: int, rows: int) -> None:
   """Raises an InputError for batches too small to give every latent a row.
+
+  Args:
+    k: mean number of active latents per row.
+    n: number of latents.
+    rows: rows per batch.
 
   Raises:
     InputError: k rows is outside [n, n rows].

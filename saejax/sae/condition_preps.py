@@ -29,6 +29,11 @@ MIN_STD = 1e-6  # relative to the deviation over all coordinates
 def bins(cond: Array, count: int, continuous: bool) -> Int[Array, "*b"]:
   """The index of the table that each row reads, clipped to [0, count).
 
+  Args:
+    cond: conditions.
+    count: number of entries of the table.
+    continuous: whether conditions are times in [0, 1].
+
   Raises:
     InputError: integers where times in [0, 1] are required.
   """
@@ -40,6 +45,9 @@ def bins(cond: Array, count: int, continuous: bool) -> Int[Array, "*b"]:
 
 def check_times(cond: Array) -> None:
   """Raises an InputError for integer timesteps instead of times in [0, 1].
+
+  Args:
+    cond: conditions.
 
   Raises:
     InputError: the conditions have an integer dtype.
@@ -55,6 +63,9 @@ def check_times(cond: Array) -> None:
 
 def required(cond: Array | None) -> Array:
   """Returns the conditions, or raises where the batch has none.
+
+  Args:
+    cond: conditions, or None.
 
   Raises:
     InputError: the batch has no conditions.
@@ -99,6 +110,10 @@ class PerCondition(preps.Prep):
 
 def scaled(scale: Float[Array, "c"], d: int) -> PerCondition:
   """The prep that divides the rows of each condition by its scale.
+
+  Args:
+    scale: scale per condition.
+    d: width.
 
   Raises:
     InputError: a scale is not positive.
@@ -226,7 +241,13 @@ class Sinusoidal(Part):
 
 
 def table(d: int, count: int, *, continuous: bool = False) -> Table:
-  """A table of zeros: the identity modulation."""
+  """A table of zeros: the identity modulation.
+
+  Args:
+    d: width.
+    count: number of entries.
+    continuous: whether conditions are times in [0, 1].
+  """
   gamma, beta = jnp.zeros((2, count, d))
   return Table(gamma, beta, continuous=continuous)
 
@@ -237,6 +258,12 @@ def sinusoidal(
   """A sinusoidal embedding and its MLP, initially the identity modulation.
 
   Hidden weights are normal with variance 1 / inputs.
+
+  Args:
+    key: key of the weights.
+    d: width.
+    width: width of the embedding.
+    continuous: whether conditions are times in [0, 1].
   """
   draw = lambda key: jax.random.normal(key, (width, width)) / math.sqrt(width)
   one, two = jax.random.split(key)

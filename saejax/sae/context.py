@@ -50,14 +50,22 @@ FIELDS = ("x", "target", "cond", "score", "weight")
 
 
 def as_batch(x: Array | Batch | Mapping[str, Array]) -> Batch:
-  """Converts an array or a mapping to a batch; unknown names are ignored."""
+  """Converts an array or a mapping to a batch; unknown names are ignored.
+
+  Args:
+    x: rows, a batch or arrays by field.
+  """
   if isinstance(x, Mapping):
     return Batch(**{name: x[name] for name in FIELDS if name in x})
   return x if isinstance(x, Batch) else Batch(x=as_array(x))
 
 
 def as_array(x: Any) -> Array:
-  """Converts nested lists to an array; arrays and shapes are unchanged."""
+  """Converts nested lists to an array; arrays and shapes are unchanged.
+
+  Args:
+    x: nested lists, an array or a `jax.ShapeDtypeStruct`.
+  """
   return jnp.asarray(x) if isinstance(x, list | tuple) else x
 
 

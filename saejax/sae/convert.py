@@ -18,6 +18,9 @@ def inference_form(sae: SAE) -> SAE:
       W_enc = exp(r_mag) W,  b_enc = b_mag
       theta = max(b_mag - exp(r_mag) b_gate, 0)
 
+  Args:
+    sae: the SAE.
+
   References:
     Rajamanoharan et al., Improving Dictionary Learning with Gated Sparse
     Autoencoders, 2024, arXiv:2404.16014.
@@ -38,6 +41,9 @@ def fold_decoder_norms(sae: SAE) -> SAE:
   so that latents are c_i times as large. Latents ranked or compared with a
   threshold by a_i |w_i| are afterwards by a_i itself; such a threshold stays.
   The result is in the inference form.
+
+  Args:
+    sae: the SAE.
 
   Raises:
     NotImplementedError: the encoder is not affine, or latents are ranked by a_i

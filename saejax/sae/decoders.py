@@ -22,6 +22,10 @@ def unit_rows(
   """W with each row (or column, by the axis) divided by its norm.
 
   Norms below 1e-8 count as 1e-8, so that rows of zeros stay 0.
+
+  Args:
+    W: the matrix.
+    axis: axis of the norm.
   """
   norm = jnp.linalg.norm(W, axis=axis, keepdims=True)
   return W / jnp.maximum(norm, NORM_EPS)

@@ -18,11 +18,20 @@ class Encoder(Part):
   """
 
   def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre:
-    """Maps prepared activations to all pre-activations."""
+    """Maps prepared activations to all pre-activations.
+
+    Args:
+      x: prepared activations.
+      ctx: context of the rows.
+    """
     raise NotImplementedError(f"{type(self).__name__} has no __call__")
 
   def width(self, decoder) -> int:
-    """Width of x; equals the decoder's unless this is a transcoder."""
+    """Width of x; equals the decoder's unless this is a transcoder.
+
+    Args:
+      decoder: the decoder.
+    """
     return decoder.b.shape[-1]
 
   @property
@@ -48,11 +57,28 @@ class Encoder(Part):
 
     Largest first if `ordered`, else in the order of latents, which is faster.
     With `magnitude`, largest in size; their values keep their signs.
+
+    Args:
+      x: prepared activations.
+      ctx: context of the rows.
+      k: number of pre-activations per row.
+      ordered: whether the largest come first.
+      magnitude: whether to select the largest in size.
+
+    Raises:
+      NotImplementedError: the encoder has no sparse engine.
     """
     raise NotImplementedError(f"{type(self).__name__} has no sparse engine")
 
   def affine(self, decoder) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
-    """W and b of an encoder a = (x - b_pre) W^T + b."""
+    """W and b of an encoder a = (x - b_pre) W^T + b.
+
+    Args:
+      decoder: the decoder.
+
+    Raises:
+      NotImplementedError: the encoder is not affine.
+    """
     raise NotImplementedError(
       f"{type(self).__name__} is not an affine encoder: it has no W and b with "
       "one row per latent"
@@ -61,7 +87,11 @@ class Encoder(Part):
   def threshold_form(
     self,
   ) -> tuple[Float[Array, "n d"], Float[Array, "n"], Float[Array, "n"]]:
-    """W, b and thresholds on W x + b that are equivalent to the gate head."""
+    """W, b and thresholds on W x + b that are equivalent to the gate head.
+
+    Raises:
+      NotImplementedError: the encoder has no gate head.
+    """
     raise NotImplementedError(f"{type(self).__name__} has no gate head")
 
   def folded(self, centre, scale, decoder, *, pre_bias: bool) -> "Encoder":
@@ -81,7 +111,13 @@ class Encoder(Part):
 def centre_shift(
   W: Float[Array, "n d"], centre, pre_bias: bool
 ) -> Float[Array, "n"] | float:
-  """The shift of W x by a centre; 0 where the pre-bias includes the centre."""
+  """The shift of W x by a centre; 0 where the pre-bias includes the centre.
+
+  Args:
+    W: encoder rows.
+    centre: centre of the prep.
+    pre_bias: whether b_dec is subtracted before encoding.
+  """
   return 0.0 if pre_bias else jnp.sum(W * centre, axis=-1)
 
 
@@ -167,7 +203,11 @@ class Tied(Linear):
 
 
 def tied(W: Float[Array, "n d"]) -> Tied:
-  """An encoder tied to the decoder's rows as used, with biases 0."""
+  """An encoder tied to the decoder's rows as used, with biases 0.
+
+  Args:
+    W: the decoder's rows.
+  """
   return Tied(b=jnp.zeros(W.shape[:1]))
 
 
@@ -189,7 +229,13 @@ class UnitRows(Linear):
 def matmul(
   x: Float[Array, "*b d"], W: Float[Array, "n d"], dtype: str
 ) -> Float[Array, "*b n"]:
-  """x W^T with operands cast to a dtype, accumulated in float32."""
+  """x W^T with operands cast to a dtype, accumulated in float32.
+
+  Args:
+    x: rows.
+    W: encoder rows.
+    dtype: dtype of the operands.
+  """
   return jnp.matmul(
     x.astype(dtype), W.T.astype(dtype), preferred_element_type=jnp.float32
   )

@@ -197,7 +197,11 @@ def residual(
 
 
 def stages_of(sae: SAE) -> tuple[SAE, ...]:
-  """The stages of a boosted SAE in order, the last with its inner prep only."""
+  """The stages of a boosted SAE in order, the last with its inner prep only.
+
+  Args:
+    sae: the boosted SAE.
+  """
   stages, prep = sae.prep.split()
   return (*stages, sae.replace(prep=prep))
 
@@ -205,7 +209,12 @@ def stages_of(sae: SAE) -> tuple[SAE, ...]:
 def encode_stages(
   sae: SAE, x: Float[Array, "*b d"] | Batch
 ) -> Float[Array, "*b n_all"]:
-  """The concatenated latents of all stages, each reading its residual."""
+  """The concatenated latents of all stages, each reading its residual.
+
+  Args:
+    sae: the boosted SAE.
+    x: activations.
+  """
   batch = as_batch(x)
   latents = []
   for stage in stages_of(sae):
@@ -221,6 +230,9 @@ def decoder_of_stages(
   sae: SAE,
 ) -> tuple[Float[Array, "n_all d"], Float[Array, "d"]]:
   """W and b with x_hat = encode_stages(x) W + b, in the units of x.
+
+  Args:
+    sae: the boosted SAE.
 
   Raises:
     NotImplementedError: a stage's own prep is not linear.

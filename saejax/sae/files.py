@@ -125,6 +125,9 @@ def load(
 def about(folder: str | os.PathLike[str]) -> dict[str, Any]:
   """Reads the metadata saved with an SAE.
 
+  Args:
+    folder: folder given to `save`.
+
   Raises:
     InputError: as for `load`.
   """

@@ -18,6 +18,9 @@ def fold_prep(sae: SAE) -> SAE:
   are multiplied by s, as W_dec is. The decoder's rows are no longer of unit
   norm.
 
+  Args:
+    sae: the SAE.
+
   Raises:
     NotImplementedError: a prep or the encoder is not linear; the message names
       it.

@@ -64,7 +64,11 @@ class Gated(encoders.Encoder):
 
 
 def init(W: Float[Array, "n d"]) -> Gated:
-  """An encoder with the rows W; all other parameters are 0."""
+  """An encoder with the rows W; all other parameters are 0.
+
+  Args:
+    W: encoder rows.
+  """
   zeros = lambda: jnp.zeros(W.shape[:1])
   return Gated(W=W, b_gate=zeros(), b_mag=zeros(), r_mag=zeros())
 
@@ -86,6 +90,9 @@ class Gate(Activation):
 
 def opened(pre: Pre) -> Array:
   """Boolean mask of latents whose gate is above 0.
+
+  Args:
+    pre: pre-activations.
 
   Raises:
     ValueError: the encoder has no gate head.

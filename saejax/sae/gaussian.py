@@ -54,7 +54,11 @@ class Gaussian(encoders.Encoder):
 
 
 def scale(logvar: Float[Array, "*b n"] | None) -> Float[Array, "*b n"] | float:
-  """The standard deviation; 1 where the variance is not learned."""
+  """The standard deviation; 1 where the variance is not learned.
+
+  Args:
+    logvar: log of the variance, or None.
+  """
   return 1.0 if logvar is None else jnp.exp(logvar / 2)
 
 

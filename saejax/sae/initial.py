@@ -15,7 +15,11 @@ from saejax.sae.sae import SAE
 
 
 def affine(W: Float[Array, "n d"]) -> encoders.Affine:
-  """An untied encoder with weights W and biases 0."""
+  """An untied encoder with weights W and biases 0.
+
+  Args:
+    W: encoder rows.
+  """
   return encoders.Affine(W=W, b=jnp.zeros(W.shape[:1]))
 
 
@@ -83,7 +87,13 @@ def init(
 
 
 def directions(key: PRNGKeyArray, n: int, d: int) -> Float[Array, "n d"]:
-  """Random unit rows."""
+  """Random unit rows.
+
+  Args:
+    key: key of the draw.
+    n: number of rows.
+    d: width.
+  """
   return decoders.unit_rows(jax.random.normal(key, (n, d)))
 
 
@@ -91,13 +101,18 @@ def directions(key: PRNGKeyArray, n: int, d: int) -> Float[Array, "n d"]:
 def geometric_median(
   x: Float[Array, "s d"], steps: int = 100, tolerance: float = 1e-5
 ) -> Float[Array, "d"]:
-  """The point with the least sum of distances to the rows.
+  """Computes the point with the least sum of distances to the rows.
 
       T(g) = sum_i x_i / |x_i - g|  /  sum_i 1 / |x_i - g|
       g <- T(g) + min(1, m / r) (g - T(g)),  r = |sum_i (x_i - g) / |x_i - g||
 
   over the rows other than g; m rows equal g. Plain Weiszfeld steps (m = 0)
   would divide by 0 at a row, or stay at one that is not the median.
+
+  Args:
+    x: rows.
+    steps: maximum number of steps.
+    tolerance: step length below which the iteration stops.
 
   References:
     Vardi and Zhang, The multivariate L1-median and associated data depth, 2000.

@@ -104,6 +104,13 @@ def step(
   """H(a - theta) with the estimated derivative in theta; see `jump`.
 
   With `ste_to_input` its derivative in a is K, otherwise 0.
+
+  Args:
+    a: pre-activations.
+    theta: thresholds.
+    eps: bandwidth of the kernel.
+    kernel: name of the kernel.
+    ste_to_input: whether the derivative in a is K instead of 0.
   """
   del eps, kernel, ste_to_input
   return (a > theta).astype(a.dtype)

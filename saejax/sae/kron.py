@@ -172,13 +172,30 @@ class Cost(NamedTuple):
 
 
 def cost(d: int, k: int, h: int, m: int, q: int) -> Cost:
-  """h (m + q) (d + 1) weights; d h (m + q) + h m q + k d multiplications."""
+  """Returns the cost of a KronSAE per row.
+
+  It has h (m + q) (d + 1) weights and takes d h (m + q) + h m q + k d
+  multiplications.
+
+  Args:
+    d: width.
+    k: active latents per row.
+    h: number of heads.
+    m: base units per head.
+    q: extension units per head.
+  """
   units = h * (m + q)
   return Cost(units * (d + 1), d * units + h * m * q + k * d)
 
 
 def affine_cost(d: int, k: int, n: int) -> Cost:
-  """Cost of an SAE with one encoder row per latent: n (d + 1) and d n + k d."""
+  """Cost of an SAE with one encoder row per latent: n (d + 1) and d n + k d.
+
+  Args:
+    d: width.
+    k: active latents per row.
+    n: number of latents.
+  """
   return Cost(n * (d + 1), d * n + k * d)
 
 

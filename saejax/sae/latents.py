@@ -30,7 +30,12 @@ class SparseLatents(Part):
   def decode(
     self, W: Float[Array, "n d"], dtype: str = "float32"
   ) -> Float[Array, "*b d"]:
-    """z W without a dense z."""
+    """z W without a dense z.
+
+    Args:
+      W: decoder rows.
+      dtype: dtype of the operands.
+    """
     return sparse_decode.decode(self.values, self.indices, W, dtype)
 
   def dense(self) -> Float[Array, "*b n"]:
@@ -38,7 +43,11 @@ class SparseLatents(Part):
     return _spread(self.values, self.indices, self.n)
 
   def sum(self, weights: Float[Array, "n"] | None = None) -> Float[Array, "*b"]:
-    """sum_i |z_i| weights_i of each row."""
+    """sum_i |z_i| weights_i of each row.
+
+    Args:
+      weights: weight per latent; 1 by default.
+    """
     size = jnp.abs(self.values)
     return jnp.sum(
       size if weights is None else size * weights[self.indices], axis=-1
@@ -53,7 +62,11 @@ class SparseLatents(Part):
     return jnp.sum(self.values != 0, axis=-1).astype(jnp.float32)
 
   def fired(self, weight: Float[Array, "*b"] | None = None) -> Bool[Array, "n"]:
-    """Latents that are non-zero on at least one row of weight other than 0."""
+    """Latents that are non-zero on at least one row of weight other than 0.
+
+    Args:
+      weight: weight per row; all rows count by default.
+    """
     hits = _counted(self.values != 0, weight).reshape(-1)
     return jnp.zeros((self.n,), bool).at[self.indices.reshape(-1)].max(hits)
 
@@ -66,7 +79,12 @@ class DenseLatents(Part):
   def decode(
     self, W: Float[Array, "n d"], dtype: str = "float32"
   ) -> Float[Array, "*b d"]:
-    """z W."""
+    """z W.
+
+    Args:
+      W: decoder rows.
+      dtype: dtype of the operands.
+    """
     return jnp.matmul(
       self.z.astype(dtype),
       W.astype(dtype),
@@ -78,7 +96,11 @@ class DenseLatents(Part):
     return self.z
 
   def sum(self, weights: Float[Array, "n"] | None = None) -> Float[Array, "*b"]:
-    """sum_i |z_i| weights_i of each row."""
+    """sum_i |z_i| weights_i of each row.
+
+    Args:
+      weights: weight per latent; 1 by default.
+    """
     size = jnp.abs(self.z)
     return jnp.sum(size if weights is None else size * weights, axis=-1)
 
@@ -91,7 +113,11 @@ class DenseLatents(Part):
     return jnp.sum(self.z != 0, axis=-1).astype(jnp.float32)
 
   def fired(self, weight: Float[Array, "*b"] | None = None) -> Bool[Array, "n"]:
-    """Latents that are non-zero on at least one row of weight other than 0."""
+    """Latents that are non-zero on at least one row of weight other than 0.
+
+    Args:
+      weight: weight per row; all rows count by default.
+    """
     hits = _counted(self.z != 0, weight)
     return jnp.any(hits, axis=tuple(range(self.z.ndim - 1)))
 

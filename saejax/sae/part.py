@@ -64,7 +64,11 @@ class Part(flax.struct.PyTreeNode):
 
 
 def shown(value: Any) -> str:
-  """Text of a part or a field, without the values of arrays."""
+  """Returns the text of a part or a field, without the values of arrays.
+
+  Args:
+    value: the part, or the value of a field.
+  """
   if isinstance(value, Part):
     fields = ", ".join(
       f"{field.name}={shown(getattr(value, field.name))}"
@@ -80,7 +84,12 @@ def shown(value: Any) -> str:
 
 
 def axes_of(cls: type, name: str, rank: int) -> Axes | None:
-  """The axes that a class declares for an array of some rank in a field.
+  """Returns the axes that a class declares for an array in a field.
+
+  Args:
+    cls: the class.
+    name: name of the field.
+    rank: number of axes of the array.
 
   Returns:
     Names of axes; None where none of the field's annotations has that rank.

@@ -32,11 +32,21 @@ class Prep(Part):
   def apply(
     self, x: Float[Array, "*b d"], cond: Array | None = None
   ) -> tuple[Array, Any]:
-    """Returns prepared rows, and the statistics of rows that `undo` needs."""
+    """Returns prepared rows, and the statistics of rows that `undo` needs.
+
+    Args:
+      x: rows in the units of the model.
+      cond: condition of each row, for preps that depend on it.
+    """
     raise NotImplementedError(f"{type(self).__name__} has no apply")
 
   def undo(self, x: Float[Array, "*b d"], statistics: Any = None) -> Array:
-    """Converts prepared rows back to the units of the model."""
+    """Converts prepared rows back to the units of the model.
+
+    Args:
+      x: rows in the frame of the prep.
+      statistics: the statistics returned by `apply`.
+    """
     raise NotImplementedError(f"{type(self).__name__} has no undo")
 
   def affine(self) -> tuple[Array | float, Array | float]:

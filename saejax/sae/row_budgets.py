@@ -64,11 +64,19 @@ class Probe(Budget):
   steepness: float = flax.struct.field(pytree_node=False, default=6.0)
 
   def predict(self, x: Float[Array, "*b d"]) -> Float[Array, "*b"]:
-    """x w + b of raw activations, in float32."""
+    """x w + b of raw activations, in float32.
+
+    Args:
+      x: raw activations.
+    """
     return x.astype(jnp.float32) @ self.w + self.b
 
   def at(self, score: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """Number of latents for a score."""
+    """Number of latents for a score.
+
+    Args:
+      score: scores.
+    """
     score = jnp.clip(score, self.least, self.most)
     s = (score - self.least) / (self.most - self.least)
     share = jax.nn.sigmoid(self.steepness * (s - 0.5))

@@ -120,7 +120,11 @@ class SAE(flax.struct.PyTreeNode):
     return self.activation.fused and self.encoder.has_largest
 
   def __call__(self, x: Float[Array, "*b d"] | Batch) -> Float[Array, "*b d"]:
-    """The reconstruction of x; see `reconstruct`."""
+    """Reconstructs x; see `reconstruct`.
+
+    Args:
+      x: activations, or a batch.
+    """
     return self.reconstruct(x)
 
   def __repr__(self) -> str:
@@ -133,12 +137,19 @@ class SAE(flax.struct.PyTreeNode):
     return f"SAE({parts}\n  pre_bias={self.pre_bias}, dtype={self.dtype!r})"
 
   def encode(self, x: Float[Array, "*b d"] | Batch) -> Float[Array, "*b n"]:
-    """Encodes activations x to all latents z."""
+    """Encodes activations x to all latents z.
+
+    Args:
+      x: activations, or a batch.
+    """
     ctx, _ = self._context(as_batch(x))
     return self.activation(self.encoder(ctx.x, ctx), ctx)
 
   def encode_sparse(self, x: Float[Array, "*b d"] | Batch) -> SparseLatents:
     """Encodes activations x to at most k latents per row, largest first.
+
+    Args:
+      x: activations, or a batch.
 
     Raises:
       ValueError: the activation does not bound the active latents per row.
@@ -190,7 +201,11 @@ class SAE(flax.struct.PyTreeNode):
   def decode_in_frame(
     self, z: Float[Array, "*b n"] | SparseLatents
   ) -> Float[Array, "*b d"]:
-    """z W_dec + b_dec, in the frame of the prep."""
+    """Computes z W_dec + b_dec, in the frame of the prep.
+
+    Args:
+      z: latents.
+    """
     if isinstance(z, SparseLatents):
       latents = z
     else:
@@ -201,7 +216,11 @@ class SAE(flax.struct.PyTreeNode):
   def reconstruct(
     self, x: Float[Array, "*b d"] | Batch
   ) -> Float[Array, "*b d"]:
-    """Encodes and decodes x; a transcoder gives the units of its target."""
+    """Encodes and decodes x; a transcoder gives the units of its target.
+
+    Args:
+      x: activations, or a batch.
+    """
     out = self.forward(x)
     return self._output_prep.undo(out.x_hat, out.statistics)
 
@@ -231,6 +250,10 @@ class SAE(flax.struct.PyTreeNode):
         sparse where possible.
       k: traced k that overrides the activation's, at most as large.
       coefficient, stats, step, key, train: see `Context`.
+
+    Raises:
+      ValueError: the engine is unknown or does not support the activation, or
+        a transcoder gets no target.
     """
     if engine not in ("auto", "dense", "sparse"):
       raise ValueError(f"engine must be auto, dense or sparse, got {engine!r}")

@@ -105,6 +105,10 @@ def spread(shares: Float[np.ndarray, "n"], rows: int) -> Int[np.ndarray, "n"]:
   """Rounds shares times rows to integers in [1, rows], keeping their sum.
 
   Rounded by largest remainder, lowest index first.
+
+  Args:
+    shares: share of rows per latent.
+    rows: number of rows.
   """
   wanted = np.asarray(shares, np.float64) * rows
   whole = np.floor(wanted + 1e-4).astype(np.int64)

@@ -14,6 +14,10 @@ def truncate(sae: SAE, m: int) -> SAE:
   equal the first m of the whole SAE; an activation that ranks latents now ranks
   m of them, and keeps at most m.
 
+  Args:
+    sae: the SAE.
+    m: number of latents to keep.
+
   Raises:
     InputError: m is outside [1, n].
     ValueError: the encoder is not affine.

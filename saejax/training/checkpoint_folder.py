@@ -50,7 +50,11 @@ class Found(NamedTuple):
 
 
 def scan(folder: pathlib.Path) -> Found:
-  """Finds the checkpoints in a folder; ignores other folders."""
+  """Finds the checkpoints in a folder; ignores other folders.
+
+  Args:
+    folder: folder of the checkpoints.
+  """
   found, damaged, incomplete = [], {}, []
   for path in sorted(folder.iterdir()) if folder.is_dir() else []:
     match = _NAME.fullmatch(path.name)
@@ -78,7 +82,12 @@ def scan(folder: pathlib.Path) -> Found:
 
 
 def new_path(folder: pathlib.Path, step: int) -> pathlib.Path:
-  """An unused path for a checkpoint of a step."""
+  """An unused path for a checkpoint of a step.
+
+  Args:
+    folder: folder of the checkpoints.
+    step: the step.
+  """
   path, serial = folder / f"{step}", 0
   while path.exists():
     serial += 1
@@ -122,6 +131,9 @@ def write_sums(
 def read_note(path: pathlib.Path) -> dict[str, Any]:
   """Reads the note of a complete checkpoint.
 
+  Args:
+    path: folder of the checkpoint.
+
   Raises:
     InputError: the file is missing or damaged.
   """
@@ -129,7 +141,11 @@ def read_note(path: pathlib.Path) -> dict[str, Any]:
 
 
 def fault(path: pathlib.Path) -> str | None:
-  """The first damaged file of a checkpoint and the reason; None if intact."""
+  """The first damaged file of a checkpoint and the reason; None if intact.
+
+  Args:
+    path: folder of the checkpoint.
+  """
   try:
     for process in range(read_note(path)["processes"]):
       for name, wanted in _read(path / _sums(process))["files"].items():
@@ -147,20 +163,32 @@ def fault(path: pathlib.Path) -> str | None:
 
 
 def best(saved: list[Saved]) -> Saved | None:
-  """The checkpoint with the lowest metric, the earliest of ties."""
+  """The checkpoint with the lowest metric, the earliest of ties.
+
+  Args:
+    saved: the checkpoints.
+  """
   rated = [(s.metric, s) for s in saved if s.metric is not None]
   return min(rated, key=lambda r: r[0])[1] if rated else None
 
 
 def finite(metric: float | None) -> float | None:
-  """Returns the metric, or None where it is not finite."""
+  """Returns the metric, or None where it is not finite.
+
+  Args:
+    metric: the metric, or None.
+  """
   if metric is None or not math.isfinite(metric):
     return None
   return float(metric)
 
 
 def clean(folder: pathlib.Path) -> None:
-  """Removes leftovers of killed saves and removals."""
+  """Removes leftovers of killed saves and removals.
+
+  Args:
+    folder: folder of the checkpoints.
+  """
   if folder.is_dir():
     for path in folder.iterdir():
       if _LEFTOVER.fullmatch(path.name):
@@ -168,7 +196,11 @@ def clean(folder: pathlib.Path) -> None:
 
 
 def remove(path: pathlib.Path) -> None:
-  """Removes a checkpoint; renames it first, so that no part looks complete."""
+  """Removes a checkpoint; renames it first, so that no part looks complete.
+
+  Args:
+    path: folder of the checkpoint.
+  """
   trash = path.with_name(path.name + ".removed")
   with contextlib.suppress(OSError):
     path.rename(trash)
@@ -179,6 +211,9 @@ def set_aside(path: pathlib.Path) -> None:
   """Renames a damaged checkpoint, so that its step can be saved again.
 
   It is kept for inspection until the run is opened again.
+
+  Args:
+    path: folder of the checkpoint.
   """
   aside = path.with_name(path.name + ".damaged")
   shutil.rmtree(aside, ignore_errors=True)

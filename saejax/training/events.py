@@ -40,7 +40,13 @@ class EventFile:
     self._writer.flush()
 
   def scalars(self, step: int, now: float, tags: Mapping[str, float]) -> None:
-    """Adds scalars of a step; `now` is in seconds since 1970."""
+    """Adds scalars of a step.
+
+    Args:
+      step: the step.
+      now: time in seconds since 1970.
+      tags: values by name.
+    """
     values = [
       _summary.Summary.Value(tag=tag, simple_value=value)
       for tag, value in tags.items()

@@ -6,7 +6,16 @@ from typing import Any
 
 
 def differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
-  """Lines `a.b=1 (now 2)` for every entry in which two trees differ."""
+  """Lines `a.b=1 (now 2)` for every entry in which two trees differ.
+
+  Args:
+    theirs: nested mappings, such as recorded settings.
+    ours: nested mappings to compare with.
+    name: prefix of the names.
+
+  >>> differences({"a": {"b": 1}}, {"a": {"b": 2}})
+  ['a.b=1 (now 2)']
+  """
   if isinstance(theirs, Mapping) and ours is None:
     ours = {}
   if isinstance(ours, Mapping) and theirs is None:

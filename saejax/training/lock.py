@@ -50,7 +50,12 @@ class RunLock:
     self.release()
 
   def acquire(self) -> None:
-    """Takes the lock or raises at once; never waits."""
+    """Takes the lock or raises at once; never waits.
+
+    Raises:
+      InputError: another process has the lock, or the folder cannot be locked.
+      RuntimeError: this object already has the lock.
+    """
     if self._file is not None:
       raise RuntimeError(f"{self.folder} is already locked by this object")
     try:

@@ -181,6 +181,11 @@ class RunLog:
     """Shows the run's progress, at most once per interval; cheap to call.
 
     Loss, L0 and dead fraction are those last recorded, averaged over members.
+
+    Args:
+      step: steps so far.
+      tokens: tokens so far.
+      force: whether to show it regardless of the interval.
     """
     now = time.monotonic()
     if self._first is None:
@@ -194,7 +199,11 @@ class RunLog:
       self._screen.status(self._fields(step, now))
 
   def line(self, text: str) -> None:
-    """Prints a separate line, above the progress line of a terminal."""
+    """Prints a separate line, above the progress line of a terminal.
+
+    Args:
+      text: the line.
+    """
     self._screen.line(text)
 
   def close(self) -> None:

@@ -34,7 +34,12 @@ class Parsed(NamedTuple):
 
 
 def line(record: Mapping[str, Any], after: str) -> tuple[bytes, str]:
-  """Formats a record as a line; returns it and its checksum."""
+  """Formats a record as a line; returns it and its checksum.
+
+  Args:
+    record: the record.
+    after: checksum of the line before.
+  """
   sealed = durable.seal({**record, AFTER: after})
   text = json.dumps(sealed, allow_nan=False) + "\n"
   return text.encode(), sealed[durable.SUM]
@@ -42,6 +47,9 @@ def line(record: Mapping[str, Any], after: str) -> tuple[bytes, str]:
 
 def parse(path: pathlib.Path) -> Parsed:
   """Parses the records of a file; a missing file has none.
+
+  Args:
+    path: the file.
 
   Raises:
     OSError: the file cannot be read.
@@ -71,6 +79,10 @@ def parse(path: pathlib.Path) -> Parsed:
 def cut(path: pathlib.Path, step: int) -> Parsed:
   """Removes records after a step, by an atomic and durable replacement.
 
+  Args:
+    path: the file.
+    step: last step to keep.
+
   Returns:
     The remaining records, with the faults of the file before, except those of
     its end.
@@ -91,7 +103,12 @@ def cut(path: pathlib.Path, step: int) -> Parsed:
 
 
 def said(path: pathlib.Path, faults: list[str]) -> str:
-  """The faults of a file in one line."""
+  """Formats the faults of a file as one line.
+
+  Args:
+    path: the file.
+    faults: the faults.
+  """
   more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
   return f"{path}: {faults[0]}{more}; damaged records are left out"
 

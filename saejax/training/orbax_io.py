@@ -41,7 +41,13 @@ def begin(
 def load(
   path: pathlib.Path, abstract: Mapping[str, Any], *, position: bool
 ) -> tuple[dict[str, Any], str]:
-  """Reads arrays, sharded as in `abstract`, and the text ("" if not wanted)."""
+  """Reads arrays, sharded as in `abstract`, and the text ("" if not wanted).
+
+  Args:
+    path: folder of the checkpoint.
+    abstract: shapes, types and shardings by name.
+    position: whether to read the text.
+  """
   text = _Position(None)
   items: dict[str, Any] = {"state": dict(abstract)}
   if position:
@@ -75,7 +81,11 @@ class _Position(ocp.StatefulCheckpointable):
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
-  """Leaves by path, such as `0.sae.W_enc`, converted to arrays."""
+  """Leaves by path, such as `0.sae.W_enc`, converted to arrays.
+
+  Args:
+    tree: the pytree.
+  """
   leaves = [
     x if hasattr(x, "sharding") else jnp.asarray(x)
     for x in jax.tree.leaves(tree)
@@ -84,7 +94,11 @@ def flatten(tree: PyTree) -> dict[str, Any]:
 
 
 def names(tree: PyTree) -> list[str]:
-  """The paths of the leaves, in order."""
+  """The paths of the leaves, in order.
+
+  Args:
+    tree: the pytree.
+  """
   paths = [path for path, _ in jax.tree.flatten_with_path(tree)[0]]
   names = [jax.tree_util.keystr(p, simple=True, separator=".") for p in paths]
   if len(set(names)) < len(names):
@@ -93,12 +107,20 @@ def names(tree: PyTree) -> list[str]:
 
 
 def specs(arrays: Mapping[str, Any]) -> dict[str, str]:
-  """Type and shape of each array, such as "float32[64, 8]"."""
+  """Type and shape of each array, such as "float32[64, 8]".
+
+  Args:
+    arrays: arrays by name.
+  """
   return {k: f"{x.dtype}{list(x.shape)}" for k, x in arrays.items()}
 
 
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-  """Shape, type and sharding of a leaf; by default on the first device."""
+  """Shape, type and sharding of a leaf; by default on the first device.
+
+  Args:
+    leaf: the array.
+  """
   sharding = leaf.sharding
   if sharding is None:
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -114,7 +136,11 @@ def _context() -> ocp.Context:
 
 
 def disk_full(e: BaseException | None) -> bool:
-  """Whether a write failed for lack of space, a quota or a file size limit."""
+  """Whether a write failed for lack of space, a quota or a file size limit.
+
+  Args:
+    e: the error.
+  """
   numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
   while e is not None:
     if isinstance(e, OSError) and e.errno in numbers:

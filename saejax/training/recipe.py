@@ -98,7 +98,11 @@ class Rule:
   """
 
   def init(self, sae: SAE) -> Stats:
-    """Initialises the statistics before the first batch."""
+    """Initialises the statistics before the first batch.
+
+    Args:
+      sae: the SAE.
+    """
     return {}
 
   def axes(self) -> Mapping[str, str]:
@@ -110,15 +114,28 @@ class Rule:
     return {}
 
   def update(self, stats: Stats, record: Record) -> Stats:
-    """Adds one batch to the statistics; no gradient flows through them."""
+    """Adds one batch to the statistics; no gradient flows through them.
+
+    Args:
+      stats: the statistics.
+      record: the record of the batch.
+    """
     return stats
 
   def write(self, state: TrainState) -> TrainState:
-    """Changes the state after the optimizer's step, see `surgery`."""
+    """Changes the state after the optimizer's step, see `surgery`.
+
+    Args:
+      state: the state.
+    """
     return state
 
   def metrics(self, stats: Stats) -> Mapping[str, Array]:
-    """Scalars to log."""
+    """Returns scalars to log.
+
+    Args:
+      stats: the statistics.
+    """
     return {}
 
 
@@ -126,6 +143,10 @@ def statistics(
   rules: Sequence[Rule], sae: SAE
 ) -> tuple[Stats, tuple[tuple[str, str], ...]]:
   """Initialises the statistics of all rules; returns them and their axes.
+
+  Args:
+    rules: the rules.
+    sae: the SAE.
 
   Raises:
     TypeError: a rule does not name the axes of one of its statistics, or names
@@ -163,31 +184,53 @@ class Finish(Protocol):
 
 
 def same(sae: SAE) -> SAE:
-  """No constraint."""
+  """A constraint that returns the SAE unchanged.
+
+  Args:
+    sae: the SAE.
+  """
   return sae
 
 
 def unchanged(sae: SAE, gradients: SAE) -> SAE:
-  """Returns the gradients unchanged."""
+  """Returns the gradients unchanged.
+
+  Args:
+    sae: the SAE.
+    gradients: gradients of its leaves.
+  """
   del sae
   return gradients
 
 
 def as_trained(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
-  """Returns the SAE unchanged: the training form is the inference form."""
+  """Returns the SAE unchanged: the training form is the inference form.
+
+  Args:
+    sae, stats, rows: see `Finish`.
+  """
   del stats, rows
   return sae
 
 
 def constant(step: Array) -> Array:
-  """The schedule that is always 1."""
+  """The schedule that is always 1.
+
+  Args:
+    step: the step.
+  """
   return jnp.ones_like(step, jnp.float32)
 
 
 def mean(
   values: Float[Array, "*b"], weight: Float[Array, "*b"] | None
 ) -> Float[Array, ""]:
-  """Weighted mean over rows; the plain mean without weights."""
+  """Weighted mean over rows; the plain mean without weights.
+
+  Args:
+    values: values per row.
+    weight: weight of each row, or None.
+  """
   if weight is None:
     return jnp.mean(values)
   return jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), 1e-12)
@@ -239,6 +282,10 @@ class Recipe:
 
   def check(self, fields: tuple[str, ...], members: int) -> None:
     """Validates the fields of the batches and the number of members.
+
+    Args:
+      fields: fields of the batches.
+      members: number of members.
 
     Raises:
       InputError: a field of the batch is missing, or a coupled method has one

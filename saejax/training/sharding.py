@@ -20,6 +20,10 @@ AXES = ("ensemble", "data", "latent")
 def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
   """Creates a mesh of (ensemble, data, latent) devices.
 
+  Args:
+    shape: sizes of the axes.
+    devices: the devices; all by default.
+
   Raises:
     InputError: the shape is not three sizes whose product fits the devices.
   """
@@ -46,6 +50,12 @@ def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
 
 def check(mesh: Mesh, *, n: int, batch_rows: int, members: int) -> None:
   """Checks that the mesh divides the sizes of a run.
+
+  Args:
+    mesh: the mesh.
+    n: number of latents.
+    batch_rows: rows per batch.
+    members: number of members.
 
   Raises:
     InputError: it does not divide one, with the size and the axis.
@@ -110,5 +120,9 @@ def _spec(names: Axes | None) -> P:
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-  """The sharding of a batch [B, d]."""
+  """The sharding of a batch [B, d].
+
+  Args:
+    mesh: the mesh.
+  """
   return NamedSharding(mesh, P("data"))

@@ -36,7 +36,13 @@ def init_state(
   *,
   sample: Float[Array, "s d"] | Batch | None = None,
 ) -> TrainState:
-  """Initialises the state of one member."""
+  """Initialises the state of one member.
+
+  Args:
+    recipe: the recipe.
+    key: key of the member.
+    sample: rows that the initialisation reads.
+  """
   weights_key, key = jax.random.split(key)
   sample = None if sample is None else as_batch(sample)
   sae = recipe.project(recipe.init(weights_key, sample=sample))
@@ -283,7 +289,12 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
 
 
 def averaged(recipe: Recipe, state: TrainState) -> SAE:
-  """The final weights of a member: the projected EMA, if there is one."""
+  """The final weights of a member: the projected EMA, if there is one.
+
+  Args:
+    recipe: the recipe.
+    state: final state of the member.
+  """
   if not recipe.ema_decay:
     return state.sae
   count = jnp.maximum(state.ema.count, 1).astype(jnp.float32)

@@ -21,6 +21,10 @@ from saejax.training.state import TrainState
 def permute_latents(state: TrainState, order: Int[Array, "n"]) -> TrainState:
   """Permutes latents: the new row i of every array is the old row order[i].
 
+  Args:
+    state: the state.
+    order: old index of each new latent.
+
   Raises:
     ValueError: an array should have one row per latent and does not, or has one
       row per head.

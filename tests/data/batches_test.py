@@ -87,7 +87,7 @@ class IteratorTest(absltest.TestCase):
       other.set_state({"batches": 3})
 
   def test_an_empty_iterator_is_refused(self):
-    with self.assertRaisesRegex(InputError, "exhausted"):
+    with self.assertRaisesRegex(InputError, "at least one batch"):
       batches.IteratorBatches(iter(()))
 
 

@@ -293,7 +293,7 @@ class HarvestTest(parameterized.TestCase):
     self.assertEqual(caught.exception.value, value)
 
   def test_a_corpus_whose_rows_are_all_outliers(self):
-    with self.assertRaisesRegex(InputError, "every one is dropped .*outlier"):
+    with self.assertRaisesRegex(InputError, "every row was dropped .*outlier"):
       self.harvest(outlier_multiple=1e-9)
 
   def test_a_full_disk_keeps_the_finished_buckets(self):

@@ -303,7 +303,7 @@ class LoaderTest(parameterized.TestCase):
       self.assert_same(take(again), whole[at:])
 
   def test_single_rows_have_no_groups(self):
-    with self.assertRaisesRegex(InputError, "grouped=True: .*single rows"):
+    with self.assertRaisesRegex(InputError, "grouped=True: .*no groups"):
       loader.batches(self.columns_store(), batch_rows=9, seed=0, grouped=True)
 
   @parameterized.parameters((301, 1), (151, 2))

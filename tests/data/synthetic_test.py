@@ -92,7 +92,7 @@ class ActivityTest(parameterized.TestCase):
     self.assertGreater(rate[:10].mean(), 1.3 * rate[-10:].mean())
 
   def test_a_group_that_is_too_small_is_refused(self):
-    with self.assertRaisesRegex(InputError, "features of a group"):
+    with self.assertRaisesRegex(InputError, "features per group"):
       synthetic.grouped(KEY, 3, 10, groups=3, active=4)
 
   def test_children_are_on_only_with_their_parent_and_one_at_a_time(self):

@@ -25,7 +25,7 @@ class DifferenceTest(parameterized.TestCase):
     )
 
   def test_unequal_numbers_are_refused(self):
-    with self.assertRaisesRegex(ValueError, "equal in number, got 1, 2"):
+    with self.assertRaisesRegex(ValueError, "equally many values, got 1 and 2"):
       comparison.difference([1.0], [1.0, 2.0])
 
   @parameterized.parameters(

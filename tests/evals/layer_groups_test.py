@@ -62,7 +62,7 @@ class DistanceTest(absltest.TestCase):
     np.testing.assert_allclose(got, total / 3, atol=1e-5)
 
   def test_no_rows_are_refused(self):
-    with self.assertRaisesRegex(InputError, "need rows"):
+    with self.assertRaisesRegex(InputError, "at least 1"):
       layer_groups.distances([])
 
 
@@ -112,7 +112,7 @@ class GroupsTest(parameterized.TestCase):
 
   def test_what_cannot_be_is_refused(self):
     for bad in (0, 5):
-      with self.assertRaisesRegex(InputError, "the layers"):
+      with self.assertRaisesRegex(InputError, "number of layers"):
         layer_groups.cluster(HAND, bad)
     with self.assertRaisesRegex(InputError, "linkage"):
       layer_groups.cluster(HAND, 2, linkage="single")

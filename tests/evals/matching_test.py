@@ -166,10 +166,12 @@ class MatchTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(errors.InputError, rule):
         matching.match(one, one, **options)
-    with self.assertRaisesRegex(errors.InputError, "the width 64"):
+    with self.assertRaisesRegex(errors.InputError, "the width of sae_a, 64"):
       matching.match(one, two)
     with absltest.mock.patch.object(matching, "EXACT_LIMIT", 9):
-      with self.assertRaisesRegex(errors.InputError, "10 latents are above 9"):
+      with self.assertRaisesRegex(
+        errors.InputError, "at most 9 latents, got 10"
+      ):
         matching.match(one, one)
       self.assertEqual(matching.match(one, one, method="mnn").fraction, 1)
 

@@ -248,7 +248,7 @@ class WriteTest(Base):
     with self.assertRaises(errors.InputError):
       taps.write(model, ids, mask, {"layers.2.mlp_out": lambda h: h})
     twice = {"layers.0.mlp_out": jnp.zeros_like, "h.0.mlp": jnp.zeros_like}
-    with self.assertRaisesRegex(ValueError, "twice"):
+    with self.assertRaisesRegex(ValueError, "different sites"):
       taps.write(model, ids, mask, twice)
 
   def test_gradients_flow_through_a_write(self):

@@ -16,7 +16,7 @@ class RefusalTest(golden.Refusals):
   def test_no_weights(self):
     golden.folder(self.path, "bert")
     (self.path / "model.safetensors").unlink()
-    self.assert_refused("must hold model.safetensors")
+    self.assert_refused("must have model.safetensors")
 
   def test_corrupt_weights(self):
     golden.folder(self.path, "bert")
@@ -36,7 +36,7 @@ class RefusalTest(golden.Refusals):
     tensors = golden.weights(case)
     del tensors[key]
     golden.folder(self.path, case, tensors=tensors)
-    self.assert_refused(f"must hold {key}")
+    self.assert_refused(f"must have {key}")
 
   @parameterized.parameters("GPT2LMHeadModel", "LlamaForCausalLM")
   def test_a_language_model_without_its_head(self, architecture):
@@ -46,7 +46,7 @@ class RefusalTest(golden.Refusals):
     del tensors["lm_head.weight"]
     settings = {"architectures": [architecture]}
     golden.folder(self.path, case, settings=settings, tensors=tensors)
-    self.assert_refused("must hold lm_head.weight")
+    self.assert_refused("must have lm_head.weight")
 
   @parameterized.parameters(
     ("bert", "encoder.layer.1.output.LayerNorm.weight", np.nan, "float32"),
@@ -69,7 +69,7 @@ class RefusalTest(golden.Refusals):
     size = tensors[key].size
     self.assert_refused(
       f"{key} must be finite in {dtype}",
-      f"2 of its {size} entries are NaN or infinite",
+      f"2 of {size} entries are NaN or infinite",
       dtype=dtype,
     )
 
@@ -78,7 +78,7 @@ class RefusalTest(golden.Refusals):
     tensors = {k: v.astype(np.float16) for k, v in tensors.items()}
     tensors["transformer.wte.weight"][3, 5] = np.inf
     golden.folder(self.path, "gpt2", tensors=tensors)
-    self.assert_refused("transformer.wte.weight must be finite", "1 of its 960")
+    self.assert_refused("transformer.wte.weight must be finite", "1 of 960")
 
   def test_wrong_shape(self):
     settings = {"intermediate_size": 41}

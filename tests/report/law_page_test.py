@@ -96,8 +96,8 @@ class LawPageTest(absltest.TestCase):
       for block in made["The fitted law"]
       if isinstance(block, page.Table) and block.caption.startswith("L against")
     ]
-    self.assertEndsWith(captions[0], "3 parameters fitted to 4 points each.")
-    self.assertEndsWith(captions[1], "2 parameters fitted to 3 points each.")
+    self.assertEndsWith(captions[0], "3 parameters fitted to 4 points per law.")
+    self.assertEndsWith(captions[1], "2 parameters fitted to 3 points per law.")
 
   def test_without_a_law_there_is_the_reason(self):
     (note,) = law_page.blocks({"fit_reason": "too few"}, None, {})

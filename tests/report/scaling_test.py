@@ -131,7 +131,7 @@ class PlotsTest(parameterized.TestCase):
     self.assertEqual(loss.get_xlabel(), "latents n")
     self.assertIn("share of variance", loss.get_ylabel())
     self.assertIn(
-      "per row", plots.loss_against_k(points, fit).axes[0].get_xlabel()
+      "per token", plots.loss_against_k(points, fit).axes[0].get_xlabel()
     )
     self.assertIn("%", plots.residuals(fit).axes[0].get_ylabel())
     curves, label = scaling.training_curves({512: samples.records()})

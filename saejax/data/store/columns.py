@@ -1,8 +1,8 @@
 """The columns of a store, declared in its metadata.
 
-A row is the unit of shuffling. It has an `x` and may have a target, a
-condition, a score, a weight, and provenance; each column has a dtype, and a
-shape per row whose axes are named ("site", "d").
+Every row has an `x`, and optionally a target, a condition, a score, a weight and
+provenance. A column has a dtype and a shape per row with named axes, such as
+("site", "d").
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ MEANINGS = {
   "x": "activations",
   "target": "reconstruction target instead of x",
   "cond": "condition of the row",
-  "score": "a number known of the row",
+  "score": "score of the row",
   "weight": "weight of the row in the loss",
 }
 RESERVED = ("row", "ledger", "tokenizer", "c")
@@ -65,6 +65,7 @@ class Column:
     return self.dtype in FLOATS
 
   def to_json(self) -> dict[str, Any]:
+    """Returns the declaration as metadata."""
     found = dataclasses.asdict(self)
     return found | {"shape": list(self.shape), "axes": list(self.axes)}
 
@@ -73,16 +74,22 @@ def declare(
   columns: Mapping[str, np.ndarray],
   known: Mapping[str, Column] | None = None,
 ) -> dict[str, Column]:
-  """Columns of arrays [rows, ...], as declared or by their name.
+  """Declares columns of arrays [rows, ...].
 
   Args:
-    columns: the arrays, by name.
-    known: declarations of some of them.
+    columns: arrays by name.
+    known: declarations of some columns; others follow from name and array.
+
+  Returns:
+    Declarations by name.
 
   Raises:
     InputError: there is no x, or a name, dtype or shape cannot be stored.
+
+  >>> declare({"x": np.zeros((5, 3), np.float32)})["x"].shape
+  (3,)
   """
-  found = {}
+  declared = {}
   for name, array in columns.items():
     column = (known or {}).get(name) or _guess(name, array)
     if column.dtype != np.dtype(array.dtype).name or column.shape != (
@@ -94,9 +101,9 @@ def declare(
         f"was declared as {column.dtype}{list(column.shape)}",
         "declare the dtype and the shape per row that it has",
       )
-    found[name] = column
-  check(found)
-  return found
+    declared[name] = column
+  check(declared)
+  return declared
 
 
 def _guess(name: str, array: np.ndarray) -> Column:
@@ -112,25 +119,32 @@ def _guess(name: str, array: np.ndarray) -> Column:
 
 
 def check(columns: Mapping[str, Column]) -> None:
-  """Raises InputError where columns cannot be stored."""
+  """Checks that columns can be stored.
+
+  Args:
+    columns: declarations by name.
+
+  Raises:
+    InputError: there is no x, or a name, dtype or shape cannot be stored.
+  """
   if "x" not in columns:
     raise InputError(
-      "columns", ", ".join(columns), "must hold x", "name the activations x"
+      "columns", ", ".join(columns), "must include x", "name the activations x"
     )
   for name, column in columns.items():
     if name in RESERVED or not name.isidentifier():
       raise InputError(
         "columns",
         name,
-        f"must be an identifier other than {', '.join(RESERVED)}",
+        f"must be an identifier and none of {', '.join(RESERVED)}",
         "give the column another name",
       )
     if column.dtype not in DTYPES:
       raise InputError(
         name,
         column.dtype,
-        f"must have one of the dtypes {', '.join(DTYPES)}",
-        "convert it, such as words to numbers",
+        f"the dtype must be one of {', '.join(DTYPES)}",
+        "convert the column, for example text to numbers",
       )
     if min(column.shape, default=1) < 1 or len(column.axes) != len(
       column.shape
@@ -138,18 +152,21 @@ def check(columns: Mapping[str, Column]) -> None:
       raise InputError(
         name,
         list(column.shape),
-        f"must have a positive shape, and as many axes ({column.axes})",
-        "give it a shape and the names of its axes",
+        f"must be a positive shape with as many sizes as axes ({column.axes})",
+        "give a shape and the name of each of its axes",
       )
 
 
 def from_json(record: Mapping[str, Mapping[str, Any]]) -> dict[str, Column]:
-  """The columns of metadata.
+  """Reads declarations from metadata.
+
+  Args:
+    record: dicts written by `Column.to_json`, by name.
 
   Raises:
-    InputError, TypeError, ValueError: it is not what `to_json` wrote.
+    InputError, TypeError, ValueError: the metadata is not valid.
   """
-  found = {
+  declared = {
     name: Column(
       dtype=str(column["dtype"]),
       shape=tuple(int(size) for size in column["shape"]),
@@ -159,14 +176,18 @@ def from_json(record: Mapping[str, Mapping[str, Any]]) -> dict[str, Column]:
     )
     for name, column in record.items()
   }
-  check(found)
-  return found
+  check(declared)
+  return declared
 
 
 def native(array: Any) -> np.ndarray:
-  """Converts an array to the byte order of the machine."""
-  found = np.asarray(array)
-  if found.dtype.kind == "V" and found.dtype.itemsize == 2:
-    # NumPy reads bfloat16 from a .npy file as raw two-byte values.
-    return found.view(ml_dtypes.bfloat16)
-  return found.astype(found.dtype.newbyteorder("="), copy=False)
+  """Converts an array to the byte order of the machine.
+
+  Args:
+    array: anything that `np.asarray` takes; two-byte raw values, which is how
+      NumPy reads bfloat16 from a .npy file, become bfloat16.
+  """
+  values = np.asarray(array)
+  if values.dtype.kind == "V" and values.dtype.itemsize == 2:
+    return values.view(ml_dtypes.bfloat16)
+  return values.astype(values.dtype.newbyteorder("="), copy=False)

@@ -34,22 +34,26 @@ def write_store(
   Args:
     path: folder of the store.
     columns: arrays [rows, ...] by name, stored as given, or only x [rows, d].
-      "x" are the activations; "target", "cond", "score" and "weight" are given
-      to training too; others, such as "doc", say where a row comes from.
+      "x" is the activations; training also reads "target", "cond", "score" and
+      "weight"; other columns, such as "doc", are provenance.
     about: further metadata, such as {"model": {"name": ...}}.
-    split: "train" or "held_out", so that the two are not exchanged.
+    split: "train" or "held_out", checked by training and evaluation.
     shuffle_seed: seed for shuffling rows in a bucket; None keeps the order.
-    declare: declarations of columns beyond what their names and arrays say.
-    group: the column whose equal values in consecutive rows mark a group, such
-      as the halves of a pair or the tokens of a window. Groups have equally
-      many rows and are shuffled as a whole.
+    declare: declarations of columns, where the defaults from their names and
+      arrays are not enough.
+    group: column whose equal values in consecutive rows mark a group, such as
+      the halves of a pair or the tokens of a window. All groups have the same
+      number of rows and are shuffled as units.
     bucket_rows: rows shuffled together; a multiple of shard_rows.
     shard_rows: rows per file; a multiple of chunk_rows.
-    chunk_rows: rows read at once.
+    chunk_rows: rows per chunk, the unit of reading.
+
+  Returns:
+    The store.
 
   Raises:
-    InputError: columns differ in length, cannot be stored or hold no rows;
-      sizes do not nest; the folder holds something else or is damaged.
+    InputError: columns differ in length, cannot be stored or have no rows;
+      sizes are not multiples; the folder has other contents or is damaged.
 
   >>> import tempfile
   >>> folder = tempfile.mkdtemp() + "/store"
@@ -85,9 +89,9 @@ def write_store(
   }
   path = pathlib.Path(path)
   if (path / manifest.NAME).is_file():
-    found = reader.open(path)
-    if durable.digest(found.meta) == durable.digest(meta):
-      return found
+    store = reader.open(path)
+    if durable.digest(store.meta) == durable.digest(meta):
+      return store
   out = writer.Writer(path, meta)
   try:
     for start in range(out.rows, rows, bucket_rows):
@@ -101,24 +105,33 @@ def write_store(
 
 
 def _rows(values: Mapping[str, np.ndarray]) -> int:
-  """Rows of columns of equal length."""
+  """Returns the number of rows; checks that columns are equally long."""
   counts = {name: len(v) if v.ndim else 0 for name, v in values.items()}
   rows = counts.get("x", 0)
   if set(counts.values()) != {rows} or not rows:
     raise InputError(
       "columns",
       counts,
-      "must hold x, and all equally many rows, at least one",
+      "must include x and have equally many rows, at least one",
       "give each column one entry per row",
     )
   return rows
 
 
 def group_rows(values: Mapping[str, np.ndarray], group: str) -> int:
-  """Number of rows per group, from runs of equal values in a column.
+  """Returns the number of rows per group.
+
+  A group is a run of equal values in consecutive rows of the column.
+
+  Args:
+    values: columns by name.
+    group: name of the column.
 
   Raises:
-    InputError: no such column, or runs of different lengths.
+    InputError: there is no such column, or runs differ in length.
+
+  >>> group_rows({"pair": np.array([0, 0, 1, 1])}, "pair")
+  2
   """
   if group not in values:
     raise InputError(
@@ -135,6 +148,6 @@ def group_rows(values: Mapping[str, np.ndarray], group: str) -> int:
       "group",
       group,
       f"groups must have equally many rows, have {lengths.tolist()[:8]}",
-      "leave out the rows of incomplete groups",
+      "remove the rows of incomplete groups",
     )
   return int(lengths[0])

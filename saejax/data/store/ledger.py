@@ -1,8 +1,8 @@
 """The ledger of a store: one fsynced line per finished bucket.
 
-Shards that it does not name count as not written. Each line has a checksum of
-itself and of the line before. While the store is unfinished, a torn last line
-is ignored; afterwards it is damage.
+Shards that no line names count as not written. Each line has a checksum over
+itself and the checksum before it. In an unfinished store an incomplete last
+line is ignored; in a complete store it is an error.
 """
 
 import fcntl
@@ -21,11 +21,14 @@ _REMEDY = "delete the store's folder and write it again"
 
 
 def read(path: pathlib.Path, names: Iterable[str]) -> list[dict[str, Any]]:
-  """The lines of ledgers of a complete store, by first row.
+  """Reads the ledgers of a complete store.
 
   Args:
     path: folder of the store.
-    names: names of its ledgers, relative to the folder.
+    names: paths of its ledgers, relative to the folder.
+
+  Returns:
+    All lines, ordered by first row.
 
   Raises:
     InputError: a line is damaged or missing; names the file.
@@ -33,15 +36,26 @@ def read(path: pathlib.Path, names: Iterable[str]) -> list[dict[str, Any]]:
   lines: list[dict[str, Any]] = []
   for name in names:
     content = (path / name).read_bytes()
-    found, end = parse(path / name, content)
+    parsed, end = parse(path / name, content)
     if end < len(content):
-      raise manifest.broken(path / name, f"byte {end} is torn off")
-    lines += found
+      raise manifest.broken(
+        path / name, f"the line at byte {end} is incomplete"
+      )
+    lines += parsed
   return sorted(lines, key=lambda line: line.get("first", -1))
 
 
 def unfinished(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of all ledgers in a folder, torn last lines left out."""
+  """Reads all ledgers of a store that may be unfinished.
+
+  Incomplete last lines are ignored.
+
+  Args:
+    path: folder of the store.
+
+  Returns:
+    All lines, ordered by first row.
+  """
   lines: list[dict[str, Any]] = []
   for file in sorted((path / FOLDER).glob("*.jsonl")):
     lines += parse(file, file.read_bytes())[0]
@@ -51,9 +65,14 @@ def unfinished(path: pathlib.Path) -> list[dict[str, Any]]:
 def parse(
   path: pathlib.Path, content: bytes
 ) -> tuple[list[dict[str, Any]], int]:
-  """Parses intact lines; returns them and their size in bytes.
+  """Parses the intact lines of a ledger, ignoring an incomplete last line.
 
-  A torn last line is ignored.
+  Args:
+    path: the ledger, for errors.
+    content: its bytes.
+
+  Returns:
+    (lines, their size in bytes).
 
   Raises:
     InputError: a line is damaged, or one before it is missing.
@@ -85,7 +104,18 @@ def check(
   meta: Mapping[str, Any],
   columns: Mapping[str, Column],
 ) -> None:
-  """Raises InputError where lines about buckets cannot be of this store."""
+  """Checks that bucket lines agree with the metadata of a store.
+
+  Args:
+    path: folder of the store.
+    lines: bucket lines of its ledgers.
+    meta: metadata of the store.
+    columns: declarations of its columns.
+
+  Raises:
+    InputError: a bucket has other rows, chunks or shards than the metadata
+      allow.
+  """
   seen = set()
   for line in lines:
     bucket, first, rows = (line[n] for n in ("bucket", "first", "rows"))
@@ -113,7 +143,8 @@ def check(
       holds = set(line["shards"]) == shards
     if not holds:
       raise manifest.broken(
-        path / FOLDER, f"bucket {bucket} of {rows} rows cannot be of this store"
+        path / FOLDER,
+        f"bucket {bucket} of {rows} rows does not agree with the metadata",
       )
     seen.add(bucket)
 
@@ -121,13 +152,20 @@ def check(
 class Ledger:
   """One host's ledger, open for appending and locked against a second writer.
 
+  Args:
+    path: the file; it is created where it does not exist, and an incomplete
+      last line is cut off.
+
   Attributes:
-    lines: what is in the file.
+    lines: the lines of the file.
+
+  Raises:
+    InputError: another process is writing it, or a line is damaged.
   """
 
   def __init__(self, path: pathlib.Path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Unbuffered, so that a failed write leaves nothing to be written later.
+    # Unbuffered, so that a failed write leaves no bytes to be written later.
     self._file = path.open("ab+", buffering=0)
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,7 +175,7 @@ class Ledger:
         "path",
         path.parent.parent,
         "is being written by another process",
-        "wait for it or stop it",
+        "wait for that process or stop it",
       ) from error
     self._file.seek(0)
     try:
@@ -149,7 +187,14 @@ class Ledger:
     durable.sync_folder(path.parent)
 
   def append(self, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Appends a line durably; a failure leaves no part of it."""
+    """Appends a line and syncs it; after a failure the file is unchanged.
+
+    Args:
+      record: contents of the line.
+
+    Returns:
+      The line, with its checksum.
+    """
     before = self.lines[-1][durable.SUM] if self.lines else ""
     line = durable.seal(record, before)
     end = self._file.seek(0, os.SEEK_END)
@@ -165,5 +210,5 @@ class Ledger:
     return line
 
   def close(self) -> None:
-    """Gives up the lock."""
+    """Releases the lock."""
     self._file.close()

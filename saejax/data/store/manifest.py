@@ -16,7 +16,9 @@ from saejax.errors import InputError
 NAME = "manifest.json"
 FORMAT = 2
 META, STATS = "meta.json", "stats.json"
-REMEDY = "restore the store from a copy, or delete its folder and make it again"
+REMEDY = (
+  "restore the store from a copy, or delete its folder and write it again"
+)
 
 
 def write(
@@ -28,8 +30,8 @@ def write(
 
   Args:
     path: folder of the store.
-    small: names of its files that are not shards; summed here.
-    shards: size and SHA-256 of each shard, by name.
+    small: names of files other than shards; their checksums are computed here.
+    shards: [size, SHA-256] of each shard, by name.
   """
   files = {name: list(durable.checksum(path / name)) for name in small}
   files |= {name: list(value) for name, value in shards.items()}
@@ -40,10 +42,16 @@ def write(
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], str]:
-  """The manifest and the SHA-256 of its file, after comparing with the folder.
+  """Reads the manifest and compares it with the folder.
 
-  Every file must be there with its size; what is not a shard must have its
-  checksum too.
+  Every file must exist with its size; files other than shards must also have
+  their checksum.
+
+  Args:
+    path: folder of the store.
+
+  Returns:
+    (manifest, SHA-256 of its file).
 
   Raises:
     InputError: the manifest or a file is damaged or missing; names the file.
@@ -52,8 +60,8 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], str]:
   record = durable.parse_json(content, path / NAME, remedy=REMEDY)
   if record.get("format") != FORMAT:
     raise broken(path / NAME, f"the format must be {FORMAT}")
-  again = durable.canonical(record).encode() + b"\n"
-  if not durable.is_sealed(record) or again != content:
+  canonical = durable.canonical(record).encode() + b"\n"
+  if not durable.is_sealed(record) or canonical != content:
     raise broken(path / NAME, "differs from its own checksum")
   shards = set(record["shards"])
   for name, (size, digest) in record["files"].items():
@@ -68,10 +76,14 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], str]:
 
 
 def verify(path: pathlib.Path, record: Mapping[str, Any]) -> None:
-  """Compares every file with size and checksum in the manifest.
+  """Compares every file with its size and checksum in the manifest.
+
+  Args:
+    path: folder of the store.
+    record: the manifest.
 
   Raises:
-    InputError: a file is missing, damaged or cannot be read; names it.
+    InputError: a file is missing, damaged or unreadable; names the file.
   """
   for name, recorded in record["files"].items():
     if list(_checksum(path / name)) != recorded:
@@ -86,5 +98,10 @@ def _checksum(file: pathlib.Path) -> tuple[int, str]:
 
 
 def broken(path: pathlib.Path, rule: str) -> InputError:
-  """The error about a damaged file."""
+  """Returns the error for a damaged file.
+
+  Args:
+    path: the file.
+    rule: the violated rule.
+  """
   return InputError("path", path, rule, REMEDY)

@@ -10,50 +10,57 @@ _OFFSET = 30.0  # |mean| / std of a dimension, which bfloat16 rounds away
 
 
 def check_rows(store: Store) -> None:
-  """Refuses a store whose rows teach nothing.
+  """Checks that a store has rows that an SAE can be trained on.
 
   Args:
     store: the training store.
 
   Raises:
-    InputError: "store" where rows are all equal, all zero, all not finite,
-      overflowed float16, or are of a size at which float32 loses squares.
+    InputError: rows are all equal, all zero or all non-finite, overflowed
+      float16, or have norms whose squares overflow or underflow float32.
   """
-  found = store.stats
-  count, bad = found["rows"], found["nonfinite_rows"]
-  square = found["mean_square"]
+  stats = store.stats
+  count, bad = stats["rows"], stats["nonfinite_rows"]
+  square = stats["mean_square"]
   if bad == count:
-    raise _refused(store, f"all {count} rows have a value that is not finite")
-  if store.columns["x"].dtype == "float16" and found["infinite_rows"]:
+    raise _refused(store, f"all {count} rows have a non-finite value")
+  if store.columns["x"].dtype == "float16" and stats["infinite_rows"]:
     raise _refused(
       store,
-      f"{found['infinite_rows']} of {count} rows overflowed float16, which ends "
-      "at 65504",
+      f"{stats['infinite_rows']} of {count} rows overflowed float16, whose "
+      "largest value is 65504",
     )
-  if not found["max_abs"]:
+  if not stats["max_abs"]:
     raise _refused(store, f"all {count} rows are zero")
-  variance = float(found["variance"].sum())
+  variance = float(stats["variance"].sum())
   if variance <= 1e-12 * square:
     raise _refused(store, f"all {count} rows are equal")
   if not _SMALLEST < square < _LARGEST:
     raise _refused(
       store,
-      f"the mean square of a row is {square:.3g}, and must lie in "
-      f"({_SMALLEST}, {_LARGEST}), where float32 holds squares",
+      f"the mean of |x|^2 is {square:.3g} and must be in "
+      f"({_SMALLEST}, {_LARGEST}), so that squares fit in float32",
     )
 
 
 def warnings(store: Store) -> list[str]:
-  """One line for each doubt about the rows: norms, offsets, values not finite.
+  """Returns a warning per doubtful property of the rows of a store.
 
-  Rows with norms far above the median decide sums of squares, and a mean far
-  above the deviation is rounded away by bfloat16.
+  These are non-finite rows, norms far above the median, which dominate sums of
+  squares, and a mean far above the standard deviation, which bfloat16 loses to
+  rounding.
+
+  Args:
+    store: the store.
+
+  Returns:
+    One line per warning.
   """
   found, lines = store.stats, []
   if found["nonfinite_rows"]:
     lines.append(
       f"{store.path}: {found['nonfinite_rows']} of {found['rows']} rows have a "
-      "value that is not finite"
+      "non-finite value"
     )
   norms = found["norm_quantiles"]
   # A few outliers do not show in quantiles, only in the largest value.
@@ -61,12 +68,12 @@ def warnings(store: Store) -> list[str]:
   if largest > _OUTLIER * norms["0.5"] > 0:
     lines.append(
       f"{store.path}: norms reach {largest:.3g}, {largest / norms['0.5']:.0f} "
-      "times the median: a few rows decide every sum of squares"
+      "times the median: a few rows dominate every sum of squares"
     )
   if found["mean_over_std_max"] > _OFFSET:
     lines.append(
       f"{store.path}: a dimension's mean is {found['mean_over_std_max']:.0f} "
-      "times its standard deviation: centre it, or store float32"
+      "times its standard deviation: centre the rows or store float32"
     )
   return lines
 

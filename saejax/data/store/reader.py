@@ -1,15 +1,15 @@
 """A store of rows on disk, read-only.
 
     store-<16 hex of the SHA-256 of meta.json>/
-      meta.json       what shapes the bytes, canonical JSON; declares columns
+      meta.json       settings that determine the bytes, canonical JSON
       x/ ...          a zarr3 array per column, see `arrays`
       ledger/*.jsonl  one line per bucket: rows, shards, checksums, sums
       stats.json      moments of the columns
       manifest.json   sizes and checksums of all these, written last
-      made.jsonl      when and with what it was written; decides nothing
+      made.jsonl      times and versions of writing; no result depends on it
 
-The rows that exist are the ledger's intervals, never the arrays' shape. Every
-chunk that is read is compared with the ledger's checksum.
+The rows of a store are the ledger's intervals; the arrays' shapes may be larger.
+Every chunk that is read is compared with the ledger's checksum.
 """
 
 import functools
@@ -23,7 +23,7 @@ import numpy as np
 import tensorstore as ts
 
 from saejax import durable
-from saejax.data.store import arrays, ledger, manifest
+from saejax.data.store import arrays, ledger, manifest, sums
 from saejax.data.store.columns import Column, from_json
 from saejax.errors import InputError
 
@@ -31,20 +31,22 @@ _TAKE_CHUNKS = 64  # chunks in memory at once while single rows are gathered
 
 
 class Store:
-  """Rows x [rows, d] with the columns that go with each row.
+  """Rows x [rows, d] with further columns, opened by `open`.
 
-  Made by `open`. Safe to use from several threads, and picklable; not usable
-  in a forked child.
+  A store is picklable and can be read by several threads, but not by a forked
+  child.
+
+  Args:
+    path: folder of the store.
 
   Attributes:
-    path: folder.
     meta: metadata, as written.
-    content: SHA-256 of the manifest, the identity of what is in the store.
+    content: SHA-256 of the manifest, the identity of the store's content.
     columns: declarations by name.
-    moments: of each float column, as `sums.stats`; "mean" and "variance" are
-      float64 arrays of the column's shape.
-    stats: counts of rows and, of x, the moments; where x has more axes than d,
-      "mean" and "variance" [d] and "mean_square" are over those axes too.
+    moments: moments of each float column, see `sums.stats`; "mean" and
+      "variance" are float64 arrays of the column's shape.
+    stats: counts of rows, and the moments of x pooled over all axes except d,
+      see `sums.pooled`.
     lines: the ledger's lines, one per bucket, by first row.
   """
 
@@ -56,9 +58,9 @@ class Store:
     stats = _json(path / manifest.STATS)
     self.moments: dict[str, dict[str, Any]] = {}
     for name, found in stats.pop("columns").items():
-      arrays_ = {n: np.asarray(found[n], np.float64) for n in _PER_NUMBER}
-      self.moments[name] = found | arrays_
-    self.stats: dict[str, Any] = stats | _pooled(self.moments["x"])
+      per_d = {n: np.asarray(found[n], "f8") for n in ("mean", "variance")}
+      self.moments[name] = found | per_d
+    self.stats: dict[str, Any] = stats | sums.pooled(self.moments["x"])
     names = [n for n in record["files"] if n.startswith(ledger.FOLDER + "/")]
     lines = ledger.read(path, names)
     self.lines = [line for line in lines if line["kind"] == "bucket"]
@@ -66,7 +68,7 @@ class Store:
     if self.rows != self.stats["rows"]:
       raise manifest.broken(
         path / ledger.FOLDER,
-        f"must name {self.stats['rows']} rows, names {self.rows}",
+        f"must have {self.stats['rows']} rows, has {self.rows}",
       )
 
   def __repr__(self) -> str:
@@ -78,7 +80,7 @@ class Store:
 
   @property
   def rows(self) -> int:
-    """Rows that exist."""
+    """Number of rows."""
     return sum(line["rows"] for line in self.lines)
 
   @property
@@ -88,12 +90,12 @@ class Store:
 
   @property
   def group_rows(self) -> int:
-    """Consecutive rows that are one group; 1 where rows are single."""
+    """Number of consecutive rows per group; 1 without groups."""
     return (self.meta.get("group") or {"rows": 1})["rows"]
 
   @property
   def trained(self) -> tuple[str, ...]:
-    """Names of the columns that training is given by default, x first."""
+    """Names of the columns that training reads by default, x first."""
     names = [n for n, c in self.columns.items() if c.train and n != "x"]
     return ("x", *names)
 
@@ -112,13 +114,16 @@ class Store:
       for i in range(start, stop, size)
     ]
 
-  # --- reading ---------------------------------------------------------------
-
   def read(self, start: int, stop: int, column: str = "x") -> np.ndarray:
-    """Rows [stop - start, ...] of a column in the stored dtype.
+    """Reads rows [stop - start, ...] of a column in the stored dtype.
+
+    Args:
+      start: first row.
+      stop: row after the last.
+      column: name of the column.
 
     Raises:
-      InputError: a shard is missing, corrupt or not where it belongs.
+      InputError: a shard is missing or differs from its checksum.
       IndexError: the rows do not exist.
     """
     return self.read_many([(start, stop)], column)[0]
@@ -126,16 +131,20 @@ class Store:
   def read_many(
     self, intervals: Sequence[tuple[int, int]], column: str = "x"
   ) -> list[np.ndarray]:
-    """The rows of several intervals of a column, requested together."""
+    """Reads several intervals, requested together; see `read_each`."""
     return list(self.read_each(intervals, column))
 
   def read_each(
     self, intervals: Sequence[tuple[int, int]], column: str = "x"
   ) -> Iterator[np.ndarray]:
-    """As `read_many`, as an iterator: each interval is checked when yielded.
+    """Yields the rows of several intervals of a column, requested together.
 
-    Data that is used right after its checksum is still in the CPU's cache,
-    which makes the checksum nearly free.
+    Each interval is checked when it is yielded and used next, while it is still
+    in the CPU's cache, which makes the checksum nearly free.
+
+    Args:
+      intervals: (start, stop) of each.
+      column: name of the column.
     """
     arrays.check_process(self.path)
     whole = [self._whole_chunks(*interval) for interval in intervals]
@@ -152,17 +161,17 @@ class Store:
   def take(
     self, rows: Sequence[int] | np.ndarray, *names: str
   ) -> dict[str, np.ndarray]:
-    """The values of some rows, in the order asked for: {name: [rows, ...]}.
+    """Gathers rows of columns, {name: [rows, ...]}, in the order of `rows`.
 
     Args:
-      rows: row numbers, as batches carry them.
-      *names: columns; all by default.
+      rows: row numbers, as batches have them.
+      *names: names of columns; all by default.
     """
     index = np.asarray(rows, np.int64).reshape(-1)
     self._check_rows(index)
     chunk = index // self.meta["chunk_rows"]
     order = np.argsort(chunk, kind="stable")
-    found = {}
+    columns = {}
     for name in names or self.columns:
       column = self._column(name)
       out = np.empty((len(index), *column.shape), np.dtype(column.dtype))
@@ -174,18 +183,26 @@ class Store:
         for i, of_chunk in enumerate(values):
           here = part[place == i]
           out[here] = of_chunk[index[here] - whole[i][0]]
-      found[name] = out
-    return found
+      columns[name] = out
+    return columns
 
   def provenance(
     self, rows: Sequence[int] | np.ndarray
   ) -> dict[str, np.ndarray]:
-    """Provenance of rows: the columns not used in training, [rows, ...]."""
+    """Gathers the provenance of rows: the columns that training does not read.
+
+    Args:
+      rows: row numbers.
+    """
     names = [n for n in self.columns if n not in self.trained]
     return self.take(rows, *names) if names else {}
 
   def whole(self, *names: str) -> dict[str, np.ndarray]:
-    """Whole columns over the rows that exist, in row order."""
+    """Reads whole columns, in row order.
+
+    Args:
+      *names: names of the columns.
+    """
     return {
       name: np.concatenate(self.read_many(self.intervals, name))
       for name in names
@@ -213,12 +230,12 @@ class Store:
     return {}
 
   def _whole_chunks(self, start: int, stop: int) -> tuple[int, int]:
-    """The interval of the chunks that hold an interval of rows."""
+    """Extends an interval of rows to whole chunks."""
     self._check_rows(np.asarray([start, stop - 1]))
     first, last = self._bounds
     i, j = np.searchsorted(first, [start, stop - 1], side="right") - 1
     if not np.array_equal(last[i:j], first[i + 1 : j + 1]):
-      raise IndexError(f"rows must lie in {self.intervals}, got a hole")
+      raise IndexError(f"rows must be within {self.intervals}, got a gap")
     size = self.meta["chunk_rows"]
     return start - start % size, min(-(-stop // size) * size, int(last[j]))
 
@@ -227,7 +244,7 @@ class Store:
     start, stop = self._bounds
     bucket = np.searchsorted(start, rows, side="right") - 1
     if not np.all((bucket >= 0) & (rows < stop[bucket])):
-      raise IndexError(f"rows must lie in {self.intervals}, got {rows}")
+      raise IndexError(f"rows must be within {self.intervals}, got {rows}")
 
   @functools.cached_property
   def _bounds(self) -> np.ndarray:
@@ -235,7 +252,7 @@ class Store:
 
   @functools.cached_property
   def _checksums(self) -> dict[str, dict[int, int]]:
-    """Checksum of each chunk by its first row, of each column."""
+    """Checksums of chunks, by column and first row of the chunk."""
     size = self.meta["chunk_rows"]
     return {
       name: {
@@ -257,19 +274,19 @@ class Store:
         )[0]
         raise manifest.broken(
           self.path / file,
-          f"rows from {start} on are not those that were written there",
+          f"rows from {start} on differ from those that were written",
         )
 
   def verify(self) -> None:
     """Reads every file and every chunk and compares them with their checksums.
 
     Raises:
-      InputError: something is damaged; names the file.
+      InputError: a file is damaged; names the file.
     """
     record, content = manifest.read(self.path)
     if content != self.content:
       raise manifest.broken(
-        self.path / manifest.NAME, "was replaced since the store was opened"
+        self.path / manifest.NAME, "was replaced after the store was opened"
       )
     manifest.verify(self.path, record)
     for name in self.columns:
@@ -293,25 +310,6 @@ class Store:
       ) from error
 
 
-_PER_NUMBER = ("mean", "variance")
-
-
-def _pooled(moments: Mapping[str, Any]) -> dict[str, Any]:
-  """Moments of x over all axes but d, as preps want them."""
-  mean, variance = moments["mean"], moments["variance"]
-  if mean.ndim < 2:
-    return dict(moments)
-  d = mean.shape[-1]
-  means, variances = mean.reshape(-1, d), variance.reshape(-1, d)
-  pooled = means.mean(0)
-  square = (variances + means * means).mean(0)
-  return dict(moments) | {
-    "mean": pooled,
-    "variance": np.maximum(square - pooled * pooled, 0.0),
-    "mean_square": moments["mean_square"] / len(means),
-  }
-
-
 def _parts(order: np.ndarray, chunk: np.ndarray) -> Iterator[np.ndarray]:
   """Splits the indices of rows into parts that span few chunks each."""
   if not len(order):
@@ -332,15 +330,15 @@ def open(  # pylint: disable=redefined-builtin
 ) -> Store:
   """Opens a complete store.
 
-  Sizes of all files and the contents of the small ones are compared with the
-  manifest; rows are compared as they are read.
+  Sizes of all files and the contents of small ones are compared with the
+  manifest here; rows are compared with their checksums when they are read.
 
   Args:
     path: folder of the store.
     expect: required values of model, layer, point, d, split, or any entry of
       the metadata.
 
-    Raises:
+  Raises:
     InputError: the store does not exist, is incomplete or damaged, or differs
       from `expect`.
   """
@@ -351,16 +349,15 @@ def open(  # pylint: disable=redefined-builtin
       raise InputError(
         "path",
         path,
-        f"must be a store ({manifest.META} is not there)",
-        "harvest first, or name the folder store-...",
+        f"must be a store ({manifest.META} is missing)",
+        "harvest first, or give the path of the folder store-...",
       )
     if not (path / manifest.NAME).is_file():
       raise InputError(
         "path",
         path,
-        f"must be complete, and {manifest.NAME}, which is written last, is not "
-        "there",
-        "repeat the command that wrote it: it resumes where it stopped",
+        f"must be complete ({manifest.NAME}, which is written last, is missing)",
+        "repeat the command that wrote it; it resumes where it stopped",
       )
     store = Store(path)
   except OSError as error:
@@ -372,7 +369,7 @@ def open(  # pylint: disable=redefined-builtin
   except (LookupError, TypeError, ValueError, AttributeError) as error:
     raise manifest.broken(
       path,
-      f"meta.json, stats.json, ledger or manifest is not of a store "
+      f"meta.json, stats.json, ledger or manifest is not valid "
       f"({type(error).__name__}: {error})",
     ) from error
   for field, wanted in (expect or {}).items():
@@ -381,14 +378,19 @@ def open(  # pylint: disable=redefined-builtin
       raise InputError(
         "expect",
         f"{field}={wanted}",
-        f"the store {path.name} is of {found}",
-        "name another store, or harvest one with these settings",
+        f"the store {path.name} has {field}={found}",
+        "open another store, or harvest one with these settings",
       )
   return store
 
 
 def described(store: Store, field: str) -> Any:
-  """Looks up a store's model, layer, point, d, or an entry of its metadata."""
+  """Looks up a property of a store; None where it is not recorded.
+
+  Args:
+    store: the store.
+    field: "model", "layer", "point", "d" or an entry of the metadata.
+  """
   if field == "d":
     return store.d
   if field == "model":

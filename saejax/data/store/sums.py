@@ -1,9 +1,9 @@
 """Statistics of rows that can be summed bucket by bucket.
 
-Everything is accumulated in float64, chunk by chunk in row order, so that the
-sums of a bucket depend on its rows alone and a resumed harvest has the bits of
-an undisturbed one. Rows that are not finite are counted and left out. A column
-of shape [...] a row is taken as vectors of all its numbers.
+Sums are accumulated in float64, chunk by chunk in row order, so that the sums of
+a bucket depend on its rows alone and a resumed harvest gives the same bits as an
+uninterrupted one. Non-finite rows are counted and left out of the sums. A column
+with several axes per row is flattened to one vector per row.
 """
 
 import dataclasses
@@ -24,12 +24,13 @@ class Sums:
 
   Attributes:
     rows: finite rows.
-    nonfinite: rows with a value that is not finite.
-    infinite: of those, rows with an infinite one.
-    x: [d] sum of x.
-    square: [d] sum of x^2.
-    max_abs: largest |x|.
-    norms: rows a bin of the row norm, bin floor(64 log2 |x|); None for 0.
+    nonfinite: rows with a non-finite value.
+    infinite: rows with an infinite value, among the non-finite ones.
+    x: sum of x, [d].
+    square: sum of x^2, [d].
+    max_abs: largest absolute value.
+    norms: number of rows per bin floor(64 log2 |x|) of the row norm; the bin of
+      norm 0 is None.
   """
 
   rows: int
@@ -41,6 +42,7 @@ class Sums:
   norms: Mapping[int | None, int]
 
   def to_json(self) -> dict[str, Any]:
+    """Returns the sums as a dict that JSON can store."""
     norms = [[k, n] for k, n in self.norms.items()]
     norms.sort(key=lambda pair: (pair[0] is not None, pair[0] or 0))
     return {
@@ -55,6 +57,11 @@ class Sums:
 
   @classmethod
   def from_json(cls, record: Mapping[str, Any]) -> "Sums":
+    """Reads sums.
+
+    Args:
+      record: a dict written by `to_json`.
+    """
     return cls(
       rows=record["rows"],
       nonfinite=record["nonfinite"],
@@ -67,7 +74,14 @@ class Sums:
 
 
 def of(x: np.ndarray) -> Sums:
-  """The sums of rows x [rows, ...] of any float type."""
+  """Computes the sums of rows.
+
+  Args:
+    x: rows [rows, ...] of any float type.
+
+  >>> of(np.ones((3, 2))).x.tolist()
+  [3.0, 3.0]
+  """
   x = x.reshape(len(x), -1)
   parts = [_of_chunk(x[i : i + _CHUNK_ROWS]) for i in _starts(len(x))]
   return merge(parts, d=x.shape[-1])
@@ -107,7 +121,12 @@ def _of_chunk(x: np.ndarray) -> Sums:
 
 
 def merge(parts: Iterable[Sums], *, d: int) -> Sums:
-  """Adds sums in the order given, which fixes the bits of the result."""
+  """Adds sums in the given order, which determines the bits of the result.
+
+  Args:
+    parts: the sums.
+    d: width of a row, for the case of no parts.
+  """
   rows = nonfinite = infinite = 0
   x, square, max_abs = np.zeros(d), np.zeros(d), 0.0
   norms: dict[int | None, int] = {}
@@ -124,17 +143,17 @@ def merge(parts: Iterable[Sums], *, d: int) -> Sums:
 
 
 def stats(sums: Sums, shape: tuple[int, ...]) -> dict[str, Any]:
-  """Moments and quantiles of a column, as written to stats.json.
+  """Computes the moments and quantiles of a column, as stored in stats.json.
 
   Args:
-    sums: over all rows.
-    shape: of the column in a row.
+    sums: sums over all rows.
+    shape: shape of the column per row.
 
   Returns:
-    mean and variance of that shape; mean_square, the mean over rows of |x|^2;
-    norm_quantiles {q: |x|}; mean_over_std_max, the largest |mean| / std of a
-    dimension (bf16 storage hurts above about 30); max_abs; nonfinite_rows, and
-    infinite_rows among them.
+    mean and variance of this shape; mean_square, the mean of |x|^2 over rows;
+    norm_quantiles {q: |x|}; mean_over_std_max, the largest |mean| / std over
+    dimensions (above about 30, bfloat16 loses precision); max_abs;
+    nonfinite_rows, and infinite_rows among them.
   """
   rows = max(sums.rows, 1)
   mean = sums.x / rows
@@ -150,6 +169,29 @@ def stats(sums: Sums, shape: tuple[int, ...]) -> dict[str, Any]:
     "max_abs": sums.max_abs,
     "nonfinite_rows": sums.nonfinite,
     "infinite_rows": sums.infinite,
+  }
+
+
+def pooled(moments: Mapping[str, Any]) -> dict[str, Any]:
+  """Pools the moments of a column over all axes except the last.
+
+  Args:
+    moments: the result of `stats`, with mean and variance as arrays [..., d].
+
+  Returns:
+    The moments, with mean and variance [d] and mean_square per vector [d].
+  """
+  mean, variance = moments["mean"], moments["variance"]
+  if mean.ndim < 2:
+    return dict(moments)
+  d = mean.shape[-1]
+  means, variances = mean.reshape(-1, d), variance.reshape(-1, d)
+  center = means.mean(0)
+  square = (variances + means * means).mean(0)
+  return dict(moments) | {
+    "mean": center,
+    "variance": np.maximum(square - center * center, 0.0),
+    "mean_square": moments["mean_square"] / len(means),
   }
 
 

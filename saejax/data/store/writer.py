@@ -1,8 +1,8 @@
-"""Writing a store, one bucket at a time, so that it survives any kill.
+"""Writes a store bucket by bucket, so that writing can resume after any kill.
 
 A bucket is permuted, its shards are written whole, and then one ledger line
-names them. Before that line the bucket does not exist: whatever a killed
-process left beyond its ledger is deleted on the next start. The manifest is
+names them. Before that line the bucket does not exist: files that a killed
+process left beyond its ledger are deleted on the next start. The manifest is
 written last and makes the store complete.
 """
 
@@ -27,7 +27,14 @@ MADE = "made.jsonl"  # time, host and versions; no result depends on it
 
 
 def check_sizes(meta: Mapping[str, Any]) -> None:
-  """Raises InputError where group, chunk, shard and bucket do not nest."""
+  """Checks that the sizes of group, chunk, shard and bucket are multiples.
+
+  Args:
+    meta: metadata with chunk_rows, shard_rows, bucket_rows and group.
+
+  Raises:
+    InputError: a size is below 1, or not a multiple of the next smaller one.
+  """
   names = ("chunk_rows", "shard_rows", "bucket_rows")
   for name in names:
     if meta[name] < 1:
@@ -46,12 +53,12 @@ def check_sizes(meta: Mapping[str, Any]) -> None:
 
 
 class Writer:
-  """Writes the buckets of one host into a store; closes by `finish`.
+  """Writes the buckets of one host into a store; `finish` completes it.
 
   Attributes:
     path: folder of the store.
-    meta: its metadata.
-    columns: its columns.
+    meta: metadata of the store.
+    columns: declarations of its columns.
   """
 
   def __init__(
@@ -63,19 +70,19 @@ class Writer:
     host: int = 0,
     hosts: int = 1,
   ):
-    """Creates the store, or opens what an earlier process left of it.
+    """Creates the store, or opens an unfinished one to resume writing.
 
     Args:
       path: folder of the store.
       meta: metadata: format, columns, capacity, bucket_rows, shard_rows,
-        chunk_rows, shuffled, seed, group, and whatever else describes it.
+        chunk_rows, shuffled, seed, group, and further descriptions.
       files: further small files of the store, by name.
-      host: number of this process; it writes buckets host, host + hosts, ...
-      hosts: number of processes that write this store.
+      host: index of this process, which writes buckets host, host + hosts, ...
+      hosts: number of processes that write the store.
 
     Raises:
-      InputError: the folder cannot be written, belongs to other metadata, is
-        damaged, or is being written by another process.
+      InputError: the folder cannot be written, has other metadata, is damaged,
+        or is being written by another process.
     """
     check_sizes(meta)
     self.path, self.meta = path, dict(meta)
@@ -103,28 +110,28 @@ class Writer:
     own |= {name.split("/")[0] for name in self._files}
     if (self.path / manifest.META).exists():
       return
-    for found in self.path.iterdir():
-      if found.name not in own and not found.name.endswith(".tmp"):
+    for entry in self.path.iterdir():
+      if entry.name not in own and not entry.name.endswith(".tmp"):
         raise InputError(
           "path",
           self.path,
-          f"must be a store or empty, and holds {found.name}",
-          "name another folder",
+          f"must be a store or empty, and has {entry.name}",
+          "give another folder",
         )
 
   def _check_meta(self) -> None:
-    found = self.path / manifest.META
+    file = self.path / manifest.META
     wanted = durable.canonical(self.meta).encode()
-    if found.exists() and found.read_bytes() != wanted:
+    if file.exists() and file.read_bytes() != wanted:
       raise InputError(
         "path",
         self.path,
-        "holds a store of other settings",
-        "name another folder",
+        "has a store with other settings",
+        "give another folder",
       )
 
   def _check_lines(self) -> None:
-    """Checks that shards in the ledger exist; reading checks their contents."""
+    """Checks sizes of the ledger's shards; reading checks their contents."""
     ledger.check(self.path, self.lines, self.meta, self.columns)
     for line in self.lines:
       for name, (size, _) in line["shards"].items():
@@ -144,7 +151,7 @@ class Writer:
         file.unlink()
 
   def _write_files(self) -> None:
-    # meta.json last: where it is, the others are.
+    # meta.json is last, so that where it exists, the others do.
     content = durable.canonical(self.meta).encode()
     for name, wanted in {**self._files, manifest.META: content}.items():
       file = self.path / name
@@ -168,12 +175,12 @@ class Writer:
 
   @property
   def lines(self) -> list[dict[str, Any]]:
-    """The ledger's lines about buckets."""
+    """Bucket lines of the ledger."""
     return [line for line in self._ledger.lines if line["kind"] == "bucket"]
 
   @property
   def calibration(self) -> dict[str, Any] | None:
-    """The calibration recorded by `calibrate`."""
+    """Calibration recorded by `calibrate`, or None."""
     for line in self._ledger.lines:
       if line["kind"] == "calibration":
         return line["calibration"]
@@ -181,16 +188,20 @@ class Writer:
 
   @property
   def rows(self) -> int:
-    """Rows written by this host."""
+    """Number of rows written by this host."""
     return sum(line["rows"] for line in self.lines)
 
   @property
   def resume(self) -> dict[str, Any] | None:
-    """The resume point after the last bucket; None before the first."""
+    """Resume point after the last bucket; None before the first."""
     return self.lines[-1]["resume"] if self.lines else None
 
   def calibrate(self, calibration: Mapping[str, Any]) -> None:
-    """Records measurements made before the first row."""
+    """Records measurements made before the first row.
+
+    Args:
+      calibration: the measurements, JSON-serialisable.
+    """
     record = {"kind": "calibration", "calibration": dict(calibration)}
     with _disk_errors(self.path):
       self._ledger.append(record)
@@ -209,11 +220,15 @@ class Writer:
       values: every column [rows, ...] in its dtype; `bucket_rows` rows, fewer
         in the last bucket only.
       resume: resume point of the next bucket, JSON-serialisable.
-      dropped: rows dropped by each rule on the way to this bucket.
-      read: units the source read on the way to this bucket, such as tokens.
+      dropped: rows dropped by each rule since the last bucket.
+      read: units that the source read since the last bucket, such as tokens.
 
     Returns:
       The ledger line.
+
+    Raises:
+      InputError: a column has another dtype or shape, or the disk is full.
+      ValueError: columns are missing.
     """
     if columns.declare(values, self.columns).keys() != self.columns.keys():
       raise ValueError(
@@ -251,7 +266,7 @@ class Writer:
       )
 
   def _order(self, rows: int, bucket: int) -> np.ndarray:
-    """The permutation of a bucket, of its groups where rows come in groups."""
+    """Returns the permutation of a bucket's rows, which keeps groups whole."""
     group = (self.meta.get("group") or {"rows": 1})["rows"]
     if rows % group:
       raise ValueError(f"{rows} rows are not whole groups of {group}")
@@ -262,7 +277,7 @@ class Writer:
   def _write_shards(
     self, values: Mapping[str, np.ndarray], first: int
   ) -> dict[str, list[Any]]:
-    """Writes whole shards; returns size and SHA-256 of each by name."""
+    """Writes whole shards; returns [size, SHA-256] of each by name."""
     rows, shard = len(values["x"]), self.meta["shard_rows"]
     writes = [
       self._arrays[name][first + i : first + min(i + shard, rows)].write(
@@ -311,7 +326,7 @@ class Writer:
     self.close()
 
   def _small(self) -> list[str]:
-    """Names of the files that are not shards."""
+    """Returns the names of files other than shards."""
     ledgers = sorted((self.path / ledger.FOLDER).glob("*.jsonl"))
     return [
       manifest.META,
@@ -329,7 +344,15 @@ class Writer:
 def total(
   lines: list[dict[str, Any]], declared: Mapping[str, columns.Column]
 ) -> dict[str, Any]:
-  """Moments of each float column over the lines of a ledger."""
+  """Computes the moments of each float column over bucket lines.
+
+  Args:
+    lines: bucket lines of ledgers.
+    declared: declarations of the columns.
+
+  Returns:
+    The result of `sums.stats` by column name.
+  """
   return {
     name: sums.stats(
       sums.merge(

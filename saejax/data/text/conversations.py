@@ -1,13 +1,13 @@
-"""Conversations: templates, duplicates, packing, the buffer that mixes rows.
+"""Conversations: templates, deduplication, packing and a mixing buffer.
 
-FAST gives the model one templated conversation at a time. Here that is packing
-"per_sample"; "segmented" puts several into a row of which none sees another and
-positions begin anew, which gives the same activations and wastes less; "block"
-cuts the joined conversations into blocks without regard to their ends, which is
-what FAST improves upon.
+FAST gives the model one templated conversation per row, which is packing
+"per_sample" here. "segmented" packs several conversations into a row; they do
+not attend to each other and positions restart, so activations are equal and
+less padding is needed. "block" cuts the concatenated conversations into blocks
+regardless of their ends; it is the baseline that FAST improves on.
 
-Special tokens stay: they are what FAST's metric looks at. For a harvest of
-conversations write their ids with `text.write_ids` and use `as_conversations`.
+Special tokens are kept, since FAST's metric is measured on them. To harvest
+conversations, write their ids with `text.write_ids` and use `as_conversations`.
 
 References:
   Li et al., Training Superior Sparse Autoencoders for Instruct Models, 2025,
@@ -41,17 +41,25 @@ EXTRA = "transformers"  # of saejax[models]
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-  """How turns become one text.
+  """Joins the turns of a conversation into one text.
 
   Attributes:
-    turn: of each, with {role} and {content}.
-    begin: before the first.
+    turn: format of a turn, with {role} and {content}.
+    begin: text before the first turn.
+
+  >>> TEMPLATES["plain"]([{"role": "user", "content": "Hello"}])
+  'user: Hello\\n'
   """
 
   turn: str
   begin: str = ""
 
   def __call__(self, turns: Sequence[Turn]) -> str:
+    """Returns the text of a conversation.
+
+    Args:
+      turns: the turns, each with "role" and "content".
+    """
     parts = [self.turn.format(**turn) for turn in turns]
     return self.begin + "".join(parts)
 
@@ -67,11 +75,15 @@ TEMPLATES = {
 
 
 def render(folder: str | pathlib.Path, turns: Sequence[Turn]) -> str:
-  """The text of a conversation by the template in a model's folder.
+  """Applies the chat template of a model's folder to a conversation.
+
+  Args:
+    folder: folder of the model, with its tokenizer.
+    turns: the turns, each with "role" and "content".
 
   Raises:
-    InputError: transformers is not installed, or the tokenizer there has no
-      chat template.
+    InputError: transformers is not installed, or the tokenizer has no chat
+      template.
   """
   try:
     tokenizers = importlib.import_module(EXTRA)
@@ -96,26 +108,30 @@ def render(folder: str | pathlib.Path, turns: Sequence[Turn]) -> str:
 def deduplicate(
   conversations: Iterable[Sequence[Turn]], *, words: int = 20
 ) -> list[int]:
-  """Numbers of the conversations to keep, in order.
+  """Returns the numbers of conversations to keep, in order.
 
-  One is dropped if any run of `words` words inside one of its turns was seen in
-  a conversation kept before; turns shorter than that say nothing. 8 bytes of a
-  hash are kept of each run.
+  A conversation is dropped if a sequence of `words` words within one of its
+  turns occurs in an earlier conversation that is kept. Turns with fewer words
+  are not compared. Memory is 8 bytes per sequence.
+
+  Args:
+    conversations: the conversations, as sequences of turns.
+    words: length of the compared sequences.
   """
   seen: set[bytes] = set()
-  kept = []
+  numbers = []
   for number, turns in enumerate(conversations):
     own = {h for turn in turns for h in _runs(turn["content"], words)}
     if seen.isdisjoint(own):
-      kept.append(number)
+      numbers.append(number)
       seen |= own
-  return kept
+  return numbers
 
 
 def _runs(text: str, words: int) -> Iterator[bytes]:
-  found = text.split()
-  for i in range(len(found) - words + 1):
-    run = " ".join(found[i : i + words]).encode("utf-8", "surrogatepass")
+  parts = text.split()
+  for i in range(len(parts) - words + 1):
+    run = " ".join(parts[i : i + words]).encode("utf-8", "surrogatepass")
     yield hashlib.blake2b(run, digest_size=8).digest()
 
 
@@ -127,11 +143,11 @@ class Packed:
   """Rows for the model; all arrays [R, T].
 
   Attributes:
-    ids: int32, 0 at padding.
-    mask: which are tokens.
-    doc: int64, the document of each token.
-    pos: int32, its position in the document.
-    segmented: whether documents in a row must not see each other.
+    ids: int32 tokens, 0 at padding.
+    mask: whether a place has a token.
+    doc: int64, document of each token.
+    pos: int32, position of each token in its document.
+    segmented: whether documents in a row must not attend to each other.
   """
 
   ids: Int[np.ndarray, "R T"]
@@ -147,25 +163,32 @@ def pack(
   packing: str = "per_sample",
   max_tokens: int,
 ) -> Packed:
-  """Puts documents into rows of at most `max_tokens` tokens.
+  """Packs documents into rows of at most `max_tokens` tokens.
 
   Args:
-    documents: ids, special tokens included; truncated at max_tokens, but with
-      "block", which goes on in the next row.
-    packing: "per_sample", a row each; "segmented", longest first, each into the
-      row with the least room that has enough; "block", joined in order and cut.
-    max_tokens: of a row.
+    documents: ids of each document, special tokens included, truncated at
+      max_tokens except for "block".
+    packing: "per_sample" for one row per document; "segmented" for several
+      documents per row, longest first, each in the fullest row that has room
+      (best fit); "block" for the concatenated documents cut into rows.
+    max_tokens: maximum number of tokens per row.
 
   Raises:
-    InputError: an unknown packing, or no tokens.
+    InputError: the packing is unknown, or there are no tokens.
+
+  >>> pack([np.array([1, 2]), np.array([3])], max_tokens=4).ids.tolist()
+  [[1, 2], [3, 0]]
   """
   if packing not in PACKINGS:
     raise InputError(
-      "packing", packing, f"must be one of {', '.join(PACKINGS)}", "change it"
+      "packing", packing, f"must be one of {', '.join(PACKINGS)}", "choose one"
     )
   if max_tokens < 1 or not any(map(len, documents)):
     raise InputError(
-      "max_tokens", max_tokens, "rows need a token at least", "raise it"
+      "max_tokens",
+      max_tokens,
+      "must be at least 1, and documents must have tokens",
+      "raise it, or pass documents with tokens",
     )
   lengths = [min(len(ids), max_tokens) for ids in documents]
   if packing == "block":
@@ -189,7 +212,7 @@ def pack(
   return Packed(ids, mask, doc, pos, packing == "segmented")
 
 
-Pieces = list[list[tuple[int, int, int]]]  # of each row (document, start, n)
+Pieces = list[list[tuple[int, int, int]]]  # (document, start, n), per row
 
 
 def _blocks(lengths: Sequence[int], width: int) -> Pieces:
@@ -228,24 +251,23 @@ def _fitted(lengths: Sequence[int], width: int) -> Pieces:
 def activations(
   model: models.Model, packed: Packed, site: str, *, batch_rows: int = 16
 ) -> dict[str, np.ndarray]:
-  """The rows of all tokens, padding left out, by document and position.
+  """Computes the activations of all tokens, in order of document and position.
 
   Args:
     model: a causal model.
-    packed: of `pack`.
-    site: a name of `models.taps`.
-    batch_rows: rows a forward; the last batch is filled up.
+    packed: the result of `pack`.
+    site: name of a site, see `models.taps`.
+    batch_rows: rows per forward pass; the last batch is padded.
 
   Returns:
-    Columns x [rows, d], doc, pos and tok [rows], as `write_store` takes
-    them.
+    Columns x [rows, d], doc, pos and tok [rows], as `write_store` takes them.
   """
   columns: dict[str, list[np.ndarray]] = {"x": []}
   for start in range(0, len(packed.ids), batch_rows):
     part = slice(start, start + batch_rows)
     real = packed.mask[part]
     ids, mask = _filled(packed.ids[part], batch_rows), _filled(real, batch_rows)
-    mask[len(real) :, 0] = True  # rows of nothing attend to one token
+    mask[len(real) :, 0] = True  # padding rows attend to one token
     segment = None
     if packed.segmented:
       segment = _filled(packed.doc[part].astype(np.int32), batch_rows)
@@ -253,13 +275,13 @@ def activations(
     columns["x"].append(np.asarray(x)[: len(real)][real])
   doc, pos = packed.doc[packed.mask], packed.pos[packed.mask]
   order = np.lexsort([pos, doc])
-  found = {
+  table = {
     "x": np.concatenate(columns["x"]),
     "doc": doc,
     "pos": pos,
     "tok": packed.ids[packed.mask],
   }
-  return {name: column[order] for name, column in found.items()}
+  return {name: column[order] for name, column in table.items()}
 
 
 def _filled(a: np.ndarray, rows: int) -> np.ndarray:
@@ -267,11 +289,14 @@ def _filled(a: np.ndarray, rows: int) -> np.ndarray:
 
 
 def as_conversations(source: subject.Subject) -> subject.Subject:
-  """A subject whose documents bring all special tokens, which are kept.
+  """Returns a subject that adds no special tokens and keeps those of documents.
 
-  For a harvest of an "ids:" corpus with harvest.context and
-  harvest.document_tokens at the longest conversation: a window is then one
-  conversation, alone in its row.
+  For a harvest of an "ids:" corpus, set harvest.context and
+  harvest.document_tokens to the longest conversation, so that a window is one
+  conversation.
+
+  Args:
+    source: the subject.
   """
   return dataclasses.replace(source, prefix=(), suffix=(), special=frozenset())
 
@@ -282,19 +307,22 @@ def as_conversations(source: subject.Subject) -> subject.Subject:
 def mixing_buffer(
   parts: Iterable[Mapping[str, np.ndarray]], *, capacity_rows: int, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Fills a buffer, shuffles it, gives half away, fills it up again.
+  """Mixes rows in a buffer that is filled, shuffled and half emptied, repeatedly.
 
-  Every row is given once; at the end what is left is given whole. Has no
-  position to go back to: rows on disk are better mixed by the loader.
+  Every row is yielded once. The position cannot be restored; for rows on disk
+  use the loader.
 
   Args:
-    parts: columns of equal length, any number of rows each, without padding
-      (`activations` gives none).
-    capacity_rows: of the buffer, at least 2.
-    seed: of the shuffles.
+    parts: columns of equal length, with any number of rows per part and without
+      padding, such as the results of `activations`.
+    capacity_rows: rows of the buffer, at least 2.
+    seed: seed of the shuffles.
 
-  Returns:
-    Columns of capacity_rows // 2 rows each time, but the last.
+  Yields:
+    Columns of capacity_rows // 2 rows; at the end, of all remaining rows.
+
+  Raises:
+    InputError: capacity_rows is below 2.
   """
   if capacity_rows < 2:
     raise InputError(
@@ -311,11 +339,11 @@ def mixing_buffer(
           break
         rest = dict(part)
       room = capacity_rows - _rows(held)
-      taken = {name: a[:room] for name, a in rest.items()}
+      head = {name: a[:room] for name, a in rest.items()}
       rest = {name: a[room:] for name, a in rest.items()}
       held = {
         name: np.concatenate([held[name], a]) if held else a
-        for name, a in taken.items()
+        for name, a in head.items()
       }
     rows = _rows(held)
     if not rows:

@@ -1,12 +1,12 @@
 """Corpora: ordered documents, read lazily, identified by their content.
 
-A corpus is indexed in one streaming pass that keeps a digest and a place for
-each document and no text. Documents are ordered by digest: the order is
-deterministic, does not depend on file names, mixes the sources of a corpus,
-and puts exact duplicates side by side, of which the first is kept.
+A corpus is indexed in one streaming pass that stores a digest and a place for
+each document and no text. Documents are ordered by digest. This order is
+deterministic, does not depend on file names, mixes the sources of a corpus, and
+puts exact duplicates next to each other; the first of them is kept.
 
-A document belongs to the training or to the held-out part by its digest alone,
-so that it stays on its side when the corpus grows.
+The digest alone assigns a document to the training or the held-out part, so
+that the part of a document does not change when the corpus grows.
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ IDS = "ids:"  # before the path of a corpus of token ids
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-  """Documents in a fixed order; `len(corpus)` of them, `corpus[i]` reads one.
+  """Documents in a fixed order; `corpus[i]` reads document i.
 
   Attributes:
-    name: what was asked for, without the folders of a path.
-    source: where the texts lie.
-    digests: [documents, 32] uint8, SHA-256 of each text, ascending.
-    places: [documents] int64, argument of `source.read`.
-    details: what else identifies the corpus, for `describe`.
-    highest: where documents are token ids, written as numbers, the highest of
-      them; -1 where there is none. None where they are texts.
+    name: name given to `documents`, without the folders of a path.
+    source: source of the texts.
+    digests: SHA-256 of each text, ascending, [documents, 32] uint8.
+    places: argument of `source.read` for each document, [documents] int64.
+    details: further identity of the corpus, for `describe`.
+    highest: highest token id where documents are token ids, -1 if there are
+      none; None where documents are texts.
   """
 
   name: str
@@ -58,25 +58,30 @@ class Corpus:
         "harvest.corpus",
         self.name,
         f"document {index} changed while the corpus was in use",
-        "leave the corpus alone during a run and start again",
+        "do not change the corpus during a run, and run again",
       )
     return document
 
   def encode(
     self, index: int, encode: Callable[[str], np.ndarray]
   ) -> np.ndarray:
-    """The tokens of a document: encoded, or the ids that it consists of."""
+    """Returns the token ids of a document.
+
+    Args:
+      index: number of the document.
+      encode: encodes a text; not used where documents are token ids.
+    """
     if self.highest is None:
       return encode(self[index])
     return np.asarray(self[index].split(), np.int32)
 
   @property
   def fingerprint(self) -> str:
-    """SHA-256 over the documents' digests in order."""
+    """SHA-256 of the documents' digests in order."""
     return hashlib.sha256(self.digests.tobytes()).hexdigest()
 
   def describe(self) -> dict[str, Any]:
-    """What identifies the corpus in a store's metadata."""
+    """Returns the identity of the corpus for a store's metadata."""
     return {
       "name": self.name,
       "documents": len(self),
@@ -85,13 +90,26 @@ class Corpus:
     }
 
   def part(self, part: str, held_out_fraction: float) -> np.ndarray:
-    """Indices of the documents of one part, "train" or "held_out"."""
+    """Returns the numbers of the documents in a part.
+
+    Args:
+      part: "train" or "held_out".
+      held_out_fraction: expected fraction of held-out documents.
+    """
     held_out = _is_held_out(self.digests, held_out_fraction)
     return np.flatnonzero(held_out if part == HELD_OUT else ~held_out)
 
 
 def split(document: str, held_out_fraction: float = 0.1) -> str:
-  """The part a document belongs to by its hash: "train" or "held_out"."""
+  """Returns the part that a document's hash assigns it to.
+
+  Args:
+    document: the text.
+    held_out_fraction: expected fraction of held-out documents.
+
+  Returns:
+    "train" or "held_out".
+  """
   digest = np.frombuffer(_digest(document), np.uint8)[None]
   return HELD_OUT if _is_held_out(digest, held_out_fraction)[0] else TRAIN
 
@@ -102,19 +120,21 @@ def documents(
   """Opens a corpus by name.
 
   Args:
-    corpus: "python-docs" (the standard library of the running Python, without
-      tests and installed packages, and its pydoc topics); a folder (all files
-      below it that are not hidden), a glob or a file, each file in its own
-      format: JSON lines, one document a line, or UTF-8 text, one document a
-      file (see `formats`); a Hugging Face dataset, "hf:NAME", "hf:NAME:CONFIG"
-      or "hf:NAME:CONFIG:SPLIT"; or "ids:FILE", token ids as `write_ids` writes
-      them, which are not encoded.
-    field: the field that holds the text, for JSON lines and Hugging Face.
-    skip_null: whether documents whose field is null are left out.
+    corpus: one of
+      - "python-docs": the standard library of the running Python, without tests
+        and installed packages, and its pydoc topics;
+      - a folder (all files in it that are not hidden), a glob or a file, with
+        one document per line of JSON lines or per UTF-8 text file, see
+        `formats`;
+      - "hf:NAME", "hf:NAME:CONFIG" or "hf:NAME:CONFIG:SPLIT": a Hugging Face
+        dataset;
+      - "ids:FILE": token ids written by `write_ids`, which are not encoded.
+    field: name of the text field, for JSON lines and Hugging Face datasets.
+    skip_null: whether to leave out documents whose field is null.
 
   Raises:
-    InputError: "harvest.corpus" where nothing is found or a file is no text,
-      "harvest.field" where a document lacks the field or it is null.
+    InputError: there are no documents, a file is not text, or a document does
+      not have the field or has null in it.
   """
   details: dict[str, Any] = {}
   name = pathlib.Path(corpus).name
@@ -140,8 +160,12 @@ def write_ids(
 ) -> str:
   """Writes documents of token ids, such as a model's own samples.
 
-  One object {"ids": [...]} a line, without the special tokens that the harvest
-  puts round each window.
+  The file has one object {"ids": [...]} per line.
+
+  Args:
+    path: the file.
+    documents: ids of each document, without the special tokens that the harvest
+      adds to each window.
 
   Returns:
     The name of the corpus, "ids:FILE".
@@ -166,10 +190,10 @@ def _index(
     raise InputError(
       "harvest.corpus",
       name,
-      "must hold at least one document",
-      "name a folder, glob, .jsonl file or data set that is not empty",
+      "must have at least one document",
+      "give a folder, glob, .jsonl file or dataset that is not empty",
     )
-  # One 32-byte string a row: sorts and compares as the digest does.
+  # One 32-byte string per row, which compares as the digest does.
   flat = np.frombuffer(bytes(digests), "V32").reshape(-1)
   keys = np.frombuffer(bytes(digests), ">u8").reshape(-1, 4)
   order = np.lexsort([keys[:, i] for i in (3, 2, 1, 0)])
@@ -187,7 +211,7 @@ def _index(
 
 
 def _digest(document: str) -> bytes:
-  # Lone surrogates, which JSON can hold, have no UTF-8 form of their own.
+  # JSON may have lone surrogates, which strict UTF-8 cannot encode.
   return hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()
 
 

@@ -1,7 +1,7 @@
-"""What a harvest of text is refused for before the model runs.
+"""Checks of a harvest of text before the model runs.
 
-A training store may take hours: that the held-out one cannot be made is said
-before it, not after it.
+Writing a training store may take hours, so that a held-out store that cannot be
+written must be refused before it.
 """
 
 import math
@@ -23,71 +23,81 @@ def documents(
   plan: windows.Plan,
   encode: Callable[[int], np.ndarray],
 ) -> np.ndarray:
-  """The documents of a part; of the held-out, whole ones that fit its store.
+  """Returns the numbers of the documents to harvest for a part.
 
-  They are taken in order as long as the next one fits; one that alone is
-  larger than the store is passed over.
+  For the training part these are all its documents. For the held-out part they
+  are whole documents, in order, until the next one does not fit into the store;
+  documents larger than the store are skipped.
 
   Args:
-    config: sizes of the stores, share of the held-out documents.
+    config: settings of the harvest.
     corpus: the documents.
     part: "train" or "held_out".
-    plan: which of their tokens are rows.
-    encode: the tokens of a document, by its number.
+    plan: windows and rules that drop tokens.
+    encode: returns the tokens of a document by its number.
 
   Raises:
     InputError: no document is in this part, none fits, or none gives a row.
   """
-  found = corpus.part(part, config.held_out_fraction)
-  if not len(found):
+  candidates = corpus.part(part, config.held_out_fraction)
+  if not len(candidates):
     raise InputError(
       "harvest.corpus",
       config.corpus,
-      f"must have a document for the {part} store, and with held_out_fraction "
-      f"{config.held_out_fraction} none of its {len(corpus)} is in that part",
+      f"must have a document for the {part} store, but with held_out_fraction "
+      f"{config.held_out_fraction} none of {len(corpus)} is in that part",
       "use more documents or change harvest.held_out_fraction",
     )
   if part == text.TRAIN:
-    if not any(plan.rows(encode(document)) for document in found):
+    if not any(plan.rows(encode(document)) for document in candidates):
       raise no_rows(config, part)
-    return found
-  left, kept, shortest = config.held_out_rows, [], math.inf
-  for document in found:
+    return candidates
+  left, chosen, shortest = config.held_out_rows, [], math.inf
+  for document in candidates:
     rows = plan.rows(encode(document))
     shortest = min(shortest, rows)
     if left < rows <= config.held_out_rows:
       break
     if rows <= left:
-      kept.append(document)
+      chosen.append(document)
       left -= rows
-  if not kept:
+  if not chosen:
     raise InputError(
       "harvest.held_out_rows",
       config.held_out_rows,
-      f"must hold a whole document, and the shortest of {len(found)} held out "
-      f"has {shortest} rows",
-      "raise it, or take less of each document: harvest.document_tokens",
+      f"must fit a whole document; the shortest of {len(candidates)} held-out "
+      f"documents has {shortest} rows",
+      f"raise it to {shortest}, or truncate documents: harvest.document_tokens",
     )
   if left == config.held_out_rows:
     raise no_rows(config, part)
-  return np.asarray(kept, np.int64)
+  return np.asarray(chosen, np.int64)
 
 
 def no_rows(config: spec.HarvestConfig, part: str) -> InputError:
-  """The error for a part of which no token is a row."""
+  """Returns the error for a part all of whose tokens are dropped.
+
+  Args:
+    config: settings of the harvest.
+    part: "train" or "held_out".
+  """
   return InputError(
     "harvest.corpus",
     config.corpus,
-    f"must give rows, and every token of its {part} part is dropped",
+    f"must give rows, but every token of its {part} part is dropped",
     "use other documents or lower harvest.outlier_multiple and drop_ids",
   )
 
 
 def check_context(config: spec.HarvestConfig, source: subject.Subject) -> None:
-  """Refuses windows without room for a token, or longer than the model takes.
+  """Checks that a window has room for a token and fits the model.
+
+  Args:
+    config: settings of the harvest.
+    source: the model.
 
   Raises:
-    InputError: naming harvest.context and both ends.
+    InputError: harvest.context is out of range; states the range.
   """
   frame = len(source.prefix) + len(source.suffix)
   most = source.max_positions or math.inf
@@ -95,19 +105,24 @@ def check_context(config: spec.HarvestConfig, source: subject.Subject) -> None:
     raise InputError(
       "harvest.context",
       config.context,
-      f"must be above {frame}, the special tokens of a window, and at most "
-      f"{most}, the positions of the model",
-      "set harvest.context between them",
+      f"must be above {frame}, the number of special tokens of a window, and at "
+      f"most {most}, the number of positions of the model",
+      "set harvest.context in this range",
     )
 
 
 def check_ids(
   config: spec.HarvestConfig, source: subject.Subject, corpus: text.Corpus
 ) -> None:
-  """Refuses ids that the model does not have, in a corpus of ids or in a rule.
+  """Checks that the ids of a corpus and of drop_ids are in the vocabulary.
+
+  Args:
+    config: settings of the harvest.
+    source: the model.
+    corpus: the documents.
 
   Raises:
-    InputError: naming harvest.corpus or harvest.drop_ids and the id.
+    InputError: an id is out of range; names harvest.corpus or harvest.drop_ids.
   """
   for field, value, highest in (
     ("corpus", config.corpus, corpus.highest or 0),
@@ -118,7 +133,7 @@ def check_ids(
       raise InputError(
         f"harvest.{field}",
         value,
-        f"holds the id {highest}, and those of the model are in "
+        f"has the id {highest}, and ids of the model are in "
         f"[0, {source.vocabulary})",
         "use ids of the tokenizer of this model",
       )
@@ -129,37 +144,43 @@ def check_memory(
   source: subject.Subject,
   target: subject.Subject | None = None,
 ) -> None:
-  """Refuses batches, windows and buckets that cannot fit in memory.
+  """Checks that forward batches and buckets fit in memory.
 
-  Estimates leave out the weights and whatever the compiler adds.
+  Estimates leave out the weights and the buffers that the compiler adds.
+
+  Args:
+    config: settings of the harvest.
+    source: the model.
+    target: the model and site of the reconstruction target, if any.
 
   Raises:
-    InputError: naming the setting, what it takes and what there is.
+    InputError: a batch or bucket does not fit; states the bytes.
   """
   window = source.bytes_of(config.context)
-  there = memory.device()
+  available = memory.device()
   need = window * config.forward_batch
-  if need > there:
-    most = there // window
+  if need > available:
+    most = available // window
     raise InputError(
       "harvest.forward_batch" if most else "harvest.context",
       config.forward_batch if most else config.context,
-      f"a forward of {config.forward_batch} windows of {config.context} tokens "
-      f"takes {durable.size(need)} or more, and there are {durable.size(there)}",
+      f"a forward pass of {config.forward_batch} windows of {config.context} "
+      f"tokens takes at least {durable.size(need)}, and memory is "
+      f"{durable.size(available)}",
       f"lower it; {most} windows would fit" if most else "lower it",
     )
   columns = spec.columns(config, source, target).values()
   row = sum(column.row_bytes for column in columns)
-  # One is filled, one is shuffled into a copy and written.
+  # One bucket is filled while another is shuffled into a copy and written.
   need = (
     3 * row * min(config.bucket_rows, max(config.rows, config.held_out_rows))
   )
-  there = memory.host()
-  if need > there:
+  available = memory.host()
+  if need > available:
     raise InputError(
       "harvest.bucket_rows",
       config.bucket_rows,
-      f"buckets of so many rows take {durable.size(need)}, and there are "
-      f"{durable.size(there)}",
-      f"lower it; {there // (3 * row)} rows would fit",
+      f"three buckets take {durable.size(need)}, and memory is "
+      f"{durable.size(available)}",
+      f"lower it; {available // (3 * row)} rows would fit",
     )

@@ -1,12 +1,12 @@
-"""Files of a corpus, each read in the format that the file itself has.
+"""Files of a corpus, each read in the format of the file.
 
-  .jsonl, .ndjson   one JSON object a line, one document each
-  .json             the same where its first line is a whole object, else text
-  others            UTF-8 text, one document a file
+  .jsonl, .ndjson   JSON lines: one object, and so one document, per line
+  .json             JSON lines if its first line is a whole object, else text
+  others            UTF-8 text, one document per file
 
-with .gz or .zst after any of them. Compressed files are unpacked once, into a
-scratch file that is deleted with the process: documents are read in the order
-of their digests, and there is no way to jump about in a compressed file.
+with .gz or .zst after any of them. Compressed files are decompressed once into a
+temporary file that is deleted with the process, because documents are read in
+the order of their digests and a compressed file has no random access.
 """
 
 import bisect
@@ -37,28 +37,31 @@ _LENGTH = struct.Struct("<Q")
 
 
 def paths(corpus: str) -> list[pathlib.Path]:
-  """The files of a file, folder or glob, sorted; hidden ones left out.
+  """Returns the files of a file, folder or glob, sorted, without hidden ones.
+
+  Args:
+    corpus: path or glob.
 
   Raises:
-    InputError: there is none, or a folder cannot be read.
+    InputError: there are no files, or a folder cannot be read.
   """
   path = pathlib.Path(corpus).expanduser()
   with _readable(path):
     if path.is_file():
       return [path]
     if path.is_dir():
-      found = list(_below(path))
+      matches = list(_below(path))
     else:
-      found = glob.glob(str(path), recursive=True)
-    kept = [pathlib.Path(p) for p in found]
-    # A link to nothing is named when it is read.
-    files = sorted(p for p in kept if p.is_file() or p.is_symlink())
+      matches = glob.glob(str(path), recursive=True)
+    candidates = [pathlib.Path(p) for p in matches]
+    # A dangling link is kept, so that reading it raises an error with its name.
+    files = sorted(p for p in candidates if p.is_file() or p.is_symlink())
   if not files:
     raise InputError(
       "harvest.corpus",
       corpus,
-      "must be python-docs, a folder or glob of files, a file or hf:NAME, and "
-      "name at least one file",
+      "must be python-docs, hf:NAME, or a file, folder or glob with at least one "
+      "file",
       "correct the path or the name",
     )
   return files
@@ -75,14 +78,16 @@ def _raise(error: OSError) -> None:
 
 
 class Files:
-  """Texts in files; places count the bytes of all files laid end to end.
+  """Texts in files.
 
-  Those of texts in compressed files come after them, in the scratch file.
+  The place of a text is its byte offset in the concatenation of all files; for
+  texts of compressed files it is their offset in the temporary file, which
+  follows the others.
 
   Args:
     paths: the files.
-    document: takes a document out of a record, in files of JSON lines.
-    all_lines: whether all files are JSON lines, whatever their names.
+    document: extracts the document of a record, in files of JSON lines.
+    all_lines: whether all files are JSON lines, regardless of their names.
   """
 
   def __init__(
@@ -98,7 +103,7 @@ class Files:
 
   @functools.cached_property
   def _starts(self) -> list[int]:
-    """Place of each file, and the end; an empty file takes one place too."""
+    """Place of each file, and the end; empty files have a place of their own."""
     sizes = []
     for path in self._paths:
       with _readable(path):
@@ -107,7 +112,7 @@ class Files:
 
   @functools.cached_property
   def has_lines(self) -> bool:
-    """Whether a field is read in any of the files."""
+    """Whether any of the files is JSON lines."""
     return any(self._is_lines(path) for path in self._paths)
 
   def _is_lines(self, path: pathlib.Path) -> bool:
@@ -123,11 +128,11 @@ class Files:
     return self._sniffed[path]
 
   def texts(self) -> Iterator[tuple[int, str]]:
-    """Every document once, with its place."""
+    """Yields every document once, as (place, text)."""
     for path, start in zip(self._paths, self._starts, strict=False):
       packed = path.suffix.lower() in PACKED
-      for offset, found in self._texts_of(path):
-        yield self._keep(found) if packed else start + offset, found
+      for offset, document in self._texts_of(path):
+        yield self._keep(document) if packed else start + offset, document
 
   def _texts_of(self, path: pathlib.Path) -> Iterator[tuple[int, str]]:
     if not self._is_lines(path):
@@ -136,9 +141,9 @@ class Files:
     offset = 0
     for number, line in enumerate(_lines(path), 1):
       if line.strip():
-        found = self._parse(line, f"{path} line {number}")
-        if found is not None:
-          yield offset, found
+        document = self._parse(line, f"{path} line {number}")
+        if document is not None:
+          yield offset, document
       offset += len(line)
 
   def _parse(self, line: bytes, where: str) -> str | None:
@@ -156,7 +161,14 @@ class Files:
     return self._starts[-1] + self._spool.add(text)
 
   def read(self, place: int) -> str:
-    """The document at a place of `texts`."""
+    """Reads a document.
+
+    Args:
+      place: its place, from `texts`.
+
+    Raises:
+      InputError: the file cannot be read or has changed.
+    """
     if place >= self._starts[-1] and self._spool is not None:
       return self._spool.read(place - self._starts[-1])
     number = bisect.bisect_right(self._starts, place) - 1
@@ -166,12 +178,13 @@ class Files:
     with _readable(path), path.open("rb") as file:
       file.seek(offset)
       line = file.readline()
-    # A null was no document; if it is one now, the file has changed.
+    # Places of null documents are not given out, so the file has changed; the
+    # empty text differs from the digest.
     return self._parse(line, f"{path} at byte {offset}") or ""
 
 
 class _Spool:
-  """Texts in a scratch file without a name; a place is a text's offset."""
+  """Texts in an unnamed temporary file; a place is the offset of a text."""
 
   def __init__(self):
     with self._disk_errors():
@@ -206,7 +219,14 @@ class _Spool:
 
 
 def text(path: pathlib.Path) -> str:
-  """The content of a text file, unpacked."""
+  """Reads a text file, decompressed.
+
+  Args:
+    path: the file.
+
+  Raises:
+    InputError: the file cannot be read or is not UTF-8 text.
+  """
   content = b"".join(_chunks(path))
   wrong = content.find(0)  # archives of text files may be valid UTF-8
   try:
@@ -233,7 +253,7 @@ def _begins_with_an_object(path: pathlib.Path) -> bool:
 
 
 def _lines(path: pathlib.Path) -> Iterator[bytes]:
-  """The lines of a file with their ends."""
+  """Yields the lines of a file with their line ends."""
   rest: list[bytes] = []
   for chunk in _chunks(path):
     *whole, last = chunk.split(b"\n")
@@ -246,10 +266,10 @@ def _lines(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def _chunks(path: pathlib.Path) -> Iterator[bytes]:
-  """The content of a file, unpacked.
+  """Yields the decompressed content of a file.
 
   Raises:
-    InputError: it cannot be read, or is not what its name says.
+    InputError: the file cannot be read or decompressed.
   """
   suffix = path.suffix.lower()
   unpack = {".gz": _gzip, ".zst": _zstandard}.get(suffix, _plain)
@@ -268,7 +288,7 @@ def _gzip(file: BinaryIO) -> Iterable[bytes]:
 
 def _zstandard(file: BinaryIO) -> Iterator[bytes]:
   library = _import_zstandard(file.name)
-  # Archives of text are often packed with windows of 2 GiB.
+  # Archives of text are often compressed with windows of 2 GiB.
   unpacker = library.ZstdDecompressor(max_window_size=2**31)
   frame = None
   for chunk in _plain(file):
@@ -281,7 +301,7 @@ def _zstandard(file: BinaryIO) -> Iterator[bytes]:
         raise zlib.error(str(error)) from error
       chunk = frame.unused_data if frame.eof else b""
   if frame is not None and not frame.eof:
-    raise EOFError("it ends inside a frame")
+    raise EOFError("the file ends inside a frame")
 
 
 def _import_zstandard(path: str) -> Any:
@@ -298,7 +318,7 @@ def _import_zstandard(path: str) -> Any:
 
 @contextlib.contextmanager
 def _readable(path: pathlib.Path) -> Iterator[None]:
-  """Names the file that cannot be read, or cannot be unpacked."""
+  """Converts errors of reading and decompressing a file to InputError."""
   try:
     yield
   except OSError as error:
@@ -309,7 +329,12 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
 
 
 def unreadable(path: Any, reason: str) -> InputError:
-  """The error for a file of a corpus that cannot be read."""
+  """Returns the error for a file of a corpus that cannot be read.
+
+  Args:
+    path: the file.
+    reason: description of the failure.
+  """
   return InputError(
     "harvest.corpus",
     path,

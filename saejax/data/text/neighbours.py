@@ -1,7 +1,7 @@
-"""The tokens around a stored row, and their text.
+"""Tokens around a stored row, and their text.
 
-A store in document order has the neighbours of a row beside it. In a shuffled
-one they are found by document and position in an index that is built once.
+In a store in document order the neighbours of a row are adjacent. In a shuffled
+store they are looked up by document and position in an index that is built once.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ class Index:
   """Rows sorted by document, then position; all arrays [rows].
 
   Attributes:
-    doc: documents, ascending.
-    pos: positions, ascending inside a document.
-    tok: tokens.
-    place: place of each existing row in this order.
-    rows: numbers of the existing rows, ascending.
+    doc: document of each row, ascending.
+    pos: position of each row, ascending within a document.
+    tok: token of each row.
+    place: place in this order of each row of `rows`.
+    rows: row numbers of the store, ascending.
   """
 
   doc: np.ndarray
@@ -38,7 +38,7 @@ class Index:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Near:
-  """Stored tokens around a row, in order; `tokens[at]` is the row's own."""
+  """Stored tokens around a row, in order; `tokens[at]` is that of the row."""
 
   tokens: np.ndarray
   at: int
@@ -51,17 +51,18 @@ def text(
   after: int = 4,
   mark: tuple[str, str] = ("", ""),
 ) -> str:
-  """The text around a row: its token and the neighbours that were stored.
+  """Returns the text around a row: its token and the stored neighbours.
 
   Args:
-    store: rows with the columns doc, pos and tok, and a tokenizer.
+    store: store with the columns doc, pos and tok, and a tokenizer.
     row: row number.
-    before: tokens before it, of the same document.
-    after: tokens after it.
-    mark: put before and after the row's own token.
+    before: maximum number of tokens before the row's, of its document.
+    after: maximum number of tokens after it.
+    mark: texts inserted before and after the row's token.
 
   Raises:
-    InputError: the store does not hold text.
+    InputError: the store has no text.
+    IndexError: the row does not exist.
   """
   words = _tokenizer(store)
   if store.meta["shuffled"]:
@@ -83,15 +84,18 @@ def _tokenizer(store: Store) -> Any:
     raise InputError(
       "store",
       store.path,
-      f"must hold a tokenizer and the columns {', '.join(COLUMNS)}, so that its "
-      "rows have text",
+      f"must have a tokenizer and the columns {', '.join(COLUMNS)}",
       "harvest from a model with a tokenizer",
     )
   return tokenizer.load(path)
 
 
 def index(store: Store) -> Index:
-  """Builds the index of a store; 24 bytes per row."""
+  """Builds the index of a store; it takes 24 bytes per row.
+
+  Args:
+    store: store with the columns doc, pos and tok.
+  """
   columns = store.whole(*COLUMNS)
   order = np.lexsort([columns["pos"], columns["doc"]])
   place = np.empty_like(order)
@@ -107,7 +111,17 @@ def index(store: Store) -> Index:
 
 
 def search(found: Index, row: int, before: int, after: int) -> Near:
-  """Neighbours by index: at most `before` and `after` positions away."""
+  """Looks up the neighbours of a row in an index.
+
+  Args:
+    found: the index of the store.
+    row: row number.
+    before: maximum distance of positions before the row.
+    after: maximum distance of positions after the row.
+
+  Raises:
+    IndexError: the row does not exist.
+  """
   number = int(np.searchsorted(found.rows, row))
   if number == len(found.rows) or found.rows[number] != row:
     raise IndexError(f"row {row} does not exist")
@@ -124,18 +138,30 @@ def search(found: Index, row: int, before: int, after: int) -> Near:
 
 
 def around(store: Store, row: int, before: int, after: int) -> Near:
-  """Neighbours by row number, in a store in document order."""
+  """Reads the neighbours of a row in a store in document order.
+
+  Args:
+    store: the store.
+    row: row number.
+    before: maximum distance of positions before the row.
+    after: maximum distance of positions after the row.
+
+  Raises:
+    IndexError: the row does not exist.
+  """
   for start, stop in store.intervals:
-    # Buckets of document order follow each other without holes.
+    # Buckets in document order are contiguous.
     if start <= row < stop:
       break
   else:
     raise IndexError(f"row {row} does not exist")
   last = store.intervals[-1][1]
   rows = np.arange(max(0, row - before), min(last, row + after + 1))
-  found = store.take(rows, *COLUMNS)
+  columns = store.take(rows, *COLUMNS)
   at = row - int(rows[0])
-  return _keep(found["doc"], found["pos"], found["tok"], at, before, after)
+  return _keep(
+    columns["doc"], columns["pos"], columns["tok"], at, before, after
+  )
 
 
 def _keep(
@@ -146,17 +172,22 @@ def _keep(
   before: int,
   after: int,
 ) -> Near:
-  # Dropped rows leave gaps: count positions, not rows.
+  # Dropped rows leave gaps, so distances are of positions.
   away = pos - pos[at]
-  kept = (doc == doc[at]) & (away >= -before) & (away <= after)
-  return Near(tok[kept], int(kept[:at].sum()))
+  near = (doc == doc[at]) & (away >= -before) & (away <= after)
+  return Near(tok[near], int(near[:at].sum()))
 
 
 def decode(tokenizer: Any, near: Near, mark: tuple[str, str]) -> str:
-  """The text of tokens, with marks around the row's own.
+  """Returns the text of tokens, with marks around the row's token.
 
-  Pieces are told apart by decoding prefixes, since what a token looks like
-  depends on its left neighbour (word pieces, leading blanks).
+  The text of a token depends on the token to its left (word pieces, leading
+  blanks), so that its part of the text is found by decoding prefixes.
+
+  Args:
+    tokenizer: the tokenizer.
+    near: the tokens.
+    mark: texts inserted before and after the row's token.
   """
   ids = near.tokens.tolist()
   left = tokenizer.decode(ids[: near.at])
@@ -165,7 +196,7 @@ def decode(tokenizer: Any, near: Near, mark: tuple[str, str]) -> str:
   if not any(mark):
     return whole
   if not (upto.startswith(left) and whole.startswith(upto)):
-    # A decoder that looks ahead: pieces on their own.
+    # The decoder looks ahead; decode the parts separately.
     own = tokenizer.decode(ids[near.at : near.at + 1])
     rest = tokenizer.decode(ids[near.at + 1 :])
     return left + mark[0] + own + mark[1] + rest

@@ -1,4 +1,4 @@
-"""Documents in records: JSON objects and rows of data sets."""
+"""Documents in records: JSON objects and rows of datasets."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,61 +7,68 @@ from typing import Any
 from saejax.errors import InputError
 from saejax.models import tokenizer
 
-# A record and where it is, for errors -> its document; None leaves it out.
+# (record, its location for errors) -> document, or None to leave it out.
 Document = Callable[[Any, str], str | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """The text in a field of each record.
+  """Extracts the text in a field of a record.
 
   Attributes:
-    field: its name; `a.b` is the field b of the object in a, unless a field is
-      called so.
-    skip_null: whether records in which it is null are left out.
+    field: name of the field; `a.b` is the field b of the object in field a,
+      unless there is a field of the name "a.b".
+    skip_null: whether to leave out records in which the field is null.
+
+  >>> Text("meta.title")({"meta": {"title": "Emma"}}, "line 1")
+  'Emma'
   """
 
   field: str
   skip_null: bool = False
 
   def __call__(self, record: Any, where: str) -> str | None:
-    """The text, with U+FFFD for lone surrogates.
+    """Returns the text, with U+FFFD for lone surrogates, or None for null.
+
+    Args:
+      record: the record.
+      where: location of the record, for errors.
 
     Raises:
-      InputError: "harvest.field" where the record has no text there.
+      InputError: the record has no text in the field.
     """
     try:
-      found = self._find(record)
+      value = self._find(record)
     except KeyError:
       raise self._refusal(f"{where} has {_names(record)}") from None
-    if isinstance(found, str):
-      return tokenizer.well_formed(found)
-    if found is not None:
-      raise self._refusal(f"in {where} it is of type {type(found).__name__}")
+    if isinstance(value, str):
+      return tokenizer.well_formed(value)
+    if value is not None:
+      raise self._refusal(f"in {where} it is of type {type(value).__name__}")
     if self.skip_null:
       return None
     raise self._refusal(
-      f"in {where} it is null", "or leave such documents out: harvest.skip_null"
+      f"in {where} it is null", "or skip such documents: harvest.skip_null"
     )
 
   def _find(self, record: Any) -> Any:
     if isinstance(record, dict) and self.field in record:
       return record[self.field]
-    found = record
+    value = record
     for name in self.field.split("."):
-      if found is None:
+      if value is None:
         return None
-      if not isinstance(found, dict):
+      if not isinstance(value, dict):
         raise KeyError(name)
-      found = found[name]
-    return found
+      value = value[name]
+    return value
 
   def _refusal(self, found: str, more: str = "") -> InputError:
     return InputError(
       "harvest.field",
       self.field,
-      f"must name a text in every document; {found}",
-      f"set harvest.field to the field that holds the text {more}".strip(),
+      f"must be a text field of every document; {found}",
+      f"set harvest.field to the name of the text field {more}".strip(),
     )
 
 
@@ -72,10 +79,21 @@ def _names(record: Any) -> str:
 
 
 def token_ids(record: Any, where: str) -> str:
-  """The list of token ids in "ids" as text: numbers with blanks between them."""
-  found = record.get("ids") if isinstance(record, dict) else None
-  if not isinstance(found, list) or not all(
-    type(i) is int and 0 <= i < 2**31 for i in found
+  """Returns the token ids in the field "ids" as text, separated by blanks.
+
+  Args:
+    record: the record.
+    where: location of the record, for errors.
+
+  Raises:
+    InputError: the record has no list of token ids.
+
+  >>> token_ids({"ids": [3, 5]}, "line 1")
+  '3 5'
+  """
+  ids = record.get("ids") if isinstance(record, dict) else None
+  if not isinstance(ids, list) or not all(
+    type(i) is int and 0 <= i < 2**31 for i in ids
   ):
     raise InputError(
       "harvest.corpus",
@@ -83,4 +101,4 @@ def token_ids(record: Any, where: str) -> str:
       "every line must be an object whose 'ids' is a list of token ids",
       "write the file with data.text.corpus.write_ids",
     )
-  return " ".join(map(str, found))
+  return " ".join(map(str, ids))

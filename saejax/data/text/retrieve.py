@@ -1,15 +1,15 @@
-"""Texts of a corpus that are like a few seed texts.
+"""Retrieves texts of a corpus that are similar to a few seed texts.
 
-Sparse: BM25 of each seed as a query, with N documents of mean length m, df(w) of
-them holding the word w,
+Sparse retrieval is BM25 with each seed as a query. For N documents of mean
+length m, df(w) of which have the word w,
 
   score(q, D) = sum_{w in q} idf(w) tf(w, D) (k1 + 1)
                 / (tf(w, D) + k1 (1 - b + b |D| / m)),
   idf(w) = ln(1 + (N - df(w) + 1/2) / (df(w) + 1/2)).
 
-Dense: the cosine of embeddings, those given (mean-pooled activations of the
-studied model are good ones) or the leading singular vectors of TF-IDF. A
-document's score is the largest over seeds.
+Dense retrieval is the cosine of embeddings: given ones (mean-pooled activations
+of the studied model work well) or TF-IDF projected on its leading singular
+vectors. A document's score is the largest over seeds.
 
 References:
   Muhamed et al., Decoding Dark Matter: Specialized Sparse Autoencoders for
@@ -43,47 +43,63 @@ def retrieve(
   embeddings: Float[np.ndarray, "c e"] | None = None,
   dimensions: int = 64,
 ) -> Int[np.ndarray, "k"]:
-  """Numbers of the k documents most like the seeds, best first.
+  """Returns the numbers of the k documents most similar to the seeds, best first.
 
   Args:
     seeds: texts of the domain.
     corpus: texts to choose from.
-    k: how many; ties go to the earlier document.
+    k: number of documents; ties go to the earlier one.
     method: "dense" (the paper's recommendation) or "bm25".
-    seed_embeddings: of the seeds, for "dense".
-    embeddings: of the corpus; with none of them TF-IDF is used.
-    dimensions: most singular vectors of TF-IDF.
+    seed_embeddings: embeddings of the seeds, for "dense"; None for TF-IDF.
+    embeddings: embeddings of the corpus, for "dense"; None for TF-IDF.
+    dimensions: number of singular vectors of TF-IDF.
 
   Raises:
-    InputError: an unknown method, a k that the corpus does not have, no seeds,
-      or one of two embeddings.
+    InputError: the method is unknown, k is out of range, there are no seeds, or
+      only one of the two embeddings is given.
+
+  >>> retrieve(["red wine"], ["a red car", "red wine"], 1, method="bm25")
+  array([1])
   """
   if method not in METHODS:
     raise InputError(
-      "method", method, f"must be one of {', '.join(METHODS)}", "change it"
+      "method", method, f"must be one of {', '.join(METHODS)}", "choose one"
     )
   if not 1 <= k <= len(corpus):
     raise InputError(
-      "k", k, f"must be in [1, {len(corpus)}], the documents", "change it"
+      "k",
+      k,
+      f"must be in [1, {len(corpus)}], the number of documents",
+      "lower it, or use a larger corpus",
     )
   if not seeds:
-    raise InputError("seeds", 0, "must hold a text", "give at least one")
+    raise InputError("seeds", 0, "must have a text", "give at least one text")
   if (seed_embeddings is None) != (embeddings is None):
     raise InputError(
-      "embeddings", None, "both sides must be embedded", "give both or none"
+      "embeddings",
+      None,
+      "seeds and corpus must both have embeddings",
+      "give both or neither",
     )
   if method == "bm25":
     scores = bm25(seeds, corpus)
   elif seed_embeddings is not None and embeddings is not None:
     scores = cosines(seed_embeddings, embeddings)
   else:
-    found = tf_idf(seeds, corpus, dimensions)
-    scores = cosines(found[: len(seeds)], found[len(seeds) :])
+    vectors = tf_idf(seeds, corpus, dimensions)
+    scores = cosines(vectors[: len(seeds)], vectors[len(seeds) :])
   return np.argsort(-scores.max(axis=0), kind="stable")[:k]
 
 
 def words(text: str) -> list[str]:
-  """The words of a text, in lower case."""
+  """Returns the words of a text in lower case.
+
+  Args:
+    text: the text.
+
+  >>> words("Red wine, white bread")
+  ['red', 'wine', 'white', 'bread']
+  """
   return _WORD.findall(text.lower())
 
 
@@ -94,7 +110,16 @@ def bm25(
   k1: float = 1.5,
   b: float = 0.75,
 ) -> Float[np.ndarray, "queries corpus"]:
-  """The scores of the module's docstring; a word counts as often as asked."""
+  """Computes BM25 scores, see the module's docstring.
+
+  A word that occurs several times in a query counts as often.
+
+  Args:
+    queries: the queries.
+    corpus: the documents.
+    k1: saturation of the word count.
+    b: weight of the normalisation by length.
+  """
   counts, vocabulary = _counts(corpus)
   lengths = np.asarray(counts.sum(axis=1), np.float64).ravel()
   df = np.bincount(counts.indices, minlength=len(vocabulary))
@@ -110,22 +135,29 @@ def bm25(
 def tf_idf(
   seeds: Sequence[str], corpus: Sequence[str], dimensions: int = 64
 ) -> Float[np.ndarray, "s+c e"]:
-  """Embeddings of seeds, then corpus, from the words that the corpus has.
+  """Computes TF-IDF embeddings of the seeds and then of the corpus.
 
-  Rows of (1 + ln tf) ln(1 + N / df), scaled to norm 1, then projected on the
-  leading right singular vectors of the corpus's rows, where there are more.
+  Rows are (1 + ln tf) ln(1 + N / df), scaled to norm 1 and projected on the
+  leading right singular vectors of the corpus's rows. Words that are not in the
+  corpus are ignored.
+
+  Args:
+    seeds: texts of the domain.
+    corpus: the documents.
+    dimensions: number of singular vectors; where the corpus has no more, rows
+      are not projected.
   """
   counts, vocabulary = _counts(corpus)
   df = np.bincount(counts.indices, minlength=len(vocabulary))
   idf = np.log1p(len(corpus) / np.maximum(df, 1))
   both = []
-  for found in (_counts(seeds, vocabulary)[0], counts):
-    found.data = 1 + np.log(found.data)
-    found = found.multiply(idf[None]).tocsr()
-    norm = np.sqrt(np.asarray(found.multiply(found).sum(axis=1)).ravel())
-    both.append(scipy.sparse.diags(1 / np.maximum(norm, 1e-12)) @ found)
+  for matrix in (_counts(seeds, vocabulary)[0], counts):
+    matrix.data = 1 + np.log(matrix.data)
+    matrix = matrix.multiply(idf[None]).tocsr()
+    norm = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    both.append(scipy.sparse.diags(1 / np.maximum(norm, 1e-12)) @ matrix)
   most = min(both[1].shape) - 1
-  if not 1 <= dimensions <= most:  # all there are
+  if not 1 <= dimensions <= most:
     return scipy.sparse.vstack(both).toarray()
   start = np.ones(min(both[1].shape))
   _, _, V = scipy.sparse.linalg.svds(both[1], dimensions, v0=start)
@@ -135,7 +167,15 @@ def tf_idf(
 def cosines(
   a: Float[np.ndarray, "a e"], b: Float[np.ndarray, "b e"]
 ) -> Float[np.ndarray, "a b"]:
-  """Of all pairs of rows; 0 where a row is 0."""
+  """Computes the cosines of all pairs of rows; 0 where a row is 0.
+
+  Args:
+    a: rows [a, e].
+    b: rows [b, e].
+
+  >>> cosines(np.eye(2), np.array([[2.0, 0.0]])).tolist()
+  [[1.0], [0.0]]
+  """
   unit = lambda x: (
     x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
   )
@@ -145,7 +185,7 @@ def cosines(
 def _counts(
   texts: Sequence[str], vocabulary: dict[str, int] | None = None
 ) -> tuple[scipy.sparse.csr_matrix, dict[str, int]]:
-  """Word counts [texts, words]; words outside a given vocabulary are left out."""
+  """Counts words, [texts, words]; ignores words not in a given vocabulary."""
   grows = vocabulary is None
   known = {} if vocabulary is None else vocabulary
   data, column, ends = [], [], [0]
@@ -157,5 +197,5 @@ def _counts(
         column.append(at)
     ends.append(len(data))
   shape = (len(texts), len(known))
-  found = scipy.sparse.csr_matrix((data, column, ends), shape=shape)
-  return found, known
+  counts = scipy.sparse.csr_matrix((data, column, ends), shape=shape)
+  return counts, known

@@ -1,7 +1,7 @@
-"""Where texts lie: the Python documentation and data sets; files: see `formats`.
+"""Sources of texts: the Python documentation and datasets; files: see `formats`.
 
-A source goes through its texts once, naming a place for each, and afterwards
-reads single texts by place.
+A source yields its texts once, each with a place, and then reads single texts by
+place.
 """
 
 import importlib
@@ -16,18 +16,22 @@ from saejax.errors import InputError
 
 
 class Source(Protocol):
-  """Where the texts of a corpus lie."""
+  """A source of the texts of a corpus."""
 
   def texts(self) -> Iterator[tuple[int, str]]:
-    """Every document once, with the place from which `read` finds it again."""
+    """Yields every document once, as (place, text)."""
     ...
 
   def read(self, place: int) -> str:
-    """The document at a place."""
+    """Reads a document.
+
+    Args:
+      place: its place, from `texts`.
+    """
     ...
 
 
-# Tests, installed packages, and the file of the topics, which follow one by one.
+# Tests, installed packages, and the file of the topics, which are read singly.
 _NOT_DOCS = {
   "test",
   "tests",
@@ -39,7 +43,7 @@ _NOT_DOCS = {
 
 
 class PythonDocs:
-  """The standard library's modules, then pydoc's topics by name."""
+  """The modules of the standard library, then pydoc's topics by name."""
 
   def __init__(self):
     root = pathlib.Path(sysconfig.get_paths()["stdlib"])
@@ -54,17 +58,27 @@ class PythonDocs:
     self._topics = [topics[name] for name in sorted(topics)]
 
   def texts(self) -> Iterator[tuple[int, str]]:
+    """Yields every document once, as (place, text)."""
     for place in range(len(self._paths) + len(self._topics)):
       yield place, self.read(place)
 
   def read(self, place: int) -> str:
+    """Reads a document, see `Source.read`."""
     if place >= len(self._paths):
       return self._topics[place - len(self._paths)]
     return formats.text(self._paths[place])
 
 
 class HuggingFace:
-  """A Hugging Face dataset, memory-mapped; the place is the row."""
+  """A Hugging Face dataset, memory-mapped; the place is the row.
+
+  Args:
+    corpus: "hf:NAME", "hf:NAME:CONFIG" or "hf:NAME:CONFIG:SPLIT".
+    document: extracts the document of a record.
+
+  Raises:
+    InputError: datasets is not installed, or the dataset cannot be loaded.
+  """
 
   def __init__(self, corpus: str, document: records.Document):
     name, config, part = (corpus.removeprefix("hf:").split(":") + ["", ""])[:3]
@@ -86,16 +100,18 @@ class HuggingFace:
       raise InputError(
         "harvest.corpus",
         corpus,
-        f"must be a data set that can be loaded ({type(error).__name__}: "
+        f"must be a dataset that can be loaded ({type(error).__name__}: "
         f"{error})",
-        "correct the name, or hf:NAME:CONFIG:SPLIT, or the network",
+        "correct hf:NAME:CONFIG:SPLIT, or check the network",
       ) from error
 
   def texts(self) -> Iterator[tuple[int, str]]:
+    """Yields every document once, as (place, text)."""
     for place, record in enumerate(self._rows):
       text = self._document(record, f"row {place} of {self._name}")
       if text is not None:
         yield place, text
 
   def read(self, place: int) -> str:
+    """Reads a document, see `Source.read`."""
     return self._document(self._rows[place], f"row {place}") or ""

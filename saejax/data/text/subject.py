@@ -1,4 +1,4 @@
-"""What a harvest needs of a model: tokens in, activations at one site out."""
+"""The subject of a harvest: a model that maps tokens to activations at a site."""
 
 import dataclasses
 import functools
@@ -14,30 +14,30 @@ from saejax.errors import InputError
 from saejax.models import config_file, hub, taps, tokenizer
 from saejax.models import model as models
 
-# Which special tokens are put round windows.
+# Choices of the special tokens around windows, see `of`.
 SPECIAL_TOKENS = ("tokenizer", "add", "none")
 Forward = Callable[[np.ndarray, np.ndarray], Float[Array, "B T d"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-  """A frozen model with a site; `of` makes one of a model's name.
+  """A frozen model with a site; `of` builds one from a model's name.
 
-  Any function of tokens can be harvested: fill the fields.
+  Any function of tokens can be harvested by filling the fields.
 
   Attributes:
     d: width of the site.
-    encode: text -> ids [T], without special tokens round them.
+    encode: text -> ids [T], without special tokens around them.
     forward: ids [B, T] int32, mask [B, T] bool -> x [B, T, d].
     prefix: ids before each window.
     suffix: ids after each window.
-    special: ids that are never rows, wherever they stand.
-    vocabulary: number of ids that the model takes; 0 for any.
-    max_positions: longest window the model takes; 0 for any.
-    window_bytes: bytes that a forward takes for a window of so many tokens, at
-      the least; None where only x is counted.
-    meta: what identifies model, tokenizer and site, JSON.
-    files: small files kept in the store, by name ("tokenizer/...").
+    special: ids that are never rows, at any position.
+    vocabulary: number of ids of the model; 0 for no limit.
+    max_positions: maximum number of tokens per window; 0 for no limit.
+    window_bytes: number of tokens -> lower bound of the bytes of a forward pass
+      per window; None counts x only.
+    meta: identity of model, tokenizer and site, JSON-serialisable.
+    files: small files to write into the store, by name ("tokenizer/...").
   """
 
   d: int
@@ -53,7 +53,11 @@ class Subject:
   files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
   def bytes_of(self, tokens: int) -> int:
-    """Bytes that a window takes, at the least."""
+    """Returns a lower bound of the bytes of a forward pass per window.
+
+    Args:
+      tokens: tokens per window.
+    """
     ids_and_rows = tokens * (32 + 8 * self.d)
     return ids_and_rows + (self.window_bytes or (lambda _: 0))(tokens)
 
@@ -61,21 +65,21 @@ class Subject:
 def of(
   name: str, layer: int, point: str, *, special_tokens: str = "tokenizer"
 ) -> Subject:
-  """A model of `saejax.models` at a layer and point.
+  """Returns a model of `saejax.models` at a layer and point as a subject.
 
-  CLS, SEP, BOS and what frames windows are never rows. The weights are read
-  when the first batch comes.
+  CLS, SEP, BOS and the tokens around windows are never rows. The weights are
+  read at the first batch.
 
   Args:
-    name: of the model, see `models.hub`.
+    name: name of the model, see `models.hub`.
     layer, point: the site.
-    special_tokens: what frames windows: "tokenizer", what the tokenizer itself
-      puts round a text, which is nothing in GPT-2; "add", CLS and SEP where it
-      has them, else BOS in front; "none", nothing.
+    special_tokens: tokens around windows: "tokenizer" for those that the
+      tokenizer adds to a text (none for GPT-2); "add" for CLS and SEP if it has
+      them, otherwise BOS in front; "none" for no tokens.
 
   Raises:
-    InputError: no such model, layer or point, or tokens to add; or special
-      tokens that the weights do not have.
+    InputError: there is no such model, layer or point, the tokenizer has no
+      tokens to add, or its special tokens are not in the vocabulary.
   """
   folder = hub.resolve(name)
   file = config_file.read(folder)
@@ -128,14 +132,14 @@ def of(
 def _frame(
   words: tokenizer.Tokenizer, special_tokens: str, name: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """What stands before and after each window."""
+  """Returns the special tokens before and after each window."""
   if special_tokens == "none":
     return (), ()
   if special_tokens == "tokenizer":
     return words.prefix, words.suffix
   if special_tokens != "add":
     rule = f"must be one of {', '.join(SPECIAL_TOKENS)}"
-    raise InputError("special_tokens", special_tokens, rule, "change it")
+    raise InputError("special_tokens", special_tokens, rule, "choose one")
   if words.cls is not None and words.sep is not None:
     return (words.cls,), (words.sep,)
   if words.bos is not None:
@@ -143,25 +147,29 @@ def _frame(
   raise InputError(
     "harvest.special_tokens",
     special_tokens,
-    f"the tokenizer of {name} must have CLS and SEP, or BOS, and has neither",
+    f"the tokenizer of {name} must have CLS and SEP, or BOS",
     "choose tokenizer or none",
   )
 
 
 def _window_bytes(config: models.Config, tokens: int) -> int:
-  """Attention, or the MLP, of one layer and window, in float32."""
+  """Returns the bytes of attention or the MLP of one layer, in float32."""
   attention = 4 * config.d + config.heads * tokens
   return 4 * tokens * max(attention, 2 * config.d + config.d_mlp)
 
 
 def label(name: str) -> str:
-  """A model's name in metadata: of a path, the last folder only."""
+  """Returns a model's name for metadata: the last folder of a path.
+
+  Args:
+    name: name or path of the model.
+  """
   path = pathlib.Path(name).expanduser()
   return path.resolve().name if path.is_dir() else name
 
 
 class _Forward:
-  """The site of a model that is loaded at the first call."""
+  """Reads the site of a model, which is loaded at the first call."""
 
   def __init__(self, name: str, site: str):
     self._name, self._site = name, site

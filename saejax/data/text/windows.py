@@ -1,10 +1,10 @@
-"""Documents to forward batches: windows, framing, padding, row rules.
+"""Cuts documents into windows and forward batches.
 
-A document's tokens are cut into windows of `context` tokens less the special
-tokens that frame each; a window never crosses documents. Windows are taken in
-pools of `pool_batches` forward batches and sorted by length inside a pool, so
-that a batch holds windows of like length and is padded to one of few lengths.
-A pool of one batch keeps document order.
+The tokens of a document are cut into windows of `context` tokens, including the
+special tokens around each; a window has tokens of one document only. Windows
+are collected in pools of `pool_batches` forward batches and sorted by length
+within a pool, so that the windows of a batch have similar lengths and are padded
+to one of few lengths. A pool of one batch keeps document order.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ PADDING, SPECIAL, USER = "padding", "special", "drop_ids"
 
 
 class Point(NamedTuple):
-  """A forward batch: its pool's first window, and its number in the pool.
+  """The position of a forward batch.
 
   Attributes:
-    document: place in the list of documents.
-    window: number of the window in the document.
-    batch: number of the batch in the pool that starts at this window.
+    document: place in the list of documents of the pool's first window.
+    window: number of that window in its document.
+    batch: number of the batch in the pool.
   """
 
   document: int
@@ -37,9 +37,9 @@ class Window(NamedTuple):
   """Tokens of one document.
 
   Attributes:
-    document: the document's number in the corpus.
+    document: number of the document in the corpus.
     start: position of the first token in the document.
-    ids: tokens, without the frame.
+    ids: tokens, without special tokens around them.
   """
 
   document: int
@@ -49,17 +49,18 @@ class Window(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-  """One forward batch; B is always forward_batch, T one of `lengths`.
+  """One forward batch; B is always forward_batch, T one of `Plan.lengths`.
 
   Attributes:
-    point: where it is.
-    ids: [B, T] int32, framed and padded.
-    mask: [B, T] bool, attention: which are tokens.
-    keep: [B, T] bool, which pass the rules about tokens.
-    doc: [B, T] int64, document.
-    pos: [B, T] int32, position in the document.
-    dropped: tokens dropped by each rule, each token by the first that hits.
-    tokens: tokens of the documents, without frame and padding.
+    point: position of the batch.
+    ids: tokens with special tokens and padding, [B, T] int32.
+    mask: attention mask, [B, T] bool.
+    keep: whether a token is a row, [B, T] bool.
+    doc: document of each token, [B, T] int64.
+    pos: position of each token in its document, [B, T] int32.
+    dropped: number of tokens dropped by each rule; a token counts for the first
+      rule that drops it.
+    tokens: number of tokens of documents, without special tokens and padding.
   """
 
   point: Point
@@ -74,16 +75,16 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """How documents become batches.
+  """Settings that determine the batches of documents.
 
   Attributes:
-    context: tokens a window with its frame.
+    context: tokens per window, including special tokens.
     forward_batch: windows per batch.
-    pool_batches: batches a pool; 1 keeps document order.
-    document_tokens: tokens taken of a document; 0 takes all.
+    pool_batches: batches per pool; 1 keeps document order.
+    document_tokens: maximum number of tokens per document; 0 for no limit.
     prefix: special tokens before each window, such as BOS or CLS.
     suffix: special tokens after each window, such as SEP.
-    special: ids that are never rows, wherever they stand.
+    special: ids that are never rows, at any position.
     drop_ids: further ids that are never rows.
   """
 
@@ -98,24 +99,33 @@ class Plan:
 
   @property
   def window(self) -> int:
-    """Tokens of a document in a whole window."""
+    """Number of a document's tokens in a full window."""
     return self.context - len(self.prefix) - len(self.suffix)
 
   @property
   def lengths(self) -> tuple[int, ...]:
-    """What batches are padded to: few, so that few shapes are compiled."""
+    """Lengths that batches are padded to: few, so that few are compiled."""
     parts = {-(-self.context * i // 32) * 8 for i in (1, 2, 3)}
     return (*sorted(n for n in parts if n < self.context), self.context)
 
   def cut(self, document: int, ids: np.ndarray) -> list[Window]:
-    """The windows of a document."""
+    """Cuts a document into windows.
+
+    Args:
+      document: number of the document in the corpus.
+      ids: its tokens.
+    """
     stop = self.document_tokens or len(ids)
     ids = ids[:stop]
     starts = range(0, len(ids), self.window)
     return [Window(document, i, ids[i : i + self.window]) for i in starts]
 
   def rows(self, ids: np.ndarray) -> int:
-    """Most rows that a document can give: tokens that pass the rules."""
+    """Returns the number of tokens of a document that no id rule drops.
+
+    Args:
+      ids: tokens of the document.
+    """
     stop = self.document_tokens or len(ids)
     never = np.asarray(sorted(self.special | set(self.drop_ids)), np.int32)
     return int((~np.isin(ids[:stop], never)).sum())
@@ -127,13 +137,14 @@ def batches(
   encode: Callable[[int], np.ndarray],
   start: Point = START,
 ) -> Iterator[Batch]:
-  """The forward batches of documents, from a batch on.
+  """Yields the forward batches of documents, starting at a position.
 
   Args:
-    plan: how to cut.
+    plan: settings.
     documents: numbers of the documents in the corpus, in order.
-    encode: the tokens of a document, by its number.
-    start: the first batch; batches from there are those of a whole run.
+    encode: returns the tokens of a document by its number.
+    start: position of the first batch; batches from there on equal those of an
+      uninterrupted run.
   """
   skip = start.batch
   for first, pool in _pools(plan, documents, encode, start):
@@ -158,13 +169,13 @@ def _pools(
   first = start
   for place in range(start.document, len(documents)):
     number = int(documents[place])
-    found = plan.cut(number, encode(number))
+    windows = plan.cut(number, encode(number))
     for window in range(
-      start.window if place == start.document else 0, len(found)
+      start.window if place == start.document else 0, len(windows)
     ):
       if not pool:
         first = Point(place, window, 0)
-      pool.append(found[window])
+      pool.append(windows[window])
       if len(pool) == size:
         yield first, pool
         pool = []
@@ -189,7 +200,7 @@ def _batch(plan: Plan, point: Point, windows: Sequence[Window]) -> Batch:
     framed[row, :before] = framed[row, stop : stop + after] = True
     doc[row] = window.document
     pos[row] = window.start + np.arange(T) - before
-  # Rows without a window attend to one token: nothing is divided by zero.
+  # Rows without a window attend to one token, to avoid a division by zero.
   real = mask.copy()
   mask[len(windows) :, 0] = True
   special = real & (framed | np.isin(ids, sorted(plan.special)))

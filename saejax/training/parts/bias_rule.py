@@ -24,7 +24,13 @@ LEAST_BIAS, MOST_BIAS = -1.0, 0.0
 
 
 def targets(groups: int, highest: float, lowest: float) -> tuple[float, ...]:
-  """Target frequencies of the groups, geometric from highest to lowest."""
+  """Target frequencies of the groups, geometric from highest to lowest.
+
+  Args:
+    groups: number of groups.
+    highest: target of the first group.
+    lowest: target of the last group.
+  """
   return tuple(float(p) for p in np.geomspace(highest, lowest, groups))
 
 
@@ -124,6 +130,9 @@ def to_threshold(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
 
   A jump gate becomes a threshold -b, a relu gate a bias of the encoder; the
   decoder's rows are a_i w_i.
+
+  Args:
+    sae, stats, rows: see `recipe.Finish`.
   """
   del stats, rows
   gate: Any = sae.activation

@@ -9,7 +9,11 @@ from saejax.sae.sae import SAE
 
 
 def unit_norm_decoder(sae: SAE) -> SAE:
-  """Divides each row of the decoder by its norm."""
+  """Divides each row of the decoder by its norm.
+
+  Args:
+    sae: the SAE.
+  """
   return _with_decoder(sae, unit_rows(_stored(sae)))
 
 
@@ -20,6 +24,9 @@ def folded_norms(sae: SAE) -> SAE:
 
   Reconstructions are unchanged if the selection depends only on the sign of
   pre-activations, or all norms are equal. For affine encoders.
+
+  Args:
+    sae: the SAE.
   """
   W = _stored(sae)
   norm = jnp.maximum(jnp.linalg.norm(W, axis=-1), 1e-12)
@@ -37,6 +44,10 @@ def without_parallel_gradient(sae: SAE, gradients: SAE) -> SAE:
   the optimizer's step, so that its stored rows deviate from unit norm by one
   step.
 
+  Args:
+    sae: the SAE.
+    gradients: gradients of its leaves.
+
   References:
     Gao et al., Scaling and evaluating sparse autoencoders, 2024,
     arXiv:2406.04093.
@@ -50,6 +61,10 @@ def thresholds_above(sae: SAE, least: float = 0.0) -> SAE:
   """Clips learned thresholds to at least `least`.
 
   A threshold below 0 would keep negative latents.
+
+  Args:
+    sae: the SAE.
+    least: lower bound.
   """
   activation: Any = sae.activation  # has thresholds theta
   theta = jnp.maximum(activation.theta, least)
@@ -57,7 +72,12 @@ def thresholds_above(sae: SAE, least: float = 0.0) -> SAE:
 
 
 def without_decoder_bias(sae: SAE, gradients: SAE) -> SAE:
-  """Sets the gradient of b_dec to 0."""
+  """Sets the gradient of b_dec to 0.
+
+  Args:
+    sae: the SAE.
+    gradients: gradients of its leaves.
+  """
   del sae
   zero = jnp.zeros_like(gradients.decoder.b)
   return gradients.replace(decoder=gradients.decoder.replace(b=zero))

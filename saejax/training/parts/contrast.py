@@ -16,7 +16,11 @@ from saejax.training.recipe import Record, mean
 
 
 def common(record: Record) -> Float[Array, ""]:
-  """|c_1 - c_2|_1, summed over latents, averaged over pairs."""
+  """|c_1 - c_2|_1, summed over latents, averaged over pairs.
+
+  Args:
+    record: the record of the batch.
+  """
   c, _ = halves(record)
   return _over_pairs(record, jnp.abs(c[..., 0, :] - c[..., 1, :]))
 
@@ -25,6 +29,9 @@ def different(record: Record) -> Float[Array, ""]:
   """|d_1 d_2|_1 by elements, summed over latents, averaged over pairs.
 
   It also falls when d shrinks, and so acts as a sparsity penalty on that half.
+
+  Args:
+    record: the record of the batch.
   """
   _, d = halves(record)
   return _over_pairs(record, jnp.abs(d[..., 0, :] * d[..., 1, :]))
@@ -32,6 +39,9 @@ def different(record: Record) -> Float[Array, ""]:
 
 def halves(record: Record) -> tuple[Array, Array]:
   """c and d [*b, 2, n/2] of the pairs.
+
+  Args:
+    record: the record of the batch.
 
   Raises:
     InputError: the rows are not in pairs.
@@ -43,6 +53,9 @@ def halves(record: Record) -> tuple[Array, Array]:
 
 def check_pairs(x: Float[Array, "*b d"]) -> None:
   """Raises an error for rows that are not in pairs.
+
+  Args:
+    x: rows.
 
   Raises:
     InputError: x is not [R, 2, d].

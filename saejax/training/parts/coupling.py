@@ -78,7 +78,13 @@ def similarity(
   match: str = "max",
   detach_peers: bool = False,
 ) -> Float[Array, ""]:
-  """Mean cosine of matched rows of two dictionaries of unit rows."""
+  """Computes the mean cosine of matched rows of two dictionaries.
+
+  Args:
+    a, b: unit rows of the dictionaries.
+    match: "max" or "hungarian".
+    detach_peers: whether matched rows are constants for the gradient.
+  """
   fixed_a, fixed_b = jax.lax.stop_gradient((a, b))
   cosines = fixed_a @ fixed_b.T
   if match == "hungarian":
@@ -92,7 +98,11 @@ def similarity(
 
 
 def assignment(cosines: Float[Array, "n n"]) -> Int[Array, "n"]:
-  """For each row, its column in the best one-to-one assignment; on the host."""
+  """For each row, its column in the best one-to-one assignment; on the host.
+
+  Args:
+    cosines: cosines of all pairs.
+  """
 
   def solve(cosines) -> np.ndarray:
     cosines = np.nan_to_num(np.asarray(cosines, np.float64))
@@ -105,6 +115,10 @@ def assignment(cosines: Float[Array, "n n"]) -> Int[Array, "n"]:
 
 def check(n: int, match: str) -> None:
   """Validates the kind of matching.
+
+  Args:
+    n: number of latents.
+    match: "max" or "hungarian".
 
   Raises:
     InputError: the match is unknown, or n is too large to assign on the host.
@@ -125,7 +139,12 @@ def check(n: int, match: str) -> None:
 def imbalance(
   rates: Float[Array, "n"], target: float | Array
 ) -> Float[Array, ""]:
-  """mean_i (|rate_i - target| / target)^3: 0 where latents are used evenly."""
+  """mean_i (|rate_i - target| / target)^3: 0 where latents are used evenly.
+
+  Args:
+    rates: share of rows on which each latent is active.
+    target: target share.
+  """
   return jnp.mean((jnp.abs(rates - target) / target) ** 3)
 
 

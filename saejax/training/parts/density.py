@@ -72,7 +72,11 @@ class Density(Rule):
 
 
 def ranks(density: Float[Array, "n"]) -> Int[Array, "n"]:
-  """Rank of each latent by density, 0 the highest, ties by index."""
+  """Rank of each latent by density, 0 the highest, ties by index.
+
+  Args:
+    density: density of each latent.
+  """
   order = jnp.argsort(-density, stable=True)
   places = jnp.arange(density.shape[-1], dtype=jnp.int32)
   return jnp.zeros_like(places).at[order].set(places)

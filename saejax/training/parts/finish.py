@@ -16,13 +16,20 @@ ROWS = 32_768  # rows that thresholds are estimated from
 
 
 def inference_form(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
-  """Converts learned thresholds and gates to plain thresholds, exactly."""
+  """Converts learned thresholds and gates to plain thresholds, exactly.
+
+  Args:
+    sae, stats, rows: see `recipe.Finish`.
+  """
   del stats, rows
   return convert.inference_form(sae)
 
 
 def to_jumprelu(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
   """Replaces a selection by one threshold: see `convert.to_jumprelu`.
+
+  Args:
+    sae, stats, rows: see `recipe.Finish`.
 
   Raises:
     InputError: there are no rows to estimate it from, or no latent is positive
@@ -37,6 +44,9 @@ def to_column_thresholds(sae: SAE, stats: Stats, rows: RowSource | None) -> SAE:
 
   Each latent keeps the share of rows that it had in training, the statistic of
   `rules.ColumnShares`; see `sae.thresholds.of_columns`.
+
+  Args:
+    sae, stats, rows: see `recipe.Finish`.
 
   Raises:
     InputError: there are no rows to estimate it from, no latent is positive on

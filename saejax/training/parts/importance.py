@@ -73,7 +73,13 @@ class Importance(Rule):
 def probability(
   importance: Float[Array, "n"], *, c: float, r: float
 ) -> Float[Array, "n"]:
-  """Probability of masking each latent, from 0 to 1 - exp(-r)."""
+  """Probability of masking each latent, from 0 to 1 - exp(-r).
+
+  Args:
+    importance: importance of each latent.
+    c: threshold, in standard deviations above the mean.
+    r: steepness; 0 never masks.
+  """
   theta = jnp.mean(importance) + c * jnp.std(importance)
   theta = jnp.maximum(theta, 1e-8)
   short = jnp.maximum(theta - importance, 0) / theta
@@ -92,6 +98,12 @@ def measures(
   1 where the latent was used, 0 where it was masked. The need is the increase
   of the squared error without the latent; for a masked latent, relative to the
   error had it been used. A latent that is inactive on the batch has size 0.
+
+  Args:
+    record: the record of the batch.
+
+  Raises:
+    ValueError: the record has no pre-activations (sparse engine).
   """
   forward, weight = record.forward, record.batch.weight
   if forward.pre is None:

@@ -20,12 +20,19 @@ def kl(record: Record) -> Float[Array, "*b"]:
 
   which is 1/2 sum_i mu_i^2 where the variance is 1 or there is none. mu is the
   mean, not the sample.
+
+  Args:
+    record: the record of the batch.
   """
   return jnp.sum(_each(record), axis=-1)
 
 
 def masked_kl(record: Record) -> Float[Array, "*b"]:
-  """The divergence as in `kl`, summed over the active latents only."""
+  """The divergence as in `kl`, summed over the active latents only.
+
+  Args:
+    record: the record of the batch.
+  """
   kept = record.forward.latents.dense() != 0
   return jnp.sum(jnp.where(kept, _each(record), 0), axis=-1)
 

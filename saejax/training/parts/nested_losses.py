@@ -46,6 +46,9 @@ def prefixes(
     weights: weights of the prefixes; those of weight 0 are not computed.
     order: "latent", the order of the dictionary, or "value", largest first.
     measure: a row loss; it sees the record with the prefix's x_hat.
+
+  Raises:
+    ValueError: members of different k are stacked.
   """
   between = ORDERS[order]
   *inner, (_, last) = [
@@ -75,6 +78,10 @@ def at_k(k: int, measure: RowLoss) -> RowLoss:
   """A row loss of the reconstruction from the k largest values of each row.
 
   A member's own k (`Hyper.k`) replaces k.
+
+  Args:
+    k: number of values per row.
+    measure: the loss of a reconstruction.
   """
 
   def loss(record: Record) -> Float[Array, "*b"]:
@@ -90,6 +97,9 @@ def row_normalised_mse(record: Record) -> Float[Array, "*b"]:
   Rows have equal weight whatever their distance from the mean. m is the
   statistic of `rules.DataMean`; without it 0, as after a prep that centres. The
   loss is 0 for a row that equals m.
+
+  Args:
+    record: the record of the batch.
   """
   y = record.forward.target
   m = record.stats.get(rules.DATA_MEAN, jnp.zeros(y.shape[-1:]))

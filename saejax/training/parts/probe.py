@@ -40,6 +40,15 @@ def ridge(
       (X^T X + penalty I) w = X^T y,   b = mean y - mean x w
 
   with x and y centred, so that b is not penalised.
+
+  Args:
+    x: rows.
+    y: targets.
+    penalty: total penalty.
+    weight: weights of the rows; 1 by default.
+
+  Returns:
+    (w, b).
   """
   weight = jnp.ones_like(y) if weight is None else weight
   share = weight / jnp.sum(weight)
@@ -60,6 +69,11 @@ def fit(
   """Ridge fit with a cross-validated penalty: w, b and the penalty per row.
 
   The penalty has the least out-of-fold error; row i is in fold i mod 5.
+
+  Args:
+    x: rows.
+    y: targets.
+    penalties: penalties per row to choose from.
   """
   fold = jnp.arange(y.shape[0]) % FOLDS
   choices = jnp.asarray(penalties)
@@ -136,6 +150,9 @@ def loss(record: Record) -> Float[Array, ""]:
   its own rows; w_0 and b_0 the fit; c the statistic of `Pull`. The paper's code
   adds half the total penalty to a mean error, which is stronger by half the
   number of rows.
+
+  Args:
+    record: the record of the batch.
   """
   probe, stats = _probe(record.sae), record.stats
   far = _length(probe.w - stats[START_W]) + _length(probe.b - stats[START_B])
@@ -151,7 +168,14 @@ def _length(a: Array) -> Float[Array, ""]:
 
 
 def error(record: Record) -> Float[Array, ""]:
-  """Mean squared error of the probe."""
+  """Mean squared error of the probe.
+
+  Args:
+    record: the record of the batch.
+
+  Raises:
+    ValueError: the batch has no scores.
+  """
   batch = record.batch
   if batch.score is None:
     raise ValueError("the probe learns from Batch.score, which is None")

@@ -23,7 +23,12 @@ INT32_MAX = 2**31 - 1
 
 
 def fired(stats: Stats, record: Record) -> Bool[Array, "n"]:
-  """Mask of latents that are active on a row of non-zero weight."""
+  """Mask of latents that are active on a row of non-zero weight.
+
+  Args:
+    stats: the statistics.
+    record: the record of the batch.
+  """
   del stats
   return record.forward.latents.fired(record.batch.weight)
 
@@ -102,7 +107,11 @@ class DataMean(Rule):
 
 
 def counted_rows(record: Record) -> int | Int[Array, ""]:
-  """Number of rows of a batch with non-zero weight."""
+  """Number of rows of a batch with non-zero weight.
+
+  Args:
+    record: the record of the batch.
+  """
   if record.batch.weight is None:
     return record.batch.rows
   return jnp.sum(record.batch.weight != 0, dtype=jnp.int32)
@@ -111,7 +120,12 @@ def counted_rows(record: Record) -> int | Int[Array, ""]:
 def add_tokens(
   count: Int[Array, "*n"], tokens: int | Int[Array, ""]
 ) -> Int[Array, "*n"]:
-  """count + tokens, saturating at the largest int32."""
+  """count + tokens, saturating at the largest int32.
+
+  Args:
+    count: counters.
+    tokens: number of tokens to add.
+  """
   return jnp.where(count > INT32_MAX - tokens, INT32_MAX, count + tokens)
 
 
@@ -120,6 +134,12 @@ def dead_after(tokens: int) -> int:
 
   10 million as in Gao et al. 2024, but at most a tenth of the run, so that
   short runs also revive their dead latents.
+
+  Args:
+    tokens: tokens of the run.
+
+  >>> dead_after(1_000_000)
+  100000
   """
   return max(1, min(10_000_000, tokens // 10))
 

@@ -42,6 +42,15 @@ def learning_rate_for(
   """Learning rate of an SAE with n latents: base (n / base_n)^exponent.
 
   An exponent of -1/2 is the scaling of Gao et al. 2024; 0 gives equal rates.
+
+  Args:
+    n: number of latents.
+    base: learning rate at base_n.
+    base_n: number of latents of the base.
+    exponent: exponent.
+
+  >>> learning_rate_for(4096, base=1e-3, base_n=1024, exponent=-0.5)
+  0.0005
   """
   return base * (n / base_n) ** exponent
 

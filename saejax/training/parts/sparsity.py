@@ -23,6 +23,9 @@ def l0(record: Record) -> Float[Array, "*b"]:
 
   For activations with `opened`, such as `sae.jumprelu.JumpReLU`.
 
+  Args:
+    record: the record of the batch.
+
   References:
     Rajamanoharan et al., Jumping Ahead, 2024, arXiv:2407.14435.
   """
@@ -73,6 +76,9 @@ def tanh(c: float = 4.0) -> Penalty:
   gradient in theta is an estimate: exact for c theta |w| far below 1, up to
   twice too large at 4.
 
+  Args:
+    c: factor in the tanh.
+
   References:
     Anthropic, Circuits Updates, January 2025, Transformer Circuits.
   """
@@ -84,6 +90,10 @@ def tanh_quadratic(c: float = 4.0, rate: float = 0.01) -> Penalty:
 
   Penalises latents that are active on more than a fraction `rate` of the rows.
   The form is that of OpenMOSS' Language-Model-SAEs.
+
+  Args:
+    c: factor in the tanh.
+    rate: share of rows above which latents are penalised.
   """
 
   def penalty(record: Record) -> Float[Array, ""]:
@@ -99,6 +109,9 @@ def tanh_quadratic(c: float = 4.0, rate: float = 0.01) -> Penalty:
 
 def power(p: float) -> Penalty:
   """sum_i (|z_i| |w_i|)^p of each row over its active latents.
+
+  Args:
+    p: exponent.
 
   Raises:
     InputError: p is not positive.
@@ -123,6 +136,9 @@ def below_threshold(record: Record) -> Float[Array, "*b"]:
   The pre-activation loss that accompanies `tanh`. SAELens sums over dead
   latents only; this sums over all, as in the source.
 
+  Args:
+    record: the record of the batch.
+
   References:
     Anthropic, Circuits Updates, January 2025, Transformer Circuits.
   """
@@ -135,6 +151,9 @@ def below_threshold(record: Record) -> Float[Array, "*b"]:
 def gate_l1(record: Record) -> Float[Array, "*b"]:
   """sum_i max(gate_i, 0) of each row, for gated encoders.
 
+  Args:
+    record: the record of the batch.
+
   References:
     Rajamanoharan et al., Gated Sparse Autoencoders, 2024, arXiv:2404.16014.
   """
@@ -146,6 +165,9 @@ def gate_path(record: Record) -> Float[Array, "*b"]:
 
   It trains the gate to select the latents that a row needs. No gradient reaches
   W_dec, and b_dec only through the pre-bias.
+
+  Args:
+    record: the record of the batch.
 
   References:
     Rajamanoharan et al., Gated Sparse Autoencoders, 2024, arXiv:2404.16014.

@@ -60,12 +60,12 @@ class WriteStoreTest(parameterized.TestCase):
     self.assertEqual(tiny.files(self.path), {"thesis.txt": b"mine"})
 
   @parameterized.parameters(
-    ({"doc": np.arange(3)}, "columns=.*must hold x"),
+    ({"doc": np.arange(3)}, "columns=.*must include x"),
     ({"x": rows(3), "doc": np.arange(4)}, "columns=.*equally many rows"),
     ({"x": rows(0)}, "columns=.*at least one"),
     ({"x": rows(3), "row": np.arange(3)}, "columns=row: must be an identifier"),
     ({"x": rows(3), "../a": np.arange(3)}, "columns=../a: must be an ident"),
-    ({"x": rows(3), "word": np.asarray(["a", "b", "c"])}, "word=.*dtypes"),
+    ({"x": rows(3), "word": np.asarray(["a", "b", "c"])}, "word=.*dtype"),
     ({"x": np.zeros((3, 0), np.float32)}, "x=.*positive shape"),
   )
   def test_columns_that_cannot_be_stored(self, columns, message):

@@ -85,12 +85,12 @@ class PartsTest(parameterized.TestCase):
 
   @parameterized.parameters(
     # A window of 18 tokens takes 18 (32 + 8 * 8) bytes.
-    ({"forward_batch": 10_000}, "forward_batch=10000: .*17.3 MB .*; 578 windo"),
-    ({"context": 20_000}, "context=20000: .* takes .* there are 1.00 MB; low"),
+    ({"forward_batch": 10_000}, "forward_batch=10000: .*17.3 MB.*; 578 windo"),
+    ({"context": 20_000}, "context=20000: .* takes .* memory is 1.00 MB; low"),
     (
       # A row takes 4 * 8 and 8 + 4 + 4 bytes, three times.
       {"bucket_rows": 25_600, "rows": 10**9},
-      "bucket_rows=25600: .* take 3.69 MB, .* there are 1.00 MB; .*6944 rows",
+      "bucket_rows=25600: .* take 3.69 MB, .* memory is 1.00 MB; .*6944 rows",
     ),
   )
   def test_what_cannot_fit_in_memory_is_refused_at_once(self, changes, rule):
