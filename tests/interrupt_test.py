@@ -1,5 +1,6 @@
 """Tests of saejax.interrupt, in processes of their own."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -42,6 +43,7 @@ if sys.argv[1] in ("plain", "ignored"):
 if sys.argv[1] == "child":
   if os.fork() == 0:
     time.sleep(60)
+    os._exit(0)
 with interrupt.deferred():
   ready()
   while not interrupt.requested():
@@ -63,6 +65,10 @@ class InterruptTest(parameterized.TestCase):
     self.addCleanup(process.kill)
     self.assertEqual(process.stdout.readline(), "ready\n")
     return process
+
+  def kill_all(self, group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(group, signal.SIGKILL)
 
   def end(self, process) -> tuple[int, str, list[str]]:
     out, err = process.communicate(timeout=60)
@@ -116,6 +122,7 @@ class InterruptTest(parameterized.TestCase):
 
   def test_a_signal_to_a_forked_child_is_not_taken_for_one_of_ours(self):
     process = self.start("child", "0.1", start_new_session=True)
+    self.addCleanup(self.kill_all, process.pid)
     os.killpg(process.pid, signal.SIGTERM)
     code, out, lines = self.end(process)
     self.assertEqual((code, out, lines), (128 + signal.SIGTERM, "saved\n", []))
