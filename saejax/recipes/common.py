@@ -11,7 +11,9 @@ import optax
 from jaxtyping import Array
 
 from saejax.errors import InputError
+from saejax.recipes import boosting
 from saejax.sae.prep import Identity, Prep
+from saejax.sae.sae import SAE
 from saejax.training.parts import constraints, losses, schedules
 from saejax.training.parts.rules import DeadTracker
 from saejax.training.recipe import Recipe, Record, Rule, Term, constant
@@ -54,6 +56,9 @@ class Options(TypedDict, total=False):
     ema_decay: decay of the weight EMA; no EMA by default.
     dtype: dtype of matmul operands; float32 by default.
     target: reconstruction target of a transcoder; x by default.
+    residual_of: an SAE or the folder of one, on whose residual the recipe is
+      trained: the next stage of boosting, see `sae.ensembles`. The result is
+      the whole ensemble. Not beside prep or target.
     defaults: values of prep, schedule and clip_norm for methods that have no
       default of their own.
   """
@@ -67,6 +72,7 @@ class Options(TypedDict, total=False):
   ema_decay: float | None
   dtype: str
   target: Target
+  residual_of: str | SAE
   defaults: Mapping[str, Any]
 
 
@@ -133,7 +139,8 @@ def compose(
     **parts: other fields of `Recipe`.
 
   Raises:
-    InputError: an option is unknown or has an invalid value.
+    InputError: an option is unknown, has an invalid value, or does not go with
+      another.
   """
   given = {**options.get("defaults", {}), **options}
   _check(given)
@@ -163,6 +170,9 @@ def compose(
     ema_decay=given.get("ema_decay"),
     **{"optimizer": adam, **parts},
   )
+  if "residual_of" in options:
+    _check_stage(options)
+    return boosting.stage(made, options["residual_of"], d)
   if "target" not in options:
     return made
   return _transcoder(made, options["target"], transcodes)
@@ -253,6 +263,24 @@ def _transcoder(recipe: Recipe, target: Target, can: bool) -> Recipe:
   )
 
 
+def _check_stage(options: Options) -> None:
+  """Refuses options that do not go with `residual_of`."""
+  for other in ("prep", "target"):
+    if other in options:
+      raise InputError(
+        "residual_of",
+        _shown(options.get("residual_of")),
+        f"cannot stand beside {other}: the residual of x is centred, scaled and "
+        "reconstructed",
+        f"leave {other} out",
+      )
+
+
+def _shown(given: Any) -> str:
+  """An option in an error: text as it is, of anything else the type."""
+  return given if isinstance(given, str) else type(given).__name__
+
+
 def _k_aux(d: int, n: int, k_aux: int | None) -> int:
   """k_aux as given, else the power of two nearest d/2, at most n."""
   if k_aux is None:
@@ -316,14 +344,17 @@ def check_fraction(field: str, value: float) -> None:
 
 
 def check_no_prep(name: str, options: Options) -> None:
-  """Checks that no prep is passed to a method with its own prep."""
-  if "prep" in options:
-    raise InputError(
-      "prep",
-      type(options["prep"]).__name__,
-      f"{name} has its own prep",
-      "leave prep out",
-    )
+  """Checks that no prep, nor what takes its place, is passed to a method with
+  its own prep.
+  """
+  for other in ("prep", "residual_of"):
+    if other in options:
+      raise InputError(
+        other,
+        _shown(options.get(other)),
+        f"{name} has its own prep",
+        f"leave {other} out",
+      )
 
 
 def switches(phases: Sequence[float], steps: int) -> tuple[int, ...]:

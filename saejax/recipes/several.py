@@ -2,7 +2,7 @@
 
 Ensembles need no recipe. Bagging: members of one run read the same stream, and
 `sae.ensembles.flatten` merges them into one SAE. Boosting: any recipe with the
-prep `sae.ensembles.residual` trains the next stage on the residual.
+option `residual_of` trains the next stage on the residual.
 """
 
 import dataclasses

@@ -54,7 +54,7 @@ def ssae(
     Interpreting Rare Concepts in Foundation Models, 2024, arXiv:2411.00743.
   """
   common.check_no_prep("ssae", options)
-  general = files.load(init_from) if isinstance(init_from, str) else init_from
+  general = files.loaded(init_from, "init_from")
   if (general.d, general.n) != (d, n):
     raise InputError(
       "init_from",

@@ -21,6 +21,7 @@ from typing import Any
 from saejax import config as configs
 from saejax import durable
 from saejax.errors import InputError
+from saejax.runs.config import SAEConfig
 from saejax.training import lock
 from saejax.training.fingerprint import differences
 
@@ -82,8 +83,12 @@ def opened(
 
 
 def identity(config: Any, stores: Mapping[str, str]) -> dict[str, Any]:
-  """The settings that decide the results, stores by their content."""
-  found = _decisive(dataclasses.asdict(config), "")
+  """The settings that decide the results, stores and SAEs by their content."""
+  settings = dataclasses.asdict(config)
+  for name in settings:
+    if isinstance(part := getattr(config, name), SAEConfig):
+      settings[name] = part.decisive()
+  found = _decisive(settings, "")
   return json.loads(json.dumps({**found, **stores}))
 
 
