@@ -1,8 +1,9 @@
-"""Arrays on disk as row sources: .npy, .npz, .safetensors and zarr.
+"""Arrays on disk as row sources: .npy, .npz, .safetensors, .parquet and zarr.
 
 The array of a file with one array is x; with several, each array is the column
-of its name. Rows are read in blocks, so that files may be larger than memory
-(except .npz, whose arrays are read whole).
+of its name (see `parquet` for tables with one column per coordinate). Rows are
+read in blocks, so that files may be larger than memory (except .npz, whose
+arrays are read whole).
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
-from saejax.data import rows
+from saejax.data import parquet, rows
 from saejax.data.store import columns as declarations
 from saejax.data.store import create
 from saejax.errors import InputError
@@ -40,13 +41,15 @@ def array_rows(
 
   Args:
     source: x [rows, d], arrays [rows, ...] by column name, or the path of a
-      .npy, .npz or .safetensors file, a zarr array or a folder of zarr arrays.
+      .npy, .npz, .safetensors or .parquet file, a zarr array or a folder of
+      zarr arrays.
     about: further metadata of the store.
     group: column whose equal values mark a group, see `write_store`.
 
   Raises:
-    InputError: the file has an unknown format, is damaged or has no x; or
-      columns differ in length.
+    InputError: the file has an unknown format, is damaged or has no x; columns
+      differ in length; or a column of a table does not hold numbers of one
+      shape.
 
   >>> array_rows(np.zeros((6, 2), np.float32)).rows
   6
@@ -94,6 +97,7 @@ def _open(path: pathlib.Path) -> dict[str, Any]:
     ".npy": lambda: {"x": np.load(path, mmap_mode="r", allow_pickle=False)},
     ".npz": lambda: dict(np.load(path, allow_pickle=False)),
     ".safetensors": lambda: _safetensors(path),
+    ".parquet": lambda: dict(parquet.columns(path)),
   }
   read = readers.get(path.suffix)
   if read is None and path.is_dir():

@@ -92,6 +92,8 @@ class ArrayRows:
     columns: declarations.
     about: {"arrays": SHA-256 of the values, ...}.
     group: as of `RowSource`.
+    first: the row of the arrays that is row 0 of the source.
+    count: rows of the source; None for all from there on.
   """
 
   arrays: Mapping[str, Any]
@@ -99,11 +101,15 @@ class ArrayRows:
   about: Mapping[str, Any]
   group: Mapping[str, Any] | None = None
   files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+  first: int = 0
+  count: int | None = None
 
   @property
   def rows(self) -> int:
     """Number of rows."""
-    return len(self.arrays["x"])
+    if self.count is not None:
+      return self.count
+    return len(self.arrays["x"]) - self.first
 
   @property
   def end(self) -> dict[str, int]:
@@ -121,13 +127,16 @@ class ArrayRows:
     for start in range(first, self.rows, _BLOCK_ROWS):
       stop = min(start + _BLOCK_ROWS, self.rows)
       values = {
-        name: declarations.native(array[start:stop])
+        name: declarations.native(array[self.first + start : self.first + stop])
         for name, array in self.arrays.items()
       }
       yield Block({"row": start}, values, read=stop - start)
 
   def part(self, start: int, stop: int) -> "ArrayRows":
-    """Rows [start, stop) as a source of their own."""
-    arrays = {name: a[start:stop] for name, a in self.arrays.items()}
-    about = {**self.about, "part": [start, stop]}
-    return dataclasses.replace(self, arrays=arrays, about=about)
+    """Rows [start, stop) as a source of their own; none are read."""
+    return dataclasses.replace(
+      self,
+      about={**self.about, "part": [start, stop]},
+      first=self.first + start,
+      count=stop - start,
+    )

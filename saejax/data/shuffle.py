@@ -10,6 +10,7 @@ ARRAYS = 4
 LAYERS = 5
 BUFFER = 6
 RESERVOIR = 7
+TOKEN_LAYERS = 8
 
 
 def permutation(size: int, *key: int) -> np.ndarray:

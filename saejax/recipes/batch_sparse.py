@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal, Unpack
 
 from saejax.errors import InputError
-from saejax.recipes import common
+from saejax.recipes import common, limits
 from saejax.sae import activations, budgets, initial
 from saejax.training.parts import density, finish, losses, rules
 from saejax.training.recipe import Recipe, Term
@@ -192,9 +192,9 @@ def mc_then_fc(
 
 def _share(n, k, budget, alpha, beta, options) -> budgets.Zipf:
   """Builds the budget; uniform is the zipf law with alpha 0."""
-  common.check_mean_k(k, n)
-  common.check_choice("budget", budget, ("uniform", "zipf"))
-  common.check_least("alpha", alpha, 0)
+  limits.check_mean_k(k, n)
+  limits.check_choice("budget", budget, ("uniform", "zipf"))
+  limits.check_least("alpha", alpha, 0)
   if not beta > -1:
     raise InputError("beta", beta, "must be above -1", "such as 5")
   if "batch_rows" in options:
@@ -219,8 +219,8 @@ def _allotted(
   signed: bool = False,
 ) -> Recipe:
   """A method that selects over the batch: the error, AuxK, thresholds."""
-  common.check_mean_k(k, n)
-  common.check_choice("aux", aux, ("dead", "zipf"))
+  limits.check_mean_k(k, n)
+  limits.check_choice("aux", aux, ("dead", "zipf"))
   moving, among = (() if shares is None else (shares,)), _kept(signed)
   if freeze_step or aux == "zipf":
     moving = (density.Density(freeze_step=freeze_step), *moving)

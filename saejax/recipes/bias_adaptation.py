@@ -7,7 +7,7 @@ from typing import Any, Literal, Unpack
 import jax.numpy as jnp
 
 from saejax.errors import InputError
-from saejax.recipes import common
+from saejax.recipes import common, limits
 from saejax.sae import amplitude, bias_gate, initial
 from saejax.sae.context import as_batch
 from saejax.sae.prep import Affine, Identity
@@ -112,7 +112,7 @@ def ba(
     Chen et al., Taming Polysemanticity in LLMs: Provable Feature Recovery via
     Sparse Autoencoders, 2025, arXiv:2506.14002.
   """
-  common.check_fraction("frequency", frequency)
+  limits.check_fraction("frequency", frequency)
   given = {"every": every, "up": up, "down": down, "form": form}
   rates = {"groups": 1, "htf": frequency, "ltf": frequency}
   made = gba(d, n, **rates, **given, train_b_pre=train_b_pre, **options)
@@ -121,8 +121,8 @@ def ba(
 
 def _rule(n, groups, htf, ltf, every, up, down, form):
   """Builds the rule that adapts the biases; checks its settings."""
-  common.check_fraction("htf", htf)
-  common.check_fraction("ltf", ltf)
+  limits.check_fraction("htf", htf)
+  limits.check_fraction("ltf", ltf)
   if ltf > htf:
     raise InputError(
       "ltf", ltf, f"must be at most htf={htf}", "swap ltf and htf"
@@ -131,10 +131,10 @@ def _rule(n, groups, htf, ltf, every, up, down, form):
     raise InputError(
       "groups", groups, f"must divide n={n}", "change groups or n"
     )
-  common.check_least("every", every, 1)
-  common.check_least("up", up, 0)
-  common.check_least("down", down, 0)
-  common.check_choice("form", form, bias_gate.FORMS)
+  limits.check_least("every", every, 1)
+  limits.check_least("up", up, 0)
+  limits.check_least("down", down, 0)
+  limits.check_choice("form", form, bias_gate.FORMS)
   targets = bias_rule.targets(groups, htf, ltf)
   return bias_rule.BiasAdaptation(targets, every, up, down)
 

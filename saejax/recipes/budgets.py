@@ -6,7 +6,7 @@ from typing import Unpack
 import jax.numpy as jnp
 
 from saejax.errors import InputError
-from saejax.recipes import common
+from saejax.recipes import common, limits
 from saejax.sae import activations, initial, row_budgets
 from saejax.training.parts import losses, probe
 from saejax.training.recipe import Recipe, Term, mean
@@ -123,10 +123,10 @@ def adaptivek(
   least, most = scores
   if not least < most:
     raise InputError("scores", scores, "must be in order", "such as (0, 10)")
-  common.check_least("steepness", steepness, 0)
-  common.check_least("probe_weight", probe_weight, 0)
-  common.check_least("l1_weight", l1_weight, 0)
-  common.check_fraction("probe_phase", probe_phase)
+  limits.check_least("steepness", steepness, 0)
+  limits.check_least("probe_weight", probe_weight, 0)
+  limits.check_least("l1_weight", l1_weight, 0)
+  limits.check_fraction("probe_phase", probe_phase)
   steps = common.run_steps(options, "probe_phase")
   (start,) = common.switches((1 - probe_phase, probe_phase), steps)
   return common.compose(

@@ -2,9 +2,7 @@
 
 The arguments of a method are those of its function (`recipes.arguments`).
 Boosting and transcoding are not separate methods: any recipe is a boosting
-stage
-with the prep `sae.ensembles.residual`, and a transcoder with the option
-`target`.
+stage with the option `residual_of`, and a transcoder with the option `target`.
 """
 
 import dataclasses

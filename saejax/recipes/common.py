@@ -2,8 +2,7 @@
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Required, TypedDict
 
@@ -11,7 +10,9 @@ import optax
 from jaxtyping import Array
 
 from saejax.errors import InputError
+from saejax.recipes import boosting, limits
 from saejax.sae.prep import Identity, Prep
+from saejax.sae.sae import SAE
 from saejax.training.parts import constraints, revival, schedules
 from saejax.training.parts.rules import DeadTracker
 from saejax.training.recipe import Recipe, Record, Rule, Term, constant
@@ -36,7 +37,7 @@ class Target:
   prep: Prep = Identity()
 
   def __post_init__(self):
-    check_least("target.d", self.d, 1)
+    limits.check_least("target.d", self.d, 1)
 
 
 class Options(TypedDict, total=False):
@@ -54,6 +55,9 @@ class Options(TypedDict, total=False):
     ema_decay: decay of the weight EMA; no EMA by default.
     dtype: dtype of matmul operands; float32 by default.
     target: reconstruction target of a transcoder; x by default.
+    residual_of: an SAE or the folder of one, on whose residual the recipe is
+      trained: the next stage of boosting, see `sae.ensembles`. The result is
+      the whole ensemble. Not beside prep or target.
     defaults: values of prep, schedule and clip_norm for methods that have no
       default of their own.
   """
@@ -67,6 +71,7 @@ class Options(TypedDict, total=False):
   ema_decay: float | None
   dtype: str
   target: Target
+  residual_of: str | SAE
   defaults: Mapping[str, Any]
 
 
@@ -103,7 +108,7 @@ def aux_k(k_aux: int | None, aux_weight: float, **choices: Any) -> AuxK:
   Raises:
     InputError: the weight is negative.
   """
-  check_least("aux_weight", aux_weight, 0)
+  limits.check_least("aux_weight", aux_weight, 0)
   return AuxK(k_aux, aux_weight, choices)
 
 
@@ -138,7 +143,8 @@ def compose(
     **parts: other fields of `Recipe`.
 
   Raises:
-    InputError: an option is unknown or has an invalid value.
+    InputError: an option is unknown, has an invalid value, or does not go with
+      another.
   """
   given = {**options.get("defaults", {}), **options}
   _check(given)
@@ -168,6 +174,9 @@ def compose(
     ema_decay=given.get("ema_decay"),
     **{"optimizer": adam, **parts},
   )
+  if "residual_of" in options:
+    _check_stage(options)
+    return boosting.stage(made, options["residual_of"], d)
   if "target" not in options:
     return made
   return _transcoder(made, options["target"], transcodes)
@@ -193,7 +202,7 @@ def penalty(
   Raises:
     InputError: the coefficient is negative, or the warmup is not a fraction.
   """
-  check_least(names[0], coefficient, 0)
+  limits.check_least(names[0], coefficient, 0)
   steps = duration(names[1], warmup, options)
   return Term(fn=fn, weight=schedules.ramp(coefficient, steps), swept=True)
 
@@ -262,6 +271,24 @@ def _transcoder(recipe: Recipe, target: Target, can: bool) -> Recipe:
   )
 
 
+def _check_stage(options: Options) -> None:
+  """Refuses options that do not go with `residual_of`."""
+  for other in ("prep", "target"):
+    if other in options:
+      raise InputError(
+        "residual_of",
+        _shown(options.get("residual_of")),
+        f"cannot stand beside {other}: the residual of x is centred, scaled and "
+        "reconstructed",
+        f"leave {other} out",
+      )
+
+
+def _shown(given: Any) -> str:
+  """An option in an error: text as it is, of anything else the type."""
+  return given if isinstance(given, str) else type(given).__name__
+
+
 def _k_aux(d: int, n: int, k_aux: int | None) -> int:
   """k_aux as given, else the power of two nearest d/2, at most n."""
   if k_aux is None:
@@ -280,7 +307,7 @@ def _check(options: Mapping[str, Any]) -> None:
       "is neither an argument of the recipe nor an option of a run",
       f"options are {', '.join(Options.__annotations__)}",
     )
-  check_least("dead_after_tokens", options["dead_after_tokens"], 1)
+  limits.check_least("dead_after_tokens", options["dead_after_tokens"], 1)
   clip, decay = options.get("clip_norm"), options.get("ema_decay")
   if clip is not None and not clip > 0:
     raise InputError(
@@ -290,86 +317,18 @@ def _check(options: Mapping[str, Any]) -> None:
     raise InputError("ema_decay", decay, "must be in [0, 1)", "such as 0.999")
 
 
-def check_k(k: int, n: int, field: str = "k") -> None:
-  """Checks the number of active latents per row.
-
-  Args:
-    k, n: active latents per row, and number of latents.
-    field: name of the argument, for the error.
-
-  Raises:
-    InputError: k is not a whole number in [1, n].
-  """
-  if not (1 <= k <= n and k == int(k)):
-    raise InputError(
-      field, k, f"must be a whole number in [1, n={n}]", "lower k or raise n"
-    )
-
-
-def check_mean_k(k: float, n: int) -> None:
-  """Checks the mean number of active latents per row.
-
-  Args:
-    k, n: mean number of active latents per row, and number of latents.
-
-  Raises:
-    InputError: k is not in (0, n].
-  """
-  if not 0 < k <= n:
-    raise InputError("k", k, f"must be in (0, n={n}]", "lower k or raise n")
-
-
-def check_least(field: str, value: float, least: float) -> None:
-  """Checks that a value is at least `least` and not NaN.
-
-  Args:
-    field, value: name of the argument, and its value.
-    least: lower bound.
-
-  Raises:
-    InputError: the value is below the bound.
-  """
-  if not value >= least:
-    raise InputError(
-      field, value, f"must be at least {least:g}", f"use {least:g} or more"
-    )
-
-
-def check_finite(field: str, value: float) -> None:
-  """Checks that a value is finite.
-
-  Args:
-    field, value: name of the argument, and its value.
-
-  Raises:
-    InputError: the value is not finite.
-  """
-  if not math.isfinite(value):
-    raise InputError(field, value, "must be finite", "such as 0")
-
-
-def check_fraction(field: str, value: float) -> None:
-  """Checks that a value is in (0, 1).
-
-  Args:
-    field, value: name of the argument, and its value.
-
-  Raises:
-    InputError: the value is outside (0, 1).
-  """
-  if not 0 < value < 1:
-    raise InputError(field, value, "must be in (0, 1)", "such as 0.1")
-
-
 def check_no_prep(name: str, options: Options) -> None:
-  """Checks that no prep is passed to a method with its own prep."""
-  if "prep" in options:
-    raise InputError(
-      "prep",
-      type(options["prep"]).__name__,
-      f"{name} has its own prep",
-      "leave prep out",
-    )
+  """Checks that no prep, nor what takes its place, is passed to a method with
+  its own prep.
+  """
+  for other in ("prep", "residual_of"):
+    if other in options:
+      raise InputError(
+        other,
+        _shown(options.get(other)),
+        f"{name} has its own prep",
+        f"leave {other} out",
+      )
 
 
 def switches(phases: Sequence[float], steps: int) -> tuple[int, ...]:
@@ -390,11 +349,3 @@ def switches(phases: Sequence[float], steps: int) -> tuple[int, ...]:
       "phases", phases, f"each needs one of the {steps} steps", "train longer"
     )
   return tuple(ends[:-1])
-
-
-def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
-  """Checks that a name is in a list."""
-  known = list(choices)
-  if value not in known:
-    rule = f"must be one of {', '.join(known)}"
-    raise InputError(field, value, rule, f"such as {known[0]}")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from saejax.errors import InputError
-from saejax.recipes import common, row_sparse
+from saejax.recipes import common, limits, row_sparse
 from saejax.sae import activations, condition_preps, initial
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.prep import Prep
@@ -63,14 +63,14 @@ def tide(
     TIDE: Temporal-Aware Sparse Autoencoders for Interpretable Diffusion
     Transformers, 2025, arXiv:2503.07050.
   """
-  common.check_k(k, n)
+  limits.check_k(k, n)
   if timesteps is not None and not timesteps >= 1:
     raise InputError("timesteps", timesteps, "must be at least 1", "use 1000")
   if not window_rows > 0:
     raise InputError("window_rows", window_rows, "must be above 0", "use 1e5")
   count = timesteps or condition_preps.CONTINUOUS_BINS
   conditions = ConditionVariance(count, timesteps is None, window_rows)
-  common.check_choice("modulation", modulation, MODULATIONS)
+  limits.check_choice("modulation", modulation, MODULATIONS)
   return common.compose(
     "tide",
     d,
@@ -204,7 +204,7 @@ def _layers(layers: int | None, scale: Sequence[float] | None) -> int:
       "scale", scale, "must be positive numbers", "pass the mean norms"
     )
   if layers is not None:
-    common.check_least("layers", layers, 1)
+    limits.check_least("layers", layers, 1)
   return len(scale) if scale is not None else layers or 1
 
 

@@ -6,7 +6,7 @@ from typing import Unpack
 import optax
 
 from saejax.errors import InputError
-from saejax.recipes import common
+from saejax.recipes import common, limits
 from saejax.sae import activations, initial
 from saejax.training.parts import contrast, losses
 from saejax.training.recipe import Recipe, Term
@@ -52,7 +52,7 @@ def csae(
   """
   if n % 2:
     raise InputError("n", n, "must be even, for two halves", f"use {n + 1}")
-  common.check_least("coefficient", coefficient, 0)
+  limits.check_least("coefficient", coefficient, 0)
   pairs = {
     "common": Term(fn=contrast.common, weight=coefficient),
     "different": Term(fn=contrast.different, weight=coefficient),

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Unpack
 
 from saejax.errors import InputError
-from saejax.recipes import common
+from saejax.recipes import common, limits
 from saejax.sae import activations, kron
 from saejax.training.parts import losses
 from saejax.training.recipe import Recipe, Term
@@ -57,7 +57,7 @@ def kronsae(
     Kurochkin et al., Train Sparse Autoencoders Efficiently by Utilizing
     Features Correlation, 2025, arXiv:2505.22255.
   """
-  common.check_k(k, n)
+  limits.check_k(k, n)
   for field, units in (("m", m), ("q", q)):
     if not (units >= 1 and n % (m * q) == 0):
       raise InputError(

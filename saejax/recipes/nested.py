@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal, Unpack
 
 from saejax.errors import InputError
-from saejax.recipes import batch_sparse, common, row_sparse
+from saejax.recipes import batch_sparse, common, limits, row_sparse
 from saejax.sae import activations, initial, widened
 from saejax.sae.sae import SAE
 from saejax.training.parts import constraints, losses, nested_losses, rules
@@ -78,7 +78,7 @@ def matryoshka(
     Bussmann et al., Learning Multi-Level Features with Matryoshka Sparse
     Autoencoders, 2025, arXiv:2503.17547.
   """
-  common.check_choice("reduction", reduction, ("mean", "sum"))
+  limits.check_choice("reduction", reduction, ("mean", "sum"))
   base = batch_sparse.batchtopk(
     d, n, k, k_aux=k_aux, aux_weight=aux_weight, **options
   )
@@ -147,7 +147,7 @@ def msae(
   """
   ks = _doubling(levels, n) if isinstance(levels, int) else tuple(levels)
   _check_levels("levels", ks, n)
-  common.check_choice("measure", measure, MEASURES)
+  limits.check_choice("measure", measure, MEASURES)
   shares = _level_weights(weights, len(ks))
   rows = activations.TopK(ks[-1], ordered=True)
   keep = activations.ReLU() if ks[-1] == n else rows
@@ -176,7 +176,7 @@ def _level_weights(
   """Weights by name or as given, with sum 1."""
   named = {"uniform": None, "reverse": range(count, 0, -1)}
   if isinstance(weights, str):
-    common.check_choice("weights", weights, named)
+    limits.check_choice("weights", weights, named)
   given = named[weights] if isinstance(weights, str) else weights
   shares = _weights(given, count)
   return tuple(share / sum(shares) for share in shares)
@@ -269,11 +269,11 @@ def multi_topk(
     Gao et al., Scaling and evaluating sparse autoencoders, 2024,
     arXiv:2406.04093.
   """
-  common.check_k(k, n)
+  limits.check_k(k, n)
   if not 2 <= factor <= n // k or factor != int(factor):
     rule = f"must be a whole number of at least 2, with factor k at most n={n}"
     raise InputError("factor", factor, rule, "lower k or raise n")
-  common.check_least("weight", weight, 0)
+  limits.check_least("weight", weight, 0)
   return _with_terms(
     row_sparse.topk(d, n, k, k_aux=k_aux, aux_weight=aux_weight, **options),
     "multi_topk",
@@ -360,7 +360,7 @@ def _ranks(ranks: str | Sequence[int], k: int) -> tuple[int, ...]:
   """Ranks by name or as given, of which the last is k."""
   named = {"all": range(1, k + 1), "powers": _powers(k)}
   if isinstance(ranks, str):
-    common.check_choice("ranks", ranks, named)
+    limits.check_choice("ranks", ranks, named)
   chosen = tuple(named[ranks] if isinstance(ranks, str) else ranks)
   _check_levels("ranks", chosen, k)
   if chosen[-1] != k:
@@ -384,7 +384,7 @@ def _sampled(
       "sampled prefixes have equal weights",
       "leave weights out",
     )
-  common.check_k(shortest, n, "sampled_shortest")
+  limits.check_k(shortest, n, "sampled_shortest")
   if not power > 0:
     raise InputError("sampled_power", power, "must be above 0", "such as 0.5")
   if not 1 <= count <= n - shortest + 1:

@@ -6,7 +6,7 @@ from typing import Unpack
 
 from jaxtyping import Array, Float
 
-from saejax.recipes import batch_sparse, common
+from saejax.recipes import batch_sparse, common, limits
 from saejax.sae import activations, archetypal
 from saejax.training.parts import constraints, losses, orthogonality
 from saejax.training.recipe import Recipe, Term
@@ -51,9 +51,9 @@ def ortsae(
     Korznikov et al., OrtSAE: Orthogonal Sparse Autoencoders Uncover Atomic
     Features, 2025, arXiv:2509.22033.
   """
-  common.check_least("gamma", gamma, 0)
-  common.check_least("chunk", chunk, 2)
-  common.check_least("every", every, 1)
+  limits.check_least("gamma", gamma, 0)
+  limits.check_least("chunk", chunk, 2)
+  limits.check_least("every", every, 1)
   base = batch_sparse.batchtopk(
     d, n, k, k_aux=k_aux, aux_weight=aux_weight, **options
   )
@@ -104,7 +104,7 @@ def ra_sae(
     Bohacek et al., Uncovering Conceptual Blindspots in Generative Image Models
     Using Sparse Autoencoders, 2025, arXiv:2506.19708.
   """
-  common.check_k(k, n)
+  limits.check_k(k, n)
   points = n if points is None else points
   archetypal.check_points(points, d, n, delta)
   return common.compose(

@@ -6,7 +6,7 @@ from typing import Unpack
 import optax
 
 from saejax.errors import InputError
-from saejax.recipes import common
+from saejax.recipes import common, limits
 from saejax.sae import (
   activations,
   budgets,
@@ -48,7 +48,7 @@ def topk(
     Gao et al., Scaling and evaluating sparse autoencoders, 2024,
     arXiv:2406.04093.
   """
-  common.check_k(k, n)
+  limits.check_k(k, n)
   return common.compose(
     "topk",
     d,
@@ -159,8 +159,8 @@ def k_sparse(
   References:
     Makhzani and Frey, k-Sparse Autoencoders, 2013, arXiv:1312.5663.
   """
-  common.check_k(k, n)
-  common.check_k(n if k_start is None else k_start, n, "k_start")
+  limits.check_k(k, n)
+  limits.check_k(n if k_start is None else k_start, n, "k_start")
   if not 1 <= alpha <= n / k:
     raise InputError("alpha", alpha, f"must be in [1, n/k={n / k:g}]", "use 1")
   steps = max(1, common.duration("anneal", anneal, options))
@@ -223,7 +223,7 @@ def abstopk(
     Zhu, Khalili and Zhu, AbsTopK: Rethinking Sparse Autoencoders For
     Bidirectional Features, 2025, arXiv:2510.00404.
   """
-  common.check_k(k, n)
+  limits.check_k(k, n)
   kept = {"score": "magnitude", "keep": "signed"}
   return common.compose(
     "abstopk",
@@ -265,7 +265,7 @@ def group_max(
   References:
     EleutherAI, sparsify, activation "groupmax".
   """
-  common.check_k(k, n)
+  limits.check_k(k, n)
   if n % k:
     raise InputError("k", k, f"groups must divide n={n}", "change k or n")
   return common.compose(

@@ -2,7 +2,7 @@
 
 Ensembles need no recipe. Bagging: members of one run read the same stream, and
 `sae.ensembles.flatten` merges them into one SAE. Boosting: any recipe with the
-prep `sae.ensembles.residual` trains the next stage on the residual.
+option `residual_of` trains the next stage on the residual.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 
-from saejax.recipes import common
+from saejax.recipes import common, limits
 from saejax.sae import activations, decoders, encoders
 from saejax.sae.context import Batch
 from saejax.sae.prep import Prep
@@ -70,8 +70,8 @@ def mfr(
     Marks et al., Enhancing Neural Network Interpretability with
     Feature-Aligned Sparse Autoencoders, 2024, arXiv:2411.01220.
   """
-  common.check_k(k, n)
-  common.check_least("coefficient", coefficient, 0)
+  limits.check_k(k, n)
+  limits.check_least("coefficient", coefficient, 0)
   coupling.check(n, match)
   warmup = common.duration("coefficient_warmup", coefficient_warmup, options)
   recipe = common.compose(
@@ -89,7 +89,7 @@ def mfr(
   )
   if restart_above is None:
     return recipe
-  common.check_least("restart_above", restart_above, 0)
+  limits.check_least("restart_above", restart_above, 0)
   draw = partial(recipe.init, sample=None)
   restart = coupling.RestartMember(draw, k / n, restart_above)
   return dataclasses.replace(recipe, rules=(*recipe.rules, restart))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from saejax.errors import InputError
-from saejax.recipes import common
+from saejax.recipes import common, limits
 from saejax.sae import files
 from saejax.sae.context import Batch
 from saejax.sae.sae import SAE
@@ -57,7 +57,7 @@ def ssae(
     Interpreting Rare Concepts in Foundation Models, 2024, arXiv:2411.00743.
   """
   common.check_no_prep("ssae", options)
-  general = files.load(init_from) if isinstance(init_from, str) else init_from
+  general = files.loaded(init_from, "init_from")
   if (general.d, general.n) != (d, n):
     raise InputError(
       "init_from",
@@ -65,8 +65,8 @@ def ssae(
       f"must have the requested sizes, d={d}, n={n}",
       f"use d={general.d}, n={general.n}",
     )
-  common.check_finite("t", t)
-  common.check_least("t", t, 0)
+  limits.check_finite("t", t)
+  limits.check_least("t", t, 0)
   penalty = common.penalty(losses.l1_decoder_norm, coefficient)
   return common.compose(
     "ssae",

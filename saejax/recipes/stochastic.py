@@ -4,7 +4,7 @@ from functools import partial
 from typing import Literal, Unpack
 
 from saejax.errors import InputError
-from saejax.recipes import common
+from saejax.recipes import common, limits
 from saejax.sae import (
   activations,
   budgets,
@@ -73,8 +73,8 @@ def vsae(
   References:
     Analysis of Variational Sparse Autoencoders, 2025.
   """
-  common.check_k(k, n)
-  common.check_choice("posterior", posterior, gaussian.POSTERIORS)
+  limits.check_k(k, n)
+  limits.check_choice("posterior", posterior, gaussian.POSTERIORS)
   kept = {"score": "magnitude", "keep": "signed"}
   divergence = common.penalty(
     kl.masked_kl if masked else kl.kl,
@@ -135,8 +135,8 @@ def topk_l2(
   References:
     Analysis of Variational Sparse Autoencoders, 2025.
   """
-  common.check_k(k, n)
-  common.check_choice("over", over, PENALISED)
+  limits.check_k(k, n)
+  limits.check_choice("over", over, PENALISED)
   fn, activation, end = PENALISED[over]
   return common.compose(
     "topk_l2",
@@ -197,8 +197,8 @@ def atm(
     Time-Aware Feature Selection: Adaptive Temporal Masking for Stable Sparse
     Autoencoder Training, 2025, arXiv:2510.08855.
   """
-  common.check_least("r", r, 0)
-  common.check_finite("c", c)
+  limits.check_least("r", r, 0)
+  limits.check_finite("c", c)
   if not 0 <= decay < 1:
     raise InputError("decay", decay, "must be in [0, 1)", "such as 0.99")
   if len(weights) != 3 or min(weights) < 0 or not sum(weights) > 0:

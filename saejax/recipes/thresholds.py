@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from saejax.errors import InputError
-from saejax.recipes import common
+from saejax.recipes import common, limits
 from saejax.sae import activations, budgets, initial
 from saejax.sae import gated as gates
 from saejax.sae import jumprelu as jump
@@ -104,8 +104,8 @@ def jumprelu(
     Rajamanoharan et al., Jumping Ahead: Improving Reconstruction Fidelity with
     JumpReLU Sparse Autoencoders, 2024, arXiv:2407.14435.
   """
-  common.check_least("silent_weight", silent_weight, 0)
-  common.check_least("theta_rate", theta_rate, 0)
+  limits.check_least("silent_weight", silent_weight, 0)
+  limits.check_least("theta_rate", theta_rate, 0)
   least = bandwidth / 2 if post_jump else 0.0
   _check(kernel=kernel, bandwidth=bandwidth, theta=theta, least=least)
   activation = jump.JumpReLU(
@@ -146,7 +146,7 @@ def _penalty(
   exponent: float,
 ) -> sparsity.Penalty:
   """Builds a penalty by its name; checks its settings."""
-  common.check_choice("target_scope", scope, ("batch", "row"))
+  limits.check_choice("target_scope", scope, ("batch", "row"))
   if name == "l0_target":
     if target_l0 is None or not target_l0 > 0:
       raise InputError(
@@ -173,7 +173,7 @@ def _penalty(
     "tanh_quadratic": sparsity.tanh_quadratic(tanh_scale, tanh_rate),
     "power": sparsity.power(exponent),
   }
-  common.check_choice("penalty", name, (*named, "l0_target"))
+  limits.check_choice("penalty", name, (*named, "l0_target"))
   return named[name]
 
 
@@ -181,7 +181,7 @@ def _check(
   *, kernel: str, bandwidth: float, theta: float, least: float
 ) -> None:
   """Checks the settings of the gradient estimator."""
-  common.check_choice("kernel", kernel, jump.KERNELS)
+  limits.check_choice("kernel", kernel, jump.KERNELS)
   if not bandwidth > 0:
     raise InputError("bandwidth", bandwidth, "must be above 0", "such as 0.001")
   if not theta >= least:
@@ -325,7 +325,7 @@ def llama_scope(
     He et al., Llama Scope: Extracting Millions of Features from Llama-3.1-8B
     with Sparse Autoencoders, 2024, arXiv:2410.20526.
   """
-  common.check_k(k, n)
+  limits.check_k(k, n)
   annealing = max(1, common.duration("anneal", anneal, options))
   budget = budgets.Annealed(k, max(k, d / 2), annealing, round_up=True)
   schedule = schedules.warmup_decay(

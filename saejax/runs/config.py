@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from saejax import checks, fields
 from saejax.errors import InputError
 from saejax.recipes import arguments, catalogue
+from saejax.sae import files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,9 @@ class SAEConfig:
   prep: Literal[
     "default", "none", "centre_scale", "scale", "scale_sqrt_d", "row_layer_norm"
   ] = "default"  # of x; default: the recipe's own, centre_scale if it has none
+  # folder of a saved SAE on whose residual each of these is trained (boosting);
+  # none where empty
+  residual_of: str = ""
 
   def __post_init__(self):
     arguments.find(self.recipe)
@@ -72,6 +76,22 @@ class SAEConfig:
       if name not in self.fixed
     }
     return list(itertools.product(*varied.values()))
+
+  def decisive(self) -> dict[str, Any]:
+    """The settings, with the content of saved SAEs in place of their folders.
+
+    Raises:
+      InputError: a folder holds no SAE.
+    """
+    found = dataclasses.asdict(self)
+    for name in ("residual_of", *arguments.saes(self.recipe)):
+      value = found[name]
+      found[name] = (
+        tuple(_content(name, folder) for folder in value)
+        if isinstance(value, tuple)
+        else _content(name, value)
+      )
+    return found
 
   @classmethod
   def variant(cls, recipe: str) -> type["SAEConfig"]:
@@ -119,6 +139,16 @@ class SAEConfig:
     if not arguments.having(name):
       return "", ""
     return f"is not an argument of {recipe}", arguments.elsewhere(name)
+
+
+def _content(name: str, folder: Any) -> Any:
+  """The content of the saved SAE in a folder; where there is none, no folder."""
+  if not folder:
+    return folder
+  try:
+    return files.content(folder)
+  except InputError as error:
+    raise error.renamed(name) from error
 
 
 def sae_config(recipe: str = "topk", **values: Any) -> SAEConfig:

@@ -21,6 +21,7 @@ from typing import Any
 from saejax import config as configs
 from saejax import durable
 from saejax.errors import InputError
+from saejax.runs.config import SAEConfig
 from saejax.training import lock
 from saejax.training.fingerprint import differences
 
@@ -83,13 +84,17 @@ def opened(
 
 
 def identity(config: Any, stores: Mapping[str, str]) -> dict[str, Any]:
-  """Returns the settings that determine the results, with stores by content.
+  """Returns the settings that determine the results.
 
   Args:
-    config: config of the run.
+    config: config of the run; SAEs that it names stand for their content.
     stores: content hashes by the name of the setting.
   """
-  found = _decisive(dataclasses.asdict(config), "")
+  settings = dataclasses.asdict(config)
+  for name in settings:
+    if isinstance(part := getattr(config, name), SAEConfig):
+      settings[name] = part.decisive()
+  found = _decisive(settings, "")
   return json.loads(json.dumps({**found, **stores}))
 
 

@@ -58,6 +58,8 @@ class Grid:
     quality.check_rows(self.store)
     stores.check_held_out(self.store, self.held_out)
     held_out.check(self.held_out, self.columns)
+    if self.sae.residual_of:
+      stores.check_stage(self.store, self.sae.residual_of)
 
   @property
   def reading(self) -> dict[str, Any]:
@@ -179,6 +181,7 @@ def _points(
       "training_l0": _finite(training.l0),
       "training_fvu": _finite(training.fvu),
       "density": metrics.histogram(),
+      **_boosted_on(grid.sae),
     }
     for t, metrics, training in zip(trained, found, before, strict=True)
   ]
@@ -186,6 +189,15 @@ def _points(
     if warning := reconstruction.form_warning(point):
       terminal.say(f"n{n}-{t.member.name}: {warning}")
   return points
+
+
+def _boosted_on(sae: SAEConfig) -> dict[str, Any]:
+  """The SAE on whose residual the others were trained, where there is one."""
+  if not sae.residual_of:
+    return {}
+  folder = pathlib.Path(sae.residual_of)
+  found = {"folder": str(folder.absolute()), "content": files.content(folder)}
+  return {"residual_of": found}
 
 
 def _save(
@@ -282,6 +294,8 @@ def recipe(
     options["prep"] = prep
   if target is not None:
     options["target"] = target
+  if sae.residual_of:
+    options["residual_of"] = sae.residual_of
   given = {**sae.fixed, **swept}
   return arguments.make(sae.recipe, d=d, n=n, arguments=given, **options)
 
@@ -333,7 +347,7 @@ def _fingerprint(grid: Grid, n: int) -> dict[str, Any]:
   same = dataclasses.asdict(grid.train)
   for cadence in ("log_steps", "checkpoint_steps", "mesh"):
     del same[cadence]
-  sae = dataclasses.asdict(grid.sae)
+  sae = grid.sae.decisive()
   del sae["n"]
   return {
     "n": n,

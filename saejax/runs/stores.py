@@ -10,6 +10,7 @@ from saejax.data import harvest
 from saejax.data.store.reader import Store
 from saejax.data.text import corpus, subject
 from saejax.errors import InputError
+from saejax.sae import files
 from saejax.training.fingerprint import differences
 
 
@@ -100,6 +101,31 @@ def check_held_out(store: Store, held_out: Store) -> None:
         held_out.path,
         f"the training store has {found[0]}",
         remedy,
+      )
+
+
+def check_stage(store: Store, folder: str) -> None:
+  """Refuses to boost on an SAE of another model or site than a store's.
+
+  Raises:
+    InputError: see above, where both declare it; or there is no SAE.
+  """
+  try:
+    about = files.about(folder)
+  except InputError as error:
+    raise error.renamed("residual_of") from error
+  for name in ("model", "site"):
+    theirs, ours = about.get(name), store.meta.get(name)
+    if theirs is None or ours is None:
+      continue
+    found = differences(_declared(theirs, ours), _declared(ours, theirs), name)
+    if found:
+      raise InputError(
+        "residual_of",
+        folder,
+        f"must have been trained on rows of the model and site of the store, "
+        f"was with {found[0]}",
+        "name an SAE of this site, or the store of that one",
       )
 
 

@@ -160,40 +160,59 @@ class Residual(preps.Prep):
 
 
 def residual(
-  stages: Sequence[SAE],
-  sample: Float[Array, "s d"] | Batch,
-  kind: str = "centre_scale",
+  stages: Sequence[SAE], sample: Float[Array, "s d"] | Batch
 ) -> Residual:
   """The prep of the next stage, its inner prep fitted to the residuals.
 
-  Residuals have another scale than x, so each stage has its own inner prep.
+  Residuals have another scale than x, so each stage has its own inner prep:
+  centre and scale, after which they have mean 0 and mean square norm 1.
 
   Args:
     stages: the SAEs trained so far; empty for the first stage.
     sample: raw rows.
-    kind: kind of the inner prep, see `prep.from_stats`.
 
   Raises:
     InputError: a stage has another width than the rows.
-    ValueError: the kind is unknown, or the residuals do not vary.
   """
   sample = as_batch(sample)
-  width = sample.x.shape[-1]
+  check_stages(stages, sample.x.shape[-1])
+  left, _ = Residual(tuple(stages)).apply(sample.x, sample.cond)
+  rows = left.reshape(-1, left.shape[-1])
+  centre = jnp.mean(rows, axis=0)
+  spread = jnp.mean(jnp.sum(jnp.square(rows - centre), axis=-1))
+  # Where nothing is left there is no scale.
+  scale = jnp.where(spread > 0, jnp.sqrt(spread), 1.0)
+  return Residual(tuple(stages), inner=preps.Affine(centre, scale))
+
+
+def check_stages(
+  stages: Sequence[SAE], width: int, field: str = "stages"
+) -> None:
+  """Refuses SAEs that do not reconstruct rows of a width.
+
+  Args:
+    stages: the SAEs.
+    width: of the rows.
+    field: the argument that gave them, for errors.
+
+  Raises:
+    InputError: a stage has another width, or is a transcoder.
+  """
   for stage in stages:
+    if stage.target_prep is not None:
+      raise InputError(
+        field,
+        "a transcoder",
+        "every stage must reconstruct the rows that it reads",
+        "pass SAEs that were trained without a target",
+      )
     if stage.d != width:
       raise InputError(
-        "stages",
+        field,
         stage.d,
         f"every stage must have the width {width} of the rows",
         "pass SAEs trained on this site",
       )
-  left, _ = Residual(tuple(stages)).apply(sample.x, sample.cond)
-  rows = np.asarray(left, np.float64).reshape(-1, width)
-  stats = {
-    "mean": rows.mean(axis=0),
-    "mean_square": np.square(rows).sum(axis=-1).mean(),
-  }
-  return Residual(tuple(stages), inner=preps.from_stats(kind, stats))
 
 
 def stages_of(sae: SAE) -> tuple[SAE, ...]:

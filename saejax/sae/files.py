@@ -122,6 +122,24 @@ def load(
     return _build(structure["sae"], arrays, "", parts or {})
 
 
+def loaded(sae: str | SAE, field: str) -> SAE:
+  """Returns an SAE that was given as itself or as the folder it is saved in.
+
+  Args:
+    sae: the SAE or its folder.
+    field: the setting that gave it, for errors.
+
+  Raises:
+    InputError: as for `load`.
+  """
+  if not isinstance(sae, str):
+    return sae
+  try:
+    return load(sae)
+  except InputError as error:
+    raise error.renamed(field) from error
+
+
 def about(folder: str | os.PathLike[str]) -> dict[str, Any]:
   """Reads the metadata saved with an SAE.
 
@@ -135,8 +153,26 @@ def about(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return _structure(folder)["about"]
 
 
+def content(folder: str | os.PathLike[str]) -> str:
+  """SHA-256 of the parts and arrays of a saved SAE, its metadata left out.
+
+  Raises:
+    InputError: as for `load`.
+  """
+  with _readable(folder) as folder:
+    structure = _structure(folder)
+    return durable.digest([structure["sae"], structure["files"]])
+
+
 def _structure(folder: pathlib.Path) -> dict[str, Any]:
   path = folder / STRUCTURE
+  if not path.is_file():
+    raise InputError(
+      "sae",
+      folder,
+      f"must be the folder of a saved SAE ({STRUCTURE} is not there)",
+      "name a folder that saejax wrote, such as saes/... in a run folder",
+    )
   structure = durable.read_json(path, field="sae", remedy=_REMEDY)
   version = structure.get("version")
   if version != VERSION:

@@ -108,7 +108,7 @@ class HarvestTest(parameterized.TestCase):
   def test_both_stores_have_the_threshold_of_the_training_part(self):
     train, held_out = self.harvest()
     self.assertEqual(train.stats["calibration"], held_out.stats["calibration"])
-    self.assertBetween(train.stats["calibration"]["median_norm"], 1, 300)
+    self.assertBetween(train.stats["calibration"]["median_norm"][0], 1, 300)
 
   def test_without_a_multiple_outliers_stay(self):
     train, _ = self.harvest(outlier_multiple=0.0, rows=100_000)

@@ -267,7 +267,7 @@ class BadInputTest(parameterized.TestCase):
 
   def test_checkpoint_of_another_recipe(self):
     self.assertEqual(self.train()[0], 0)
-    for name in ("identity.json", "n32/points.json"):
+    for name in ("identity.json", "run.flags", "n32/points.json"):
       (self.run_dir / name).unlink()
     before = snapshot(self.run_dir / "n32")
     self.assert_refused(
@@ -277,7 +277,8 @@ class BadInputTest(parameterized.TestCase):
 
   def test_checkpoint_of_another_shape(self):
     self.assertEqual(self.train()[0], 0)
-    (self.run_dir / "identity.json").unlink()
+    for name in ("identity.json", "run.flags"):
+      (self.run_dir / name).unlink()
     shutil.move(self.run_dir / "n32", self.run_dir / "n64")
     (self.run_dir / "n64" / "points.json").unlink()
     self.assert_refused(self.train("--sae.n=64"), "--run_dir", "n=32")

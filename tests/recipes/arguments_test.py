@@ -293,6 +293,27 @@ class OptionsTest(parameterized.TestCase):
     llama = arguments.make("llama_scope", **given, **run, **said)
     self.assertEqual((llama.clip_norm, llama.schedule), (5.0, fast))
 
+  def test_every_recipe_is_a_stage_of_boosting_or_has_a_prep_of_its_own(self):
+    folder = general(0)
+    for name in catalogue.METHODS:
+      given = {"d": D, "n": N, "arguments": base(name)}
+      try:
+        recipe = arguments.make(name, **given, **RUN, residual_of=folder)
+      except InputError as error:
+        self.assertEqual((error.field, error.value), ("residual_of", folder))
+        self.assertIn(name, ("layergroup", "ssae"))
+        continue
+      draw = functools.partial(recipe.init, sample=None)
+      sae = jax.eval_shape(draw, jax.random.key(0))
+      shapes = [leaf.shape for leaf in jax.tree.leaves(sae.prep)]
+      self.assertIn((N, D), shapes, name)
+
+  def test_arguments_that_are_saes_are_known(self):
+    found = {name: arguments.saes(name) for name in catalogue.METHODS}
+    self.assertEqual(
+      {k: v for k, v in found.items() if v}, {"ssae": ("init_from",)}
+    )
+
   def test_a_target_makes_a_transcoder_or_is_refused(self):
     target = {"target": common.Target(d=6)}
     for name in catalogue.METHODS:

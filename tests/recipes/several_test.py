@@ -11,8 +11,8 @@ from absl.testing import absltest, parameterized
 from saejax import errors
 from saejax.data import synthetic
 from saejax.evals import recovery
-from saejax.recipes import row_sparse, several
-from saejax.sae import decoders, ensembles
+from saejax.recipes import common, row_sparse, several
+from saejax.sae import decoders, ensembles, prep
 from saejax.training import fit
 from saejax.training.parts import coupling
 from tests import contract, toy
@@ -43,9 +43,7 @@ def train(recipe, steps=200, seed=0):
 
 def second_stage():
   """The recipe of boosting behind the first stage."""
-  sample = contract.rows(jnp.asarray(10**6))
-  stages = ensembles.stages_of(first_stage())
-  return base(prep=ensembles.residual(stages, sample))
+  return base(residual_of=first_stage())
 
 
 def mutual(**settings):
@@ -82,10 +80,10 @@ class BoostingTest(parameterized.TestCase):
   def test_an_untrained_stage_that_gives_its_bias_does_not_add_error(self):
     sample = contract.rows(jnp.asarray(10**6))
     sae = first_stage()
-    prep = ensembles.residual(ensembles.stages_of(sae), sample)
-    framed, _ = prep.apply(sample)
+    behind = ensembles.residual(ensembles.stages_of(sae), sample)
+    framed, _ = behind.apply(sample)
     silent = sae.replace(
-      prep=prep,
+      prep=behind,
       encoder=sae.encoder.replace(b=jnp.full((N,), -100.0)),
       decoder=sae.decoder.replace(b=framed.mean(axis=0)),
     )
@@ -94,9 +92,9 @@ class BoostingTest(parameterized.TestCase):
 
   def test_the_first_stage_is_the_base(self):
     sample = contract.rows(jnp.asarray(10**6))
-    prep = ensembles.residual((), sample).inner
+    inner = ensembles.residual((), sample).inner
     one = train(base(prep=ensembles.residual((), sample)), steps=20)
-    plain = train(base(prep=prep), steps=20)
+    plain = train(base(prep=inner), steps=20)
     np.testing.assert_array_equal(one.W_enc, plain.W_enc)
     np.testing.assert_allclose(
       one.reconstruct(sample), plain.reconstruct(sample), atol=1e-6
@@ -105,7 +103,41 @@ class BoostingTest(parameterized.TestCase):
   def test_earlier_stages_stay_as_they_are(self):
     before = ensembles.stages_of(first_stage())
     after = train(second_stage(), steps=5)
-    toy.assert_trees_equal(after.prep.stages, before)
+    toy.assert_trees_equal(ensembles.stages_of(after)[:-1], before)
+
+  def test_members_drawn_again_stay_behind_the_first_stage(self):
+    recipe = mutual(residual_of=first_stage(), restart_above=0.01)
+    members = [fit.member(seed, learning_rate=5e-3) for seed in (0, 1)]
+    saes, states, _ = fit.fit(
+      recipe, contract.rows, steps=3, members=members, stacked=True
+    )
+    self.assertGreater(int(states[0].stats[coupling.RESTARTS]), 0)
+    x = contract.rows(jnp.asarray(0))
+    framed, _ = saes[0].prep.apply(x)
+    square = float(jnp.mean(jnp.sum(framed**2, axis=-1)))
+    self.assertBetween(square, 0.5, 2.0)
+
+  def test_refuses_what_is_no_stage_and_what_has_a_prep_of_its_own(self):
+    first = first_stage()
+    missing = self.create_tempdir().full_path
+    for given, rule in (
+      ({"residual_of": missing}, f"residual_of={missing}: .*a saved SAE"),
+      ({"residual_of": toy.sae(d=8)}, "residual_of=8: .*width 16"),
+      (
+        {"residual_of": first, "prep": prep.Identity()},
+        "residual_of=SAE: cannot stand beside prep",
+      ),
+      (
+        {"residual_of": first, "target": common.Target(d=3)},
+        "residual_of=SAE: cannot stand beside target",
+      ),
+      (
+        {"residual_of": first.replace(target_prep=prep.Identity())},
+        "residual_of=a transcoder",
+      ),
+    ):
+      with self.assertRaisesRegex(errors.InputError, rule):
+        base(**given)
 
   def test_refuses_stages_of_another_width(self):
     with self.assertRaisesRegex(errors.InputError, "width 16 of the rows"):
@@ -142,7 +174,7 @@ class MutualFeaturesTest(parameterized.TestCase):
       joint, contract.rows, steps=10, members=self.members(0, 1), stacked=True
     )
     apart, _, _ = fit.fit(
-      alone, contract.rows, steps=10, members=self.members(0, 1)
+      alone, contract.rows, steps=10, members=self.members(0, 1), stacked=True
     )
     for one, two in zip(together, apart, strict=True):
       toy.assert_trees_close(one, two, rtol=1e-6, atol=1e-6)

@@ -93,7 +93,7 @@ class FilesTest(parameterized.TestCase):
       self.assertRefused("must be a part of this version of saejax")
 
   def test_a_folder_without_an_sae_is_refused(self):
-    self.assertRefused("sae.json: cannot be read .*; restore it")
+    self.assertRefused("must be the folder of a saved SAE")
 
   @parameterized.product(
     name=[files.ARRAYS, files.STRUCTURE],

@@ -9,7 +9,6 @@ a position is the place of a forward batch.
 import collections
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saejax.data import rows, spec
+from saejax.data import rows, shuffle, spec
 from saejax.data.text import corpus as text
 from saejax.data.text import feasibility, subject, windows
 from saejax.errors import InputError
@@ -68,29 +67,30 @@ class TextRows:
       drop_ids=config.drop_ids,
     )
     self.calibration: Mapping[str, Any] | None = None
-    self._limit = math.inf
+    self._limit = np.full(source.sites, np.inf)
 
   # --- calibration -----------------------------------------------------------
 
   def prepare(self, recorded: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The median norm, from which the limit of outliers follows."""
+    """The median norm of each site, from which limits of outliers follow."""
     found = recorded or self.calibration or self._calibrate()
-    limit = found["median_norm"] * self.config.outlier_multiple
-    self._limit = limit or math.inf
+    limit = np.asarray(found["median_norm"]) * self.config.outlier_multiple
+    self._limit = np.where(limit > 0, limit, np.inf)
     return found
 
   def _calibrate(self) -> dict[str, Any]:
-    """Median norm of the first tokens of the training part, before any rule.
+    """Median norms of the first tokens of the training part, before any rule.
 
     Raises:
       InputError: none of them is finite.
     """
     documents = self.corpus.part(text.TRAIN, self.config.held_out_fraction)
     plan = dataclasses.replace(self.plan, pool_batches=1)
-    norms, count = [np.zeros(0, np.float32)], 0
+    norms, count = [], 0
     for batch in windows.batches(plan, documents, self._encode):
-      norm = np.asarray(self._forward(batch)[1])[batch.mask]
-      norms.append(norm[np.isfinite(norm)])
+      x = self.source.forward(batch.ids, batch.mask)
+      norm = np.asarray(_norm(x))[batch.mask].reshape(-1, self.source.sites)
+      norms.append(norm[np.isfinite(norm).all(axis=-1)])
       count += len(norms[-1])
       if count >= self.config.calibration_rows:
         break
@@ -100,11 +100,11 @@ class TextRows:
         self.config.model,
         "must give activations with a finite norm, and no token of the "
         f"training part has one at {self.config.point} of layer "
-        f"{self.config.layer}",
+        f"{self.config.layers or self.config.layer}",
         "use another layer, or another checkpoint",
       )
-    median = float(np.median(np.concatenate(norms)))
-    return {"median_norm": median, "rows": count}
+    median = np.median(np.concatenate(norms), axis=0)
+    return {"median_norm": median.tolist(), "rows": count}
 
   # --- rows ------------------------------------------------------------------
 
@@ -151,11 +151,23 @@ class TextRows:
   def _forward(
     self, batch: windows.Batch
   ) -> tuple[dict[str, jax.Array], jax.Array]:
-    x = self.source.forward(batch.ids, batch.mask)
-    found = {"x": x}
+    """The columns of a batch that come from the model, and norms of x."""
+    found = {"x": self.source.forward(batch.ids, batch.mask)}
+    if self.config.cond == "layer" and self.source.sites > 1:
+      found["x"] = _drawn(found["x"], self._layers(batch))
     if self._target is not None:
       found["target"] = self._target.forward(batch.ids, batch.mask)
-    return _stored(found, dtype=self.config.dtype)
+    values, norm = _stored(found, dtype=self.config.dtype)
+    if self.source.score is not None:
+      values["score"] = self.source.score(batch.ids, batch.mask)
+    return values, norm
+
+  def _layers(self, batch: windows.Batch) -> np.ndarray:
+    """The place of the layer that is drawn for each token, [B, T] int32."""
+    key = (shuffle.TOKEN_LAYERS, self.about["seed"], *batch.point)
+    bits = np.random.Philox(np.random.SeedSequence(key))
+    drawn = bits.random_raw(batch.ids.size) % np.uint64(self.source.sites)
+    return drawn.astype(np.int32).reshape(batch.ids.shape)
 
   def _block(
     self,
@@ -164,8 +176,13 @@ class TextRows:
     norm: np.ndarray,
   ) -> rows.Block:
     """The rows of a batch that pass all rules, and how many each rule drops."""
+    cond = batch.pos
+    limit = self._limit
+    if self.config.cond == "layer":
+      cond = self._layers(batch)
+      limit = limit[cond]
     # Rows that are not finite are no outliers: they have been allowed.
-    outlier = (norm > self._limit) & self._finite(batch, values, norm)
+    outlier = _any_site(norm > limit) & self._finite(batch, values, norm)
     keep = batch.keep & ~outlier
     found = {name: value[keep] for name, value in values.items()}
     found |= {
@@ -174,7 +191,7 @@ class TextRows:
       "tok": batch.ids[keep],
     }
     if self.config.cond:
-      found["cond"] = found["pos"]
+      found["cond"] = cond[keep]
     outliers = int(batch.keep.sum() - keep.sum())
     return rows.Block(
       position=batch.point._asdict(),
@@ -198,8 +215,11 @@ class TextRows:
     finite = np.isfinite(norm)
     # A norm may overflow where x does not.
     finite[~finite] = _all_finite(values["x"][~finite])
+    finite = ~_any_site(~finite)
     if "target" in values:
       finite &= _all_finite(values["target"])
+    if "score" in values:
+      finite &= np.isfinite(values["score"])
     bad = batch.keep & ~finite
     if bad.any() and self.config.nonfinite == "refuse":
       first = tuple(np.argwhere(bad)[0])
@@ -220,10 +240,26 @@ def _all_finite(x: np.ndarray) -> np.ndarray:
   return np.all(np.isfinite(x.astype(np.float32)), axis=-1)
 
 
+def _any_site(found: np.ndarray) -> np.ndarray:
+  """Whether it holds for any site of a token: [B, T] or [B, T, sites]."""
+  return np.asarray(found.reshape(*found.shape[:2], -1).any(axis=-1))
+
+
 @functools.partial(jax.jit, static_argnames="dtype")
 def _stored(
   values: dict[str, jax.Array], dtype: str
 ) -> tuple[dict[str, jax.Array], jax.Array]:
   """Rows rounded to the stored dtype, and norms of x before rounding."""
-  norm = jnp.linalg.norm(values["x"].astype(jnp.float32), axis=-1)
+  norm = _norm(values["x"])
   return {name: value.astype(dtype) for name, value in values.items()}, norm
+
+
+@jax.jit
+def _norm(x: jax.Array) -> jax.Array:
+  return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
+
+
+@jax.jit
+def _drawn(x: jax.Array, layer: jax.Array) -> jax.Array:
+  """The rows of one site per token: x [B, T, sites, d] -> [B, T, d]."""
+  return jnp.take_along_axis(x, layer[..., None, None], axis=2)[:, :, 0]

@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -16,7 +17,8 @@ from saejax.models import model as models
 
 # Choices of the special tokens around windows, see `of`.
 SPECIAL_TOKENS = ("tokenizer", "add", "none")
-Forward = Callable[[np.ndarray, np.ndarray], Float[Array, "B T d"]]
+Forward = Callable[[np.ndarray, np.ndarray], Float[Array, "B T ..."]]
+SCORES = {"entropy": "entropy of the prediction of the next token, in nats"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +30,10 @@ class Subject:
   Attributes:
     d: width of the site.
     encode: text -> ids [T], without special tokens around them.
-    forward: ids [B, T] int32, mask [B, T] bool -> x [B, T, d].
+    forward: ids [B, T] int32, mask [B, T] bool -> x [B, T, d], or
+      [B, T, sites, d] where there are several sites.
+    sites: number of sites.
+    score: ids, mask -> one number per token [B, T]; None for no score.
     prefix: ids before each window.
     suffix: ids after each window.
     special: ids that are never rows, at any position.
@@ -43,6 +48,8 @@ class Subject:
   d: int
   encode: Callable[[str], np.ndarray]
   forward: Forward
+  sites: int = 1
+  score: Forward | None = None
   prefix: tuple[int, ...] = ()
   suffix: tuple[int, ...] = ()
   special: frozenset[int] = frozenset()
@@ -58,34 +65,50 @@ class Subject:
     Args:
       tokens: tokens per window.
     """
-    ids_and_rows = tokens * (32 + 8 * self.d)
+    ids_and_rows = tokens * (32 + 8 * self.d * self.sites)
+    if self.score is not None:
+      ids_and_rows += 8 * tokens * self.vocabulary
     return ids_and_rows + (self.window_bytes or (lambda _: 0))(tokens)
 
 
 def of(
-  name: str, layer: int, point: str, *, special_tokens: str = "tokenizer"
+  name: str,
+  layer: int | Sequence[int],
+  point: str,
+  *,
+  special_tokens: str = "tokenizer",
+  score: str = "",
 ) -> Subject:
-  """Returns a model of `saejax.models` at a layer and point as a subject.
+  """Returns a model of `saejax.models` at a point of one or several layers.
 
   CLS, SEP, BOS and the tokens around windows are never rows. The weights are
   read at the first batch.
 
   Args:
     name: name of the model, see `models.hub`.
-    layer, point: the site.
+    layer, point: the site, or one site per layer.
     special_tokens: tokens around windows: "tokenizer" for those that the
       tokenizer adds to a text (none for GPT-2); "add" for CLS and SEP if it has
       them, otherwise BOS in front; "none" for no tokens.
+    score: one of `SCORES`, or "" for none.
 
   Raises:
     InputError: there is no such model, layer or point, the tokenizer has no
-      tokens to add, or its special tokens are not in the vocabulary.
+      tokens to add, its special tokens are not in the vocabulary, or a score is
+      wanted of a model without a language head.
   """
   folder = hub.resolve(name)
   file = config_file.read(folder)
   family = models.FAMILIES[file.choice("model_type", models.FAMILIES, "")]
   config = family.read_config(file)
-  site = taps.resolve(config, layer, point)
+  sites = _sites(config, layer, point)
+  if score and family is models.FAMILIES["bert"]:
+    raise InputError(
+      "harvest.score",
+      score,
+      f"needs a model that predicts the next token, and {name} is an encoder",
+      "name a causal language model",
+    )
   words = tokenizer.load(folder)
   prefix, suffix = _frame(words, special_tokens, name)
   roles = (i for i in (words.bos, words.cls, words.sep) if i is not None)
@@ -106,10 +129,13 @@ def of(
     )
     return ids
 
+  forward = _Forward(name, [site.name for site in sites])
   return Subject(
     d=config.d,
     encode=encode,
-    forward=_Forward(name, site.name),
+    forward=forward,
+    sites=len(sites),
+    score=forward.entropy if score else None,
     prefix=prefix,
     suffix=suffix,
     special=special,
@@ -119,7 +145,7 @@ def of(
     meta={
       "model": {"name": label(name), "weights": hub.weights_hash(folder)},
       "tokenizer": hub.tokenizer_hash(folder),
-      "site": {"layer": layer, "point": point} | dataclasses.asdict(site),
+      "site": {"layer": layer, "point": point} | _described(sites),
     },
     files={
       f"tokenizer/{file}": hub.read_bytes(folder / file)
@@ -127,6 +153,31 @@ def of(
       if hub.is_there(folder / file)
     },
   )
+
+
+def _sites(
+  config: models.Config, layer: int | Sequence[int], point: str
+) -> list[taps.Site]:
+  """The site of each layer."""
+  if isinstance(layer, int):
+    return [taps.resolve(config, layer, point)]
+  try:
+    return [taps.resolve(config, one, point) for one in layer]
+  except InputError as error:
+    if error.field != "harvest.layer":
+      raise
+    raise error.renamed("harvest.layers") from error
+
+
+def _described(sites: Sequence[taps.Site]) -> dict[str, Any]:
+  """The fields of a site; a list where those of several differ."""
+  found = [dataclasses.asdict(site) for site in sites]
+  return {
+    name: value
+    if all(one[name] == value for one in found)
+    else [one[name] for one in found]
+    for name, value in found[0].items()
+  }
 
 
 def _frame(
@@ -169,14 +220,28 @@ def label(name: str) -> str:
 
 
 class _Forward:
-  """Reads the site of a model, which is loaded at the first call."""
+  """Reads the sites of a model, which is loaded at the first call."""
 
-  def __init__(self, name: str, site: str):
-    self._name, self._site = name, site
+  def __init__(self, name: str, sites: Sequence[str]):
+    self._name, self._sites = name, sites
 
   @functools.cached_property
   def _model(self) -> models.Model:
     return models.load(self._name)
 
   def __call__(self, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
-    return taps.read(self._model, ids, mask, [self._site])[self._site]
+    found = taps.read(self._model, ids, mask, self._sites)
+    if len(found) == 1:
+      return found[self._sites[0]]
+    return jnp.stack([found[site] for site in self._sites], axis=2)
+
+  def entropy(self, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
+    """Entropy of the prediction at each token [B, T], in nats."""
+    self._model.check(ids, mask)
+    return _entropy(self._model, ids, mask)
+
+
+@jax.jit
+def _entropy(model: models.Model, ids: Array, mask: Array) -> Array:
+  log_p = jax.nn.log_softmax(model(ids, mask).astype(jnp.float32))
+  return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)

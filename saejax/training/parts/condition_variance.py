@@ -91,9 +91,9 @@ class ConditionVariance(Rule):
     total = jnp.sum(jnp.where(known, variance, 0.0))
     others = total / jnp.maximum(jnp.sum(known), 1).astype(jnp.float32)
     variance = jnp.where(known, variance, others)
-    _, which = self._rows(record)
+    x, which = self._rows(record)
     spread = variance[which].reshape(record.batch.x.shape[:-1])
-    return squares(record.batch.x - x_hat) / jnp.maximum(spread, EPS)
+    return squares(x.reshape(x_hat.shape) - x_hat) / jnp.maximum(spread, EPS)
 
   def _rows(self, record: Record) -> tuple[Array, Int[Array, "rows"]]:
     """Raw rows [rows, d] and the condition of each."""

@@ -191,7 +191,8 @@ class RestartMember(Rule):
     key = jax.random.fold_in(state.key, fold)
     fresh = lambda carry: (
       jnp.zeros((), bool),
-      self.draw(key),
+      # The prep is no weight, and may have been fitted to a sample.
+      self.draw(key).replace(prep=carry[1].prep),
       jax.tree.map(jnp.zeros_like, carry[2]),
     )
     # A while_loop of at most one pass, because under vmap a cond would compute
