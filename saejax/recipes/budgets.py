@@ -113,13 +113,12 @@ def adaptivek(
     AdaptiveK Sparse Autoencoders: Dynamic Sparsity Allocation for Interpretable
     LLM Representations, 2025, arXiv:2508.17320.
   """
-  if not 1 <= min_k <= max_k <= n:
-    raise InputError(
-      "min_k, max_k",
-      (min_k, max_k),
-      f"must be in order and in [1, n={n}]",
-      "lower min_k, or raise n",
-    )
+  if not 1 <= min_k <= n:
+    rule = f"must be in [1, n={n}]"
+    raise InputError("min_k", min_k, rule, "lower min_k, or raise n")
+  if not min_k <= max_k <= n:
+    rule = f"must be in [min_k={min_k}, n={n}]"
+    raise InputError("max_k", max_k, rule, "such as min_k, or raise n")
   least, most = scores
   if not least < most:
     raise InputError("scores", scores, "must be in order", "such as (0, 10)")
