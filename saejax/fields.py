@@ -197,14 +197,14 @@ def _element(kind: Any, text: str) -> Any:
       with contextlib.suppress(ValueError):
         return read(choice, bare[1:-1].removesuffix(","))
     if inner:
-      raise ValueError("must be " + describe(kind))
+      raise ValueError("must be " + _described(kind))
   outside = [k for k in _choices(kind) if typing.get_origin(k) is not tuple]
   if bare == "none" and is_optional(kind):
     return None
   for choice in outside:
     with contextlib.suppress(ValueError):
       return read(choice, text)
-  raise ValueError("must be " + describe(kind))
+  raise ValueError("must be " + _described(kind))
 
 
 def _whole(text: str) -> int:

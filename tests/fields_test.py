@@ -64,6 +64,11 @@ class TextTest(parameterized.TestCase):
     (Literal["x", 2], "y", "must be one of x, 2"),
     (tuple[int, int], "1", "must be 2 values .* each a whole number"),
     (int | None, "null", "must be a whole number"),
+    (
+      tuple[tuple[float, float], ...],
+      "0.8,0.2",
+      "must be 2 values .*, each a number, in parentheses$",
+    ),
   )
   def test_other_text_is_refused_with_the_rule(self, kind, text, rule):
     with self.assertRaisesRegex(ValueError, rule):

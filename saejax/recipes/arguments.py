@@ -93,8 +93,8 @@ def of(recipe: str | Function) -> tuple[fields.Leaf, ...]:
     recipe: its name, see `find`, or its function.
 
   Raises:
-    InputError: there is no such recipe.
-    TypeError: an argument has a type that no flag can hold, or none.
+    InputError: there is no such recipe, or an argument has a type that no flag
+      can hold, or neither a type nor a default.
   """
   fn = find(recipe) if isinstance(recipe, str) else recipe
   hints, said = typing.get_type_hints(fn), docs(fn)
@@ -103,11 +103,17 @@ def of(recipe: str | Function) -> tuple[fields.Leaf, ...]:
     if p.name in SIZES or p.kind is p.VAR_KEYWORD:
       continue
     default = fields.MISSING if p.default is p.empty else p.default
-    kind = hints.get(p.name, type(default))
+    try:
+      kind = fields.flaggable(hints.get(p.name, type(default)))
+    except TypeError as error:
+      called = recipe if isinstance(recipe, str) else fn.__name__
+      rule = f"its argument {p.name} cannot be a setting ({error})"
+      remedy = "annotate it as int, float, bool, str, Literal or tuple of those"
+      raise InputError("recipe", called, rule, remedy) from error
     found.append(
       fields.Leaf(
         name=p.name,
-        kind=fields.flaggable(kind),
+        kind=kind,
         default=default,
         comment=said.get(p.name, ""),
       )

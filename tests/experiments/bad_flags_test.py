@@ -52,6 +52,9 @@ TRAIN = {
 }
 HARVEST = {
   "--harvest.rows": WHOLE,
+  "--harvest.layers": ("x", "1,1", "-1,2"),
+  "--harvest.cond": ("layer", "depth"),
+  "--harvest.score": ("length",),
   "--harvest.held_out_rows": ("0", "-1"),
   "--harvest.held_out_fraction": ("0", "1", "nan", "-0.5", "inf"),
   "--harvest.document_tokens": ("-1",),

@@ -248,6 +248,19 @@ class MakeTest(parameterized.TestCase):
       arguments.find(name)
     self.assertEqual(caught.exception.field, "recipe")
 
+  def test_an_argument_that_no_flag_can_hold_is_named(self):
+    def listed(d, n, q: list, **options):
+      raise NotImplementedError
+
+    def bare(d, n, q=None, **options):
+      raise NotImplementedError
+
+    for fn in (listed, bare):
+      with self.assertRaisesRegex(
+        InputError, f"recipe={fn.__name__}: its argument q cannot"
+      ):
+        arguments.of(fn)
+
   def test_a_recipe_of_ones_own_is_found_by_module_and_function(self):
     text = '''
 from saejax.recipes import row_sparse

@@ -121,7 +121,7 @@ class AdaptiveKTest(parameterized.TestCase):
     self.assertLess(fvu(sae, x), fvu(other, x) - 0.005)
 
   @parameterized.parameters(
-    ((5, 4), r"min_k, max_k=\(5, 4\)"), ((0, 4), "min_k"), ((1, 33), "min_k")
+    ((5, 4), "max_k=4"), ((0, 4), "min_k"), ((1, 33), "max_k=33")
   )
   def test_refuses_bounds_out_of_order(self, bounds, said):
     with self.assertRaisesRegex(errors.InputError, said):
