@@ -27,6 +27,8 @@ from saejax.sae.sae import SAE
 from saejax.training import sharding, step
 from saejax.training.recipe import Hyper, Recipe, RowSource, Stats
 
+DRAWN_STEPS = 50  # most steps in one call of a program that draws its batches
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Member:
@@ -168,11 +170,10 @@ class Group:
     return (jax.device_put(hyper, where),)
 
   @property
-  def n(self) -> int:
-    """Latents of each member."""
-    recipe = next(iter(self._recipes.values()))
-    draw = partial(recipe.init, sample=None)
-    return jax.eval_shape(draw, jax.random.key(0)).n
+  def sizes(self) -> set[int]:
+    """Latents of the members."""
+    draws = [partial(r.init, sample=None) for r in self._recipes.values()]
+    return {jax.eval_shape(draw, jax.random.key(0)).n for draw in draws}
 
   def check(self, fields: tuple[str, ...]) -> None:
     """Refuses streams and numbers of members that the method cannot use."""
@@ -250,7 +251,7 @@ class Group:
     draw: Callable[[Array], Array | Batch],
     start: int,
     stop: int,
-  ) -> tuple[tuple[step.TrainState, ...], dict[str, np.ndarray]]:
+  ) -> tuple[tuple[step.TrainState, ...], tuple[step.Metrics, ...], np.ndarray]:
     """Every member through steps start to stop on batches made on the device.
 
     Args:
@@ -262,24 +263,32 @@ class Group:
       stop: step after the last.
 
     Returns:
-      The new states, and the metrics of the last step [members].
+      As `run`, with the metrics on the host.
     """
-    bounds = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
     if not isinstance(draw, jax.tree_util.Partial):
       draw = jax.tree_util.Partial(draw)
-    new, metrics = [], []
-    for given, hyper, state in zip(
-      self._programs, self._hypers, states, strict=True
+    new, metrics, seconds = [], [], np.zeros(len(self.members))
+    for i, (given, hyper, state) in enumerate(
+      zip(self._programs, self._hypers, states, strict=True)
     ):
+      began = time.perf_counter()
       if (given, "drawn") not in self._compiled:
         several = partial(_drawn, self._steps[given])
         self._compiled[given, "drawn"] = jax.jit(several, donate_argnums=0)
-      state, out = self._compiled[given, "drawn"](state, hyper, draw, *bounds)
+      parts = []
+      for first in range(start, stop, DRAWN_STEPS):
+        last = min(first + DRAWN_STEPS, stop)
+        bounds = jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32)
+        program = self._compiled[given, "drawn"]
+        state, out = program(state, hyper, draw, *bounds)
+        out = jax.device_get(out)
+        parts.append(jax.tree.map(lambda a, k=last - first: a[:k], out))
       new.append(state)
-      metrics.append(jax.device_get(out))
+      metrics.append(jax.tree.map(lambda *a: np.concatenate(a), *parts))
+      seconds[i] = time.perf_counter() - began
     if self.stacked:
-      return tuple(new), metrics[0]
-    return tuple(new), _stacked(metrics, axis=0)
+      seconds[:] = seconds[0] / len(self.members)
+    return tuple(new), tuple(metrics), seconds
 
   def _program(self, given: Any, state: step.TrainState, count: int):
     if (given, count) not in self._compiled:
@@ -305,7 +314,7 @@ class Group:
     host = jax.device_get(list(metrics))
     if self.stacked:
       return {name: np.asarray(value) for name, value in host[0].items()}
-    return _stacked(host, axis=1)
+    return _stacked(host)
 
   def member_states(
     self, states: tuple[step.TrainState, ...]
@@ -352,24 +361,30 @@ class Group:
     ]
 
 
-def _stacked(
-  metrics: Sequence[Mapping[str, np.ndarray]], axis: int
-) -> dict[str, np.ndarray]:
-  """The metrics of members along an axis; NaN where a member lacks one."""
+def _stacked(metrics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+  """[steps, members] of each metric; NaN where a member lacks one."""
   absent = np.full_like(metrics[0]["loss"], np.nan)
   names = dict.fromkeys(name for m in metrics for name in m)
   return {
-    name: np.stack([m.get(name, absent) for m in metrics], axis=axis)
+    name: np.stack([m.get(name, absent) for m in metrics], axis=1)
     for name in names
   }
 
 
 def _drawn(one_step, state, hyper, draw, start, stop):
-  """Steps start to stop; the metrics of the last."""
-  body = lambda i, carry: one_step(carry[0], hyper, as_batch(draw(i)))
-  shapes = jax.eval_shape(body, start, (state, None))[1]
-  empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-  return jax.lax.fori_loop(start, stop, body, (state, empty))
+  """At most DRAWN_STEPS steps, start to stop; metrics of each, then zeros."""
+  step = lambda i, state: one_step(state, hyper, as_batch(draw(i)))
+  shapes = jax.eval_shape(step, start, state)[1]
+  kept = jax.tree.map(
+    lambda a: jnp.zeros((DRAWN_STEPS, *a.shape), a.dtype), shapes
+  )
+
+  def body(i, carry):
+    state, metrics = step(i, carry[0])
+    put = lambda all_, one: all_.at[i - start].set(one)
+    return state, jax.tree.map(put, carry[1], metrics)
+
+  return jax.lax.fori_loop(start, stop, body, (state, kept))
 
 
 def _several(one_step, state, hyper, batches):

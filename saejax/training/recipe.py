@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from saejax.errors import InputError
 from saejax.sae.context import FIELDS, Batch
 from saejax.sae.sae import SAE, Forward
-from saejax.training.rows import RowSource as RowSource
 from saejax.training.state import Stats as Stats
 from saejax.training.state import TrainState
 
@@ -131,6 +130,14 @@ def statistics(
     stats.update(started)
     axes.update({name: named[name] for name in started})
   return stats, tuple(sorted(axes.items()))
+
+
+class RowSource(Protocol):
+  """A source of rows that can be sampled repeatedly."""
+
+  def sample(self, rows: int) -> Batch:
+    """Returns about `rows` raw rows, spread over all rows."""
+    ...
 
 
 class Init(Protocol):

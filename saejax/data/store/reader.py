@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 
 from saejax import durable
 from saejax.data.store import arrays, ledger, manifest
@@ -137,6 +136,8 @@ class Store:
     Data that is used right after its checksum is still in the CPU's cache,
     which makes the checksum nearly free.
     """
+    import tensorstore as ts  # only where a store is read
+
     arrays.check_process(self.path)
     whole = [self._whole_chunks(*interval) for interval in intervals]
     array = self._array(column)
