@@ -2,7 +2,7 @@
 
   python benchmarks/kill_resume.py --kills=40
   python benchmarks/kill_resume.py --command='python experiments/ensembling.py' \\
-    --args='--study.steps=50 --n=64 --sizes=1,2 --harvest.rows=8192'
+    --args='--train.steps=50 --n=64 --sizes=1,2 --harvest.rows=8192'
 
 Runs a small experiment once undisturbed. Then again in another folder, stopped
 at random moments of each phase by each signal in turn, each time followed by
