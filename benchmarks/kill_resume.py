@@ -319,7 +319,7 @@ def snapshot(folder: pathlib.Path, phase: str = "") -> set[Any]:
 
 def completed(run: pathlib.Path) -> set[str]:
   """The complete checkpoints of a run."""
-  return set(map(str, run.glob("*/checkpoints/*/sums.json")))
+  return set(map(str, run.glob("**/checkpoints/*/sums.json")))
 
 
 def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -345,7 +345,8 @@ def compare(one: Trial, other: Trial) -> list[str]:
       {
         str(path.relative_to(where(trial))): content(path, trial.base)
         for path in files(where(trial))
-        if not named or path.name in named
+        if (not named or path.name in named)
+        and (what != "arm" or path.parent.name == "arms")
       }
       for trial in (one, other)
     )

@@ -30,6 +30,7 @@ from saejax.data.store.reader import Store
 from saejax.errors import InputError
 from saejax.evals import reconstruction
 from saejax.report import results
+from saejax.runs import folder as run_folder
 from saejax.runs import stores
 from saejax.runs.inputs import arrays_hash
 from saejax.sae import prep
@@ -40,8 +41,6 @@ from saejax.training.config import TrainConfig
 from saejax.training.members import Member
 from saejax.training.recipe import Recipe
 from saejax.training.step import TrainState
-
-ARMS = "arms"  # folder of the arms in that of the run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +212,7 @@ def run(
   try:
     for i, arm in enumerate(arms):
       points += kept(
-        folder / ARMS / slug(arm.name),
+        folder / run_folder.ARMS / slug(arm.name),
         lambda own, a=arm: _train_arm(
           own, a, a.rows or rows, config, seeds, measure
         ),

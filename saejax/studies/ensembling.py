@@ -190,7 +190,10 @@ class Study:
     self, name: str, seed: int, recipe: Recipe, times: int = 1
   ) -> SAE:
     """An SAE of the folder, trained if it is not there."""
-    path, folder = self.folder / "saes" / name, self.folder / arms.ARMS / name
+    path, folder = (
+      self.folder / "saes" / name,
+      self.folder / run_folder.ARMS / name,
+    )
     if not path.exists():
       rate = self.config.rate(times * self.n)
       (trained,) = arms.train(

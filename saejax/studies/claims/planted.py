@@ -22,6 +22,7 @@ from saejax.recipes import (
   specialised,
   stochastic,
 )
+from saejax.runs import folder as run_folder
 from saejax.sae.sae import SAE
 from saejax.studies import arms, ensembling
 from saejax.training.config import TrainConfig
@@ -244,7 +245,7 @@ def _general(
   def saes():
     rate = config.rate(n)
     members = [Member(seed=s, learning_rate=rate) for s in range(seeds)]
-    own = folder / arms.ARMS / "ssae_general"
+    own = folder / run_folder.ARMS / "ssae_general"
     made = arms.train(own, lambda: recipe, members, rows, config)
     return [trained.sae for trained in made]
 
@@ -279,7 +280,9 @@ def ensembles(
     config=config,
     folder=folder,
   )
-  kept = arms.kept(folder / arms.ARMS / "ensembles", lambda _: study.run())
+  kept = arms.kept(
+    folder / run_folder.ARMS / "ensembles", lambda _: study.run()
+  )
   return kept, rows
 
 
