@@ -12,7 +12,8 @@ from saejax.sae.context import Batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding, step
 from saejax.training.config import TrainConfig
-from saejax.training.members import Group, Member, own_programs
+from saejax.training.member import Member, own_programs
+from saejax.training.members import Group
 from saejax.training.recipe import Recipe, RowSource, Stats
 from saejax.training.sources import Source
 

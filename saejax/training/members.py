@@ -6,9 +6,7 @@ Stacked members may differ in k alone: the program has the largest, and ranks
 beyond a member's own k are dropped. Both give equal weights to float tolerance.
 """
 
-import dataclasses
 import functools
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,74 +23,11 @@ from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding, step
+from saejax.training.member import Member as Member
+from saejax.training.member import own_programs, programs
 from saejax.training.recipe import Hyper, Recipe, RowSource, Stats
 
 DRAWN_STEPS = 50  # most steps in one call of a program that draws its batches
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Member:
-  """Settings that distinguish the SAEs of a run.
-
-  Attributes:
-    seed: seed of its initial weights.
-    learning_rate: peak.
-    arguments: of the recipe, those in which members may differ: each a name
-      and a hashable value.
-    coefficient: multiplies the weight of the method's swept terms.
-  """
-
-  seed: int
-  learning_rate: float
-  arguments: tuple[tuple[str, Any], ...] = ()
-  coefficient: float = 1.0
-
-  @property
-  def k(self) -> Any:
-    """Active latents per row; 0 where the arguments have no k."""
-    return dict(self.arguments).get("k", 0)
-
-  @property
-  def name(self) -> str:
-    parts = [
-      f"k{_text(value)}" if name == "k" else f"{name}={_text(value)}"
-      for name, value in self.arguments
-    ]
-    if self.coefficient != 1:
-      parts.append(f"c{self.coefficient:g}")
-    return "-".join([*parts, f"seed{self.seed}"])
-
-
-def _text(value: Any) -> str:
-  """A value as a part of a file's name."""
-  if isinstance(value, float) and float(short := f"{value:g}") == value:
-    return short
-  if isinstance(value, tuple):
-    return ",".join(map(_text, value))
-  return re.sub(r"[^\w.+-]+", "_", str(value))
-
-
-def own_programs(
-  make_recipe: Callable[..., Recipe], members: Sequence[Member]
-) -> str:
-  """The argument that keeps members from sharing one program; "" for none.
-
-  Args:
-    make_recipe: from arguments by name to the recipe.
-    members: at least one.
-  """
-  first = set(members[0].arguments)
-  differing = {
-    name for m in members for name, _ in first.symmetric_difference(m.arguments)
-  }
-  if others := sorted(differing - {"k"}):
-    return others[0]
-  if not differing:
-    return ""
-  largest = max(members, key=lambda m: m.k)
-  whole = all(m.k == int(m.k) for m in members)
-  limit = whole and not make_recipe(**dict(largest.arguments)).static_k
-  return "" if limit else "k"
 
 
 class Group:
@@ -126,12 +61,15 @@ class Group:
     self.stacked = stacked
     # One program for several k: members limit theirs by a traced one.
     self._several_ks = stacked and len({member.k for member in members}) > 1
-    largest = max(members, key=lambda member: member.k).arguments
-    programs = [largest] if stacked else [m.arguments for m in members]
+    given, self._factors = programs(make_recipe, members)
+    largest = max(range(len(members)), key=lambda i: members[i].k)
+    largest = given[largest]
+    self._given = dict(zip(members, given, strict=True))
+    used = [largest] if stacked else given
     # Also of the k that are only limits, whose recipe may refuse them.
     every = {
       given: make_recipe(**dict(given))
-      for given in dict.fromkeys(member.arguments for member in members)
+      for given in dict.fromkeys([*given, *(m.arguments for m in members)])
     }
     if stacked and (name := own_programs(make_recipe, members)):
       values = dict.fromkeys(dict(m.arguments).get(name) for m in members)
@@ -142,8 +80,8 @@ class Group:
         f"({', '.join(map(str, values))}) need programs of their own",
         f"use --train.members=in_turn, or one {name}",
       )
-    self._recipes = {given: every[given] for given in dict.fromkeys(programs)}
-    self._programs = programs
+    self._recipes = {given: every[given] for given in dict.fromkeys(used)}
+    self._programs = used
     self._steps = {
       given: step.make_step(
         recipe,
@@ -158,7 +96,7 @@ class Group:
   @functools.cached_property
   def _hypers(self) -> tuple[Hyper, ...]:
     rates = jnp.asarray([m.learning_rate for m in self.members])
-    swept = [m.coefficient for m in self.members]
+    swept = self._factors
     swept = jnp.asarray(swept) if set(swept) != {1.0} else None
     ks = [m.k for m in self.members]
     limits = jnp.asarray(ks, jnp.int32) if self._several_ks else None
@@ -357,7 +295,7 @@ class Group:
 
   def _recipe(self, member: Member) -> Recipe:
     return self._recipes[
-      self._programs[0] if self.stacked else member.arguments
+      self._programs[0] if self.stacked else self._given[member]
     ]
 
 

@@ -211,6 +211,8 @@ class Recipe:
     rules: statistics and their updates.
     finish: converts the trained SAE to the inference form.
     needs: fields of the batch beside x that the method reads.
+    swept: argument that does nothing but multiply the weight of swept terms, so
+      that members of different values share a program; empty for none.
     static_k: whether a part depends on k other than through `Context.k`, so
       that members of different k cannot share a program.
   """
@@ -229,6 +231,7 @@ class Recipe:
   rules: tuple[Rule, ...] = ()
   finish: Finish = as_trained
   needs: tuple[str, ...] = ()
+  swept: str = ""
   static_k: bool = False
 
   def check(self, fields: tuple[str, ...], members: int) -> None:
