@@ -2,7 +2,7 @@
 
   python benchmarks/kill_resume.py --kills=40
   python benchmarks/kill_resume.py --command='python experiments/ensembling.py' \\
-    --args='--study.steps=50 --n=64 --sizes=1,2 --harvest.rows=8192'
+    --args='--train.steps=50 --n=64 --sizes=1,2 --harvest.rows=8192'
 
 Runs a small experiment once undisturbed. Then again in another folder, stopped
 at random moments of each phase by each signal in turn, each time followed by
@@ -319,7 +319,7 @@ def snapshot(folder: pathlib.Path, phase: str = "") -> set[Any]:
 
 def completed(run: pathlib.Path) -> set[str]:
   """The complete checkpoints of a run."""
-  return set(map(str, run.glob("*/checkpoints/*/sums.json")))
+  return set(map(str, run.glob("**/checkpoints/*/sums.json")))
 
 
 def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -345,7 +345,8 @@ def compare(one: Trial, other: Trial) -> list[str]:
       {
         str(path.relative_to(where(trial))): content(path, trial.base)
         for path in files(where(trial))
-        if not named or path.name in named
+        if (not named or path.name in named)
+        and (what != "arm" or path.parent.name == "arms")
       }
       for trial in (one, other)
     )

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from saejax import config as flags
+from saejax import machine
 from saejax.evals import scaling_law
-from saejax.report import machine
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "law-coverage.json"
 NS, KS = (512, 1024, 2048, 4096), (4, 8, 16, 32)

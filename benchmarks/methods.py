@@ -22,7 +22,7 @@ from saejax.studies.claims import claim, training
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
 PAGE = ROOT / "docs" / "methods.md"
-SETTINGS = ("steps", "batch_rows", "seeds", "learning_rate")
+SETTINGS = ("steps", "batch_rows", "learning_rate")
 # Methods whose loss sums squares over d, so that gradients are clipped at norm
 # 1 in every step; those of a normalised loss are never clipped.
 SUMMED = frozenset(
@@ -77,10 +77,15 @@ def read(folder: str, field: str, wanted: str) -> dict[str, Any]:
     wanted: records,
     "k": of["k"],
     "n": [of["n"]] if "n" in of else sorted({p["n"] for p in found["points"]}),
-    "study": {name: of["study"][name] for name in SETTINGS},
+    "study": {
+      **{name: of["train"][name] for name in SETTINGS},
+      "seeds": found["config"]["seeds"],
+    },
     "planted": {
       name: value
-      for name, value in found["config"].get("planted", {}).items()
+      for name, value in found["config"]
+      .get("planted", {"train": {}})["train"]
+      .items()
       if name in SETTINGS
     },
     "sites": {

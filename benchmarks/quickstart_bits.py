@@ -20,8 +20,8 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from saejax import config as flags
+from saejax import machine
 from saejax.errors import InputError
-from saejax.report import machine
 
 ARRAYS = ("encoder.W", "encoder.b", "decoder.W", "decoder.b")
 METRICS = ("nmse", "fvu", "l0", "dead")

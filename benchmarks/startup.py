@@ -25,9 +25,8 @@ import numpy as np
 
 import saejax
 from saejax import config as flags
-from saejax import durable
+from saejax import durable, machine
 from saejax.errors import InputError
-from saejax.report import machine
 from saejax.sae import activations
 
 BASE = "jax, flax"

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from saejax.sae import files
 from saejax.sae.context import Batch, as_batch
-from saejax.training import fit, sharding, step
+from saejax.training import fit, sharding, sources, step
 from saejax.training.checkpoint import Checkpoints
 from saejax.training.members import Group
 from saejax.training.recipe import Recipe, Record
@@ -76,6 +76,11 @@ def group(case: Case, *, stacked: bool, mesh=(1, 1, 1)) -> Group:
   )
 
 
+def last(g, metrics):
+  """The metrics of the last step, [members] each."""
+  return {name: value[-1] for name, value in g.by_member(metrics).items()}
+
+
 def check(test, case: Case) -> None:
   """Everything that one device can show; failures name the claim."""
   recipe = case.make()
@@ -91,15 +96,16 @@ def check(test, case: Case) -> None:
   g = group(case, stacked=case.stacked)
   start = g.init(first)
   copy = lambda states: jax.tree.map(jnp.array, states)
-  states, early = g.run_drawn(copy(start), case.draw, 0, 1)
+  states, early, _ = g.run_drawn(copy(start), case.draw, 0, 1)
+  early = last(g, early)
   with test.subTest("no recompile on the second step"), compiled.nothing(test):
-    states, _ = g.run_drawn(states, case.draw, 1, 4)
+    states, *_ = g.run_drawn(states, case.draw, 1, 4)
 
   with test.subTest("exact resume"):
-    want, _ = g.run_drawn(copy(states), case.draw, 4, 6)
+    want, *_ = g.run_drawn(copy(states), case.draw, 4, 6)
     with tempfile.TemporaryDirectory() as folder:
       again = restored(folder, states)
-      got, _ = g.run_drawn(again, case.draw, 4, 6)
+      got, *_ = g.run_drawn(again, case.draw, 4, 6)
     toy.assert_trees_equal(got, want)
 
   with test.subTest("vmap equals loop"):
@@ -115,13 +121,11 @@ def check(test, case: Case) -> None:
           one.sae, two.sae, rtol=case.close, atol=case.close
         )
 
-  states, late = g.run_drawn(states, case.draw, 4, case.steps - LAST)
-  ends = []  # some losses differ from step to step by what they draw
-  for i in range(case.steps - LAST, case.steps):
-    states, late = g.run_drawn(states, case.draw, i, i + 1)
-    ends.append(late["loss"])
+  states, late, _ = g.run_drawn(states, case.draw, 4, case.steps)
+  # Some losses differ from step to step by what they draw.
+  ends, late = g.by_member(late)["loss"][-LAST:], last(g, late)
   trained = g.member_states(states)
-  saes = g.saes(states, fit.Drawn(case.draw, case.steps))
+  saes = g.saes(states, sources.Drawn(case.draw, case.steps))
   with test.subTest("finite"):
     for metrics in (early, late):
       for name, value in metrics.items():

@@ -19,6 +19,7 @@ ROAD = [
   "errors",
   "terminal",
   "interrupt",
+  "machine",
   "checks",
   "flagfiles",
   "durable",

@@ -45,16 +45,15 @@ def circuit_codes(
     O'Neill and Bui, Sparse Autoencoders Enable Scalable and Reliable Circuit
     Identification in Language Models, 2024, arXiv:2405.12522.
   """
+  l1 = common.penalty(losses.l1, coefficient)
   return common.compose(
     "circuit_codes",
     d,
     n,
     options,
     init=_unit_columns,
-    terms={
-      "mse": Term(fn=losses.mse, weight=1 / d),
-      "l1": common.penalty(losses.l1, coefficient),
-    },
+    terms={"mse": Term(fn=losses.mse, weight=1 / d), "l1": l1},
+    swept="coefficient",
     unit_norm=False,
     transcodes=False,
     optimizer=optax.adam,

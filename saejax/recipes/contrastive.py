@@ -77,5 +77,6 @@ def csae(
       "l1": l1,
       **(pairs if coefficient else {}),
     },
+    swept="sparsity",
     optimizer=optax.adam,
   )

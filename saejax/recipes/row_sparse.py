@@ -114,6 +114,7 @@ def relu_l1(
       "mse": Term(fn=losses.mse),
       "l1": common.penalty(fn, coefficient, coefficient_warmup, options),
     },
+    swept="coefficient",
     unit_norm=False,
     transcodes=not tied,
     gradient=constraints.without_decoder_bias if tied else unchanged,

@@ -96,6 +96,7 @@ def vsae(
       pre_bias=False,
     ),
     terms={"mse": Term(fn=losses.mse), "kl": divergence},
+    swept="coefficient",
     aux=common.aux_k(k_aux, aux_weight, **kept),
     unit_norm=False,
   )
@@ -145,6 +146,7 @@ def topk_l2(
     options,
     init=partial(initial.init, activation=activation(k)),
     terms={"mse": Term(fn=losses.mse), "l2": common.penalty(fn, coefficient)},
+    swept="coefficient",
     aux=common.aux_k(k_aux, aux_weight),
     finish=end,
   )
@@ -219,6 +221,7 @@ def atm(
       "mse": Term(fn=losses.mse),
       "l1": common.penalty(losses.l1, coefficient, coefficient_warmup, options),
     },
+    swept="coefficient",
     rules=(
       importance.Importance(
         c=c, r=r, decay=decay, weights=tuple(weights), start_step=start_step

@@ -130,6 +130,7 @@ def jumprelu(
       initial.init, activation=activation, pre_bias=pre_bias, centre=False
     ),
     terms=terms,
+    swept="coefficient",
     unit_norm=not free_decoder,
     project=lambda sae: constraints.thresholds_above(norms(sae), least),
     optimizer=optimizers.multiplied(adam, {"activation.theta": theta_rate}),
@@ -236,6 +237,7 @@ def gated(
     options,
     init=partial(initial.init, activation=gates.Gate(), encoder=gates.init),
     terms={"mse": Term(fn=losses.mse), "gate_l1": gate_l1, "gate_path": path},
+    swept="coefficient",
     optimizer=adam,
     finish=finish.inference_form,
   )

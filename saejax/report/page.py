@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from saejax import durable
-from saejax.report import extras, machine
+from saejax import durable, machine
+from saejax.report import extras
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from saejax import durable
+from saejax import durable, machine
 from saejax.evals import scaling_law
-from saejax.report import machine
 
 JSON = "results.json"
 CSV = "results.csv"

@@ -4,7 +4,8 @@ run_dir/
   identity.json       what decides the results
   run.flags           every flag; --flagfile=run_dir/run.flags repeats it
   n512/               one group of members of equal shape, on one stream
-    checkpoints/ metrics.jsonl events/ points.json
+    fingerprint.json checkpoints/ metrics.jsonl events/ points.json
+  arms/topk.json      points of a study's arm; arms/topk/ is as a group
   saes/n512-k8-seed0/ a trained SAE, for saejax.load
 
 The folder can be moved: nothing in it says where it lies.
@@ -26,6 +27,7 @@ from saejax.training import lock
 from saejax.training.fingerprint import differences
 
 FLAGS, IDENTITY = configs.RUN_FLAGS, "identity.json"
+ARMS = "arms"  # folder of a study's arms
 # Settings that decide no result: where files lie, how often the run reports,
 # and which devices it uses (with which the last bits may change).
 NO_RESULT = frozenset(

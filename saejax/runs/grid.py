@@ -30,7 +30,6 @@ from saejax.sae import prep as preps
 from saejax.sae.sae import SAE
 from saejax.training import log, loop
 from saejax.training.members import Member
-from saejax.training.parts import rules, schedules
 from saejax.training.recipe import Recipe
 
 TRANSIENT = ("seconds", "group_seconds", "density")  # not kept with an SAE
@@ -61,15 +60,25 @@ class Grid:
     if self.sae.residual_of:
       stores.check_stage(self.store, self.sae.residual_of)
 
-  @property
+  @functools.cached_property
   def reading(self) -> dict[str, Any]:
     """Arguments that fix the order in which the loader gives rows."""
+    train, epochs = self.train, self.train.epochs
+    if train.steps is not None:
+      epochs = -(-train.steps * train.batch_rows // self.store.rows)
     return {
-      "batch_rows": self.train.batch_rows,
-      "seed": self.train.seed,
-      "epochs": self.train.epochs,
-      "window_chunks": self.train.window_chunks,
+      "batch_rows": train.batch_rows,
+      "seed": train.seed,
+      "epochs": epochs,
+      "window_chunks": train.window_chunks,
     }
+
+  @functools.cached_property
+  def total_steps(self) -> int:
+    """Batches of each group's run."""
+    if self.train.steps is not None:
+      return self.train.steps
+    return loader.count_batches(self.store, **self.reading)
 
   @property
   def prep(self) -> preps.Prep:
@@ -111,9 +120,8 @@ def train(grid: Grid) -> list[dict[str, Any]]:
   for n in grid.sae.n:
     done = grid.path / f"n{n}" / "points.json"
     if not (done.exists() and _is_saved(grid, n)):
-      total_steps = loader.count_batches(grid.store, **grid.reading)
-      trained = _train_group(grid, n, total_steps)
-      found = _points(grid, n, total_steps, trained)
+      trained = _train_group(grid, n)
+      found = _points(grid, n, trained)
       _save(grid, n, trained, found)
       durable.write_sealed(done, {"points": found}, field="run_dir")
     points += durable.read_sealed(
@@ -122,7 +130,7 @@ def train(grid: Grid) -> list[dict[str, Any]]:
   return points
 
 
-def _train_group(grid: Grid, n: int, total_steps: int) -> list[loop.Trained]:
+def _train_group(grid: Grid, n: int) -> list[loop.Trained]:
   """Trains the members with n latents."""
   rated = held_out.sample(grid.held_out, grid.columns, grid.train.eval_rows)
   with StoreBatches(grid.store, **grid.reading) as batches:
@@ -136,13 +144,13 @@ def _train_group(grid: Grid, n: int, total_steps: int) -> list[loop.Trained]:
           target=grid.target,
           sae=grid.sae,
           train=grid.train,
-          total_steps=total_steps,
+          total_steps=grid.total_steps,
         ),
         members(n, grid.sae, grid.train),
         batches,
         config=grid.train,
         folder=grid.path / f"n{n}",
-        total_steps=total_steps,
+        total_steps=grid.total_steps,
         fingerprint=_fingerprint(grid, n),
         metric=lambda forms: float(
           np.mean([r.fvu for r in _as_trained(grid, forms, [rated])])
@@ -154,7 +162,7 @@ def _train_group(grid: Grid, n: int, total_steps: int) -> list[loop.Trained]:
 
 
 def _points(
-  grid: Grid, n: int, total_steps: int, trained: Sequence[loop.Trained]
+  grid: Grid, n: int, trained: Sequence[loop.Trained]
 ) -> list[dict[str, Any]]:
   """The settings and the held-out metrics of each member, in both forms."""
   rows = lambda: held_out.batches(grid.held_out, grid.columns)
@@ -174,7 +182,7 @@ def _points(
       "learning_rate": t.member.learning_rate,
       "arguments": {**grid.sae.fixed, **dict(t.member.arguments)},
       "status": _status(t, metrics),
-      "tokens": total_steps * grid.train.batch_rows,
+      "tokens": grid.total_steps * grid.train.batch_rows,
       "seconds": round(t.seconds, 3),
       "group_seconds": round(float(sum(t.seconds for t in trained)), 3),
       **{k: _finite(v) for k, v in metrics.record().items()},
@@ -236,12 +244,7 @@ def _status(t: loop.Trained, metrics: reconstruction.Reconstruction) -> str:
 
 def members(n: int, sae: SAEConfig, train: loop.TrainConfig) -> list[Member]:
   """The members with n latents: every combination of arguments and seed."""
-  rate = schedules.learning_rate_for(
-    n,
-    base=train.learning_rate,
-    base_n=train.learning_rate_n,
-    exponent=train.learning_rate_exponent,
-  )
+  rate = train.rate(n)
   if sae.recipe in catalogue.METHODS:
     rate *= catalogue.METHODS[sae.recipe].rate
   return [
@@ -274,22 +277,9 @@ def recipe(
     train: how it is trained.
     total_steps: of the run.
   """
-  tokens = total_steps * train.batch_rows
-  options: dict[str, Any] = {
-    "dead_after_tokens": train.dead_after_tokens or rules.dead_after(tokens),
-    "steps": total_steps,
-    "batch_rows": train.batch_rows,
-    "schedule": schedules.warmup_decay(
-      total_steps,
-      warmup_steps=train.warmup_steps,
-      decay_fraction=train.decay_fraction,
-    ),
-    "clip_norm": train.clip_norm,
-    "ema_decay": train.ema_decay,
-    "dtype": train.dtype,
-  }
+  options = train.options(total_steps)
   if sae.prep == "default":
-    options["defaults"] = {"prep": prep}
+    options["defaults"]["prep"] = prep
   else:
     options["prep"] = prep
   if target is not None:
@@ -344,16 +334,13 @@ def _as_trained(
 
 def _fingerprint(grid: Grid, n: int) -> dict[str, Any]:
   """Settings that a resumed group must share."""
-  same = dataclasses.asdict(grid.train)
-  for cadence in ("log_steps", "checkpoint_steps", "mesh"):
-    del same[cadence]
   sae = grid.sae.decisive()
   del sae["n"]
   return {
     "n": n,
     "store": grid.store.content,
     "sae": sae,
-    "train": same,
+    "train": grid.train.decisive(),
   }
 
 

@@ -5,15 +5,15 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from saejax.data import shuffle, streams
+from saejax.data import shuffle
 from saejax.data.batches import Batches, IteratorBatches, StoreBatches
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
 from saejax.sae.context import FIELDS, Batch, as_batch
+from saejax.training import sources
+from saejax.training.config import TrainConfig
 
 HELD_OUT = 0.05  # of an array, where no held-out rows are given
 LEAST_STEPS = 500  # of an array or a store, whose rows then come more than once
@@ -55,11 +55,7 @@ class Rows:
       return self.store.content
     if self.arrays is None:
       return repr(self.stream)
-    total = hashlib.sha256()
-    for name, array in self.arrays.items():
-      total.update(f"{name} {array.dtype} {array.shape}".encode())
-      total.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return total.hexdigest()
+    return arrays_hash(self.arrays)
 
   @property
   def fields(self) -> tuple[str, ...]:
@@ -79,22 +75,36 @@ class Rows:
     rows = self.store.rows if self.arrays is None else len(self.arrays["x"])
     return max(LEAST_STEPS, rows // batch_rows)
 
-  def batches(self, *, batch_rows: int, steps: int, seed: int) -> Batches:
+  def source(self, config: TrainConfig, steps: int) -> sources.Source:
     """Builds shuffled batches, one per step.
 
+    Arrays are drawn inside the compiled program where there is one device.
+
     Args:
-      batch_rows: rows per batch.
+      config: batch_rows, seed and mesh of the run.
       steps: number of batches.
-      seed: seed of the order.
     """
     if self.stream is not None:
-      return self.stream
+      return sources.Stream(self.stream)
     rows = self.store.rows if self.arrays is None else len(self.arrays["x"])
-    epochs = -(-steps * batch_rows // rows)
-    order = {"batch_rows": batch_rows, "seed": seed, "epochs": epochs}
+    order = {
+      "batch_rows": config.batch_rows,
+      "seed": config.seed,
+      "epochs": -(-steps * config.batch_rows // rows),
+    }
     if self.arrays is None:
-      return StoreBatches(self.store, **order)
-    return streams.array_batches(self.arrays, **order)
+      return sources.Stream(StoreBatches(self.store, **order))
+    return sources.of_arrays(self.arrays, steps, config.mesh, **order)
+
+
+def arrays_hash(arrays: Mapping[str, Any]) -> str:
+  """A hash of arrays by name."""
+  total = hashlib.sha256()
+  for name, array in arrays.items():
+    array = np.ascontiguousarray(array)
+    total.update(f"{name} {array.dtype} {array.shape}".encode())
+    total.update(array.view(np.uint8).data)
+  return total.hexdigest()
 
 
 def given(x: Any, held_out: Any) -> Rows:
@@ -192,12 +202,3 @@ def _stats(x: np.ndarray) -> dict[str, Any]:
   wide = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
   square = float(np.square(wide).sum(axis=-1).mean())
   return {"mean": wide.mean(axis=0), "mean_square": square}
-
-
-def on_device(rows: Rows) -> dict[str, jax.Array]:
-  """Copies the arrays to the device; float64 becomes float32.
-
-  Args:
-    rows: the rows.
-  """
-  return {name: jnp.asarray(a) for name, a in (rows.arrays or {}).items()}

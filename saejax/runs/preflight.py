@@ -42,7 +42,6 @@ def check(
       recipe refuses its arguments, the mesh does not divide the sizes, or memory
       does not suffice.
   """
-  steps = rows * train.epochs // train.batch_rows
   if train.batch_rows > rows:
     raise InputError(
       "train.batch_rows",
@@ -50,13 +49,7 @@ def check(
       f"must be at most the rows of the store ({rows})",
       "lower it, or harvest more rows (harvest.rows)",
     )
-  if train.warmup_steps > steps:
-    raise InputError(
-      "train.warmup_steps",
-      train.warmup_steps,
-      f"must be at most the {steps} steps of the run",
-      "lower it, or train for more epochs (train.epochs)",
-    )
+  steps = train.total_steps(rows)
   check_memory(d, sae, train)
   mesh = sharding.make_mesh(train.mesh)
   for n in sae.n:
@@ -163,9 +156,8 @@ def line(
   count = len(grid.members(sae.n[0], sae, train))
   pairs = sum(2 * n * d for n in sae.n)
   # A sparse step costs about twice its encoder's matmul.
-  flops = rows * (
-    2 * 12 * d**2 * harvest_layers + train.epochs * 2 * count * pairs
-  )
+  seen = train.total_steps(rows) * train.batch_rows
+  flops = rows * 2 * 12 * d**2 * harvest_layers + seen * 2 * count * pairs
   return terminal.preflight(
     rows=rows,
     disk_bytes=rows * (2 * d + 16),

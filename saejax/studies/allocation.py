@@ -27,6 +27,7 @@ from saejax.recipes import batch_sparse, row_sparse
 from saejax.report import curves, extras, page, study
 from saejax.runs import folder as run_folder
 from saejax.studies import arms
+from saejax.training.config import TrainConfig
 from saejax.training.recipe import Recipe
 
 QUANTILES = (5, 25, 50, 75, 95)
@@ -39,25 +40,27 @@ class Config:
 
   run_dir: str = "runs/allocation"  # folder of this run
   harvest: HarvestConfig = HarvestConfig()
-  study: arms.StudyConfig = arms.StudyConfig(batch_rows=1024)
+  train: TrainConfig = TrainConfig()
+  seeds: int = 5  # SAEs of each arm, paired across arms by seed
   n: int = 768  # latents
   k: tuple[int, ...] = (4, 8, 16, 32)  # mean active latents per row
   shown_k: int = 8  # the k whose use of latents is plotted
 
   def __post_init__(self):
-    checks.at_least(self, 1, "n")
+    arms.check(self.train)
+    checks.at_least(self, 1, "n", "seeds")
     checks.distinct(self, "k")
     if self.shown_k not in self.k:
       raise InputError(
         "shown_k", self.shown_k, f"must be one of k={self.k}", "add it to k"
       )
-    if min(self.k) * self.study.batch_rows < self.n:
+    if min(self.k) * self.train.batch_rows < self.n:
       raise InputError(
         "k",
         min(self.k),
-        f"feature choice needs k B >= n, and {self.study.batch_rows} rows"
-        f" give {min(self.k) * self.study.batch_rows} places for {self.n}",
-        f"use study.batch_rows of at least {math.ceil(self.n / min(self.k))}",
+        f"feature choice needs k B >= n, and {self.train.batch_rows} rows"
+        f" give {min(self.k) * self.train.batch_rows} places for {self.n}",
+        f"use train.batch_rows of at least {math.ceil(self.n / min(self.k))}",
       )
 
 
@@ -73,7 +76,8 @@ def main(config: Config) -> None:
         for name, make in methods(config, rows).items()
       ],
       rows,
-      config.study,
+      config.train,
+      seeds=config.seeds,
       measure=measure,
     )
     study.write(
@@ -91,7 +95,7 @@ def methods(
   config: Config, rows: arms.Rows
 ) -> dict[str, Callable[[int], Recipe]]:
   """Maps the name of each allocation to its recipe as a function of k."""
-  options = arms.options(config.study, rows)
+  options = arms.options(config.train, rows)
   choice, phased = batch_sparse.feature_choice, batch_sparse.mc_then_fc
   recipes = {
     "TopK": row_sparse.topk,

@@ -23,6 +23,7 @@ from saejax.evals import cost, frontier
 from saejax.report import curves, extras, page, study
 from saejax.runs import folder as run_folder
 from saejax.studies import arms, scores, short_runs
+from saejax.training.config import TrainConfig
 
 REFERENCE = "topk"
 
@@ -34,7 +35,8 @@ class Config:
   run_dir: str = "runs/architectures"  # folder of this run
   harvest: HarvestConfig = HarvestConfig()  # of the first site
   more_sites: tuple[str, ...] = ()  # model:layer of others, same corpus
-  study: arms.StudyConfig = arms.StudyConfig(seeds=3)
+  train: TrainConfig = TrainConfig()
+  seeds: int = 3  # SAEs of each arm, paired across arms by seed
   methods: tuple[str, ...] = tuple(short_runs.VARIANTS)  # in studies.short_runs
   expansion: float = 2.0  # latents over width of the rows
   k: tuple[int, ...] = (
@@ -44,6 +46,8 @@ class Config:
   )  # active latents per row, where a method has a k
 
   def __post_init__(self):
+    arms.check(self.train)
+    checks.at_least(self, 1, "seeds")
     checks.positive(self, "expansion")
     checks.distinct(self, "k")
     if not self.methods or len(set(self.methods)) < len(self.methods):
@@ -87,14 +91,15 @@ def main(config: Config) -> None:
         folder,
         all_arms(
           rows,
-          config.study,
+          config.train,
           names=config.methods,
           n=round(config.expansion * rows.d),
           ks=config.k,
           site=name,
         ),
         rows,
-        config.study,
+        config.train,
+        seeds=config.seeds,
         measure=measure,
       )
     study.write(
@@ -111,7 +116,7 @@ def main(config: Config) -> None:
 
 def all_arms(
   rows: arms.Rows,
-  config: arms.StudyConfig,
+  config: TrainConfig,
   *,
   names: Sequence[str],
   n: int,

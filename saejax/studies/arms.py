@@ -2,15 +2,16 @@
 
     run_dir/
       run.flags            every flag
+      arms/<arm>/          metrics of an arm; its checkpoints until it is done
       arms/<arm>.json      the points of a finished arm
       results.json ...     of the whole study
 
 An arm is a method at one size with its seeds, k and coefficients. A study that
-is stopped resumes with the missing arms; an arm that was under way
-starts again from the same seeds and ends the same.
+is stopped resumes inside the arm that was under way and ends the same.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 import sys
@@ -23,41 +24,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from saejax import checks, durable, terminal
-from saejax.data import harvest, spec, streams
+from saejax import durable, terminal
+from saejax.data import harvest, spec
 from saejax.data.store.reader import Store
+from saejax.errors import InputError
 from saejax.evals import reconstruction
 from saejax.report import results
+from saejax.runs import folder as run_folder
 from saejax.runs import stores
+from saejax.runs.inputs import arrays_hash
 from saejax.sae import prep
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training import fit
+from saejax.training import loop, sources
+from saejax.training.config import TrainConfig
 from saejax.training.members import Member
-from saejax.training.parts import rules, schedules
 from saejax.training.recipe import Recipe
 from saejax.training.step import TrainState
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StudyConfig:
-  """How every arm of a study is trained."""
-
-  steps: int = 1000  # batches
-  batch_rows: int = 512  # rows per batch
-  learning_rate: float = 3e-3  # peak
-  warmup_steps: int = 10  # linear rise of the rate
-  decay_fraction: float = 0.2  # part of the run over which the rate falls
-  clip_norm: float | None = 1.0  # largest global norm of gradients; none: off
-  seeds: int = 5  # SAEs of each arm, paired across arms by seed
-  order_seed: int = 0  # of the order of rows
-
-  def __post_init__(self):
-    checks.at_least(self, 1, "steps", "batch_rows", "seeds")
-    checks.at_least(self, 0, "warmup_steps", "order_seed")
-    checks.at_most(self, self.steps, "warmup_steps")
-    checks.positive(self, "learning_rate", "clip_norm")
-    checks.fraction(self, "decay_fraction")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +63,17 @@ class Rows:
   def d(self) -> int:
     """Width of x."""
     return self.train.x.shape[-1]
+
+  @property
+  def count(self) -> int:
+    """Rows to train on."""
+    return len(self.train.x)
+
+  @functools.cached_property
+  def content(self) -> str:
+    """A hash of the rows to train on."""
+    fields = vars(self.train).items()
+    return arrays_hash({k: v for k, v in fields if v is not None})
 
   @property
   def mean(self) -> Float[Array, "d"]:
@@ -170,28 +164,32 @@ def planted(
   )
 
 
-def options(config: StudyConfig, rows: Rows) -> dict[str, Any]:
+def check(config: TrainConfig) -> None:
+  """Refuses settings that do not apply to the rows of a study, in memory.
+
+  Raises:
+    InputError: see above.
+  """
+  for name in ("window_chunks", "eval_rows"):
+    value = getattr(config, name)
+    if value != getattr(TrainConfig, name):
+      rule = "applies to stores, and the rows of a study are in memory"
+      raise InputError(f"train.{name}", value, rule, "leave it out")
+
+
+def options(config: TrainConfig, rows: Rows) -> dict[str, Any]:
   """The settings that all recipes of a study share."""
-  return {
-    "dead_after_tokens": rules.dead_after(config.steps * config.batch_rows),
-    "steps": config.steps,
-    "batch_rows": config.batch_rows,
-    "prep": rows.prep,
-    "schedule": schedules.warmup_decay(
-      config.steps,
-      warmup_steps=config.warmup_steps,
-      decay_fraction=config.decay_fraction,
-    ),
-    "clip_norm": config.clip_norm,
-  }
+  steps = config.total_steps(rows.count)
+  return {**config.options(steps), "prep": rows.prep}
 
 
 def run(
   folder: pathlib.Path,
   arms: Sequence[Arm],
   rows: Rows,
-  config: StudyConfig,
+  config: TrainConfig,
   *,
+  seeds: int,
   measure: Measure | None = None,
 ) -> list[dict[str, Any]]:
   """Trains and measures every arm; those found in the folder are read.
@@ -201,6 +199,7 @@ def run(
     arms: with different names.
     rows: for arms without rows of their own.
     config: how they are trained.
+    seeds: SAEs of each setting of an arm, paired across arms by seed.
     measure: further numbers of each SAE of an arm.
 
   Returns:
@@ -213,8 +212,10 @@ def run(
   try:
     for i, arm in enumerate(arms):
       points += kept(
-        folder / "arms" / f"{slug(arm.name)}.json",
-        lambda a=arm: train_arm(a, a.rows or rows, config, measure),
+        folder / run_folder.ARMS / slug(arm.name),
+        lambda own, a=arm: _train_arm(
+          own, a, a.rows or rows, config, seeds, measure
+        ),
       )
       spent = time.monotonic() - began
       left = spent / (i + 1) * (len(arms) - i - 1)
@@ -230,79 +231,132 @@ def run(
 
 
 def kept(
-  path: pathlib.Path, make: Callable[[], list[dict[str, Any]]]
+  folder: pathlib.Path,
+  make: Callable[[pathlib.Path], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
-  """The points in a file, which is written first if it is not there."""
+  """The points beside a folder, which are made first if they are not there.
+
+  Args:
+    folder: for what is trained on the way; its checkpoints are removed when the
+      points are written.
+    make: from the folder to the points.
+  """
+  path = folder.with_name(folder.name + ".json")
   if not path.exists():
-    points = results.plain(make())
+    points = results.plain(make(folder))
     durable.write_sealed(path, {"points": points}, field="run_dir")
+  loop.remove_checkpoints(folder)
   return durable.read_sealed(
     path, field="run_dir", remedy="remove it and repeat the same command"
   )["points"]
 
 
-def train_arm(
-  arm: Arm, rows: Rows, config: StudyConfig, measure: Measure | None
+def train(
+  folder: pathlib.Path,
+  make_recipe: Callable[..., Recipe],
+  members: Sequence[Member],
+  rows: Rows,
+  config: TrainConfig,
+  *,
+  stacked: bool = False,
+) -> list[loop.Trained]:
+  """Trains members on the rows of a study, resuming what is in a folder.
+
+  Args:
+    folder: for checkpoints and metrics.
+    make_recipe: from a member's arguments, by name, to the recipe.
+    members: SAEs of one arm.
+    rows: to train on.
+    config: how.
+    stacked: whether members are stacked where the settings leave it open.
+
+  Raises:
+    InputError: another arm is in the folder, or it is damaged.
+    SystemExit: rows are not finite.
+  """
+  check(config)
+  if stacked and config.members == "auto":
+    config = dataclasses.replace(config, members="stacked")
+  steps = config.total_steps(rows.count)
+  try:
+    return loop.train(
+      make_recipe,
+      members,
+      source(rows.train, config),
+      config=config,
+      total_steps=steps,
+      folder=folder,
+      fingerprint={"rows": rows.content, "train": config.decisive()},
+      sample=sample(rows.train),
+      all_frozen=True,
+    )
+  except loop.NonFiniteError as error:
+    raise SystemExit(f"error: {folder.name}: {error}") from error
+
+
+def _train_arm(
+  folder: pathlib.Path,
+  arm: Arm,
+  rows: Rows,
+  config: TrainConfig,
+  seeds: int,
+  measure: Measure | None,
 ) -> list[dict[str, Any]]:
   """The points of one arm."""
   members = [
     Member(
       arguments=(("k", k),),
       seed=arm.seed + seed,
-      learning_rate=config.learning_rate * arm.rate,
+      learning_rate=config.rate(arm.n) * arm.rate,
       coefficient=coefficient,
     )
     for k in arm.k
     for coefficient in arm.coefficients
-    for seed in range(config.seeds)
+    for seed in range(seeds)
   ]
-  began = time.monotonic()
-  saes, states, logged = fit.fit(
-    lambda k: arm.make(k),
-    stream(rows.train, config),
-    steps=config.steps,
-    members=members,
-    stacked=arm.stacked,
-    sample=sample(rows.train),
-  )
-  seconds = (time.monotonic() - began) / len(members)
+  make = lambda k: arm.make(k)
+  made = train(folder, make, members, rows, config, stacked=arm.stacked)
+  saes = [own.sae for own in made]
   found = reconstruction.evaluate_many(
     saes,
     chunks(rows.held_out),
     means=[rows.mean] * len(saes),
     frame="raw",
   )
+  states = [own.state for own in made]
   trained = Trained(arm=arm, saes=saes, states=states, found=found, rows=rows)
   extra = measure(trained) if measure else [{}] * len(saes)
   points = []
-  for i, (member, metrics) in enumerate(zip(members, found, strict=True)):
-    alive = bool(logged["alive"][-1][i])
+  for own, metrics, more in zip(made, found, extra, strict=True):
     points.append(
       {
         "arm": arm.name,
         "n": arm.n,
-        "k": member.k,
-        "coefficient": member.coefficient,
-        "seed": member.seed,
-        "status": "ok" if alive else "frozen",
-        "seconds": round(seconds, 3),
+        "k": own.member.k,
+        "coefficient": own.member.coefficient,
+        "seed": own.member.seed,
+        "status": "ok" if own.status == "ok" else "frozen",
+        "seconds": round(own.seconds, 3),
         **metrics.record(),
         **arm.facts,
-        **extra[i],
+        **more,
       }
     )
   return points
 
 
-def stream(train: Batch, config: StudyConfig) -> fit.Draw:
-  """From a step to a batch: passes over the rows, each in another order."""
-  fields = {k: v for k, v in vars(train).items() if v is not None}
-  passes = -(-config.steps * config.batch_rows // len(train.x))
-  return streams.array_draw(
+def source(train: Batch, config: TrainConfig) -> sources.Source:
+  """Passes over the rows, each in another order."""
+  fields = {k: np.asarray(v) for k, v in vars(train).items() if v is not None}
+  steps = config.total_steps(len(train.x))
+  return sources.of_arrays(
     fields,
+    steps,
+    config.mesh,
     batch_rows=config.batch_rows,
-    seed=config.order_seed,
-    epochs=passes,
+    seed=config.seed,
+    epochs=-(-steps * config.batch_rows // len(train.x)),
+    sample_batches=True,
   )
 
 

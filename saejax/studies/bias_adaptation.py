@@ -25,10 +25,17 @@ from saejax.report import curves, extras, page, study
 from saejax.runs import folder as run_folder
 from saejax.sae import prep
 from saejax.studies import arms
+from saejax.training.config import TrainConfig
 
 ROWS, HELD_OUT = 131_072, 4096
 PLANTED_KEY = 1_000_003
 TAU = 0.9  # cosine at which a planted direction counts as found
+JUMPRELU: dict[str, Any] = {
+  "coefficient": 1.0,
+  "penalty": "l0_target",
+  "theta": 0.05,
+  "bandwidth": 0.05,
+}
 GROUPS = 8  # of group bias adaptation; divides the usual numbers of latents
 
 
@@ -38,7 +45,8 @@ class Config:
 
   run_dir: str = "runs/bias_adaptation"  # folder of this run
   harvest: HarvestConfig = HarvestConfig()
-  study: arms.StudyConfig = arms.StudyConfig(steps=2000, seeds=3)
+  train: TrainConfig = TrainConfig()
+  seeds: int = 3  # SAEs of each arm, paired across arms by seed
   every: int = 5  # steps between adaptations
   directions: int = 64  # planted features
   d: int = 32  # width of planted rows
@@ -51,7 +59,8 @@ class Config:
   real_n: int = 768  # latents on real rows
 
   def __post_init__(self):
-    checks.at_least(self, 1, "directions", "every", "d", "n", "real_n")
+    arms.check(self.train)
+    checks.at_least(self, 1, "seeds", "directions", "every", "d", "n", "real_n")
     checks.at_least(self, 1, "active")
     checks.at_most(self, self.directions, "active")
     checks.distinct(self, "phase_n", "phase_d", "phase_active")
@@ -66,20 +75,21 @@ def main(config: Config) -> None:
     planted, V = planted_rows(config.directions, config.d, config.active)
     resonance = resonance_arms(
       planted,
-      config.study,
+      config.train,
       n=config.n,
       targets=config.targets,
       active=config.active,
       every=config.every,
     )
     phase, truths = phase_arms(config)
-    front = real_arms(real, config.study, n=config.real_n, every=config.every)
+    front = real_arms(real, config.train, n=config.real_n, every=config.every)
     truths |= {arm.name: V for arm in resonance}
     points = arms.run(
       folder,
       [*resonance, *phase, *front],
       real,
-      config.study,
+      config.train,
+      seeds=config.seeds,
       measure=measure(truths),
     )
     study.write(
@@ -151,7 +161,7 @@ def measure(
 
 def resonance_arms(
   rows: arms.Rows,
-  config: arms.StudyConfig,
+  config: TrainConfig,
   *,
   n: int,
   targets: Sequence[float],
@@ -180,14 +190,7 @@ def resonance_arms(
     "TopK": lambda k: row_sparse.topk(d, n, active, **options),
     "L1": lambda k: row_sparse.relu_l1(d, n, coefficient=0.05, **options),
     "JumpReLU": lambda k: thresholds.jumprelu(
-      d,
-      n,
-      coefficient=1.0,
-      penalty="l0_target",
-      target_l0=active,
-      theta=0.05,
-      bandwidth=0.05,
-      **options,
+      d, n, target_l0=active, **JUMPRELU, **options
     ),
   }
   return made + [
@@ -209,7 +212,7 @@ def phase_arms(
   made, truths = [], {}
   for d, active in itertools.product(config.phase_d, config.phase_active):
     rows, V = planted_rows(config.directions, d, active)
-    options = {**arms.options(config.study, rows), "prep": prep.Identity()}
+    options = {**arms.options(config.train, rows), "prep": prep.Identity()}
     for n in config.phase_n:
       name = f"phase n={n} d={d} s={active}"
       truths[name] = V
@@ -228,7 +231,7 @@ def phase_arms(
 
 
 def real_arms(
-  rows: arms.Rows, config: arms.StudyConfig, *, n: int, every: int
+  rows: arms.Rows, config: TrainConfig, *, n: int, every: int
 ) -> list[arms.Arm]:
   """The loss-L0 frontier on real activations."""
   options, d = arms.options(config, rows), rows.d
@@ -247,16 +250,7 @@ def real_arms(
     ),
     arm(
       "JumpReLU",
-      lambda k: thresholds.jumprelu(
-        d,
-        n,
-        coefficient=1.0,
-        penalty="l0_target",
-        target_l0=k,
-        theta=0.05,
-        bandwidth=0.05,
-        **options,
-      ),
+      lambda k: thresholds.jumprelu(d, n, target_l0=k, **JUMPRELU, **options),
       k=(8, 16, 32),
     ),
   ]

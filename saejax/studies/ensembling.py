@@ -32,7 +32,8 @@ from saejax.runs import folder as run_folder
 from saejax.sae import ensembles, files
 from saejax.sae.sae import SAE
 from saejax.studies import arms
-from saejax.training import fit
+from saejax.training import loop
+from saejax.training.config import TrainConfig
 from saejax.training.members import Member
 from saejax.training.recipe import Recipe
 
@@ -50,14 +51,16 @@ class Config:
 
   run_dir: str = "runs/ensembling"  # folder of this run
   harvest: HarvestConfig = HarvestConfig()
-  study: arms.StudyConfig = arms.StudyConfig(seeds=2)  # seeds: replicates
+  train: TrainConfig = TrainConfig()
+  seeds: int = 2  # replicates: ensembles of each kind and size
   n: int = 384  # latents of each member
   k: int = 8  # active latents per row, of each member
   sizes: tuple[int, ...] = (1, 2, 4, 8)  # members J
 
   def __post_init__(self):
     checks.distinct(self, "sizes", increasing=True)
-    checks.at_least(self, 1, "n", "k")
+    arms.check(self.train)
+    checks.at_least(self, 1, "n", "k", "seeds")
     checks.at_most(self, self.n, "k")
     least = self.harvest.held_out_rows
     if least < MEET_CHUNK:
@@ -81,7 +84,7 @@ def main(config: Config) -> None:
         f"the held-out store must have {MEET_CHUNK:,} rows",
         "use more or longer documents",
       )
-    options = arms.options(config.study, rows)
+    options = arms.options(config.train, rows)
     base = lambda n, k, *, prep: row_sparse.topk(
       rows.d, n, k, **{**options, "prep": prep}
     )
@@ -90,9 +93,9 @@ def main(config: Config) -> None:
       n=config.n,
       k=config.k,
       sizes=config.sizes,
-      replicates=config.study.seeds,
+      replicates=config.seeds,
       rows=rows,
-      config=config.study,
+      config=config.train,
       folder=folder,
     ).run()
     study.write(
@@ -126,7 +129,7 @@ class Study:
   sizes: tuple[int, ...]
   replicates: int
   rows: arms.Rows
-  config: arms.StudyConfig
+  config: TrainConfig
   folder: pathlib.Path
 
   def run(self) -> list[dict[str, Any]]:
@@ -174,7 +177,7 @@ class Study:
     for size in self.sizes:
       began, seed = time.monotonic(), self._seed(replicate, 0)
       name = f"wider-{size}-{seed}" if size > 1 else f"member-{seed}"
-      sae = self._trained(name, seed, self._recipe(size))
+      sae = self._trained(name, seed, self._recipe(size), size)
       yield size, sae, time.monotonic() - began
 
   def _seed(self, replicate: int, j: int) -> int:
@@ -183,19 +186,25 @@ class Study:
   def _recipe(self, times: int = 1) -> Recipe:
     return self.base(times * self.n, times * self.k, prep=self.rows.prep)
 
-  def _trained(self, name: str, seed: int, recipe: Recipe) -> SAE:
+  def _trained(
+    self, name: str, seed: int, recipe: Recipe, times: int = 1
+  ) -> SAE:
     """An SAE of the folder, trained if it is not there."""
-    path = self.folder / "saes" / name
+    path, folder = (
+      self.folder / "saes" / name,
+      self.folder / run_folder.ARMS / name,
+    )
     if not path.exists():
-      rate = self.config.learning_rate
-      (sae,), _, _ = fit.fit(
-        recipe,
-        arms.stream(self.rows.train, self.config),
-        steps=self.config.steps,
-        members=[Member(seed=seed, learning_rate=rate)],
-        sample=arms.sample(self.rows.train),
+      rate = self.config.rate(times * self.n)
+      (trained,) = arms.train(
+        folder,
+        lambda: recipe,
+        [Member(seed=seed, learning_rate=rate)],
+        self.rows,
+        self.config,
       )
-      files.save(sae, path)
+      files.save(trained.sae, path)
+    loop.remove_checkpoints(folder)
     return files.load(path)
 
   def _point(self, kind, size, replicate, sae, seconds) -> dict[str, Any]:

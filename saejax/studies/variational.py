@@ -25,6 +25,7 @@ from saejax.recipes import row_sparse, stochastic
 from saejax.report import curves, extras, page, study
 from saejax.runs import folder as run_folder
 from saejax.studies import arms
+from saejax.training.config import TrainConfig
 
 ROWS = 4096  # held-out rows that correlations are taken over
 COLUMNS = {
@@ -45,7 +46,8 @@ class Config:
 
   run_dir: str = "runs/variational"  # folder of this run
   harvest: HarvestConfig = HarvestConfig()
-  study: arms.StudyConfig = arms.StudyConfig(seeds=3)
+  train: TrainConfig = TrainConfig()
+  seeds: int = 3  # SAEs of each arm, paired across arms by seed
   n: int = 768  # latents
   k: int = 16  # active latents per row
   weights: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)  # of KL and L2 terms
@@ -56,7 +58,8 @@ class Config:
       raise InputError(
         "weights", self.weights, "must be positive", "TopK has none"
       )
-    checks.at_least(self, 1, "n", "k")
+    arms.check(self.train)
+    checks.at_least(self, 1, "n", "k", "seeds")
     checks.at_most(self, self.n, "k")
 
 
@@ -69,7 +72,8 @@ def main(config: Config) -> None:
       folder,
       all_arms(config, rows),
       rows,
-      config.study,
+      config.train,
+      seeds=config.seeds,
       measure=measure,
     )
     study.write(
@@ -85,7 +89,7 @@ def main(config: Config) -> None:
 
 def all_arms(config: Config, rows: arms.Rows) -> list[arms.Arm]:
   """TopK, and each form of the posterior and the control at every weight."""
-  options = arms.options(config.study, rows)
+  options = arms.options(config.train, rows)
   vsae = stochastic.vsae
   methods = {
     "posterior none": partial(vsae, posterior="none"),

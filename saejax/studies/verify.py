@@ -64,19 +64,27 @@ def verified(path: pathlib.Path) -> str:
 def _run(path: pathlib.Path) -> str:
   """Counts what a run folder holds, after reading it."""
   durable.read_json(path / run_folder.IDENTITY)
-  counts = {"saved SAEs": 0, "checkpoints": 0, "records": 0, "groups": 0}
+  counts = dict.fromkeys(
+    ("saved SAEs", "checkpoints", "records", "groups", "arms"), 0
+  )
   for structure in sorted(path.glob(f"saes/*/{files.STRUCTURE}")):
     files.load(structure.parent)
     counts["saved SAEs"] += 1
   for points in sorted(path.glob("*/points.json")):
     durable.read_sealed(points, field="path", remedy=REMEDY)
     counts["groups"] += 1
-  for metrics in sorted(path.glob(f"*/{log.METRICS}")):
+  for points in sorted(path.glob(f"{run_folder.ARMS}/*.json")):
+    durable.read_sealed(points, field="path", remedy=REMEDY)
+    counts["arms"] += 1
+  trained = [*path.glob("*"), *path.glob(f"{run_folder.ARMS}/*")]
+  for metrics in sorted(folder / log.METRICS for folder in trained):
+    if not metrics.is_file():
+      continue
     parsed = metrics_file.parse(metrics)
     if parsed.faults:
       raise InputError("path", metrics, parsed.faults[0], REMEDY)
     counts["records"] += len(parsed.records)
-  for folder in sorted(path.glob("*/checkpoints/*")):
+  for folder in sorted(c for f in trained for c in f.glob("checkpoints/*")):
     if folder.is_dir() and folder.name.split("-")[0].isdecimal():
       if fault := checkpoint_folder.fault(folder):
         raise InputError("path", folder, fault, REMEDY)

@@ -1,10 +1,9 @@
 """Training in memory: a recipe, a function that gives batches, trained SAEs.
 
-For small studies and for use inside other code. Nothing is written and nothing
-resumes; `loop.train` is the one that does both. The step is the same.
+For small studies and for use inside other code: `loop.train` without a folder.
 """
 
-import dataclasses
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,14 +13,14 @@ import numpy as np
 from jaxtyping import Array
 
 from saejax.errors import InputError
-from saejax.sae.context import FIELDS, Batch, as_batch
+from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training import sharding
-from saejax.training.members import Group, Member
+from saejax.training import loop
+from saejax.training.config import TrainConfig
+from saejax.training.members import Member
 from saejax.training.recipe import Recipe
+from saejax.training.sources import Draw, Drawn
 from saejax.training.step import TrainState
-
-Draw = Callable[[Array], Array | Batch | Mapping[str, Array]]
 
 
 def fit(
@@ -51,60 +50,35 @@ def fit(
       keeps the first and the last.
 
   Returns:
-    The inference form of each member, their states, and metrics [kept,
-    members].
+    The inference form of each member, their states without those of the
+    optimizer, and metrics [kept, members].
 
   Raises:
     InputError: the batches lack a field that the method needs, a coupled
       method has one member, or members have arguments beside a recipe that is
       already built.
+    NonFiniteError: rows were not finite.
   """
-  group = Group(
+  first = as_batch(jax.jit(draw)(jnp.asarray(0, jnp.int32)))
+  kept: list[Mapping[str, np.ndarray]] = []
+  wanted = {0, *range(log_steps or steps, steps, log_steps or steps), steps - 1}
+  trained = loop.train(
     make_recipe if callable(make_recipe) else _built(make_recipe, members),
     members,
-    mesh=sharding.make_mesh((1, 1, 1)),
-    stacked=stacked,
-    engine=engine,
+    Drawn(draw, steps),
+    config=TrainConfig(
+      batch_rows=first.rows,
+      engine=engine,
+      members="stacked" if stacked else "in_turn",
+    ),
+    total_steps=steps,
+    sample=first if sample is None else sample,
+    observe=lambda step, found: kept.append(found) if step in wanted else None,
+    all_frozen=True,
+    stream=io.StringIO(),
   )
-  first = as_batch(jax.jit(draw)(jnp.asarray(0, jnp.int32)))
-  given = (name for name in FIELDS if getattr(first, name) is not None)
-  group.check(tuple(given))
-  sample = first if sample is None else as_batch(sample)
-  states = group.init(sample)
-  kept, done = [], 0
-  while done < steps:
-    stop = min(done + (log_steps or steps), steps) if done else 1
-    states, metrics = group.run_drawn(states, draw, done, stop)
-    kept.append(metrics)
-    done = stop
   logged = {name: np.stack([m[name] for m in kept]) for name in kept[0]}
-  saes = group.saes(states, Drawn(draw, steps))
-  return saes, group.member_states(states), logged
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-  """The rows of a run whose batches are drawn, to be read again.
-
-  Attributes:
-    draw: from the step to a batch.
-    steps: of the run.
-  """
-
-  draw: Draw
-  steps: int
-
-  def sample(self, count: int) -> Batch:
-    """Whole batches, at least `count` rows where there are so many."""
-    draw = jax.jit(lambda draw, i: as_batch(draw(i)))
-    source = self.draw
-    if not isinstance(source, jax.tree_util.Partial):
-      source = jax.tree_util.Partial(source)
-    first = draw(source, jnp.asarray(0, jnp.int32))
-    batches = min(-(-count // len(first.x)), self.steps)
-    which = np.linspace(0, self.steps - 1, batches).round().astype(np.int32)
-    drawn = [draw(source, jnp.asarray(i)) for i in which]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *drawn)
+  return [t.sae for t in trained], [t.state for t in trained], logged
 
 
 def member(

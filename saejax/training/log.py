@@ -32,7 +32,6 @@ from typing import Any, TextIO
 from saejax import errors, terminal
 from saejax.terminal import Screen, count, duration
 from saejax.training import metrics_file
-from saejax.training.events import EventFile
 from saejax.training.metrics_file import METRICS
 
 EVENTS = "events"
@@ -57,7 +56,7 @@ class RunLog:
   before its checkpoint, and no record is missing after a kill.
 
   Args:
-    folder: the run folder.
+    folder: the run folder; None for the progress line alone.
     step: the step that the run resumes from; records of later steps are
       removed, because the run will write them again.
     total_steps: for the percentage and the remaining time; None if unknown.
@@ -71,14 +70,14 @@ class RunLog:
 
   def __init__(
     self,
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | None,
     *,
     step: int = 0,
     total_steps: int | None = None,
     stream: TextIO | None = None,
     interval_seconds: float = 10.0,
   ):
-    self.folder = pathlib.Path(folder)
+    self.folder = None if folder is None else pathlib.Path(folder)
     self.total_steps = total_steps
     self._screen = Screen(stream or sys.stderr)
     self._interval = interval_seconds
@@ -91,9 +90,15 @@ class RunLog:
     self._samples: collections.deque[tuple[float, int, float]]
     self._samples = collections.deque()
     self._first: tuple[float, int] | None = None  # (time, step) of this process
+    if self.folder is not None:
+      self._open(self.folder, step)
+
+  def _open(self, folder: pathlib.Path, step: int) -> None:
+    from saejax.training.events import EventFile  # only where one is written
+
     with self._disk():
-      self.folder.mkdir(parents=True, exist_ok=True)
-      path = self.folder / METRICS
+      folder.mkdir(parents=True, exist_ok=True)
+      path = folder / METRICS
       kept = metrics_file.cut(path, step)
       if kept.faults:
         self.line(metrics_file.said(path, kept.faults))
@@ -101,7 +106,7 @@ class RunLog:
       self._seconds_before = last["timing"]["seconds"]
       self._after = kept.last
       self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115
-      self._events = EventFile(self.folder / EVENTS, purge_step=step + 1)
+      self._events = EventFile(folder / EVENTS, purge_step=step + 1)
 
   def __enter__(self) -> "RunLog":
     return self
@@ -142,13 +147,30 @@ class RunLog:
       member: {name: float(v) for name, v in scalars.items()}
       for member, scalars in members.items()
     }
+    if self.folder is not None:
+      self._write(int(step), int(tokens), values, kind)
+    if kind == "train":
+      for name in ("loss", "l0", "dead"):
+        found = [s[name] for s in values.values() if name in s]
+        found = [v for v in found if math.isfinite(v)]
+        if found:
+          self._shown[name] = sum(found) / len(found)
+
+  def _write(
+    self,
+    step: int,
+    tokens: int,
+    values: Mapping[str, Mapping[str, float]],
+    kind: str,
+  ) -> None:
+    """Appends a record to both files."""
     rate, wait = self._rates()
     now = time.time()
     line = {
       "kind": kind,
-      "step": int(step),
+      "step": step,
       "total_steps": self.total_steps,
-      "tokens": int(tokens),
+      "tokens": tokens,
       "timing": {
         "time": round(now, 3),
         "seconds": round(self._seconds(), 3),
@@ -169,13 +191,7 @@ class RunLog:
     with self._disk():
       text, self._after = metrics_file.line(line, self._after)
       _write_all(self._metrics, text)
-      self._events.scalars(int(step), now, tags)
-    if kind == "train":
-      for name in ("loss", "l0", "dead"):
-        found = [s[name] for s in values.values() if name in s]
-        found = [v for v in found if math.isfinite(v)]
-        if found:
-          self._shown[name] = sum(found) / len(found)
+      self._events.scalars(step, now, tags)
 
   def progress(self, step: int, tokens: int, *, force: bool = False) -> None:
     """Shows the run's progress, at most once per interval; cheap to call.
@@ -209,8 +225,9 @@ class RunLog:
   def close(self) -> None:
     """Closes the files and ends the progress line."""
     self._screen.end()
-    self._metrics.close()
-    self._events.close()
+    if self.folder is not None:
+      self._metrics.close()
+      self._events.close()
 
   def _fields(self, step: int, now: float) -> list[str]:
     """The parts of the progress line, the most important first."""
@@ -231,6 +248,8 @@ class RunLog:
     if "dead" in shown:
       fields.append(f"dead {shown['dead']:.1%}")
     fields.append(f"data wait {wait:.0%}")
+    if self.folder is None:
+      return fields
     if self._saved_at is None:
       fields.append("no checkpoint yet")
     else:

@@ -6,9 +6,7 @@ Stacked members may differ in k alone: the program has the largest, and ranks
 beyond a member's own k are dropped. Both give equal weights to float tolerance.
 """
 
-import dataclasses
 import functools
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,72 +23,11 @@ from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding, step
+from saejax.training.member import Member as Member
+from saejax.training.member import own_programs, programs
 from saejax.training.recipe import Hyper, Recipe, RowSource, Stats
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Member:
-  """Settings that distinguish the SAEs of a run.
-
-  Attributes:
-    seed: seed of its initial weights.
-    learning_rate: peak.
-    arguments: of the recipe, those in which members may differ: each a name
-      and a hashable value.
-    coefficient: multiplies the weight of the method's swept terms.
-  """
-
-  seed: int
-  learning_rate: float
-  arguments: tuple[tuple[str, Any], ...] = ()
-  coefficient: float = 1.0
-
-  @property
-  def k(self) -> Any:
-    """Active latents per row; 0 where the arguments have no k."""
-    return dict(self.arguments).get("k", 0)
-
-  @property
-  def name(self) -> str:
-    parts = [
-      f"k{_text(value)}" if name == "k" else f"{name}={_text(value)}"
-      for name, value in self.arguments
-    ]
-    if self.coefficient != 1:
-      parts.append(f"c{self.coefficient:g}")
-    return "-".join([*parts, f"seed{self.seed}"])
-
-
-def _text(value: Any) -> str:
-  """A value as a part of a file's name."""
-  if isinstance(value, float) and float(short := f"{value:g}") == value:
-    return short
-  if isinstance(value, tuple):
-    return ",".join(map(_text, value))
-  return re.sub(r"[^\w.+-]+", "_", str(value))
-
-
-def own_programs(
-  make_recipe: Callable[..., Recipe], members: Sequence[Member]
-) -> str:
-  """The argument that keeps members from sharing one program; "" for none.
-
-  Args:
-    make_recipe: from arguments by name to the recipe.
-    members: at least one.
-  """
-  first = set(members[0].arguments)
-  differing = {
-    name for m in members for name, _ in first.symmetric_difference(m.arguments)
-  }
-  if others := sorted(differing - {"k"}):
-    return others[0]
-  if not differing:
-    return ""
-  largest = max(members, key=lambda m: m.k)
-  whole = all(m.k == int(m.k) for m in members)
-  limit = whole and not make_recipe(**dict(largest.arguments)).static_k
-  return "" if limit else "k"
+DRAWN_STEPS = 50  # most steps in one call of a program that draws its batches
 
 
 class Group:
@@ -124,12 +61,15 @@ class Group:
     self.stacked = stacked
     # One program for several k: members limit theirs by a traced one.
     self._several_ks = stacked and len({member.k for member in members}) > 1
-    largest = max(members, key=lambda member: member.k).arguments
-    programs = [largest] if stacked else [m.arguments for m in members]
+    given, self._factors = programs(make_recipe, members)
+    largest = max(range(len(members)), key=lambda i: members[i].k)
+    largest = given[largest]
+    self._given = dict(zip(members, given, strict=True))
+    used = [largest] if stacked else given
     # Also of the k that are only limits, whose recipe may refuse them.
     every = {
       given: make_recipe(**dict(given))
-      for given in dict.fromkeys(member.arguments for member in members)
+      for given in dict.fromkeys([*given, *(m.arguments for m in members)])
     }
     if stacked and (name := own_programs(make_recipe, members)):
       values = dict.fromkeys(dict(m.arguments).get(name) for m in members)
@@ -140,8 +80,8 @@ class Group:
         f"({', '.join(map(str, values))}) need programs of their own",
         f"use --train.members=in_turn, or one {name}",
       )
-    self._recipes = {given: every[given] for given in dict.fromkeys(programs)}
-    self._programs = programs
+    self._recipes = {given: every[given] for given in dict.fromkeys(used)}
+    self._programs = used
     self._steps = {
       given: step.make_step(
         recipe,
@@ -156,7 +96,7 @@ class Group:
   @functools.cached_property
   def _hypers(self) -> tuple[Hyper, ...]:
     rates = jnp.asarray([m.learning_rate for m in self.members])
-    swept = [m.coefficient for m in self.members]
+    swept = self._factors
     swept = jnp.asarray(swept) if set(swept) != {1.0} else None
     ks = [m.k for m in self.members]
     limits = jnp.asarray(ks, jnp.int32) if self._several_ks else None
@@ -168,11 +108,10 @@ class Group:
     return (jax.device_put(hyper, where),)
 
   @property
-  def n(self) -> int:
-    """Latents of each member."""
-    recipe = next(iter(self._recipes.values()))
-    draw = partial(recipe.init, sample=None)
-    return jax.eval_shape(draw, jax.random.key(0)).n
+  def sizes(self) -> set[int]:
+    """Latents of the members."""
+    draws = [partial(r.init, sample=None) for r in self._recipes.values()]
+    return {jax.eval_shape(draw, jax.random.key(0)).n for draw in draws}
 
   def check(self, fields: tuple[str, ...]) -> None:
     """Refuses streams and numbers of members that the method cannot use."""
@@ -250,7 +189,7 @@ class Group:
     draw: Callable[[Array], Array | Batch],
     start: int,
     stop: int,
-  ) -> tuple[tuple[step.TrainState, ...], dict[str, np.ndarray]]:
+  ) -> tuple[tuple[step.TrainState, ...], tuple[step.Metrics, ...], np.ndarray]:
     """Every member through steps start to stop on batches made on the device.
 
     Args:
@@ -262,24 +201,32 @@ class Group:
       stop: step after the last.
 
     Returns:
-      The new states, and the metrics of the last step [members].
+      As `run`, with the metrics on the host.
     """
-    bounds = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
     if not isinstance(draw, jax.tree_util.Partial):
       draw = jax.tree_util.Partial(draw)
-    new, metrics = [], []
-    for given, hyper, state in zip(
-      self._programs, self._hypers, states, strict=True
+    new, metrics, seconds = [], [], np.zeros(len(self.members))
+    for i, (given, hyper, state) in enumerate(
+      zip(self._programs, self._hypers, states, strict=True)
     ):
+      began = time.perf_counter()
       if (given, "drawn") not in self._compiled:
         several = partial(_drawn, self._steps[given])
         self._compiled[given, "drawn"] = jax.jit(several, donate_argnums=0)
-      state, out = self._compiled[given, "drawn"](state, hyper, draw, *bounds)
+      parts = []
+      for first in range(start, stop, DRAWN_STEPS):
+        last = min(first + DRAWN_STEPS, stop)
+        bounds = jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32)
+        program = self._compiled[given, "drawn"]
+        state, out = program(state, hyper, draw, *bounds)
+        out = jax.device_get(out)
+        parts.append(jax.tree.map(lambda a, k=last - first: a[:k], out))
       new.append(state)
-      metrics.append(jax.device_get(out))
+      metrics.append(jax.tree.map(lambda *a: np.concatenate(a), *parts))
+      seconds[i] = time.perf_counter() - began
     if self.stacked:
-      return tuple(new), metrics[0]
-    return tuple(new), _stacked(metrics, axis=0)
+      seconds[:] = seconds[0] / len(self.members)
+    return tuple(new), tuple(metrics), seconds
 
   def _program(self, given: Any, state: step.TrainState, count: int):
     if (given, count) not in self._compiled:
@@ -305,7 +252,7 @@ class Group:
     host = jax.device_get(list(metrics))
     if self.stacked:
       return {name: np.asarray(value) for name, value in host[0].items()}
-    return _stacked(host, axis=1)
+    return _stacked(host)
 
   def member_states(
     self, states: tuple[step.TrainState, ...]
@@ -348,28 +295,34 @@ class Group:
 
   def _recipe(self, member: Member) -> Recipe:
     return self._recipes[
-      self._programs[0] if self.stacked else member.arguments
+      self._programs[0] if self.stacked else self._given[member]
     ]
 
 
-def _stacked(
-  metrics: Sequence[Mapping[str, np.ndarray]], axis: int
-) -> dict[str, np.ndarray]:
-  """The metrics of members along an axis; NaN where a member lacks one."""
+def _stacked(metrics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+  """[steps, members] of each metric; NaN where a member lacks one."""
   absent = np.full_like(metrics[0]["loss"], np.nan)
   names = dict.fromkeys(name for m in metrics for name in m)
   return {
-    name: np.stack([m.get(name, absent) for m in metrics], axis=axis)
+    name: np.stack([m.get(name, absent) for m in metrics], axis=1)
     for name in names
   }
 
 
 def _drawn(one_step, state, hyper, draw, start, stop):
-  """Steps start to stop; the metrics of the last."""
-  body = lambda i, carry: one_step(carry[0], hyper, as_batch(draw(i)))
-  shapes = jax.eval_shape(body, start, (state, None))[1]
-  empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-  return jax.lax.fori_loop(start, stop, body, (state, empty))
+  """At most DRAWN_STEPS steps, start to stop; metrics of each, then zeros."""
+  step = lambda i, state: one_step(state, hyper, as_batch(draw(i)))
+  shapes = jax.eval_shape(step, start, state)[1]
+  kept = jax.tree.map(
+    lambda a: jnp.zeros((DRAWN_STEPS, *a.shape), a.dtype), shapes
+  )
+
+  def body(i, carry):
+    state, metrics = step(i, carry[0])
+    put = lambda all_, one: all_.at[i - start].set(one)
+    return state, jax.tree.map(put, carry[1], metrics)
+
+  return jax.lax.fori_loop(start, stop, body, (state, kept))
 
 
 def _several(one_step, state, hyper, batches):

@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from saejax.errors import InputError
 from saejax.sae.context import FIELDS, Batch
 from saejax.sae.sae import SAE, Forward
-from saejax.training.rows import RowSource as RowSource
 from saejax.training.state import Stats as Stats
 from saejax.training.state import TrainState
 
@@ -167,6 +166,14 @@ def statistics(
   return stats, tuple(sorted(axes.items()))
 
 
+class RowSource(Protocol):
+  """A source of rows that can be sampled repeatedly."""
+
+  def sample(self, rows: int) -> Batch:
+    """Returns about `rows` raw rows, spread over all rows."""
+    ...
+
+
 class Init(Protocol):
   """Draws the weights from a key and a sample of raw rows."""
 
@@ -260,6 +267,8 @@ class Recipe:
     rules: statistics and their updates.
     finish: converts the trained SAE to the inference form.
     needs: fields of the batch beside x that the method reads.
+    swept: argument that does nothing but multiply the weight of swept terms, so
+      that members of different values share a program; empty for none.
     static_k: whether a part depends on k other than through `Context.k`, so
       that members of different k cannot share a program.
   """
@@ -278,6 +287,7 @@ class Recipe:
   rules: tuple[Rule, ...] = ()
   finish: Finish = as_trained
   needs: tuple[str, ...] = ()
+  swept: str = ""
   static_k: bool = False
 
   def check(self, fields: tuple[str, ...], members: int) -> None:

@@ -71,14 +71,11 @@ HARVEST = {
   "--harvest.seed": ("-1",),
 }
 STUDY = {
-  "steps": WHOLE,
-  "batch_rows": ("0", "-1"),
-  "learning_rate": ("0", "inf", "nan"),
-  "warmup_steps": ("-1", "1000000"),
-  "decay_fraction": ("-1", "2"),
-  "clip_norm": ("0", "inf"),
+  "train.steps": WHOLE,
+  "train.window_chunks": ("8",),
+  "train.eval_rows": ("100",),
+  "train.clip_norm": ("0", "inf", "on"),
   "seeds": ("0", ""),
-  "order_seed": ("-1",),
 }
 OWN = {
   "scaling": {
@@ -139,7 +136,7 @@ def cases() -> list[tuple[str, str]]:
   found = []
   tables = {"scaling": {**TRAIN, **HARVEST}, "harvest": HARVEST}
   for name in STUDIES:
-    tables[name] = {f"--study.{flag}": v for flag, v in STUDY.items()}
+    tables[name] = {f"--{flag}": v for flag, v in STUDY.items()}
   for name, table in OWN.items():
     tables[name] = {**tables.get(name, {}), **table}
   for name, table in tables.items():

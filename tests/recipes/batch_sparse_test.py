@@ -15,7 +15,6 @@ from saejax.sae.context import Batch, Pre
 from saejax.training import fit, step
 from saejax.training.parts import losses, rules
 from saejax.training.recipe import Hyper, Term
-from saejax.training.rows import Held
 from tests import contract, toy
 
 D, N = contract.D, contract.N
@@ -91,7 +90,7 @@ class LimitsTest(parameterized.TestCase):
     x = 3 * toy.rows(40, 8)
     ((state, _),) = stepped(recipe, [x])
     before = state.sae
-    held = recipe.finish(before, state.stats, Held(Batch(x=x)))
+    held = recipe.finish(before, state.stats, toy.Held(Batch(x=x)))
     self.assertEqual(held.activation.score, "magnitude")
     z = np.asarray(before.forward(x, engine="dense").latents.dense())
     self.assertEqual(np.count_nonzero(z), 120)
@@ -309,7 +308,7 @@ class RefusalsTest(parameterized.TestCase):
       stepped(recipe, [toy.rows(7, 8)])
 
   def test_a_threshold_that_cannot_be_estimated_is_not_handed_out(self):
-    rows = Held(Batch(x=toy.rows(40, 8)))
+    rows = toy.Held(Batch(x=toy.rows(40, 8)))
     recipe = batch_sparse.mc_then_fc(8, 24, 3, steps=10, **DEAD)
     state = jax.jit(lambda: step.init_state(recipe, jax.random.key(0)))()
     with self.assertRaisesRegex(InputError, "did not reach the phase"):

@@ -211,12 +211,12 @@ class ATMTest(parameterized.TestCase):
     )
     mesh = sharding.make_mesh((1, 1, 1))
     group = Group(lambda: recipe, [fit.member(0)], mesh=mesh, stacked=False)
-    states, _ = group.run_drawn(group.init(draw(0)), draw, 0, 4)
+    states, *_ = group.run_drawn(group.init(draw(0)), draw, 0, 4)
     self.assertTrue((states[0].stats[masking.PROBABILITY] > 0).any())
     with tempfile.TemporaryDirectory() as folder:
       again = contract.restored(folder, states)
-    want, _ = group.run_drawn(states, draw, 4, 6)
-    got, _ = group.run_drawn(again, draw, 4, 6)
+    want, *_ = group.run_drawn(states, draw, 4, 6)
+    got, *_ = group.run_drawn(again, draw, 4, 6)
     toy.assert_trees_equal(got, want)
 
   def test_without_steepness_it_is_relu_l1(self):

@@ -14,9 +14,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import saejax
-from saejax import errors
+from saejax import errors, machine
 from saejax.evals import scaling_law
-from saejax.report import machine, results
+from saejax.report import results
 from tests.report import samples
 
 

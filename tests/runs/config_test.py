@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import textwrap
 
+import jax.numpy as jnp
 from absl import flags
 from absl.testing import absltest, parameterized
 
@@ -13,8 +14,10 @@ from saejax.errors import InputError
 from saejax.recipes import arguments, catalogue
 from saejax.runs import folder, grid
 from saejax.runs.config import SAEConfig, sae_config
+from saejax.sae import prep
 from saejax.studies import scaling, train
 from saejax.training import loop
+from saejax.training.parts import schedules
 
 GIVEN = ("--store=s", "--held_out=h")
 OWN = '''
@@ -207,6 +210,49 @@ class GridTest(absltest.TestCase):
     ]
     self.assertEqual([r.terms["aux"].weight for r in made], [0.5, 0.5])
     self.assertEqual([r.init.keywords["activation"].k for r in made], [4, 8])
+
+  def recipe(self, *flags):
+    """The recipe of a command line for a run of 100 steps."""
+    made = parsed(*flags)
+    return grid.recipe(
+      16,
+      dict(made.sae.combinations[0]),
+      d=8,
+      prep=prep.Identity(),
+      sae=made.sae,
+      train=made.train,
+      total_steps=100,
+    )
+
+  def test_schedule_and_clipping_are_the_methods_own_unless_given(self):
+    rates = lambda r: [
+      float(r.schedule(jnp.asarray(s))) for s in (0, 5, 50, 99)
+    ]
+    usual = schedules.warmup_decay(100, warmup_steps=10, decay_fraction=0.2)
+    usual = [float(usual(jnp.asarray(s))) for s in (0, 5, 50, 99)]
+    topk = self.recipe("--sae.recipe=topk", "--sae.k=4")
+    self.assertEqual((rates(topk), topk.clip_norm), (usual, 1.0))
+    scope = ("--sae.recipe=gemma_scope", "--sae.coefficient=1")
+    own = self.recipe(*scope)
+    # A cosine from 0.1, and no decay at the end.
+    self.assertAlmostEqual(rates(own)[0], 0.1, places=6)
+    self.assertEqual(rates(own)[3], 1.0)
+    self.assertEqual(own.clip_norm, 1.0)
+    llama = self.recipe("--sae.recipe=llama_scope", "--sae.k=4")
+    self.assertEqual(llama.clip_norm, 1e-3)
+    for flag in ("--train.warmup_steps=10", "--train.decay_fraction=0.2"):
+      self.assertEqual(rates(self.recipe(*scope, flag)), usual)
+    for flag, norm in (("0.5", 0.5), ("off", None)):
+      given = self.recipe(*scope, f"--train.clip_norm={flag}")
+      self.assertEqual(given.clip_norm, norm)
+
+  def test_steps_are_given_or_those_of_the_epochs(self):
+    self.assertEqual(dataclasses.replace(TRAIN, epochs=3).total_steps(80), 30)
+    self.assertEqual(dataclasses.replace(TRAIN, steps=7).total_steps(80), 7)
+    with self.assertRaisesRegex(InputError, "^epochs=2: .*beside steps"):
+      loop.TrainConfig(steps=7, epochs=2)
+    with self.assertRaisesRegex(InputError, "at most the 10 steps of the run"):
+      dataclasses.replace(TRAIN, warmup_steps=11).total_steps(80)
 
   def test_what_no_recipe_has_is_refused(self):
     with self.assertRaisesRegex(InputError, "^bandwidth=1: topk has no such"):

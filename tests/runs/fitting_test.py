@@ -106,13 +106,36 @@ class FitTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, "held_out.*must be given"):
       saejax.fit(iter([rows()]), k=4, **SETTINGS)
 
+  def test_a_run_folder_gives_the_bits_of_memory(self):
+    folder = self.create_tempdir().full_path + "/run"
+    sae, _ = saejax.fit(rows(), k=4, run_dir=folder, **SETTINGS)
+    self.assertTrue(equal(sae, fitted()[0]))
+
+  def test_numbers_that_are_not_finite_raise(self):
+    wild = {**SETTINGS, "learning_rate": 1e38}
+    with self.assertRaisesRegex(FloatingPointError, "lower learning_rate"):
+      saejax.fit(rows(), k=4, **wild)
+    with self.assertRaisesRegex(FloatingPointError, "lower learning_rate"):
+      saejax.fit_grid(rows(), k=[2, 4], **wild)
+    bad = rows()[:64].copy()
+    bad[3, 3] = np.inf
+    stream = iter([rows()[:64], bad, *[rows()[64:128]] * 40])
+    with self.assertRaisesRegex(FloatingPointError, "step 1: rows.*leave"):
+      saejax.fit(stream, k=4, held_out=rows()[:100], **SETTINGS)
+
+  def test_a_stream_that_ends_early_says_when(self):
+    stream = iter([rows()[:64]] * 7)
+    with self.assertRaisesRegex(InputError, "ended after 7 batches"):
+      saejax.fit(stream, k=4, held_out=rows()[:100], **SETTINGS)
+
   def test_memory_alone_imports_neither_checkpoints_nor_grain(self):
     code = """
 import sys, numpy as np, saejax
 x = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
 saejax.fit(x, n=16, k=2, steps=3, batch_rows=32, progress=False)
-found = [m for m in ("orbax", "grain", "torch", "absl.flags") if m in sys.modules]
-assert not {"orbax", "grain", "torch"} & set(found), found
+never = ("orbax", "grain", "tensorstore", "tensorboardX", "torch")
+found = [m for m in never if m in sys.modules]
+assert not found, found
 """
     done = subprocess.run(
       [sys.executable, "-c", code],
@@ -137,6 +160,21 @@ class GridTest(absltest.TestCase):
       t for t in found if (t.n, t.seed) == (32, 0) and t.metrics.l0 == 4
     )
     self.assertTrue(equal(same.sae, fitted()[0]))
+
+  def test_several_n_are_trained_in_one_pass_over_an_iterator(self):
+    stream = lambda: iter([rows()[64 * (i % 20) :][:64] for i in range(40)])
+    settings = {**SETTINGS, "held_out": rows()[1400:]}
+    found = saejax.fit_grid(stream(), k=4, **{**settings, "n": [16, 32]})
+    self.assertEqual([t.sae.n for t in found], [16, 32])
+    alone, _ = saejax.fit(stream(), k=4, **settings)
+    self.assertTrue(equal(found[1].sae, alone))
+
+  def test_members_of_a_coupled_method_are_pairs(self):
+    found = saejax.fit_grid(
+      rows(), "mfr", k=4, coefficient=[0.01, 0.1], seeds=2, **SETTINGS
+    )
+    pairs = [(t.arguments["coefficient"], t.seed) for t in found]
+    self.assertEqual(pairs, [(0.01, 0), (0.01, 1), (0.1, 0), (0.1, 1)])
 
 
 if __name__ == "__main__":

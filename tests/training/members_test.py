@@ -231,5 +231,42 @@ class FrozenMemberTest(parameterized.TestCase):
       np.testing.assert_array_equal(found["loss"][:, i], metrics["loss"][:, i])
 
 
+class CoefficientTest(parameterized.TestCase):
+  def members(self, values=(0.05, 0.2)):
+    return [
+      members.Member(
+        arguments=(("coefficient", c),), seed=0, learning_rate=3e-3
+      )
+      for c in values
+    ]
+
+  def relu(self, coefficient):
+    return row_sparse.relu_l1(
+      D, N, coefficient=coefficient, steps=STEPS, dead_after_tokens=2 * B
+    )
+
+  def test_members_of_several_coefficients_share_a_program(self):
+    chosen = self.members()
+    g = group(self.relu, chosen, stacked=False)
+    self.assertLen(g._recipes, 1)
+    self.assertEqual(
+      [m.name for m in g.members],
+      ["coefficient=0.05-seed0", "coefficient=0.2-seed0"],
+    )
+    together = g.saes(run(g, batches())[0])
+    for own, sae in zip(chosen, together, strict=True):
+      alone = group(self.relu, [own], stacked=False)
+      toy.assert_trees_equal(alone.saes(run(alone, batches())[0])[0], sae)
+    stack = group(self.relu, chosen, stacked=True)
+    for one, two in zip(
+      stack.saes(run(stack, batches())[0]), together, strict=True
+    ):
+      toy.assert_trees_close(one, two, rtol=1e-4, atol=1e-5)
+
+  def test_a_bad_coefficient_is_refused_all_the_same(self):
+    with self.assertRaisesRegex(InputError, "coefficient=-1"):
+      group(self.relu, self.members((0.1, -1.0)), stacked=False)
+
+
 if __name__ == "__main__":
   absltest.main()

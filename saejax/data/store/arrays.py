@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 
 from saejax.data.store.columns import Column
 from saejax.errors import InputError
@@ -39,6 +38,8 @@ def create(
   Raises:
     InputError: an array there is damaged or of another layout.
   """
+  import tensorstore as ts  # only where there is a store
+
   check_process(path)
   found = {}
   for name, column in columns.items():
@@ -63,6 +64,8 @@ def create(
 
 def open_(path: pathlib.Path, name: str) -> Any:
   """Opens one array for reading."""
+  import tensorstore as ts
+
   check_process(path)
   return ts.open(
     _spec(path / name) | {"fill_missing_data_reads": False}, open=True

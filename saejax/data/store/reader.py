@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 
 from saejax import durable
 from saejax.data.store import arrays, ledger, manifest, sums
@@ -33,8 +32,7 @@ _TAKE_CHUNKS = 64  # chunks in memory at once while single rows are gathered
 class Store:
   """Rows x [rows, d] with further columns, opened by `open`.
 
-  A store is picklable and can be read by several threads, but not by a forked
-  child.
+  A store is picklable; several threads may read it, but no forked child.
 
   Args:
     path: folder of the store.
@@ -146,6 +144,8 @@ class Store:
       intervals: (start, stop) of each.
       column: name of the column.
     """
+    import tensorstore as ts  # only where a store is read
+
     arrays.check_process(self.path)
     whole = [self._whole_chunks(*interval) for interval in intervals]
     array = self._array(column)

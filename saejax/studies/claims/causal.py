@@ -25,6 +25,7 @@ from saejax.runs import stores as run_stores
 from saejax.sae import condition_preps, prep
 from saejax.sae.context import Batch
 from saejax.studies import arms
+from saejax.training.config import TrainConfig
 
 ROWS = 60_000  # training rows per layer; an eighth as many are held out
 N, K = 256, 8  # latents, and active latents per row
@@ -42,7 +43,8 @@ Rows3 = Float[np.ndarray, "rows layers d"]
 def points(
   folder: pathlib.Path,
   model: str,
-  config: arms.StudyConfig,
+  config: TrainConfig,
+  seeds: int,
   *,
   rows: int = ROWS,
   layers: int | None = None,
@@ -54,6 +56,7 @@ def points(
     folder: of the run; stores are made in its folder "stores".
     model: a causal model, as in `harvest.model`.
     config: how arms are trained.
+    seeds: SAEs of each arm.
     rows: training rows per layer.
     layers: number of layers, from the first; all by default.
     corpus: corpus that the model reads and that its own text is compared with.
@@ -71,8 +74,8 @@ def points(
   )
   loaded = models.load(model)
   count = layers or loaded.config.layers
-  found, data = _layers(folder, site, count, config)
-  more, own = _own_text(folder, site, loaded, config)
+  found, data = _layers(folder, site, count, config, seeds)
+  more, own = _own_text(folder, site, loaded, config, seeds)
   return found + more, data | own
 
 
@@ -83,7 +86,8 @@ def _layers(
   folder: pathlib.Path,
   site: harvest.HarvestConfig,
   count: int,
-  config: arms.StudyConfig,
+  config: TrainConfig,
+  seeds: int,
 ) -> Group:
   """One SAE of all layers against one per layer, and after a modulation."""
   train, held_out, about = aligned(site, count)
@@ -110,12 +114,12 @@ def _layers(
     )
     for name, make in recipes_.items()
   ]
-  found = arms.run(folder, made, all_, config, measure=by_layer)
+  found = arms.run(folder, made, all_, config, seeds=seeds, measure=by_layer)
   return [{**p, "data": LAYERS} for p in found], {LAYERS: about}
 
 
 def _group(
-  name: str, label: str, rows: arms.Rows, config: arms.StudyConfig
+  name: str, label: str, rows: arms.Rows, config: TrainConfig
 ) -> arms.Arm:
   """SAEs of the layers that the rows are of, as one group."""
   options = arms.options(config, rows)
@@ -227,7 +231,8 @@ def _own_text(
   folder: pathlib.Path,
   site: harvest.HarvestConfig,
   model: models.Model,
-  config: arms.StudyConfig,
+  config: TrainConfig,
+  seeds: int,
 ) -> Group:
   """SAEs of what the model writes against SAEs of what others wrote."""
   words = tokenizer.load(hub.resolve(site.model))
@@ -257,7 +262,9 @@ def _own_text(
     )
     for kind, r in rows.items()
   ]
-  found = arms.run(folder, made, rows["own"], config, measure=measure)
+  found = arms.run(
+    folder, made, rows["own"], config, seeds=seeds, measure=measure
+  )
   facts = {kind: r.about for kind, r in rows.items()}
   return [{**p, "data": OWN_TEXT_ROWS} for p in found], {OWN_TEXT_ROWS: facts}
 

@@ -3,7 +3,7 @@
 Every group has rows of its own, whose name is the "data" of its points.
 """
 
-import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,8 +22,12 @@ from saejax.recipes import (
   specialised,
   stochastic,
 )
+from saejax.runs import folder as run_folder
+from saejax.sae.sae import SAE
 from saejax.studies import arms, ensembling
-from saejax.training import fit
+from saejax.training.config import TrainConfig
+from saejax.training.members import Member
+from saejax.training.recipe import Recipe
 
 ROWS, HELD_OUT = 65_536, 8192
 # Not the keys of initial weights: those would start at the truth.
@@ -32,13 +36,13 @@ Points = list[dict[str, Any]]
 
 
 def points(
-  folder: pathlib.Path, config: arms.StudyConfig
+  folder: pathlib.Path, config: TrainConfig, seeds: int
 ) -> tuple[Points, dict[str, Any]]:
   """Points of every group, and facts about its rows by name."""
   found: Points = []
   data: dict[str, Any] = {}
   for group in (dictionaries, trees, coupled, rare, ensembles):
-    more, rows = group(folder, config)
+    more, rows = group(folder, config, seeds)
     name = rows.about["rows"]
     found += [{**p, "data": name} for p in more]
     data[name] = rows.about
@@ -46,7 +50,7 @@ def points(
 
 
 def dictionaries(
-  folder: pathlib.Path, config: arms.StudyConfig
+  folder: pathlib.Path, config: TrainConfig, seeds: int
 ) -> tuple[Points, arms.Rows]:
   """L1 against PCA on a dictionary with more directions than dimensions."""
   V = synthetic.directions(jax.random.key(TRUTH), 64, 32)
@@ -77,11 +81,13 @@ def dictionaries(
     n=64,
     facts={"arm": "relu_l1"},
   )
-  return arms.run(folder, [arm], rows, config, measure=measure), rows
+  return arms.run(
+    folder, [arm], rows, config, seeds=seeds, measure=measure
+  ), rows
 
 
 def trees(
-  folder: pathlib.Path, config: arms.StudyConfig
+  folder: pathlib.Path, config: TrainConfig, seeds: int
 ) -> tuple[Points, arms.Rows]:
   """Absorption: does a parent's latent fire where a child is active?"""
   V = synthetic.orthonormal(jax.random.key(TRUTH), 16, 20)
@@ -106,11 +112,13 @@ def trees(
     arms.Arm(name=f"tree {name}", make=make, n=n, facts={"arm": name})
     for name, make in recipes.items()
   ]
-  return arms.run(folder, made, rows, config, measure=measure), rows
+  return arms.run(
+    folder, made, rows, config, seeds=seeds, measure=measure
+  ), rows
 
 
 def coupled(
-  folder: pathlib.Path, config: arms.StudyConfig
+  folder: pathlib.Path, config: TrainConfig, seeds: int
 ) -> tuple[Points, arms.Rows]:
   """Pairs of SAEs trained with and without mutual feature regularisation."""
   d, n, k = 32, 64, 4
@@ -132,7 +140,7 @@ def coupled(
         n,
         k,
         coefficient=coefficient,
-        coefficient_warmup=min(1.0, 100 / config.steps),
+        coefficient_warmup=min(1.0, 100 / options["steps"]),
         restart_above=None,
         **options,
       ),
@@ -155,21 +163,22 @@ def coupled(
   made = [
     arm(name, coefficient, replicate)
     for name, coefficient in (("alone", 0.0), ("coupled", 0.005))
-    for replicate in range(config.seeds)
+    for replicate in range(seeds)
   ]
-  pair = dataclasses.replace(config, seeds=2)
-  return arms.run(folder, made, rows, pair, measure=measure), rows
+  return arms.run(folder, made, rows, config, seeds=2, measure=measure), rows
 
 
 def rare(
-  folder: pathlib.Path, config: arms.StudyConfig
+  folder: pathlib.Path, config: TrainConfig, seeds: int
 ) -> tuple[Points, arms.Rows]:
   """Finetuning with a tilted risk on rows of which few are of a rare domain."""
   d, n, k = 32, 48, 3
   rows, is_rare = _rare_rows(d)
   options = arms.options(config, rows)
   tuning = {k: v for k, v in options.items() if k != "prep"}  # its own
-  general = _general(row_sparse.topk(d, n, k, **options), rows, config)
+  general = _general(
+    folder, row_sparse.topk(d, n, k, **options), n, rows, config, seeds
+  )
 
   def measure(trained):
     x = np.asarray(rows.held_out.x)
@@ -192,10 +201,9 @@ def rare(
       facts={"arm": f"ssae {name}", "seed": seed},
     )
     for name, t in (("tilted", 1.0), ("mean", 1e-6))
-    for seed in range(config.seeds)
+    for seed in range(seeds)
   ]
-  one = dataclasses.replace(config, seeds=1)
-  return arms.run(folder, made, rows, one, measure=measure), rows
+  return arms.run(folder, made, rows, config, seeds=1, measure=measure), rows
 
 
 def _rare_rows(d: int) -> tuple[arms.Rows, np.ndarray]:
@@ -223,27 +231,29 @@ def _rare_rows(d: int) -> tuple[arms.Rows, np.ndarray]:
   return _rows(draw, "planted rare domain"), is_rare
 
 
-def _general(recipe, rows: arms.Rows, config: arms.StudyConfig) -> Callable:
+def _general(
+  folder: pathlib.Path,
+  recipe: Recipe,
+  n: int,
+  rows: arms.Rows,
+  config: TrainConfig,
+  seeds: int,
+) -> Callable[[], Sequence[SAE]]:
   """The general SAEs that are finetuned, trained when first asked for."""
-  trained: list[Sequence[Any]] = []
 
+  @functools.cache
   def saes():
-    if not trained:
-      members = [fit.member(s) for s in range(config.seeds)]
-      found, _, _ = fit.fit(
-        recipe,
-        arms.stream(rows.train, config),
-        steps=config.steps,
-        members=members,
-      )
-      trained.append(found)
-    return trained[0]
+    rate = config.rate(n)
+    members = [Member(seed=s, learning_rate=rate) for s in range(seeds)]
+    own = folder / run_folder.ARMS / "ssae_general"
+    made = arms.train(own, lambda: recipe, members, rows, config)
+    return [trained.sae for trained in made]
 
   return saes
 
 
 def ensembles(
-  folder: pathlib.Path, config: arms.StudyConfig
+  folder: pathlib.Path, config: TrainConfig, seeds: int
 ) -> tuple[Points, arms.Rows]:
   """Four members bagged and boosted, against one and against a wider SAE."""
   d, n, k, size = 32, 24, 2, 4
@@ -265,12 +275,15 @@ def ensembles(
     n=n,
     k=k,
     sizes=(1, size),
-    replicates=config.seeds,
+    replicates=seeds,
     rows=rows,
     config=config,
     folder=folder,
   )
-  return arms.kept(folder / "arms" / "ensembles.json", study.run), rows
+  kept = arms.kept(
+    folder / run_folder.ARMS / "ensembles", lambda _: study.run()
+  )
+  return kept, rows
 
 
 def _rows(draw: Callable, name: str) -> arms.Rows:

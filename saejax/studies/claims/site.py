@@ -17,6 +17,7 @@ from saejax.evals import (
 )
 from saejax.studies import arms, short_runs
 from saejax.studies.claims.claim import TRUNCATED, Sizes
+from saejax.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Site:
 
   name: str
   rows: arms.Rows
-  config: arms.StudyConfig
+  config: TrainConfig
   sizes: Sizes
 
   def arm(

@@ -18,6 +18,7 @@ from saejax.studies import arms, scores
 from saejax.studies.claims import causal, planted, training, words
 from saejax.studies.claims import claim as claims
 from saejax.studies.claims import site as sites
+from saejax.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,13 +26,24 @@ class SiteConfig:
   """A site and the sizes of SAEs on it."""
 
   harvest: HarvestConfig = HarvestConfig()
-  study: arms.StudyConfig = arms.StudyConfig(steps=600)
+  train: TrainConfig = TrainConfig()
   n: int = 768  # latents
   k: tuple[int, ...] = (8, 16, 32)  # active latents per token, ascending
 
   def __post_init__(self):
+    arms.check(self.train)
     checks.at_least(self, 1, "n")
     checks.distinct(self, "k", most=self.n, increasing=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlantedConfig:
+  """How arms on planted rows and those of `causal` are trained."""
+
+  train: TrainConfig = TrainConfig()
+
+  def __post_init__(self):
+    arms.check(self.train)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,11 +54,13 @@ class Config:
   first: SiteConfig = SiteConfig()  # a site that every claim is measured on
   second: SiteConfig = SiteConfig()  # another one
   sites: int = 1  # how many of the two to use
-  planted: arms.StudyConfig = arms.StudyConfig()  # on planted rows and `causal`
+  planted: PlantedConfig = PlantedConfig()
+  seeds: int = 5  # SAEs of each arm, paired across arms by seed
   # a small causal model, for claims on layers and own text; empty: left out
   causal: str = ""
 
   def __post_init__(self):
+    checks.at_least(self, 1, "seeds")
     if self.sites not in (1, 2):
       raise InputError("sites", self.sites, "must be 1 or 2", "use 1")
     if self.sites == 2 and self.first.harvest == self.second.harvest:
@@ -60,10 +74,12 @@ def main(config: Config) -> None:
   extras.check()
   with run_folder.opened(config.run_dir, config) as folder:
     # By name of the data: facts about it, and sizes where it is a site.
-    points, data = planted.points(folder, config.planted)
+    points, data = planted.points(folder, config.planted.train, config.seeds)
     sizes: dict[str, claims.Sizes | None] = dict.fromkeys(data)
     if config.causal:
-      more, about = causal.points(folder, config.causal, config.planted)
+      more, about = causal.points(
+        folder, config.causal, config.planted.train, config.seeds
+      )
       points, data = points + more, data | about
       sizes |= dict.fromkeys(about)
     for site in (config.first, config.second)[: config.sites]:
@@ -74,10 +90,11 @@ def main(config: Config) -> None:
       points += arms.run(
         folder,
         sites.site_arms(
-          sites.Site(name=name, rows=rows, config=site.study, sizes=sizes[name])
+          sites.Site(name=name, rows=rows, config=site.train, sizes=sizes[name])
         ),
         rows,
-        site.study,
+        site.train,
+        seeds=config.seeds,
         measure=sites.measure,
       )
     records = [

@@ -5,12 +5,12 @@ import pathlib
 import numpy as np
 from absl.testing import absltest
 
-from saejax.studies import arms
 from saejax.studies.claims import causal, training
 from saejax.studies.claims import claim as claims
+from saejax.training.config import TrainConfig
 from tests import shared
 
-CONFIG = arms.StudyConfig(steps=4, batch_rows=64, seeds=2, warmup_steps=2)
+CONFIG = TrainConfig(steps=4, batch_rows=64, learning_rate=3e-3, warmup_steps=2)
 ROWS = 1024
 LAYERS = 2
 
@@ -35,7 +35,7 @@ class CausalClaimsTest(absltest.TestCase):
     model = str(shared.path("models/babyllama-105"))
     folder = pathlib.Path(self.create_tempdir().full_path)
     make = lambda: causal.points(
-      folder, model, CONFIG, rows=ROWS, layers=LAYERS
+      folder, model, CONFIG, 2, rows=ROWS, layers=LAYERS
     )
     points, data = make()
 

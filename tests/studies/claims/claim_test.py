@@ -9,6 +9,7 @@ from saejax.report import page
 from saejax.studies import arms, scores
 from saejax.studies.claims import claim as claims
 from saejax.studies.claims import site, training, words
+from saejax.training.config import TrainConfig
 
 
 def points(arm, fvus, l0s=(4, 16), dead=0.1):
@@ -121,7 +122,7 @@ class TableTest(absltest.TestCase):
       {"x": np.eye(8, dtype=np.float32)}, {"x": np.eye(8, dtype=np.float32)}, {}
     )
     rows = scores.with_scores(rows)
-    config = arms.StudyConfig(steps=100, batch_rows=64)
+    config = TrainConfig(steps=100, batch_rows=64)
     here = site.Site(name="here", rows=rows, config=config, sizes=SIZES)
     trained = [arm.facts["arm"] for arm in site.site_arms(here)]
     self.assertEqual(len(trained), len(set(trained)))

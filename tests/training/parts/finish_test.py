@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 
 from saejax.recipes import batch_sparse
 from saejax.sae import activations, budgets
-from saejax.training import fit, step
+from saejax.training import fit, sources, step
 from saejax.training.parts import finish
 from tests import toy
 
@@ -70,7 +70,7 @@ class ThresholdsTest(parameterized.TestCase):
       recipe, draw, steps=40, members=[fit.member(learning_rate=0.03)]
     )
     self.assertAlmostEqual(l0(sae), K, delta=0.015 * K)
-    own = finish.to_jumprelu(state.sae, {}, fit.Drawn(draw, 40))
+    own = finish.to_jumprelu(state.sae, {}, sources.Drawn(draw, 40))
     moved = sae.replace(activation=own.activation)
     self.assertGreater(abs(l0(moved) - K), 0.02 * K)
 
@@ -78,7 +78,7 @@ class ThresholdsTest(parameterized.TestCase):
 class RowsTest(parameterized.TestCase):
   def test_drawn_rows_are_whole_batches_spread_over_the_run(self):
     numbered = lambda i: jnp.full((5, 2), i, jnp.float32)
-    rows = fit.Drawn(numbered, 9)
+    rows = sources.Drawn(numbered, 9)
     for count, want in ((5, [0]), (12, [0, 4, 8]), (999, range(9))):
       got = np.asarray(rows.sample(count).x)
       np.testing.assert_array_equal(got[:, 0], np.repeat(want, 5))

@@ -6,6 +6,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,22 +19,42 @@ def environment() -> dict[str, Any]:
 
   Returns:
     saejax, commit (None outside a git checkout; "+" marks uncommitted
-    changes), python, versions of jax and related packages, platform, cpu, cores
-    (that this process may use), memory_bytes, device_kind, device_count,
-    process_count.
+    changes), python, versions of jax and related packages, backend,
+    device_kind, cores (that this process may use), platform, cpu,
+    memory_bytes, device_count, process_count.
   """
   return {
     "saejax": version(),
     "commit": commit(),
     "python": platform.python_version(),
     **{name: _version(name) for name in _PACKAGES},
+    **_decisive(),
     "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
     "cpu": cpu_model(),
-    "cores": cores(),
     "memory_bytes": _memory_bytes(),
-    "device_kind": jax.devices()[0].device_kind,
     "device_count": jax.device_count(),
     "process_count": jax.process_count(),
+  }
+
+
+def decisive(mesh: Sequence[int]) -> dict[str, Any]:
+  """The part of the environment that decides the last bits of a run.
+
+  Args:
+    mesh: devices of the run: ensemble, data, latent.
+
+  Returns:
+    jax, jaxlib, backend, device_kind, cores, mesh.
+  """
+  versions = {name: _version(name) for name in ("jax", "jaxlib")}
+  return {**versions, **_decisive(), "mesh": list(mesh)}
+
+
+def _decisive() -> dict[str, Any]:
+  return {
+    "backend": jax.default_backend(),
+    "device_kind": jax.devices()[0].device_kind,
+    "cores": cores(),
   }
 
 
@@ -65,7 +86,7 @@ def cpu_model() -> str:
 
 def commit() -> str | None:
   """Returns the commit of the checkout of this package, or None."""
-  folder = pathlib.Path(__file__).resolve().parent.parent
+  folder = pathlib.Path(__file__).resolve().parent
   try:
     top = _git(folder, "rev-parse", "--show-toplevel")
     if pathlib.Path(top).resolve() != folder.parent:

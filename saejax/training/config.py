@@ -1,0 +1,143 @@
+"""How SAEs are trained: the settings of runs and studies, and their defaults."""
+
+import dataclasses
+from typing import Any, Literal
+
+from saejax import checks
+from saejax.errors import InputError
+from saejax.training.parts import rules, schedules
+
+# Of methods without a schedule or a clipping of their own.
+WARMUP_STEPS, DECAY_FRACTION, CLIP_NORM = 10, 0.2, 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+  """How a run trains; what it trains is the recipe's business."""
+
+  batch_rows: int = 2048  # rows per step, over all devices
+  steps: int | None = None  # batches; none: as many as the epochs have
+  epochs: int = 1  # passes over the rows, where steps is not given
+  learning_rate: float = 2e-3  # peak, of an SAE with learning_rate_n latents
+  learning_rate_n: int = 1024  # latents at which learning_rate holds
+  learning_rate_exponent: float = 0.0  # rate ~ n^exponent; -0.5: Gao et al.
+  # linear rise of the rate; none: the method's own schedule, or 10
+  warmup_steps: int | None = None
+  # part of the run over which the rate falls to 0; none: likewise, or 0.2
+  decay_fraction: float | None = None
+  # largest global norm of gradients; none: the method's own, or 1
+  clip_norm: float | Literal["off"] | None = None
+  ema_decay: float | None = None  # of the average of weights kept; none: off
+  dead_after_tokens: int = 0  # 0: 10 million or a tenth of the run, if less
+  engine: Literal["auto", "dense", "sparse"] = "auto"  # auto: sparse if it can
+  dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
+  # how members are stepped; auto: chosen for the hardware
+  members: Literal["auto", "in_turn", "stacked"] = "auto"
+  mesh: tuple[int, ...] = (1, 1, 1)  # devices: ensemble, data, latent
+  # steps in one call of the compiled program; none: 1 on rows that are read, 50
+  # on rows that lie on the device
+  steps_per_dispatch: int | None = None
+  window_chunks: int = 64  # chunks of the store that are mixed
+  nonfinite: Literal["stop", "skip"] = "stop"  # policy on non-finite numbers
+  # steps between checkpoints; a shorter run writes none
+  checkpoint_steps: int = 500
+  eval_rows: int = 4096  # held-out rows that rate a checkpoint
+  log_steps: int = 10  # steps between records
+  seed: int = 0  # of the order of rows
+
+  def __post_init__(self):
+    given = lambda *names: [n for n in names if getattr(self, n) is not None]
+    checks.at_least(
+      self,
+      1,
+      "batch_rows",
+      "epochs",
+      "learning_rate_n",
+      "window_chunks",
+      "checkpoint_steps",
+      "eval_rows",
+      "log_steps",
+      *given("steps", "steps_per_dispatch"),
+    )
+    checks.at_least(
+      self, 0, "dead_after_tokens", "seed", *given("warmup_steps")
+    )
+    checks.at_most(self, 1_000_000, "epochs")
+    checks.positive(self, "learning_rate")
+    checks.finite(self, "learning_rate_exponent")
+    checks.fraction(self, *given("decay_fraction"))
+    if self.clip_norm != "off":
+      checks.positive(self, "clip_norm")
+    if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+      raise InputError(
+        "ema_decay", self.ema_decay, "must be in (0, 1)", "none turns it off"
+      )
+    if self.steps is not None and self.epochs != 1:
+      rule = "cannot be set beside steps"
+      raise InputError("epochs", self.epochs, rule, "give one of the two")
+
+  def total_steps(self, rows: int) -> int:
+    """Batches of a run on so many rows.
+
+    Raises:
+      InputError: the warmup is longer.
+    """
+    total = self.steps
+    if total is None:
+      total = rows * self.epochs // self.batch_rows
+    if self.warmup_steps is not None and self.warmup_steps > total:
+      raise InputError(
+        "train.warmup_steps",
+        self.warmup_steps,
+        f"must be at most the {total} steps of the run",
+        "lower it, or train for longer (train.steps, train.epochs)",
+      )
+    return total
+
+  def decisive(self) -> dict[str, Any]:
+    """The settings that decide results: not the cadences, nor the devices."""
+    found = dataclasses.asdict(self)
+    for name in ("log_steps", "checkpoint_steps", "mesh"):
+      del found[name]
+    return found
+
+  def rate(self, n: int) -> float:
+    """Peak learning rate of an SAE with n latents, for methods of rate 1."""
+    return schedules.learning_rate_for(
+      n,
+      base=self.learning_rate,
+      base_n=self.learning_rate_n,
+      exponent=self.learning_rate_exponent,
+    )
+
+  def options(self, steps: int) -> dict[str, Any]:
+    """The settings that all recipes of a run share.
+
+    Args:
+      steps: of the whole run.
+
+    Returns:
+      Keywords of a recipe, see `recipes.common.Options`. Schedule and clipping
+      are among its defaults, which a method's own precede, unless they are
+      given.
+    """
+    warmup, decay = self.warmup_steps, self.decay_fraction
+    schedule = schedules.warmup_decay(
+      steps,
+      warmup_steps=min(WARMUP_STEPS, steps // 10) if warmup is None else warmup,
+      decay_fraction=DECAY_FRACTION if decay is None else decay,
+    )
+    made: dict[str, Any] = {
+      "dead_after_tokens": self.dead_after_tokens
+      or rules.dead_after(steps * self.batch_rows),
+      "steps": steps,
+      "batch_rows": self.batch_rows,
+      "ema_decay": self.ema_decay,
+      "dtype": self.dtype,
+      "defaults": {"schedule": schedule, "clip_norm": CLIP_NORM},
+    }
+    if warmup is not None or decay is not None:
+      made["schedule"] = schedule
+    if self.clip_norm is not None:
+      made["clip_norm"] = None if self.clip_norm == "off" else self.clip_norm
+    return made

@@ -1,0 +1,189 @@
+"""Chooses how the members of a run are stepped: in turn, or in stacks."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from saejax.errors import InputError
+from saejax.sae.context import Batch
+from saejax.sae.sae import SAE
+from saejax.training import sharding, step
+from saejax.training.config import TrainConfig
+from saejax.training.member import Member, own_programs
+from saejax.training.members import Group
+from saejax.training.recipe import Recipe, RowSource, Stats
+from saejax.training.sources import Source
+
+
+class Stacks:
+  """Several groups as one: members in several stacks, each with its program.
+
+  Attributes, methods and their results are those of `Group`; states and metrics
+  are one entry for each group.
+
+  Args:
+    groups: in order; all read the same batches.
+  """
+
+  def __init__(self, groups: Sequence[Group]):
+    self._groups = tuple(groups)
+    self.members = tuple(m for group in groups for m in group.members)
+    self.mesh = groups[0].mesh
+    self.put = groups[0].put
+
+  def check(self, fields: tuple[str, ...]) -> None:
+    for group in self._groups:
+      group.check(fields)
+
+  def init(self, sample: Any = None) -> tuple[Any, ...]:
+    return tuple(group.init(sample) for group in self._groups)
+
+  def run(self, states: Any, batches: Sequence[Batch]) -> tuple[Any, Any, Any]:
+    return _joined(group.run(own, batches) for group, own in self._each(states))
+
+  def run_drawn(
+    self, states: Any, draw: Any, start: int, stop: int
+  ) -> tuple[Any, Any, Any]:
+    return _joined(
+      group.run_drawn(own, draw, start, stop)
+      for group, own in self._each(states)
+    )
+
+  def by_member(self, metrics: Sequence[Any]) -> dict[str, np.ndarray]:
+    found = [group.by_member(own) for group, own in self._each(metrics)]
+    names = dict.fromkeys(name for own in found for name in own)
+    absent = [np.full_like(own["loss"], np.nan) for own in found]
+    return {
+      name: np.concatenate(
+        [own.get(name, nan) for own, nan in zip(found, absent, strict=True)],
+        axis=1,
+      )
+      for name in names
+    }
+
+  def member_states(self, states: Any) -> list[step.TrainState]:
+    return [
+      state
+      for group, own in self._each(states)
+      for state in group.member_states(own)
+    ]
+
+  def trained(self, states: Any) -> list[tuple[SAE, Stats]]:
+    return [
+      form for group, own in self._each(states) for form in group.trained(own)
+    ]
+
+  def saes(self, states: Any, rows: RowSource | None = None) -> list[SAE]:
+    return [
+      sae for group, own in self._each(states) for sae in group.saes(own, rows)
+    ]
+
+  def _each(self, given: Sequence[Any]):
+    return zip(self._groups, given, strict=True)
+
+
+def _joined(results) -> tuple[Any, Any, Any]:
+  states, metrics, seconds = zip(*results, strict=True)
+  return states, metrics, np.concatenate(seconds)
+
+
+def build(
+  make_recipe: Callable[..., Recipe],
+  members: Sequence[Member],
+  source: Source,
+  config: TrainConfig,
+) -> Group | Stacks:
+  """The members' programs, after refusing what cannot be trained.
+
+  Members are stacked where their method couples them, where the mesh has an
+  ensemble axis, and on accelerators; where a stack cannot share one program,
+  neighbours of equal arguments are a stack of their own.
+
+  Args:
+    make_recipe: from a member's arguments, by name, to the recipe.
+    members: at least one.
+    source: of the rows.
+    config: how they are trained.
+
+  Raises:
+    InputError: the mesh does not divide the sizes, or the batches or the number
+      of members are none that the method can use.
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  check_source(source, mesh)
+  apart = own_programs(make_recipe, members)
+  needed = (
+    mesh.shape["ensemble"] > 1
+    or make_recipe(**dict(members[0].arguments)).coupling is not None
+  )
+  stacked = config.members == "stacked" or (
+    config.members == "auto"
+    and (needed or (not apart and jax.default_backend() != "cpu"))
+  )
+  if mesh.shape["ensemble"] > 1 and not stacked:
+    raise InputError(
+      "train.members",
+      config.members,
+      "an ensemble axis of several devices needs stacked members",
+      "use --train.members=auto, or a mesh without an ensemble axis",
+    )
+  parts = [list(members)]
+  if stacked and apart and config.members == "auto":
+    by = itertools.groupby(members, key=lambda member: member.arguments)
+    parts = [list(part) for _, part in by]
+  made = []
+  for part in parts:
+    group = Group(
+      make_recipe,
+      part,
+      mesh=mesh,
+      stacked=stacked,
+      engine=config.engine,
+      skip_nonfinite=config.nonfinite == "skip",
+    )
+    group.check(source.fields)
+    for n in group.sizes:
+      sharding.check(mesh, n=n, batch_rows=config.batch_rows, members=len(part))
+    made.append(group)
+  return made[0] if len(made) == 1 else Stacks(made)
+
+
+def check_source(source: Source, mesh: Any) -> None:
+  """Refuses rows that are drawn on one device where there is a mesh.
+
+  Raises:
+    InputError: see above.
+  """
+  if mesh.size > 1 and not source.exact_dispatch:
+    raise InputError(
+      "train.mesh",
+      ",".join(map(str, mesh.shape.values())),
+      "must be one device where rows are drawn inside the program",
+      "give a stream of batches instead",
+    )
+
+
+def dispatch_steps(
+  step: int, total_steps: int, config: TrainConfig, source: Source
+) -> int:
+  """Steps of the next call of the program: up to a multiple of the usual ones.
+
+  How often checkpoints are saved must not decide which program runs a step.
+  Where every number of steps is the same program, a call also ends where a
+  checkpoint is due.
+  """
+  at_once = config.steps_per_dispatch or source.steps_per_dispatch
+  count = min(at_once - step % at_once, total_steps - step)
+  if not source.exact_dispatch:
+    count = min(count, config.checkpoint_steps - step % config.checkpoint_steps)
+  return count
+
+
+def settings(members: Sequence[Member]) -> list[Mapping[str, Any]]:
+  """The members as JSON-able settings."""
+  return [
+    {**vars(member), "arguments": dict(member.arguments)} for member in members
+  ]

@@ -1,0 +1,113 @@
+"""What a run keeps in its folder to be resumed: its settings and checkpoints."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saejax import durable
+from saejax.errors import InputError
+from saejax.training.checkpoint import ENVIRONMENT, Checkpoints
+from saejax.training.fingerprint import differences
+from saejax.training.sources import Source
+
+SETTINGS = "fingerprint.json"
+
+
+class RunFolder:
+  """The folder of a run, opened to be written.
+
+  The fingerprint is written before the first checkpoint, so that another run is
+  refused in the folder of one that has none.
+
+  Args:
+    folder: of the run.
+    checkpoints: name of the folder in it for checkpoints.
+    fingerprint: JSON-able settings that must be equal on resume.
+
+  Raises:
+    InputError: another run is in the folder, or it is damaged. Nothing is
+      changed then.
+  """
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    checkpoints: str,
+    fingerprint: Mapping[str, Any],
+  ):
+    self.path = folder
+    _check(folder, json.loads(json.dumps(fingerprint)))
+    self._checkpoints = Checkpoints(
+      folder / checkpoints, fingerprint=fingerprint
+    )
+    if jax.process_index() == 0:
+      record = {"settings": json.dumps(fingerprint)}  # as text: it may hold NaN
+      durable.write_sealed(folder / SETTINGS, record, field="run_dir")
+
+  def __enter__(self) -> "RunFolder":
+    self._checkpoints.__enter__()
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    self._checkpoints.__exit__(*exception)
+
+  def restore(
+    self, states: Any, source: Source, members: int
+  ) -> tuple[int, Any, np.ndarray]:
+    """The step, the states and the seconds of each member that were saved last.
+
+    Args:
+      states: before the first step; returned where nothing was saved.
+      source: set to the saved position.
+      members: how many.
+    """
+    seconds = np.zeros(members, np.float32)
+    template = {"members": states, "seconds": jnp.asarray(seconds)}
+    restored = self._checkpoints.restore(template, source)
+    if restored is None:
+      return 0, states, seconds
+    step, saved = restored
+    return step, saved["members"], np.array(saved["seconds"])
+
+  def save(
+    self,
+    step: int,
+    states: Any,
+    seconds: Sequence[float] | np.ndarray,
+    source: Source,
+    rating: float | None,
+  ) -> None:
+    """Saves a checkpoint in the background."""
+    state = {"members": states, "seconds": jnp.asarray(seconds)}
+    self._checkpoints.save(step, state, source, metric=rating)
+
+  def wait(self) -> None:
+    """Waits until the last checkpoint is complete."""
+    self._checkpoints.wait()
+
+
+def _check(folder: pathlib.Path, ours: Any) -> None:
+  """Refuses a folder of another run; hardware is left to the checkpoints."""
+  path = folder / SETTINGS
+  if not path.exists():
+    return
+  remedy = f"restore it, or remove {folder}"
+  record = durable.read_sealed(path, field="run_dir", remedy=remedy)
+  theirs = json.loads(record["settings"])
+  differing = differences(
+    {k: v for k, v in theirs.items() if k != ENVIRONMENT},
+    {k: v for k, v in ours.items() if k != ENVIRONMENT},
+  )
+  if differing:
+    more = f" ({len(differing)} settings differ)" if differing[1:] else ""
+    raise InputError(
+      "run_dir",
+      folder,
+      f"holds a run with {differing[0]}{more}",
+      "choose another run_dir, or repeat the settings of its run.flags",
+    )

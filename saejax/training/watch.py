@@ -1,0 +1,141 @@
+"""Reads the metrics of a run: records them, and stops on what is not finite."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from saejax import durable
+from saejax.errors import InputError
+from saejax.training.config import TrainConfig
+from saejax.training.log import RunLog
+from saejax.training.sources import Feed
+
+AHEAD = 2  # dispatches under way before the host waits for the oldest
+
+Observe = Callable[[int, Mapping[str, np.ndarray]], None]
+Provenance = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+class NonFiniteError(RuntimeError):
+  """Training stopped because of numbers that are not finite.
+
+  Attributes:
+    step: of the batch.
+    rows_ok: whether the rows of that batch were finite, and only losses not.
+  """
+
+  def __init__(self, text: str, *, step: int, rows_ok: bool):
+    super().__init__(text)
+    self.step, self.rows_ok = step, rows_ok
+
+
+@dataclasses.dataclass
+class Watch:
+  """Reads metrics a little behind the device: records them, stops on NaN.
+
+  Waiting for the oldest of a few dispatches bounds how far the host runs ahead
+  and keeps every batch's row numbers until its rows are known to be finite.
+
+  Attributes:
+    group: the members.
+    log: for records and lines.
+    config: of the run: its cadence of records, to which the last step is added,
+      and its policy on rows that are not finite.
+    total_steps: of the run.
+    all_frozen: whether the run goes on where no member's loss is finite.
+    folder: for the report on rows that are not finite; None for none.
+    provenance: where rows come from, by their numbers.
+    observe: called with each step from 0 and its metrics [members] by name.
+  """
+
+  group: Any
+  log: RunLog
+  config: TrainConfig
+  total_steps: int
+  all_frozen: bool = False
+  folder: pathlib.Path | None = None
+  provenance: Provenance | None = None
+  observe: Observe | None = None
+
+  def __post_init__(self):
+    self._pending: collections.deque[Any] = collections.deque()
+    self._frozen: set[str] = set()
+
+  def add(self, step: int, feed: Feed, metrics: Any) -> None:
+    """Takes the metrics of a dispatch that began at a step."""
+    self._pending.append((step, feed, metrics))
+    while len(self._pending) > AHEAD:
+      self._check(*self._pending.popleft())
+
+  def check_all(self) -> None:
+    """Reads all metrics so far.
+
+    Raises:
+      NonFiniteError: see `loop.train`.
+    """
+    while self._pending:
+      self._check(*self._pending.popleft())
+
+  def _check(self, first: int, feed: Feed, metrics: Any) -> None:
+    values = self.group.by_member(metrics)
+    if self.observe:
+      for i in range(len(values["loss"])):
+        own = {name: value[i] for name, value in values.items()}
+        self.observe(first + i, own)
+    rows_ok, alive = values.pop("rows_ok"), values.pop("alive")
+    names = [member.name for member in self.group.members]
+    for i in range(len(rows_ok)):
+      step = first + i
+      if not rows_ok[i].all():
+        if self.config.nonfinite == "stop":
+          why = "rows of the batch are not finite"
+          self._stop(step, feed.rows(i), why, rows_ok=False)
+        self.log.line(f"step {step}: skipped, rows are not finite")
+      for name, ok in zip(names, alive[i], strict=True):
+        if not ok and name not in self._frozen:
+          self._frozen.add(name)
+          self.log.line(f"{name}: not finite at step {step}, frozen there")
+      if not alive[i].any() and not self.all_frozen:
+        self._stop(step, feed.rows(i), "no member's loss is finite")
+      done = step + 1
+      if done % self.config.log_steps == 0 or done == self.total_steps:
+        scalars = {
+          name: {key: value[i, m] for key, value in values.items()}
+          for m, name in enumerate(names)
+        }
+        self.log.record(done, done * self.config.batch_rows, scalars)
+
+  def _stop(
+    self, step: int, rows: np.ndarray | None, why: str, rows_ok: bool = True
+  ) -> None:
+    text = f"step {step}: {why}"
+    if self.folder is not None:
+      text += (
+        f"; {self._report(self.folder, step, rows, why)}; the "
+        "last good checkpoint is kept (--train.nonfinite=skip goes on without "
+        "such batches)"
+      )
+    raise NonFiniteError(text, step=step, rows_ok=rows_ok)
+
+  def _report(
+    self, folder: pathlib.Path, step: int, rows: np.ndarray | None, why: str
+  ) -> str:
+    """Writes which rows it was; returns where that is."""
+    report: dict[str, Any] = {"step": step, "why": why}
+    if rows is not None:
+      report["rows"] = rows.tolist()
+      if self.provenance:
+        report["provenance"] = {
+          k: np.asarray(v).tolist() for k, v in self.provenance(rows).items()
+        }
+    path = folder / "nonfinite.json"
+    try:
+      durable.write_file(path, json.dumps(report).encode() + b"\n")
+    except InputError as error:  # it must not hide the diagnosis
+      return f"rows could not be written to {path} ({error.rule})"
+    return f"rows and where they come from are in {path}"
