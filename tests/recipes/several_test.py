@@ -112,10 +112,13 @@ class BoostingTest(parameterized.TestCase):
       recipe, contract.rows, steps=3, members=members, stacked=True
     )
     self.assertGreater(int(states[0].stats[coupling.RESTARTS]), 0)
-    x = contract.rows(jnp.asarray(0))
-    framed, _ = saes[0].prep.apply(x)
-    square = float(jnp.mean(jnp.sum(framed**2, axis=-1)))
-    self.assertBetween(square, 0.5, 2.0)
+    rows = contract.rows(jnp.asarray(10**6))
+    fitted = ensembles.residual((first_stage(),), rows)
+    scale, wanted = (
+      float(behind.split()[1].affine()[1]) for behind in (saes[0].prep, fitted)
+    )
+    self.assertNotEqual(scale, 1.0)
+    self.assertAlmostEqual(scale / wanted, 1, delta=0.2)
 
   def test_refuses_what_is_no_stage_and_what_has_a_prep_of_its_own(self):
     first = first_stage()
