@@ -1,15 +1,15 @@
-"""Configs in which one field decides which other fields there are.
+"""Configs in which one field determines which other fields exist.
 
 A config class with choices has
 
-    CHOICE             name of the field that decides, such as "recipe"
+    CHOICE             name of the determining field, such as "recipe"
     variant(value)     the class with the further fields of a value
-    choices()          each value with a line on it
+    choices()          all values, each with a line about it
     elsewhere(value, name)
                        rule and remedy for a field that other values have
 
-and may stand inside another config. `widened` gives the config class with all
-fields of the values chosen; `config` reads those from the command line.
+and may be nested in another config. `widened` returns the config class with all
+fields of the chosen values; `config` reads these from the command line.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ Chosen = Callable[[str, Any], Any]
 
 
 def widened(config_cls: type, chosen: Chosen) -> type:
-  """The config class with the fields of the values chosen.
+  """Returns the config class with the fields of the chosen values.
 
   Args:
-    config_cls: a class that may have choices, or configs with choices in it.
-    chosen: from the dotted name and the default of a deciding field to its
+    config_cls: a class that may have choices, or nested configs with choices.
+    chosen: maps the dotted name and the default of a determining field to its
       value.
 
   Raises:
@@ -43,17 +43,17 @@ def _widened(
 
   Args:
     config_cls: the class.
-    chosen: as there.
-    prefix: of the dotted names.
-    around: the default that the config around it gives, or MISSING.
+    chosen: as for `widened`.
+    prefix: prefix of the dotted names.
+    around: the default from the enclosing config, or MISSING.
   """
   nested = []
   for field, kind in fields.typed(config_cls):
     if fields.is_config(kind):
       default = getattr(around, field.name, field.default)
-      made = _widened(kind, chosen, f"{prefix}{field.name}.", default)
-      if made is not kind:
-        nested.append((field.name, made, dataclasses.field()))
+      variant_cls = _widened(kind, chosen, f"{prefix}{field.name}.", default)
+      if variant_cls is not kind:
+        nested.append((field.name, variant_cls, dataclasses.field()))
   if nested:
     config_cls = _subclass(config_cls, nested)
   name = getattr(config_cls, "CHOICE", None)
@@ -85,7 +85,7 @@ def _variant(config_cls: Any, value: Any) -> type:
 
 
 def _subclass(config_cls: type, changed: list) -> type:
-  """A config class with some fields changed."""
+  """Returns a config class with some fields changed."""
   return dataclasses.make_dataclass(
     config_cls.__name__,
     changed,

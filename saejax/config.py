@@ -45,8 +45,8 @@ def define(
 
   Args:
     config_cls: the dataclass.
-    flag_values: where the flags go.
-    prefix: put before every name, e.g. "train.".
+    flag_values: flags to define them in.
+    prefix: prefix of the names, e.g. "train.".
 
   Raises:
     TypeError: a field has a type that no flag can hold.
@@ -60,7 +60,7 @@ def define(
 
 
 def widened(config_cls: type, argv: Sequence[str]) -> type:
-  """The config class with the fields that a command line chooses.
+  """Returns the config class with the fields that a command line selects.
 
   Raises:
     InputError: there is no such choice, see `choices`.
@@ -151,19 +151,19 @@ def run(
 ) -> None:
   """Runs a script: flags from the command line, then `main(config)`.
 
-  Bad input, whether absl or `main` finds it, is one line on stderr that names
-  flag, value, rule and remedy, and exit code 2. Any other exception is one line
-  that says where its traceback was written, and exit code 1. SIGINT, SIGTERM
-  and SIGHUP are one line and exit code 128 + signal; see `interrupt`.
+  Invalid input prints one line with flag, value, rule and remedy on stderr and
+  exits with code 2. Any other exception prints one line with the file of its
+  traceback and exits with code 1. SIGINT, SIGTERM and SIGHUP print one line and
+  exit with code 128 + signal; see `interrupt`.
 
   Args:
-    main: the script; what it returns is the exit code.
+    main: the script, which returns the exit code.
     config_cls: the config that the script takes.
     argv: the command line, with the program first; by default `sys.argv`.
   """
   with _one_line():
-    given = presets.expanded(sys.argv if argv is None else argv)
-    config_cls = widened(config_cls, given)
+    expanded = presets.expanded(sys.argv if argv is None else argv)
+    config_cls = widened(config_cls, expanded)
   define(config_cls)
 
   def parse_flags(args: Sequence[str]) -> list[str]:
@@ -193,7 +193,7 @@ def run(
 
 @contextlib.contextmanager
 def _traceback_in_file(folder: str | None) -> Iterator[None]:
-  """Turns an unexpected exception into one line that names a file."""
+  """Converts an unexpected exception to one line with the traceback's file."""
   try:
     yield
   except InputError:
@@ -324,7 +324,7 @@ def _suggestion(name: str, names: list[str]) -> str:
 
 
 def usage(config_cls: type, doc: str | None, program: str) -> str:
-  """The text of --help: what the program does and each flag on a line."""
+  """Returns the text of --help: the program's docstring and all flags."""
   program = os.path.basename(program)
   lines = [
     (doc or "").strip(),

@@ -1,8 +1,9 @@
-"""Which SAEs a run trains: a recipe, its arguments, and the grid over them.
+"""The grid of SAEs of a run: a recipe and the values of its arguments.
 
-Every argument of the recipe is a field, the tuple of its values that are swept:
-`SAEConfig.variant("jumprelu")` is the class with those of JumpReLU. Scripts make
-it from the command line (`config.run`), other code uses `sae_config`.
+Every argument of the recipe is a field with the tuple of its values:
+`SAEConfig.variant("jumprelu")` is the class with the arguments of JumpReLU.
+Scripts build it from the command line (`config.run`), other code with
+`sae_config`.
 """
 
 import dataclasses
@@ -17,22 +18,22 @@ from saejax.sae import files
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SAEConfig:
-  """Which SAEs to train: every n with every value of each argument and seed.
+  """A grid of SAEs: all combinations of n, values of arguments, and seeds.
 
   Attributes:
-    CHOICE: the field that decides which other fields there are.
+    CHOICE: name of the field that determines which other fields exist.
   """
 
   CHOICE: ClassVar[str] = "recipe"
 
   recipe: str = "topk"  # training method, or module:function for your own
-  n: tuple[int, ...] = (1024,)  # latents; each n is a group of its own
-  seeds: int = 1  # SAEs of each of these, from seeds 0, 1, ...
+  n: tuple[int, ...] = (1024,)  # numbers of latents; one group per n
+  seeds: int = 1  # SAEs per combination, with seeds 0, 1, ...
   prep: Literal[
     "default", "none", "centre_scale", "scale", "scale_sqrt_d", "row_layer_norm"
-  ] = "default"  # of x; default: the recipe's own, centre_scale if it has none
-  # folder of a saved SAE on whose residual each of these is trained (boosting);
-  # none where empty
+  ] = "default"  # scaling of x; default: the recipe's, otherwise centre_scale
+  # folder of a saved SAE on whose residual each SAE is trained (boosting); none
+  # where empty
   residual_of: str = ""
 
   def __post_init__(self):
@@ -44,13 +45,13 @@ class SAEConfig:
         raise InputError(
           name,
           ",".join(map(str, values)),
-          "must be different values, at least one",
+          "must be distinct values, at least one",
           "separate values by commas, and put tuples in parentheses",
         )
 
   @property
   def arguments(self) -> dict[str, tuple[Any, ...]]:
-    """The values of each argument of the recipe."""
+    """Values of each argument of the recipe."""
     settings = {field.name for field in dataclasses.fields(SAEConfig)}
     return {
       field.name: getattr(self, field.name)
@@ -60,7 +61,7 @@ class SAEConfig:
 
   @property
   def fixed(self) -> dict[str, Any]:
-    """The arguments in which SAEs do not differ; k is never among them."""
+    """Arguments with one value, except k."""
     return {
       name: values[0]
       for name, values in self.arguments.items()
@@ -69,7 +70,7 @@ class SAEConfig:
 
   @property
   def combinations(self) -> list[tuple[tuple[str, Any], ...]]:
-    """The other arguments of each SAE, the last one moving fastest."""
+    """Combinations of all other arguments, the last one varying fastest."""
     varied = {
       name: [(name, value) for value in values]
       for name, values in self.arguments.items()
@@ -104,25 +105,25 @@ class SAEConfig:
       InputError: there is no such recipe, or an argument has the name of a
         setting.
     """
-    made: list[tuple[str, Any, Any]] = [
+    entries: list[tuple[str, Any, Any]] = [
       ("recipe", str, dataclasses.field(default=recipe))
     ]
     for leaf in arguments.of(recipe):
       if hasattr(SAEConfig, leaf.name):
         rule = f"has an argument {leaf.name}, the name of a setting"
         raise InputError("recipe", recipe, rule, "give it another name")
-      given: dict[str, Any] = {"metadata": {"comment": leaf.comment}}
+      options: dict[str, Any] = {"metadata": {"comment": leaf.comment}}
       if leaf.default is not fields.MISSING:
-        given["default"] = (leaf.default,)
-      field = dataclasses.field(**given)
-      made.append((leaf.name, tuple[leaf.kind, ...], field))
+        options["default"] = (leaf.default,)
+      field = dataclasses.field(**options)
+      entries.append((leaf.name, tuple[leaf.kind, ...], field))
     return dataclasses.make_dataclass(
-      "SAEConfig", made, bases=(SAEConfig,), frozen=True, kw_only=True
+      "SAEConfig", entries, bases=(SAEConfig,), frozen=True, kw_only=True
     )
 
   @staticmethod
   def choices() -> dict[str, str]:
-    """The recipes, each with the first line of its docstring."""
+    """Returns the recipes, each with the first line of its docstring."""
     return {
       name: (method.make.__doc__ or "").partition("\n")[0]
       for name, method in catalogue.METHODS.items()
@@ -152,14 +153,15 @@ def _content(name: str, folder: Any) -> Any:
 
 
 def sae_config(recipe: str = "topk", **values: Any) -> SAEConfig:
-  """The grid of a recipe; an argument is one value, or a list that is swept.
+  """Builds the grid of a recipe.
 
   Args:
-    recipe: its name.
-    **values: fields of `SAEConfig` and arguments of the recipe.
+    recipe: name of the recipe.
+    **values: fields of `SAEConfig` and arguments of the recipe, as one value or a
+      list of values.
 
   Raises:
-    InputError: the recipe lacks an argument, or does not have it.
+    InputError: an argument is missing, or the recipe does not have it.
   """
   settings = {field.name for field in dataclasses.fields(SAEConfig)}
   given = {name: v for name, v in values.items() if name not in settings}

@@ -1,14 +1,14 @@
-"""A run folder: one process, one identity, the flags that repeat the run.
+"""A run folder, which has a lock, an identity and the flags of the run.
 
 run_dir/
-  identity.json       what decides the results
+  identity.json       settings that determine the results
   run.flags           every flag; --flagfile=run_dir/run.flags repeats it
   n512/               one group of members of equal shape, on one stream
     fingerprint.json checkpoints/ metrics.jsonl events/ points.json
   arms/topk.json      points of a study's arm; arms/topk/ is as a group
   saes/n512-k8-seed0/ a trained SAE, for saejax.load
 
-The folder can be moved: nothing in it says where it lies.
+The folder can be moved, since no file in it contains its path.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from saejax.training.fingerprint import differences
 
 FLAGS, IDENTITY = configs.RUN_FLAGS, "identity.json"
 ARMS = "arms"  # folder of a study's arms
-# Settings that decide no result: where files lie, how often the run reports,
-# and which devices it uses (with which the last bits may change).
+# Settings that do not determine results: paths, intervals of logs and
+# checkpoints, and devices (which may change the last bits).
 NO_RESULT = frozenset(
   {
     "run_dir",
@@ -49,18 +49,21 @@ def opened(
   *,
   stores: Mapping[str, str] | None = None,
 ) -> Iterator[pathlib.Path]:
-  """The run folder, locked, its identity and flags written, or refused.
+  """Locks a run folder and writes the run's identity and flags.
 
-  To be opened after everything that can be refused without work has been.
+  Open it after all checks that need no work.
 
   Args:
     run_dir: the folder.
     config: all settings of the run.
-    stores: setting that names a store -> content of that store, which stands
-      for its path in the identity.
+    stores: content of each store by the name of its setting; replaces the path
+      in the identity.
+
+  Yields:
+    The folder.
 
   Raises:
-    InputError: another process uses it, or another run is in it.
+    InputError: the folder is in use by another process, or has another run.
   """
   path = pathlib.Path(run_dir)
   ours = identity(config, stores or {})
@@ -75,8 +78,8 @@ def opened(
         raise InputError(
           "run_dir",
           run_dir,
-          f"holds a run with {differing[0]}{more}",
-          "name another run_dir, or repeat that run with "
+          f"has a run with {differing[0]}{more}",
+          "give another run_dir, or repeat that run with "
           f"--flagfile={path / FLAGS}",
         )
     text = json.dumps(ours, indent=1, sort_keys=True) + "\n"
@@ -101,15 +104,15 @@ def identity(config: Any, stores: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _decisive(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-  found: dict[str, Any] = {}
+  decisive: dict[str, Any] = {}
   for name, value in settings.items():
     full = prefix + name
     if ".".join(full.split(".")[-2:]) in NO_RESULT:
       continue
     if isinstance(value, Mapping):
-      found[name] = _decisive(value, full + ".")
+      decisive[name] = _decisive(value, full + ".")
     elif name in PATHS and value and pathlib.Path(value).exists():
-      found[name] = str(pathlib.Path(value).resolve())
+      decisive[name] = str(pathlib.Path(value).resolve())
     else:
-      found[name] = value
-  return found
+      decisive[name] = value
+  return decisive

@@ -19,15 +19,15 @@ def check(store: Store, columns: tuple[str, ...]) -> None:
     columns: names of the training columns.
 
   Raises:
-    InputError: see above.
+    InputError: a column is missing.
   """
   for name in columns:
     if name in FIELDS and name not in store.columns:
       raise InputError(
         "held_out",
         store.path,
-        f"must have the column {name}, as the training store has",
-        "name the held-out store of the same harvest",
+        f"must have the column {name} of the training store",
+        "give the held-out store of the same harvest",
       )
 
 
@@ -64,7 +64,7 @@ def _used(columns: tuple[str, ...]) -> list[str]:
 
 
 def _batch(fields: dict[str, np.ndarray]) -> Batch:
-  """The rows as a batch; those of pairs one by one."""
+  """Returns the rows as a batch, with pairs split into single rows."""
   x = fields["x"]
   if x.ndim > 2:
     fields = {

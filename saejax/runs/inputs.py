@@ -15,10 +15,10 @@ from saejax.sae.context import FIELDS, Batch, as_batch
 from saejax.training import sources
 from saejax.training.config import TrainConfig
 
-HELD_OUT = 0.05  # of an array, where no held-out rows are given
-LEAST_STEPS = 500  # of an array or a store, whose rows then come more than once
-STATISTICS_ROWS = 32_768  # of a stream, for its mean and scale
-_SPLIT = 2**30  # an epoch that no stream reaches names the split
+HELD_OUT = 0.05  # held-out share of an array, if no held-out rows are given
+LEAST_STEPS = 500  # minimum number of steps; small data are read repeatedly
+STATISTICS_ROWS = 32_768  # rows of a stream for its mean and scale
+_SPLIT = 2**30  # key of the split: an epoch that no stream reaches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,10 @@ class Rows:
   """Rows to train on and to evaluate on.
 
   Attributes:
-    arrays: by field, where the rows are in memory; else None.
-    store: where they are on disk; else None.
-    stream: of batches, where they can be read only in order; else None.
-    held_out: arrays, a batch or a store.
+    arrays: arrays by field, for rows in memory; otherwise None.
+    store: the store, for rows on disk; otherwise None.
+    stream: batches, for rows that can only be read in order; otherwise None.
+    held_out: held-out rows: arrays, a batch or a store.
     stats: "mean" [d] and "mean_square" of x.
   """
 
@@ -46,11 +46,11 @@ class Rows:
 
   @property
   def mean(self) -> np.ndarray | None:
-    """Mean of what is reconstructed; None where it is a target."""
+    """Mean of x; None where a target is reconstructed."""
     return None if "target" in self.fields else self.stats["mean"]
 
   def content(self) -> str:
-    """A hash of the rows; of a stream, its name."""
+    """Returns a hash of the rows, or the name of a stream."""
     if self.store is not None:
       return self.store.content
     if self.arrays is None:
@@ -59,7 +59,7 @@ class Rows:
 
   @property
   def fields(self) -> tuple[str, ...]:
-    """Fields of the batches."""
+    """Names of the fields of the batches."""
     if self.arrays is not None:
       return tuple(self.arrays)
     return self.store.trained if self.store is not None else self.stream.fields
@@ -108,16 +108,16 @@ def arrays_hash(arrays: Mapping[str, Any]) -> str:
 
 
 def given(x: Any, held_out: Any) -> Rows:
-  """The rows that a user gave.
+  """Converts the arguments of `fit` to rows.
 
   Args:
     x: an array [rows, d], a mapping of fields or a `Batch`; a `Store`; `Batches`
       with a position; or an iterator of batches.
-    held_out: array, batch or store to evaluate on; of arrays in memory 5 % are
-      set aside where it is None.
+    held_out: array, batch or store to evaluate on; if None, 5 % of the rows of an
+      array in memory.
 
   Raises:
-    InputError: rows that are not finite or do not vary, or no held-out rows.
+    InputError: rows are not finite or too few, or there are no held-out rows.
   """
   if isinstance(x, Store):
     return Rows(store=x, held_out=_needed(held_out, "a store"), stats=x.stats)
@@ -153,14 +153,14 @@ def _needed(held_out: Any, kind: str) -> Any:
     raise InputError(
       "held_out",
       None,
-      f"must be given where x is {kind}",
-      "give an array or a store of rows that are not trained on",
+      f"must be given if x is {kind}",
+      "give an array or a store of rows that are not in the training data",
     )
   return held_out
 
 
 def _fields(x: Any) -> dict[str, np.ndarray]:
-  """Arrays by field, on the host."""
+  """Returns arrays by field, on the host."""
   if not isinstance(x, Batch | Mapping):
     x = np.asarray(x)
   batch = as_batch(x)
@@ -176,29 +176,29 @@ def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
         raise InputError(
           name,
           f"{bad} of {len(array)} rows",
-          "must be finite, and these hold NaN or infinity",
-          "leave those rows out",
+          "must be finite, but have NaN or infinity",
+          "remove these rows",
         )
 
 
 def _split(
   arrays: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], Batch]:
-  """The arrays without 5 % of their rows, and those as a batch.
+  """Splits arrays into training rows and 5 % held-out rows.
 
-  The same rows are set aside whatever the seed, so that seeds can be compared.
+  The split does not depend on the seed, so that seeds can be compared.
   """
   rows = len(arrays["x"])
   order = shuffle.permutation(rows, shuffle.ARRAYS, 0, _SPLIT)
   count = max(1, round(HELD_OUT * rows))
-  apart = np.zeros(rows, bool)
-  apart[order[:count]] = True
-  held_out = Batch(**{name: a[apart] for name, a in arrays.items()})
-  return {name: a[~apart] for name, a in arrays.items()}, held_out
+  is_held_out = np.zeros(rows, bool)
+  is_held_out[order[:count]] = True
+  held_out = Batch(**{name: a[is_held_out] for name, a in arrays.items()})
+  return {name: a[~is_held_out] for name, a in arrays.items()}, held_out
 
 
 def _stats(x: np.ndarray) -> dict[str, Any]:
-  """Mean and mean square of rows, in float64."""
+  """Computes the mean and mean square of rows, in float64."""
   wide = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
   square = float(np.square(wide).sum(axis=-1).mean())
   return {"mean": wide.mean(axis=0), "mean_square": square}

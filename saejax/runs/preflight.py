@@ -1,4 +1,4 @@
-"""What a run will take, said before it starts."""
+"""Checks and estimates of a run before it starts."""
 
 import contextlib
 import os
@@ -27,15 +27,15 @@ def check(
   columns: tuple[str, ...] = ("x",),
   target: common.Target | None = None,
 ) -> None:
-  """Refuses a grid that cannot be trained, before anything is made.
+  """Checks that a grid can be trained, before any file is written.
 
   Args:
-    rows: training rows.
-    d: their width.
+    rows: number of training rows.
+    d: width of the rows.
     sae: the grid.
-    train: how it is trained.
-    columns: of the rows.
-    target: what is reconstructed instead of x.
+    train: settings of training.
+    columns: names of the rows' columns.
+    target: reconstruction target instead of x.
 
   Raises:
     InputError: there is no whole batch, the warmup is longer than the run, a
@@ -46,7 +46,7 @@ def check(
     raise InputError(
       "train.batch_rows",
       train.batch_rows,
-      f"must be at most the rows of the store ({rows})",
+      f"must be at most {rows}, the number of rows of the store",
       "lower it, or harvest more rows (harvest.rows)",
     )
   steps = train.total_steps(rows)
@@ -54,10 +54,10 @@ def check(
   mesh = sharding.make_mesh(train.mesh)
   for n in sae.n:
     members = grid.members(n, sae, train)
-    for given in dict.fromkeys(member.arguments for member in members):
+    for values in dict.fromkeys(member.arguments for member in members):
       recipe = grid.recipe(
         n,
-        dict(given),
+        dict(values),
         d=d,
         prep=prep.Identity(),
         target=target,
@@ -72,17 +72,16 @@ def check(
 def check_memory(
   d: int, sae: SAEConfig, train: loop.TrainConfig, limit: int | None = None
 ) -> None:
-  """Refuses a grid whose largest group cannot fit in memory.
+  """Checks that the largest group of a grid fits in memory.
 
   Args:
     d: width of the rows.
     sae: the grid.
-    train: how it is trained.
-    limit: bytes there are; by default those of the device, or of this machine
-      and process.
+    train: settings of training.
+    limit: available bytes; see `memory` for the default.
 
   Raises:
-    InputError: with the setting that takes most.
+    InputError: it does not fit; names the setting that takes most memory.
   """
   limit = memory() if limit is None else limit
   weights, batch = _memory(d, sae, train)
@@ -102,13 +101,13 @@ def check_memory(
     value,
     f"n={n} with d={d}, {len(grid.members(n, sae, train))} SAE(s) and batches "
     f"of {train.batch_rows} needs about {durable.size(weights + batch)} of "
-    f"memory, and there are {durable.size(limit)}",
+    f"memory, and {durable.size(limit)} are available",
     "lower it, or use more devices (train.mesh)",
   )
 
 
 def memory() -> int:
-  """Bytes that this process may use on all its devices."""
+  """Returns the bytes that this process may use on all its devices."""
   devices = jax.devices()
   if devices[0].platform != "cpu":
     found = [device.memory_stats() or {} for device in devices]
@@ -125,10 +124,10 @@ def memory() -> int:
 
 
 def _memory(d: int, sae: SAEConfig, train: loop.TrainConfig) -> tuple[int, int]:
-  """Bytes of the largest group's states, and of its work on a batch.
+  """Estimates the bytes of the largest group's states and of a batch.
 
-  Weights, two moments, gradients and a checkpoint's copy of the first three;
-  rows and pre-activations of a batch.
+  States are weights, two moments, gradients and a checkpoint's copy of the first
+  three; a batch is its rows and pre-activations.
   """
   n = max(sae.n)
   count = len(grid.members(n, sae, train))
@@ -143,15 +142,15 @@ def line(
   *,
   harvest_layers: int = 0,
 ) -> str:
-  """The line that says what a run will take, its rate timed on a matmul here.
+  """Formats the size and estimated cost of a run; times a matmul for the rate.
 
   Args:
-    rows: training rows.
-    d: their width.
+    rows: number of training rows.
+    d: width of the rows.
     sae: the grid.
-    train: how it is trained.
-    harvest_layers: transformer layers that each row is still to go through,
-      taken as 12 d^2 parameters each; 0 where the rows are there.
+    train: settings of training.
+    harvest_layers: transformer layers to run per row, of 12 d^2 parameters each;
+      0 where the store exists.
   """
   count = len(grid.members(sae.n[0], sae, train))
   pairs = sum(2 * n * d for n in sae.n)
@@ -163,13 +162,13 @@ def line(
     disk_bytes=rows * (2 * d + 16),
     parameters=count * sum(2 * n * d + n + d for n in sae.n),
     seconds=flops / _matmul_flops(),
-    # With JAX itself and windows of rows.
+    # 1 GB is for JAX and windows of rows.
     memory_bytes=sum(_memory(d, sae, train)) + 10**9,
   )
 
 
 def _matmul_flops(size: int = 1024) -> float:
-  """Operations a second of a float32 matmul on the default device."""
+  """Measures the FLOPs per second of a float32 matmul."""
   a = jnp.ones((size, size))
   multiply = jax.jit(lambda a: a @ a)
   multiply(a).block_until_ready()

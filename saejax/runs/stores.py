@@ -61,22 +61,22 @@ def check_held_out(store: Store, held_out: Store) -> None:
     held_out: the held-out store.
 
   Raises:
-    InputError: the two hold the same rows, are exchanged, or differ in width,
-      or in the model, site or tokenizer that both declare.
+    InputError: the stores have equal rows, are exchanged, or differ in width or
+      in the model, site or tokenizer.
   """
-  remedy = "name the held-out store of the same harvest"
+  remedy = "give the held-out store of the same harvest"
   if store.d != held_out.d:
     raise InputError(
       "held_out",
       held_out.path,
-      f"must have rows of d={store.d} as the training store, has {held_out.d}",
+      f"must have d={store.d} as the training store, has d={held_out.d}",
       remedy,
     )
   if store.content == held_out.content:
     raise InputError(
       "held_out",
       held_out.path,
-      "must hold other rows than the training store",
+      "must have other rows than the training store",
       remedy,
     )
   for field, opened, wrong in (
@@ -87,19 +87,19 @@ def check_held_out(store: Store, held_out: Store) -> None:
       raise InputError(
         field,
         opened.path,
-        f"its metadata says that it is the {wrong} split of a harvest",
-        "exchange store and held_out, or name another store",
+        f"must not be the {wrong} split of a harvest (see its metadata)",
+        "exchange store and held_out, or give another store",
       )
   for name in ("model", "site", "tokenizer"):
     theirs, ours = store.meta.get(name), held_out.meta.get(name)
     if theirs is None or ours is None:
       continue
-    found = differences(_declared(theirs, ours), _declared(ours, theirs), name)
-    if found:
+    lines = differences(_declared(theirs, ours), _declared(ours, theirs), name)
+    if lines:
       raise InputError(
         "held_out",
         held_out.path,
-        f"the training store has {found[0]}",
+        f"the training store has {lines[0]}",
         remedy,
       )
 
@@ -130,7 +130,7 @@ def check_stage(store: Store, folder: str) -> None:
 
 
 def _declared(one: Any, other: Any) -> Any:
-  """The entries of a mapping that another has too."""
+  """Returns the entries of a mapping whose keys another has too."""
   if isinstance(one, Mapping) and isinstance(other, Mapping):
     return {k: _declared(v, other[k]) for k, v in one.items() if k in other}
   return one

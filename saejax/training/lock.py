@@ -50,7 +50,7 @@ class RunLock:
     self.release()
 
   def acquire(self) -> None:
-    """Takes the lock or raises at once; never waits.
+    """Acquires the lock without waiting.
 
     Raises:
       InputError: another process has the lock, or the folder cannot be locked.

@@ -127,7 +127,7 @@ class BadInputTest(parameterized.TestCase):
     self.assert_refused(self.train(held_out=other), "--held_out", "d=16")
 
   @parameterized.parameters(
-    ("train", "train", "must hold other rows"),
+    ("train", "train", "must have other rows"),
     ("held_out", "train", "--store"),
     ("train", "other", "layer=2 (now 3)"),
     ("train", "tokens", "tokenizer.hash=b"),

@@ -106,7 +106,7 @@ class FlagsTest(parameterized.TestCase):
       "is not an argument of topk; .*jumprelu, gemma_scope",
     ),
     ("--sae.nothing=1", "unknown flag"),
-    ("--sae.k=4,4", "must be different"),
+    ("--sae.k=4,4", "must be distinct"),
     ("--sae.k=many", "must be a whole number"),
   )
   def test_refused(self, flag, words):
@@ -259,7 +259,7 @@ class GridTest(absltest.TestCase):
       sae_config(k=4, bandwidth=1)
     with self.assertRaisesRegex(InputError, "^k=: must be given for topk"):
       sae_config()
-    with self.assertRaisesRegex(InputError, "^k=: must be different values"):
+    with self.assertRaisesRegex(InputError, "^k=: must be distinct values"):
       sae_config(k=[])
     with self.assertRaisesRegex(InputError, "^recipe=nothing: must be one of"):
       SAEConfig(recipe="nothing")

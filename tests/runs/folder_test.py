@@ -29,7 +29,7 @@ class OpenedTest(parameterized.TestCase):
   def test_the_same_settings_open_it_again_and_others_do_not(self):
     self.open(Config())
     self.open(Config())
-    with self.assertRaisesRegex(InputError, "holds a run with k"):
+    with self.assertRaisesRegex(InputError, "has a run with k"):
       self.open(Config(k=4))
 
   def test_cadence_and_devices_are_not_part_of_the_identity(self):
