@@ -1,6 +1,6 @@
 """Metrics of one SAE on held-out rows; `saejax.evaluate`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -77,9 +77,10 @@ def _mean(sae: SAE, mean: Any, units: str) -> np.ndarray:
   """Returns the mean of the training rows in the units of the errors."""
   prep = sae.prep if sae.target_prep is None else sae.target_prep
   if isinstance(mean, Store):
-    if units == "model":
-      return np.asarray(mean.stats["mean"], np.float32)
-    return np.asarray(reconstruction.frame_mean(prep, mean))
+    if sae.target_prep is None and units == "prep":
+      return np.asarray(reconstruction.frame_mean(prep, mean))
+    about = mean.stats if sae.target_prep is None else mean.moments["target"]
+    mean = about["mean"]
   raw = np.asarray(mean, np.float32)
   if units == "model":
     return raw
@@ -101,7 +102,7 @@ def _batches(rows: Any) -> Iterable[Any]:
     return _of_store(rows)
   if isinstance(rows, list | tuple) and rows and np.ndim(rows[0]) < 2:
     rows = np.asarray(rows)
-  if isinstance(rows, Batch) or hasattr(rows, "shape"):
+  if isinstance(rows, Batch | Mapping) or hasattr(rows, "shape"):
     return _cut(as_batch(rows))
   return rows
 

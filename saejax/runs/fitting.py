@@ -7,12 +7,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from saejax.errors import InputError
 from saejax.evals import held_out as evaluation
 from saejax.evals.reconstruction import Reconstruction
 from saejax.recipes import arguments as recipe_arguments
-from saejax.recipes import catalogue
+from saejax.recipes import catalogue, common
 from saejax.runs import inputs
+from saejax.sae import files
 from saejax.sae import prep as preps
 from saejax.sae.sae import SAE
 from saejax.training import loop
@@ -62,7 +65,8 @@ def fit(
 
   Args:
     x: rows to train on: an array [rows, d], a `Batch` or mapping of fields, a
-      `Store`, `Batches`, or an iterator of batches.
+      `Store`, `Batches`, or an iterator of batches. Where they have a target,
+      the target is reconstructed from x (a transcoder).
     recipe: a name of `recipes.catalogue`, "module:function", a function
       (d, n, ..., **options), or a built `Recipe`.
     n: latents; 8 d by default. Not beside a built recipe.
@@ -78,7 +82,8 @@ def fit(
     run_dir: folder for checkpoints, metrics and event files: the same call
       resumes there exactly. Without one nothing is written.
     progress: whether a line on standard error shows it.
-    **arguments: of the recipe, such as k.
+    **arguments: of the recipe, such as k; or residual_of, an SAE or the folder of
+      one, on whose residual this one is trained (boosting).
 
   Returns:
     The inference form, and its metrics on the held-out rows.
@@ -100,7 +105,7 @@ def fit(
   identity = {
     "recipe": recipe if isinstance(recipe, str) else built.name,
     "n": n or (None if isinstance(recipe, Recipe) else EXPANSION * rows.d),
-    "arguments": arguments,
+    "arguments": _recorded(recipe, arguments),
     "prep": prep,
   }
   rate = _rate(recipe, learning_rate)
@@ -222,6 +227,12 @@ def _recipe(
     return recipe
   options = config.options(config.total_steps(0))
   options["defaults"]["prep"] = preps.from_stats(prep, rows.stats)
+  if (target := rows.target_stats) is not None:
+    target_prep = preps.from_stats(prep, target)
+    options["target"] = common.Target(d=len(target["mean"]), prep=target_prep)
+  if "residual_of" in arguments:
+    arguments = dict(arguments)
+    options["residual_of"] = arguments.pop("residual_of")
   return recipe_arguments.make(
     recipe,
     d=rows.d,
@@ -229,6 +240,16 @@ def _recipe(
     arguments=arguments,
     **options,
   )
+
+
+def _recorded(recipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+  """The arguments as they are recorded: SAEs by their content."""
+  found = dict(arguments)
+  saes = () if isinstance(recipe, Recipe) else recipe_arguments.saes(recipe)
+  for name in arguments.keys() & {"residual_of", *saes}:
+    leaves = jax.tree.leaves(files.loaded(arguments[name], name))
+    found[name] = inputs.arrays_hash(dict(enumerate(leaves)))
+  return found
 
 
 def _built(name: str, value: Any) -> InputError:

@@ -31,6 +31,7 @@ class Rows:
     stream: batches, for rows that can only be read in order; otherwise None.
     held_out: held-out rows: arrays, a batch or a store.
     stats: "mean" [d] and "mean_square" of x.
+    target_stats: those of the target; None where x is reconstructed.
   """
 
   arrays: Mapping[str, np.ndarray] | None = None
@@ -38,6 +39,7 @@ class Rows:
   stream: Any = None
   held_out: Any
   stats: Mapping[str, Any]
+  target_stats: Mapping[str, Any] | None = None
 
   @property
   def d(self) -> int:
@@ -45,9 +47,9 @@ class Rows:
     return len(self.stats["mean"])
 
   @property
-  def mean(self) -> np.ndarray | None:
-    """Mean of x; None where a target is reconstructed."""
-    return None if "target" in self.fields else self.stats["mean"]
+  def mean(self) -> np.ndarray:
+    """Mean of what is reconstructed: x, or the target."""
+    return (self.target_stats or self.stats)["mean"]
 
   def content(self) -> str:
     """Returns a hash of the rows, or the name of a stream."""
@@ -120,7 +122,9 @@ def given(x: Any, held_out: Any) -> Rows:
     InputError: rows are not finite or too few, or there are no held-out rows.
   """
   if isinstance(x, Store):
-    return Rows(store=x, held_out=_needed(held_out, "a store"), stats=x.stats)
+    held_out = _needed(held_out, "a store")
+    target = x.moments["target"] if "target" in x.trained else None
+    return Rows(store=x, held_out=held_out, stats=x.stats, target_stats=target)
   if hasattr(x, "get_state") and hasattr(x, "sample"):
     return _of_stream(x, held_out)
   if isinstance(x, Iterator):
@@ -136,16 +140,13 @@ def given(x: Any, held_out: Any) -> Rows:
   _check_finite(arrays)
   if held_out is None:
     arrays, held_out = _split(arrays)
-  return Rows(arrays=arrays, held_out=held_out, stats=_stats(arrays["x"]))
+  return Rows(arrays=arrays, held_out=held_out, **_all_stats(arrays))
 
 
 def _of_stream(stream: Batches, held_out: Any) -> Rows:
-  sample = np.asarray(stream.sample(STATISTICS_ROWS)["x"])
-  return Rows(
-    stream=stream,
-    held_out=_needed(held_out, "a stream of batches"),
-    stats=_stats(sample),
-  )
+  held_out = _needed(held_out, "a stream of batches")
+  sample = stream.sample(STATISTICS_ROWS)
+  return Rows(stream=stream, held_out=held_out, **_all_stats(sample))
 
 
 def _needed(held_out: Any, kind: str) -> Any:
@@ -197,7 +198,13 @@ def _split(
   return {name: a[~is_held_out] for name, a in arrays.items()}, held_out
 
 
-def _stats(x: np.ndarray) -> dict[str, Any]:
+def _all_stats(arrays: Mapping[str, Any]) -> dict[str, Any]:
+  """Computes the statistics of x, and of the target where there is one."""
+  target = _stats(arrays["target"]) if "target" in arrays else None
+  return {"stats": _stats(arrays["x"]), "target_stats": target}
+
+
+def _stats(x: Any) -> dict[str, Any]:
   """Computes the mean and mean square of rows, in float64."""
   wide = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
   square = float(np.square(wide).sum(axis=-1).mean())

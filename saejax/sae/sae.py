@@ -220,8 +220,16 @@ class SAE(flax.struct.PyTreeNode):
 
     Args:
       x: activations, or a batch.
+
+    Raises:
+      ValueError: the target's prep depends on the target, which is not given.
     """
-    out = self.forward(x)
+    batch = as_batch(x)
+    if self.target_prep is not None and batch.target is None:
+      ctx, _ = self._context(batch)
+      _, latents = self._latents(ctx)
+      return self.decode(latents)
+    out = self.forward(batch)
     return self._output_prep.undo(out.x_hat, out.statistics)
 
   @property
@@ -267,14 +275,7 @@ class SAE(flax.struct.PyTreeNode):
       key=key,
       train=train,
     )
-    pre = None
-    if engine == "sparse" or (engine == "auto" and self.has_sparse_engine):
-      # A smaller traced k drops the last ranks, so latents must be ordered.
-      ordered = k is not None or self.activation.is_ordered
-      latents = self._sparse_latents(ctx, ordered=ordered)
-    else:
-      pre = self.encoder(ctx.x, ctx)
-      latents = DenseLatents(self.activation(pre, ctx))
+    pre, latents = self._latents(ctx, engine)
     x_hat = latents.decode(ctx.W_dec, self.dtype) + self.b_dec
     target = ctx.x
     if self.target_prep is not None:
@@ -290,6 +291,17 @@ class SAE(flax.struct.PyTreeNode):
       pre=pre,
       statistics=statistics,
     )
+
+  def _latents(
+    self, ctx: Context, engine: str = "auto"
+  ) -> tuple[Pre | None, SparseLatents | DenseLatents]:
+    """Pre-activations (None where not all are computed), and latents."""
+    if engine == "sparse" or (engine == "auto" and self.has_sparse_engine):
+      # A smaller traced k drops the last ranks, so latents must be ordered.
+      ordered = ctx.k is not None or self.activation.is_ordered
+      return None, self._sparse_latents(ctx, ordered=ordered)
+    pre = self.encoder(ctx.x, ctx)
+    return pre, DenseLatents(self.activation(pre, ctx))
 
   def _context(self, batch: Batch, **around) -> tuple[Context, Any]:
     _check_width("x", batch.x, self.encoder.width(self.decoder))

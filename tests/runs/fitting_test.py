@@ -146,6 +146,60 @@ assert not found, found
     self.assertEqual(done.returncode, 0, done.stderr[-2000:])
 
 
+class TargetTest(parameterized.TestCase):
+  """Transcoders: rows with a target that is reconstructed from x."""
+
+  def setUp(self):
+    super().setUp()
+    A = toy.rows(D, 6, seed=5)
+    self.batch = {"x": rows(), "target": np.maximum(rows() @ A, 0) + 3}
+
+  def check(self, sae, metrics, least):
+    self.assertEqual((sae.encoder.width(sae.decoder), sae.d), (D, 6))
+    self.assertLess(metrics.fvu, least)
+    # A wrong mean, such as that of x, would make nmse far smaller than FVU.
+    np.testing.assert_allclose(metrics.nmse, metrics.fvu, rtol=0.1)
+    target = self.batch["target"]
+    miss = np.sum((sae(rows()) - target) ** 2)
+    spread = np.sum((target - target.mean(axis=0)) ** 2)
+    self.assertLess(miss / spread, 1.1 * least)
+
+  def test_arrays_and_iterators_with_a_target(self):
+    settings = {**SETTINGS, "steps": 200, "k": 8}
+    self.check(*saejax.fit(self.batch, **settings), 0.5)
+    held_out = {name: a[:200] for name, a in self.batch.items()}
+    parts = [*range(0, 2000, 100)] * 5
+    stream = (
+      {name: a[i : i + 100] for name, a in self.batch.items()} for i in parts
+    )
+    settings["steps"] = len(parts)
+    self.check(*saejax.fit(stream, held_out=held_out, **settings), 0.7)
+
+  def test_a_store_with_a_target(self):
+    path = self.create_tempdir().full_path
+    store = saejax.write_store(f"{path}/train", self.batch)
+    held_out = saejax.write_store(f"{path}/held_out", self.batch)
+    settings = {**SETTINGS, "steps": 200, "k": 8}
+    sae, metrics = saejax.fit(store, held_out=held_out, **settings)
+    self.check(sae, metrics, 0.5)
+    again = saejax.evaluate(sae, held_out, mean=store)
+    np.testing.assert_allclose(again.nmse, metrics.nmse, rtol=1e-5)
+
+
+class BoostingTest(absltest.TestCase):
+  def test_a_stage_behind_an_sae_or_its_folder_lowers_the_error(self):
+    first, before = fitted()
+    folder = self.create_tempdir().full_path
+    saejax.save(first, f"{folder}/first")
+    run = functools.partial(saejax.fit, rows(), k=4, **SETTINGS)
+    both, after = run(residual_of=first)
+    self.assertLess(after.fvu, 0.8 * before.fvu)
+    same, _ = run(residual_of=f"{folder}/first", run_dir=f"{folder}/run")
+    self.assertTrue(equal(same, both))
+    with self.assertRaisesRegex(InputError, "residual_of"):
+      run(residual_of=both, run_dir=f"{folder}/run")
+
+
 class GridTest(absltest.TestCase):
   def test_every_combination_and_seed_in_order(self):
     settings = {**SETTINGS, "n": [16, 32]}
