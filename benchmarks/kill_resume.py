@@ -17,8 +17,8 @@ compares with the undisturbed run:
   points     points.json, arms and results.json, without times
   metrics    every record of metrics.jsonl but its timing, each step once
 
-Prints what differs, and last the number of kills; exits with 1 on any
-difference. With --folder, everything stays there to be looked at.
+Prints what differs and the number of kills; exits with 1 on any difference. With
+--folder, everything stays there.
 """
 
 import contextlib
@@ -100,7 +100,8 @@ class Trial:
     words = shlex.split(config.command)
     if words[0] in ("python", "python3"):
       words[0] = sys.executable
-    words += shlex.split(config.args)
+    # A shell or nohup may have started this one with signals ignored.
+    words = ["env", "--default-signal", *words, *shlex.split(config.args)]
     words += [f"{config.run_flag}={self.run}"]
     words += [f"{config.stores_flag}={self.stores}"]
     with self.log.open("ab") as log:

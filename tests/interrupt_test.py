@@ -16,8 +16,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 SCRIPT = f"""
 import atexit, os, signal, sys, time, types
-# A shell may have started these tests with SIGINT ignored.
+# A shell or nohup may have started these tests with signals ignored.
 if sys.argv[1] != "ignored":
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)
   signal.signal(signal.SIGINT, signal.default_int_handler)
 saejax = types.ModuleType("saejax")  # without __init__: starts in no time
 saejax.__path__ = [{str(ROOT)!r} + "/saejax"]
