@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.kernels import mesh
+from saejax.kernels import dispatch, mesh
 from saejax.kernels.fused_encode import op as fused_encode
 from saejax.kernels.nested_decode import op as nested_decode
 from saejax.kernels.sparse_decode import op as sparse_decode
@@ -149,6 +149,18 @@ class EncodeTest(parameterized.TestCase):
     got, want = on(shape, everything, *args), on(None, everything, *args)
     np.testing.assert_array_equal(got[0][1][1], want[0][1][1])
     toy.assert_trees_close(got, want, rtol=1e-5, atol=2e-4)
+
+  def test_a_kernel_on_each_shard_selects_as_one_device(self):
+    x, W = toy.rows(16, 6).at[3].set(0), toy.rows(64, 6)
+    encode = lambda x, W: fused_encode.encode_topk_counted(
+      x, jnp.zeros(6), W, jnp.zeros(64), 9
+    )
+    want = on(None, encode, x, W)
+    with dispatch.kernels("pallas", interpret=True):
+      values, indices, redone = on((2, 4), encode, x, W)
+    np.testing.assert_array_equal(indices, want[1])
+    np.testing.assert_allclose(values, want[0], rtol=1e-6)
+    self.assertEqual(redone, 4)  # the row of zeros, on every shard of latents
 
 
 if __name__ == "__main__":
