@@ -73,6 +73,16 @@ class Activation(Part):
     del k
     return self
 
+  def encoded(self, encoder, ctx: Context) -> tuple[Pre, Float[Array, "*b n"]]:
+    """Pre-activations of the context's rows, and their latents.
+
+    Args:
+      encoder: the encoder.
+      ctx: context of the rows.
+    """
+    pre = encoder(ctx.x, ctx)
+    return pre, self(pre, ctx)
+
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
     """Maps pre-activations to latents.
 

@@ -273,8 +273,8 @@ class SAE(flax.struct.PyTreeNode):
       ordered = k is not None or self.activation.is_ordered
       latents = self._sparse_latents(ctx, ordered=ordered)
     else:
-      pre = self.encoder(ctx.x, ctx)
-      latents = DenseLatents(self.activation(pre, ctx))
+      pre, z = self.activation.encoded(self.encoder, ctx)
+      latents = DenseLatents(z)
     x_hat = latents.decode(ctx.W_dec, self.dtype) + self.b_dec
     target = ctx.x
     if self.target_prep is not None:

@@ -10,6 +10,8 @@ from absl.testing import absltest, parameterized
 
 from saejax.kernels import dispatch, mesh
 from saejax.kernels.fused_encode import op as fused_encode
+from saejax.kernels.jumprelu import op as jumprelu
+from saejax.kernels.jumprelu.ref import Estimator
 from saejax.kernels.nested_decode import op as nested_decode
 from saejax.kernels.sparse_decode import op as sparse_decode
 from saejax.kernels.topk import op as topk
@@ -161,6 +163,27 @@ class EncodeTest(parameterized.TestCase):
     np.testing.assert_array_equal(indices, want[1])
     np.testing.assert_allclose(values, want[0], rtol=1e-6)
     self.assertEqual(redone, 4)  # the row of zeros, on every shard of latents
+
+
+class JumpReLUTest(parameterized.TestCase):
+  @parameterized.parameters(*SHAPES)
+  def test_kernels_on_each_shard_are_those_of_one_device(self, *shape):
+    args = toy.rows(16, 6), toy.rows(64, 6), toy.rows(64), toy.rows(64) ** 2
+    weights = toy.rows(16, 64, seed=2), toy.rows(16, 64, seed=3), toy.rows(16)
+
+    def everything(*args):
+      def loss(*args):
+        out = jumprelu.encode(*args, Estimator(0.5, "rectangle", True))
+        return sum(
+          jnp.sum(each * w) for each, w in zip(out, weights, strict=True)
+        ), out
+
+      return jax.grad(loss, (0, 1, 2, 3), has_aux=True)(*args)
+
+    want = on(None, everything, *args)
+    with dispatch.kernels("pallas", interpret=True):
+      got = on(shape, everything, *args)
+    toy.assert_trees_close(got, want, rtol=1e-5, atol=2e-4)
 
 
 if __name__ == "__main__":

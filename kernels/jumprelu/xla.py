@@ -1,0 +1,60 @@
+"""The two halves of JumpReLU in plain JAX, with explicit gradients."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from saejax.kernels.jumprelu.ref import KERNELS, Estimator
+
+
+def forward(
+  x: Float[Array, "b d"],
+  W: Float[Array, "n d"],
+  b: Float[Array, "n"],
+  theta: Float[Array, "n"],
+) -> tuple[Float[Array, "b n"], Float[Array, "b"]]:
+  """a = x W^T + b, summed in float32, and L0 = sum_i H(a_i - theta_i).
+
+  Args:
+    x: rows, in the dtype of the matmul's operands.
+    W: encoder rows, in the same dtype.
+    b: biases, float32.
+    theta: thresholds, float32.
+  """
+  a = jnp.matmul(x, W.T, preferred_element_type=jnp.float32) + b
+  return a, jnp.sum((a > theta).astype(jnp.float32), axis=-1)
+
+
+def backward(
+  a: Float[Array, "b n"],
+  g_z: Float[Array, "b n"],
+  g_l0: Float[Array, "b"],
+  theta: Float[Array, "n"],
+  *,
+  estimator: Estimator,
+) -> tuple[Float[Array, "b n"], Float[Array, "n"], Float[Array, "n"]]:
+  """Gradients in a, theta and the biases; see `slopes`.
+
+  Args:
+    a: pre-activations.
+    g_z: gradient in z.
+    g_l0: gradient in L0.
+    theta: thresholds.
+    estimator: how derivatives in theta are estimated.
+
+  Returns:
+    da [b, n], and the sums over rows dtheta [n] and db [n].
+  """
+  d_a, d_theta = slopes(a, g_z, g_l0[:, None], theta, estimator)
+  return d_a, jnp.sum(d_theta, axis=0), jnp.sum(d_a, axis=0)
+
+
+def slopes(a, g_z, g_l0, theta, estimator: Estimator):
+  """The straight-through gradients of each entry, in a and in theta.
+
+  da = H(a - theta) g_z  [+ K (theta g_z + g_l0) with ste_to_input]
+  dtheta = -K (theta g_z + g_l0),  K = K((a - theta) / eps) / eps
+  """
+  near = KERNELS[estimator.kernel](a - theta, estimator.eps)
+  moved = near * (theta * g_z + g_l0)
+  d_a = jnp.where(a > theta, g_z, 0.0)
+  return d_a + moved if estimator.ste_to_input else d_a, -moved
