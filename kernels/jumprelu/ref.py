@@ -134,8 +134,10 @@ class Estimator:
   ste_to_input: bool = False
 
 
-def encode(x, W, b, theta, estimator: Estimator):
-  """a = x W^T + b, z = jump(a) and L0 = sum_i H(a_i - theta_i); x [b, d]."""
+def autoencode(x, W_enc, b_enc, theta, W_dec, estimator: Estimator):
+  """x_hat = z W_dec, a = x W_enc^T + b_enc, z = jump(a), L0; x [b, d]."""
   how = dataclasses.astuple(estimator)
-  a = jnp.matmul(x, W.T, precision="highest") + b
-  return a, jump(a, theta, *how), jnp.sum(step(a, theta, *how), axis=-1)
+  a = jnp.matmul(x, W_enc.T, precision="highest") + b_enc
+  z = jump(a, theta, *how)
+  x_hat = jnp.matmul(z, W_dec, precision="highest")
+  return x_hat, a, z, jnp.sum(step(a, theta, *how), axis=-1)

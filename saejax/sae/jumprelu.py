@@ -50,20 +50,23 @@ class JumpReLU(Activation):
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
     return jump(pre.a, self.theta, *self._estimator)
 
-  def encoded(self, encoder, ctx: Context) -> tuple[Pre, Float[Array, "*b n"]]:
-    """Pre-activations with their L0, and latents, by one op where it can."""
+  def autoencoded(
+    self, encoder, ctx: Context
+  ) -> tuple[Pre, Float[Array, "*b n"], Float[Array, "*b d_out"]]:
+    """Pre-activations with their L0, latents z and z W_dec, by one op."""
     if not encoder.is_affine:
-      return super().encoded(encoder, ctx)
+      return super().autoencoded(encoder, ctx)
     W, b = encoder.affine(ctx.decoder)
-    a, z, l0 = op.encode(
+    x_hat, a, z, l0 = op.autoencode(
       ctx.x - ctx.b_pre,
       W,
       b,
       self.theta,
+      ctx.W_dec,
       Estimator(*self._estimator),
       ctx.dtype,
     )
-    return Pre(a=a, l0=l0), z
+    return Pre(a=a, l0=l0), z, x_hat
 
   def l0(self, pre: Pre, ctx: Context) -> Float[Array, "*b"]:
     """sum_i H(a_i - theta_i) of each row, with a gradient in theta."""

@@ -272,10 +272,11 @@ class SAE(flax.struct.PyTreeNode):
       # A smaller traced k drops the last ranks, so latents must be ordered.
       ordered = k is not None or self.activation.is_ordered
       latents = self._sparse_latents(ctx, ordered=ordered)
+      product = latents.decode(ctx.W_dec, self.dtype)
     else:
-      pre, z = self.activation.encoded(self.encoder, ctx)
+      pre, z, product = self.activation.autoencoded(self.encoder, ctx)
       latents = DenseLatents(z)
-    x_hat = latents.decode(ctx.W_dec, self.dtype) + self.b_dec
+    x_hat = product + self.b_dec
     target = ctx.x
     if self.target_prep is not None:
       if batch.target is None:

@@ -169,16 +169,18 @@ class JumpReLUTest(parameterized.TestCase):
   @parameterized.parameters(*SHAPES)
   def test_kernels_on_each_shard_are_those_of_one_device(self, *shape):
     args = toy.rows(16, 6), toy.rows(64, 6), toy.rows(64), toy.rows(64) ** 2
-    weights = toy.rows(16, 64, seed=2), toy.rows(16, 64, seed=3), toy.rows(16)
+    args = *args, toy.rows(64, 6, seed=1)
+    entries = toy.rows(16, 64, seed=2), toy.rows(16, 64, seed=3)
+    weights = toy.rows(16, 6, seed=4), *entries, toy.rows(16)
 
     def everything(*args):
       def loss(*args):
-        out = jumprelu.encode(*args, Estimator(0.5, "rectangle", True))
+        out = jumprelu.autoencode(*args, Estimator(0.5, "rectangle", True))
         return sum(
           jnp.sum(each * w) for each, w in zip(out, weights, strict=True)
         ), out
 
-      return jax.grad(loss, (0, 1, 2, 3), has_aux=True)(*args)
+      return jax.grad(loss, (0, 1, 2, 3, 4), has_aux=True)(*args)
 
     want = on(None, everything, *args)
     with dispatch.kernels("pallas", interpret=True):

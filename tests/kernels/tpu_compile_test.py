@@ -68,10 +68,10 @@ class JumpReLUTest(parameterized.TestCase):
     assert sizes is not None
     forward = partial(jumprelu.forward, sizes=sizes)
     backward = partial(jumprelu.backward, estimator=estimator, sizes=sizes)
-    entries = array(B, N)
+    gradient = ROWS, WEIGHTS, array(B, N), array(B), array(N)
     for program in (
       tpu.compiled(chip, forward, ROWS, WEIGHTS, array(N), array(N)),
-      tpu.compiled(chip, backward, entries, entries, array(B), array(N)),
+      tpu.compiled(chip, backward, *gradient),
     ):
       temporary = program.memory_analysis().temp_size_in_bytes
       self.assertLess(temporary, 8 << 20)
@@ -82,8 +82,9 @@ class JumpReLUTest(parameterized.TestCase):
     sizes = jumprelu.blocks(B, N, D, estimator, jnp.bfloat16)
     assert sizes is not None
     backward = partial(jumprelu.backward, estimator=estimator, sizes=sizes)
-    entries = array(B, 1024)
-    tpu.compiled("v5e", backward, entries, entries, array(B), array(1024))
+    tpu.compiled(
+      "v5e", backward, ROWS, WEIGHTS, array(B, N), array(B), array(N)
+    )
 
 
 if __name__ == "__main__":
