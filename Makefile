@@ -86,7 +86,7 @@ aot:
 	@$(MAKE) --no-print-directory VENV=.venv-aot EXTRAS=check,aot environment
 	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=3 \
 	  .venv-aot/bin/python -m pytest -q --durations=0 --durations-min=5 \
-	  $$(find $(TESTS) -name 'tpu_compile_test.py')
+	  $$(find $(TESTS) -name 'tpu_*_test.py')
 
 clean:
 	rm -rf .build .venv .venv-* .pytest_cache .ruff_cache *.egg-info
