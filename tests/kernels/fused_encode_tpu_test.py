@@ -213,6 +213,7 @@ class CertificateTest(parameterized.TestCase):
     a[:8, 0], a[8:, 1] = 1000, np.inf
     a[:8] = np.where(a[:8] < 1000, np.minimum(a[:8], 0), a[:8])
     a[:, 2] = np.maximum(a[:, 2], 0)
+    a[1:8:2, 2] = -0.0
     _, _, certified = self.largest(*candidates(a))
     np.testing.assert_array_equal(certified, 0)
 
@@ -248,6 +249,14 @@ class OpTest(parameterized.TestCase):
     self.assertEqual(encode(x, zero, W, b)[2], 0)  # a bucket keeps three
     self.assertEqual(encode(x, zero, np.ones_like(W), b * 0)[2], 0)
     self.assertEqual(encode(0 * x, zero, W, b * 0)[2], ROWS)
+
+  @parameterized.parameters(1, 40)
+  def test_keeps_one_or_all_of_the_latents(self, k):
+    x, W, b = case("ties")
+    args = x, W[:40], b[:40]
+    got = jax.jit(partial(op.encode_topk, k=k))(x, jnp.zeros(D), *args[1:])
+    for have, want in zip(got, dense(*args, k), strict=True):
+      np.testing.assert_array_equal(have, want)
 
   def test_a_lone_one_among_zeros_is_found_in_any_tile(self):
     x, W = np.ones((2, 1), np.float32), np.zeros((12_000, 1), np.float32)
