@@ -1,7 +1,7 @@
 # Two commands do everything on a machine with Python >= 3.11 and make:
 #   make scaling   environment, harvest, training, fit, report: runs/quickstart
 #   make test      environment, tests, tests of eight devices, doctests
-# Others: make lint format types wheel compare-torch clean.
+# Others: make lint format types wheel compare-torch aot clean.
 # Settings: PYTHON=python3.12, VENV=.venv-3.12, TESTS="tests/sae".
 
 PYTHON ?= python3
@@ -26,7 +26,7 @@ export MALLOC_TOP_PAD_ ?= 268435456
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help scaling test test-one-device test-devices doctest lint format \
-  types wheel compare-torch clean environment torch-environment
+  types wheel compare-torch aot clean environment torch-environment
 .DELETE_ON_ERROR:
 
 help:
@@ -79,6 +79,14 @@ torch-environment:
 compare-torch: torch-environment
 	.venv-torch/bin/python -m pytest -q -m torch \
 	  $$(find $(TESTS) -name '*_torch_test.py')
+
+# Compiles kernels and steps for TPUs, without one, in an environment of its own:
+# libtpu would otherwise be looked for by every program.
+aot:
+	@$(MAKE) --no-print-directory VENV=.venv-aot EXTRAS=check,aot environment
+	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=3 \
+	  .venv-aot/bin/python -m pytest -q --durations=0 --durations-min=5 \
+	  $$(find $(TESTS) -name 'tpu_*_test.py')
 
 clean:
 	rm -rf .build .venv .venv-* .pytest_cache .ruff_cache *.egg-info

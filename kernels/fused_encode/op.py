@@ -7,7 +7,8 @@ or those that are largest in magnitude, with their signs.
 Only x and the indices are kept for the backward pass, which touches the k
 chosen rows alone. The gradient of b_pre is summed over the batch before the one
 product with W_enc (2nd instead of 2Bnd operations). No [B, n] array outlives a
-chunk of rows.
+chunk of rows; on a TPU the Pallas form (`tpu.py`) makes none except of the rows
+that it cannot certify.
 """
 
 from functools import partial
@@ -17,15 +18,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from saejax.kernels import mesh
+from saejax.kernels import dispatch, mesh
+from saejax.kernels.fused_encode import tpu, xla
 from saejax.kernels.sparse_decode import op as sparse
 from saejax.kernels.topk import op as topk
-from saejax.kernels.topk import xla as topk_xla
-
-# Pre-activations in memory at once, on each device. On CPU they should stay in
-# cache between the matmul and the selection.
-CHUNK_BYTES = 1 << 28
-CPU_CHUNK_BYTES = 1 << 24
 
 
 def encode_topk(
@@ -56,44 +52,104 @@ def encode_topk(
   Raises:
     ValueError: k outside [1, n].
   """
+  return encode_topk_counted(
+    x,
+    b_pre,
+    W_enc,
+    b_enc,
+    k,
+    dtype,
+    ordered=ordered,
+    magnitude=magnitude,
+  )[:2]
+
+
+def encode_topk_counted(
+  x: Float[Array, "*b d"],
+  b_pre: Float[Array, "d"],
+  W_enc: Float[Array, "n d"],
+  b_enc: Float[Array, "n"],
+  k: int,
+  dtype: str = "float32",
+  *,
+  ordered: bool = True,
+  magnitude: bool = False,
+) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"], Int[Array, ""]]:
+  """`encode_topk`, and how many rows its kernel redid densely.
+
+  Args:
+    x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude: see `encode_topk`.
+
+  Returns:
+    Values, indices, and the number of rows without a certificate, counted once
+    per shard of latents; 0 in the XLA form.
+
+  Raises:
+    ValueError: k outside [1, n].
+  """
   n, d = W_enc.shape
   if not 1 <= k <= n:
     raise ValueError(f"k must be in [1, n={n}], got {k}")
-  values, indices = _encode(
+  values, indices, redone = _encode(
     x.reshape(-1, d), b_pre, W_enc, b_enc, k, dtype, ordered, magnitude
   )
   shape = (*x.shape[:-1], k)
-  return values.reshape(shape), indices.reshape(shape)
+  count = jnp.sum(redone.astype(jnp.int32))
+  return values.reshape(shape), indices.reshape(shape), count
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _encode(x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude):
   data = mesh.axis_or_none(mesh.DATA, x.shape[0])
   latent = mesh.axis_or_none(mesh.LATENT, W_enc.shape[0])
-  select = topk_xla.top_k if ordered else topk_xla.top_k_set
-  if magnitude:
-    select = partial(_by_magnitude, select)
   body = partial(
-    _select_in_chunks, select=select, k=k, dtype=dtype, axis=latent
+    _on_shard,
+    k=k,
+    dtype=dtype,
+    ordered=ordered,
+    magnitude=magnitude,
+    axis=latent,
   )
   if data or latent:
     body = mesh.per_shard(
-      body, (P(data), P(latent), P(latent)), (P(data), P(data))
+      body,
+      (P(data), P(latent), P(latent)),
+      (P(data), P(data), P(data, latent)),
     )
   return body(x - b_pre, W_enc, b_enc)
 
 
-def _by_magnitude(select, a, k: int):
-  """A selection on |a|, with the signed values; -inf stays the smallest."""
-  _, indices = select(jnp.where(a > -jnp.inf, jnp.abs(a), a), k)
-  return jnp.take_along_axis(a, indices, axis=-1), indices
+def _on_shard(x, W_enc, b_enc, *, k, dtype, ordered, magnitude, axis):
+  """Selection on one shard's rows and latents, then among all shards."""
+  x, W_enc = x.astype(dtype), W_enc.astype(dtype)
+  (rows, d), n = x.shape, W_enc.shape[0]
+  own = min(k, n)
+  select = xla.selection(ordered=ordered, magnitude=magnitude)
+
+  def plain(x, W, b):
+    none = jnp.zeros(rows, bool)
+    return *xla.encode_select(x, W, b, own, select=select), none
+
+  kernel = None
+  sizes = tpu.blocks(rows, n, d, own, dtype)
+  if sizes and (dispatch.current().kernels == "pallas" or tpu.pays(n, sizes)):
+    kernel = partial(
+      tpu.encode_select,
+      k=own,
+      ordered=ordered,
+      magnitude=magnitude,
+      sizes=sizes,
+    )
+  values, indices, redone = dispatch.run(x, W_enc, b_enc, xla=plain, tpu=kernel)
+  values, indices = topk.of_all_shards(
+    values, indices, n, select=select, k=k, axis=axis
+  )
+  return values, indices, redone[:, None]
 
 
 def _encode_forward(x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude):
-  values, indices = _encode(
-    x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude
-  )
-  return (values, indices), (x, b_pre, W_enc, indices)
+  out = _encode(x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude)
+  return out, (x, b_pre, W_enc, out[1])
 
 
 def _encode_backward(k, dtype, ordered, magnitude, saved, cotangents):
@@ -108,29 +164,3 @@ def _encode_backward(k, dtype, ordered, magnitude, saved, cotangents):
 
 
 _encode.defvjp(_encode_forward, _encode_backward)
-
-
-def _select_in_chunks(x, W_enc, b_enc, *, select, k, dtype, axis):
-  """Selection on one shard's rows and latents, a chunk of rows at a time."""
-  W_enc = W_enc.astype(dtype)
-
-  def encode(x):
-    a = jnp.matmul(x.astype(dtype), W_enc.T, preferred_element_type=jnp.float32)
-    return topk.select_on_shard(a + b_enc, select=select, k=k, axis=axis)
-
-  def in_chunks(chunk_bytes, x):
-    rows = x.shape[0]
-    chunks = -(-rows * W_enc.shape[0] * 4 // chunk_bytes)
-    chunks = max(1, min(chunks, rows))  # one row may be larger than a chunk
-    while rows % chunks:
-      chunks += 1
-    if chunks == 1:
-      return encode(x)
-    out = jax.lax.map(encode, x.reshape(chunks, rows // chunks, -1))
-    return tuple(a.reshape(rows, k) for a in out)
-
-  return jax.lax.platform_dependent(
-    x,
-    cpu=partial(in_chunks, CPU_CHUNK_BYTES),
-    default=partial(in_chunks, CHUNK_BYTES),
-  )

@@ -66,6 +66,28 @@ def select_on_shard(a, *, select, k: int, axis: str | None):
   """Exact top-k of rows whose columns are split over `axis`; in shard_map."""
   local = a.shape[-1]
   values, indices = select(a, min(k, local))
+  return of_all_shards(values, indices, local, select=select, k=k, axis=axis)
+
+
+def of_all_shards(
+  values: Float[Array, "b c"],
+  indices: Int[Array, "b c"],
+  local: int,
+  *,
+  select,
+  k: int,
+  axis: str | None,
+) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+  """Exact top-k among every shard's own largest entries; in shard_map.
+
+  Args:
+    values: the min(k, local) largest entries on this shard.
+    indices: their columns on this shard.
+    local: columns per shard.
+    select: selection of the k largest of each row.
+    k: entries kept.
+    axis: mesh axis over which columns are split; None if they are not.
+  """
   if axis is None:
     return values, indices
   indices = indices + jax.lax.axis_index(axis) * local

@@ -31,7 +31,10 @@ def top_k(
     values, indices = jax.lax.top_k(keys, k)
     return values.astype(a.dtype), indices
   blocks = _padded(keys, block, -jnp.inf).reshape(rows, -1, block)
-  _, chosen = jax.lax.top_k(jnp.max(blocks, axis=-1), k)
+  # As integers: the maximum of floats may drop a NaN on CPU, and takes -0.0 and
+  # 0.0 for equal.
+  largest = _floats(jnp.max(ordered_ints(blocks), axis=-1))
+  _, chosen = jax.lax.top_k(largest, k)
   # In index order, so that ties among candidates fall to the lowest index.
   chosen = jnp.sort(chosen, axis=-1)
   candidates = jnp.take_along_axis(blocks, chosen[..., None], axis=1)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from saejax.sae.context import Context, Pre
+from saejax.sae.latents import DenseLatents
 from saejax.sae.part import Part
 
 SCORES: dict[str, Callable[[Pre, Context], Array]] = {
@@ -72,6 +73,19 @@ class Activation(Part):
     """
     del k
     return self
+
+  def autoencoded(
+    self, encoder, ctx: Context
+  ) -> tuple[Pre, Float[Array, "*b n"], Float[Array, "*b d_out"]]:
+    """Pre-activations of the context's rows, latents z, and z W_dec.
+
+    Args:
+      encoder: the encoder.
+      ctx: context of the rows.
+    """
+    pre = encoder(ctx.x, ctx)
+    z = self(pre, ctx)
+    return pre, z, DenseLatents(z).decode(ctx.W_dec, ctx.dtype)
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
     """Maps pre-activations to latents.

@@ -76,12 +76,14 @@ class Pre(flax.struct.PyTreeNode):
     a: pre-activations [*b, n].
     gate: output of a gate head [*b, n].
     mean, logvar: outputs of a Gaussian head [*b, n].
+    l0: active latents per row [*b], where an op counts them as it encodes.
   """
 
   a: Float[Array, "*b n"]
   gate: Float[Array, "*b n"] | None = None
   mean: Float[Array, "*b n"] | None = None
   logvar: Float[Array, "*b n"] | None = None
+  l0: Float[Array, "*b"] | None = None
 
 
 class Context(flax.struct.PyTreeNode):

@@ -227,8 +227,7 @@ class SAE(flax.struct.PyTreeNode):
     batch = as_batch(x)
     if self.target_prep is not None and batch.target is None:
       ctx, _ = self._context(batch)
-      _, latents = self._latents(ctx)
-      return self.decode(latents)
+      return self._output_prep.undo(self._decoded(ctx)[-1], None)
     out = self.forward(batch)
     return self._output_prep.undo(out.x_hat, out.statistics)
 
@@ -275,8 +274,7 @@ class SAE(flax.struct.PyTreeNode):
       key=key,
       train=train,
     )
-    pre, latents = self._latents(ctx, engine)
-    x_hat = latents.decode(ctx.W_dec, self.dtype) + self.b_dec
+    pre, latents, x_hat = self._decoded(ctx, engine)
     target = ctx.x
     if self.target_prep is not None:
       if batch.target is None:
@@ -292,16 +290,18 @@ class SAE(flax.struct.PyTreeNode):
       statistics=statistics,
     )
 
-  def _latents(
+  def _decoded(
     self, ctx: Context, engine: str = "auto"
-  ) -> tuple[Pre | None, SparseLatents | DenseLatents]:
-    """Pre-activations (None where not all are computed), and latents."""
+  ) -> tuple[Pre | None, SparseLatents | DenseLatents, Float[Array, "*b d"]]:
+    """Pre-activations (None where not all are computed), latents and x_hat."""
     if engine == "sparse" or (engine == "auto" and self.has_sparse_engine):
       # A smaller traced k drops the last ranks, so latents must be ordered.
       ordered = ctx.k is not None or self.activation.is_ordered
-      return None, self._sparse_latents(ctx, ordered=ordered)
-    pre = self.encoder(ctx.x, ctx)
-    return pre, DenseLatents(self.activation(pre, ctx))
+      latents = self._sparse_latents(ctx, ordered=ordered)
+      x_hat = latents.decode(ctx.W_dec, self.dtype) + self.b_dec
+      return None, latents, x_hat
+    pre, z, product = self.activation.autoencoded(self.encoder, ctx)
+    return pre, DenseLatents(z), product + self.b_dec
 
   def _context(self, batch: Batch, **around) -> tuple[Context, Any]:
     _check_width("x", batch.x, self.encoder.width(self.decoder))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.kernels.fused_encode import op, ref
+from saejax.kernels.fused_encode import op, ref, xla
 from tests import compiled, toy
 
 SHAPES = [  # rows, d, n, k
@@ -67,7 +67,7 @@ class EncodeTest(parameterized.TestCase):
   @parameterized.parameters((12, 1), (13, 4 * 301 * 3), (12, 4 * 301 * 5))
   def test_chunks_of_rows_change_nothing(self, rows, chunk_bytes):
     sizes = dict.fromkeys(("CHUNK_BYTES", "CPU_CHUNK_BYTES"), chunk_bytes)
-    with mock.patch.multiple(op, **sizes):
+    with mock.patch.multiple(xla, **sizes):
       self.check((rows, 6, 301, 4), atol=2e-5, rtol=1e-5)
 
   def test_gradient_of_the_pre_bias_is_minus_the_summed_one_by_W(self):

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.kernels import mesh
+from saejax.kernels import dispatch, mesh
 from saejax.kernels.fused_encode import op as fused_encode
+from saejax.kernels.jumprelu import op as jumprelu
+from saejax.kernels.jumprelu.ref import Estimator
 from saejax.kernels.nested_decode import op as nested_decode
 from saejax.kernels.sparse_decode import op as sparse_decode
 from saejax.kernels.topk import op as topk
@@ -148,6 +150,41 @@ class EncodeTest(parameterized.TestCase):
 
     got, want = on(shape, everything, *args), on(None, everything, *args)
     np.testing.assert_array_equal(got[0][1][1], want[0][1][1])
+    toy.assert_trees_close(got, want, rtol=1e-5, atol=2e-4)
+
+  def test_a_kernel_on_each_shard_selects_as_one_device(self):
+    x, W = toy.rows(16, 6).at[3].set(0), toy.rows(64, 6)
+    encode = lambda x, W: fused_encode.encode_topk_counted(
+      x, jnp.zeros(6), W, jnp.zeros(64), 9
+    )
+    want = on(None, encode, x, W)
+    with dispatch.kernels("pallas", interpret=True):
+      values, indices, redone = on((2, 4), encode, x, W)
+    np.testing.assert_array_equal(indices, want[1])
+    np.testing.assert_allclose(values, want[0], rtol=1e-6)
+    self.assertEqual(redone, 4)  # the row of zeros, on every shard of latents
+
+
+class JumpReLUTest(parameterized.TestCase):
+  @parameterized.parameters(*SHAPES)
+  def test_kernels_on_each_shard_are_those_of_one_device(self, *shape):
+    args = toy.rows(16, 6), toy.rows(64, 6), toy.rows(64), toy.rows(64) ** 2
+    args = *args, toy.rows(64, 6, seed=1)
+    entries = toy.rows(16, 64, seed=2), toy.rows(16, 64, seed=3)
+    weights = toy.rows(16, 6, seed=4), *entries, toy.rows(16)
+
+    def everything(*args):
+      def loss(*args):
+        out = jumprelu.autoencode(*args, Estimator(0.5, "rectangle", True))
+        return sum(
+          jnp.sum(each * w) for each, w in zip(out, weights, strict=True)
+        ), out
+
+      return jax.grad(loss, (0, 1, 2, 3, 4), has_aux=True)(*args)
+
+    want = on(None, everything, *args)
+    with dispatch.kernels("pallas", interpret=True):
+      got = on(shape, everything, *args)
     toy.assert_trees_close(got, want, rtol=1e-5, atol=2e-4)
 
 

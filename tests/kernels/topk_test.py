@@ -114,6 +114,12 @@ class TopKTest(parameterized.TestCase):
     self.assertFalse(jnp.isnan(values[0]).any())
     self.assertTrue(jnp.isnan(values[1]).any())
 
+  @parameterized.parameters(0, 3, 7)
+  def test_a_nan_is_found_anywhere_in_its_block(self, place):
+    a = jnp.asarray(numbers("normal", 3, 1000)).at[:, 8 + place].set(jnp.nan)
+    _, indices = jax.jit(partial(op.top_k, k=10))(a)
+    np.testing.assert_array_equal(indices[:, 0], 8 + place)
+
   def test_gradient_reaches_the_chosen_entries_alone(self):
     a = jnp.asarray(numbers("normal", 3, 500))
     weights = jnp.arange(1.0, 6.0)

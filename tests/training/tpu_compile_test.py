@@ -4,50 +4,35 @@ Skipped where libtpu is not installed (extra `aot`, in an environment of its
 own); a compilation takes about a minute.
 """
 
-import importlib.util
-import os
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from saejax.recipes import row_sparse
+from saejax.recipes import row_sparse, thresholds
 from saejax.training import sharding, step
 from saejax.training.recipe import Hyper
+from tests import tpu
 
-D, N, K, BATCH, MEMBERS = 768, 16384, 32, 4096, 2
-# Without them libtpu looks for the chips' own metadata server, or for a lock.
-SETTINGS = {
-  "TPU_SKIP_MDS_QUERY": "1",
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_WORKER_ID": "0",
-}
+D, N, K, BATCH, MEMBERS = 768, 32768, 32, 4096, 2
 
 
 class TpuCompileTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    if importlib.util.find_spec("libtpu") is None:
-      self.skipTest("libtpu is not installed (extra 'aot')")
-    for name, value in SETTINGS.items():
-      os.environ.setdefault(name, value)
-    self.topology = topologies.get_topology_desc("v5e:2x2", platform="tpu")
+    self.topology = tpu.topology("v5e")
 
-  @parameterized.parameters(((1, 2, 2),), ((2, 1, 2),))
-  def test_sparse_step_compiles_and_fits_on_four_chips(self, shape):
+  def compile(self, recipe, engine, shape):
+    """One step of two members on a mesh of ensemble, data and latent."""
     mesh = Mesh(
       np.array(self.topology.devices).reshape(shape),
       sharding.AXES,
       axis_types=(AxisType.Auto,) * 3,
     )
-    recipe = row_sparse.topk(D, N, K, dead_after_tokens=10**6, dtype="bfloat16")
 
     def init():
       keys = jax.random.split(jax.random.key(0), MEMBERS)
@@ -67,17 +52,40 @@ class TpuCompileTest(parameterized.TestCase):
     x = jax.ShapeDtypeStruct(
       (BATCH, D), jnp.bfloat16, sharding=sharding.rows_sharding(mesh)
     )
-    one_step = step.make_step(recipe, stacked=True, engine="sparse")
+    one_step = step.make_step(recipe, stacked=True, engine=engine)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      compiled = (
+      return (
         jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
         .lower(state, hyper, x)
         .compile()
       )
-    memory = compiled.memory_analysis()
+
+  def check(self, program, *kernels):
+    memory = program.memory_analysis()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     self.assertLess(used, 16e9)  # of a v5e chip
-    self.assertIn("all-gather", compiled.as_text())
+    for kernel in kernels:
+      self.assertIn(kernel, program.as_text())
+
+  @parameterized.parameters(((1, 2, 2),), ((2, 1, 2),))
+  def test_sparse_step_compiles_and_fits_on_four_chips(self, shape):
+    recipe = row_sparse.topk(D, N, K, dead_after_tokens=10**6, dtype="bfloat16")
+    program = self.compile(recipe, "sparse", shape)
+    self.check(program, "encode_candidates", "encode_largest")
+    self.assertIn("all-gather", program.as_text())
+
+  @parameterized.parameters(((1, 2, 2),), ((2, 1, 2),))
+  def test_jumprelu_step_compiles_and_fits_on_four_chips(self, shape):
+    recipe = thresholds.jumprelu(
+      D,
+      N,
+      coefficient=1e-3,
+      coefficient_warmup=0.0,
+      dead_after_tokens=10**6,
+      dtype="bfloat16",
+    )
+    program = self.compile(recipe, "dense", shape)
+    self.check(program, "jumprelu_forward", "jumprelu_backward")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ Penalty = Callable[[Record], Array]
 def l0(record: Record) -> Float[Array, "*b"]:
   """sum_i H(a_i - theta_i) of each row, with a gradient in theta alone.
 
-  For activations with `opened`, such as `sae.jumprelu.JumpReLU`.
+  For activations with `l0`, such as `sae.jumprelu.JumpReLU`.
 
   Args:
     record: the record of the batch.
@@ -30,7 +30,7 @@ def l0(record: Record) -> Float[Array, "*b"]:
     Rajamanoharan et al., Jumping Ahead, 2024, arXiv:2407.14435.
   """
   activation: Any = record.sae.activation
-  return jnp.sum(activation.opened(*_encoded(record)), axis=-1)
+  return activation.l0(*_encoded(record))
 
 
 def l0_target(target: float, scope: str = "batch") -> Penalty:

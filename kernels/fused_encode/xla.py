@@ -1,0 +1,88 @@
+"""Encoder and selection in plain JAX, a chunk of rows at a time."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from saejax.kernels.topk import xla as topk
+
+# Pre-activations in memory at once, on each device. On CPU they should stay in
+# cache between the matmul and the selection.
+CHUNK_BYTES = 1 << 28
+CPU_CHUNK_BYTES = 1 << 24
+
+Select = Callable[
+  [Float[Array, "b n"], int], tuple[Float[Array, "b k"], Int[Array, "b k"]]
+]
+
+
+def selection(*, ordered: bool, magnitude: bool) -> Select:
+  """The exact selection of the k largest entries of each row.
+
+  Args:
+    ordered: whether entries come largest first; else in index order.
+    magnitude: whether entries are ranked by |a|; values keep their signs.
+  """
+  select = topk.top_k if ordered else topk.top_k_set
+  return partial(_by_magnitude, select) if magnitude else select
+
+
+def _by_magnitude(select: Select, a: Float[Array, "b n"], k: int):
+  """A selection on |a|, with the signed values; -inf stays the smallest."""
+  _, indices = select(jnp.where(a > -jnp.inf, jnp.abs(a), a), k)
+  return jnp.take_along_axis(a, indices, axis=-1), indices
+
+
+def pre_activations(
+  x: Float[Array, "b d"], W: Float[Array, "n d"], b: Float[Array, "n"]
+) -> Float[Array, "b n"]:
+  """x W^T + b, accumulated in float32.
+
+  Args:
+    x: rows, in the dtype of W.
+    W: encoder rows.
+    b: biases, float32.
+  """
+  return jnp.matmul(x, W.T, preferred_element_type=jnp.float32) + b
+
+
+def encode_select(
+  x: Float[Array, "b d"],
+  W: Float[Array, "n d"],
+  b: Float[Array, "n"],
+  k: int,
+  *,
+  select: Select,
+) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+  """The k largest pre-activations of each row, with their latents.
+
+  Args:
+    x: rows, in the dtype of the matmul's operands.
+    W: encoder rows, in the same dtype.
+    b: biases, float32.
+    k: entries kept, at most n.
+    select: see `selection`.
+  """
+
+  def encode(x):
+    return select(pre_activations(x, W, b), k)
+
+  def in_chunks(chunk_bytes, x):
+    rows = x.shape[0]
+    chunks = -(-rows * W.shape[0] * 4 // chunk_bytes)
+    chunks = max(1, min(chunks, rows))  # one row may be larger than a chunk
+    while rows % chunks:
+      chunks += 1
+    if chunks == 1:
+      return encode(x)
+    out = jax.lax.map(encode, x.reshape(chunks, rows // chunks, -1))
+    return tuple(a.reshape(rows, k) for a in out)
+
+  return jax.lax.platform_dependent(
+    x,
+    cpu=partial(in_chunks, CPU_CHUNK_BYTES),
+    default=partial(in_chunks, CHUNK_BYTES),
+  )

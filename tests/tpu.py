@@ -1,0 +1,44 @@
+"""Compiles for TPUs on a machine without one, by libtpu alone."""
+
+import contextlib
+import importlib.util
+import os
+import unittest
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+# One topology of each kind of chip that kernels are compiled for.
+CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+# Without them libtpu looks for the chips' own metadata server, or for a lock.
+SETTINGS = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+}
+
+
+def topology(chip: str):
+  """The topology of a kind of chip; skips the test where libtpu is absent."""
+  if importlib.util.find_spec("libtpu") is None:
+    raise unittest.SkipTest("libtpu is not installed (extra 'aot', make aot)")
+  for name, value in SETTINGS.items():
+    os.environ.setdefault(name, value)
+  return topologies.get_topology_desc(CHIPS[chip], platform="tpu")
+
+
+def compiled(chip: str, f, *args: jax.ShapeDtypeStruct):
+  """f compiled for one chip of that kind."""
+  devices = topology(chip).devices
+  mesh = jax.sharding.Mesh(devices, ("chip",))
+  where = SingleDeviceSharding(devices[0])
+  args = tuple(
+    jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where) for a in args
+  )
+  # Without a mesh, kernels that ask for the kind of chip find the CPU.
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.sharding.use_abstract_mesh(mesh.abstract_mesh))
+    return jax.jit(f).lower(*args).compile()
