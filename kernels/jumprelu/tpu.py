@@ -90,16 +90,6 @@ def blocks(
   return None
 
 
-def fits(rows: int, n: int, d: int, sizes: Blocks) -> bool:
-  """Whether a shape is a whole number of blocks: nothing is padded.
-
-  Args:
-    rows, n, d: the shape.
-    sizes: block sizes.
-  """
-  return not (rows % sizes.rows or n % sizes.columns or d % LANES)
-
-
 def _up(size: int, multiple: int) -> int:
   return -(-size // multiple) * multiple
 

@@ -30,6 +30,8 @@ class TrainConfig:
   ema_decay: float | None = None  # of the average of weights kept; none: off
   dead_after_tokens: int = 0  # 0: 10 million or a tenth of the run, if less
   engine: Literal["auto", "dense", "sparse"] = "auto"  # auto: sparse if it can
+  # form of the kernels; auto: Pallas on a TPU where it is expected to pay
+  kernels: Literal["auto", "xla", "pallas"] = "auto"
   dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
   # how members are stepped; auto: chosen for the hardware
   members: Literal["auto", "in_turn", "stacked"] = "auto"

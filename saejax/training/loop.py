@@ -22,6 +22,7 @@ from jaxtyping import Array
 
 from saejax import interrupt, machine
 from saejax.data.batches import Batches
+from saejax.kernels import dispatch
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import groups
@@ -123,7 +124,7 @@ def train(
     source.sample(SAMPLE_ROWS) if sample is None else as_batch(sample)
   )
   step, seconds = 0, np.zeros(len(members), np.float32)
-  with contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as stack, dispatch.kernels(config.kernels):
     kept = None
     if folder is not None:
       ours = _fingerprint(fingerprint or {}, group, total_steps)

@@ -17,10 +17,12 @@ from saejax import interrupt
 from saejax.data.batches import StoreBatches
 from saejax.data.store import create
 from saejax.errors import InputError
+from saejax.kernels import dispatch
 from saejax.recipes import batch_sparse, row_sparse
 from saejax.sae import activations, budgets
 from saejax.training import log, loop
 from saejax.training.members import Member
+from saejax.training.recipe import Term
 from tests import toy
 
 D, N, ROWS, BATCH = 16, 64, 2_000, 64
@@ -139,6 +141,28 @@ class LoopTest(absltest.TestCase):
             self.train(f"{name}-{at}", broken, config=config)
           again = self.train(f"{name}-{at}", self.batches(store), config=config)
           self.assert_same(again, whole)
+
+  def test_steps_are_traced_under_the_setting_of_kernels(self):
+    traced = set()
+
+    def make(k):
+      def told(record):
+        traced.add(dispatch.current().kernels)
+        return record.forward.latents.sum()
+
+      terms = {"told": Term(fn=told, weight=0.0)}
+      made = recipe(k)
+      return dataclasses.replace(made, terms={**made.terms, **terms})
+
+    store = self.store(self.x)
+    for kernels in ("pallas", "xla"):
+      traced.clear()
+      config = {"kernels": kernels}
+      self.train(
+        kernels, self.batches(store), steps=2, make=make, config=config
+      )
+      self.assertEqual(traced, {kernels})
+    self.assertEqual(dispatch.current().kernels, "auto")
 
   def test_on_an_accelerator_k_that_is_no_limit_alone_is_trained_in_turn(self):
     store = self.store(self.x)

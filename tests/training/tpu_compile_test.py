@@ -13,6 +13,7 @@ from absl.testing import absltest, parameterized
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from saejax.kernels import dispatch
 from saejax.recipes import row_sparse, thresholds
 from saejax.training import sharding, step
 from saejax.training.recipe import Hyper
@@ -53,7 +54,8 @@ class TpuCompileTest(parameterized.TestCase):
       (BATCH, D), jnp.bfloat16, sharding=sharding.rows_sharding(mesh)
     )
     one_step = step.make_step(recipe, stacked=True, engine=engine)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    abstract_mesh = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    with abstract_mesh, dispatch.kernels("pallas"):
       return (
         jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
         .lower(state, hyper, x)
