@@ -1,5 +1,6 @@
 """`saejax.fit` and `saejax.fit_grid`: SAEs from rows in one call."""
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -18,7 +19,7 @@ from saejax.runs import inputs
 from saejax.sae import files
 from saejax.sae import prep as preps
 from saejax.sae.sae import SAE
-from saejax.training import loop
+from saejax.training import lock, loop
 from saejax.training.config import TrainConfig
 from saejax.training.members import Member
 from saejax.training.recipe import Recipe
@@ -89,7 +90,8 @@ def fit(
     The inference form, and its metrics on the held-out rows.
 
   Raises:
-    InputError: rows, sizes or arguments that cannot be trained, naming the one.
+    InputError: rows, sizes or arguments that cannot be trained, naming the one;
+      or another process uses run_dir, or another run is in it.
     FloatingPointError: the loss or the weights became not finite.
 
   >>> import jax, saejax
@@ -278,17 +280,19 @@ def _train(
   """
   steps = config.total_steps(0)
   source = rows.source(config, steps)
+  locked = contextlib.nullcontext() if folder is None else lock.RunLock(folder)
   try:
-    trained = loop.train(
-      make_recipe,
-      members,
-      source,
-      config=config,
-      total_steps=steps,
-      folder=folder,
-      fingerprint=None if folder is None else identity(),
-      stream=None if progress else io.StringIO(),
-    )
+    with locked:
+      trained = loop.train(
+        make_recipe,
+        members,
+        source,
+        config=config,
+        total_steps=steps,
+        folder=folder,
+        fingerprint=None if folder is None else identity(),
+        stream=None if progress else io.StringIO(),
+      )
   except loop.NonFiniteError as error:
     advice = "lower learning_rate" if error.rows_ok else "leave those rows out"
     raise FloatingPointError(f"{error}: {advice}") from error

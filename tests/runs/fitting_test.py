@@ -12,6 +12,7 @@ import saejax
 from saejax.data import streams
 from saejax.errors import InputError
 from saejax.recipes import row_sparse
+from saejax.training import lock
 from tests import shared, toy
 
 D, N = 16, 32
@@ -67,6 +68,11 @@ class FitTest(parameterized.TestCase):
     self.assertTrue(equal(whole[0], again[0]))
     with self.assertRaisesRegex(InputError, "holds a run"):
       saejax.fit(rows() + 1, k=4, run_dir=folder, **SETTINGS)
+
+  def test_a_folder_that_another_process_uses_is_refused(self):
+    folder = self.create_tempdir().full_path
+    with lock.RunLock(folder), self.assertRaisesRegex(InputError, "run_dir"):
+      saejax.fit(rows(), k=4, run_dir=folder, **SETTINGS)
 
   def test_a_built_recipe_is_taken_and_nothing_beside_it(self):
     recipe = row_sparse.topk(D, N, 3, dead_after_tokens=10_000)
