@@ -43,8 +43,7 @@ from saejax import config as flags
 
 VOLATILE = {"time", "times", "timing", "host", "versions", "seconds"}
 VOLATILE |= {"group_seconds", "environment", "run_dir", "dir", "sum", "after"}
-IGNORED = {".lock", "made.jsonl"}
-POINTS = ("points.json", "results.json")
+IGNORED, POINTS = {".lock", "made.jsonl"}, ("points.json", "results.json")
 WATCH_SECONDS = 0.05
 SIGNALS = ("SIGKILL", "SIGINT", "SIGHUP", "SIGTERM")
 PHASES = ("harvest", "training", "removal", "report")
@@ -320,7 +319,8 @@ def snapshot(folder: pathlib.Path, phase: str = "") -> set[Any]:
 
 def completed(run: pathlib.Path) -> set[str]:
   """The complete checkpoints of a run."""
-  return set(map(str, run.glob("**/checkpoints/*/sums.json")))
+  sums = (path for path in files(run) if path.name == "sums.json")
+  return {str(path) for path in sums if not path.parent.suffix}
 
 
 def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
