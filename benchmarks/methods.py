@@ -89,12 +89,46 @@ def read(folder: str, field: str, wanted: str) -> dict[str, Any]:
       if name in SETTINGS
     },
     "sites": {
-      site: {"rows": about["train_rows"], "held_out": about["held_out_rows"]}
+      site: {
+        "rows": about["train_rows"],
+        "held_out": about["held_out_rows"],
+        "commit": found["environment"]["commit"],
+      }
       for site, about in found["data"].items()
       if "train_rows" in about  # a group of several has none of its own
     },
     "machine": {name: found["environment"][name] for name in MACHINE},
   }
+
+
+def with_sites(
+  stored: Mapping[str, Any], run: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns a run's results, beside stored ones of sites that it lacks.
+
+  Raises:
+    InputError: the stored results have other settings.
+  """
+  for name in ("k", "n", "study"):
+    if stored and stored[name] != run[name]:
+      rule = f"must have the {name} of the stored results, {stored[name]}"
+      raise InputError(
+        "architectures", run[name], rule, "remove the stored file"
+      )
+  kept = [s for s in stored.get("summary", ()) if s["site"] not in run["sites"]]
+  sites = {**stored.get("sites", {}), **run["sites"]}
+  return {**run, "summary": [*run["summary"], *kept], "sites": sites}
+
+
+def older(of: Mapping[str, Any]) -> str:
+  """Says which sites were measured before results had a commit."""
+  sites = [name for name, site in of["sites"].items() if "commit" not in site]
+  if not sites:
+    return ""
+  return (
+    f" What was measured on {' and '.join(sites)} is of older runs: before "
+    "thresholds were estimated from rows and all dead latents were revived."
+  )
 
 
 def number(value: float | None, form: str = ".3f") -> str:
@@ -193,10 +227,8 @@ def text(found: Mapping[str, Any]) -> str:
       "Scope and Llama Scope are without their own.\n\n"
       "These are short runs of small SAEs, which compare the beginning of "
       "training. They do not show how the methods compare at the sizes and "
-      "budgets of their papers, or how methods with a final threshold compare "
-      "now that thresholds are estimated from rows and all dead latents are "
-      "revived (these runs are older). Differences of less than 5 % between "
-      "methods marked ² and the others cannot be judged.\n\n"
+      "budgets of their papers. Differences of less than 5 % between methods "
+      f"marked ² and the others cannot be judged.{older(of)}\n\n"
       f"{about(of)}\n\n{methods_table(of)}\n\n"
       "Command: `python experiments/architectures.py "
       "--flagfile=experiments/flags/architectures.flags`, with the other sites "
@@ -215,7 +247,7 @@ def text(found: Mapping[str, Any]) -> str:
       "is on the other side of the margin, and is undecided otherwise. Effects "
       "are differences of log FVU at equal held-out L0 unless the claim is "
       "about another quantity. Claims that the experiment cannot test have no "
-      "verdict.\n\n"
+      f"verdict.{older(of)}\n\n"
       f"{about(of)} On planted rows, and for claims about layers or the model's "
       f"own text, {of['planted']['steps']} batches.\n\n{claims_table(of)}\n\n"
       "Command: `python experiments/claims.py "
@@ -227,9 +259,8 @@ def text(found: Mapping[str, Any]) -> str:
 def main(config: Config) -> None:
   found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
   if config.architectures:
-    found["architectures"] = read(
-      config.architectures, "architectures", "summary"
-    )
+    run = read(config.architectures, "architectures", "summary")
+    found["architectures"] = with_sites(found.get("architectures", {}), run)
   if config.claims:
     found["claims"] = read(config.claims, "claims", "claims")
   durable.write_file(RESULTS, (json.dumps(found, indent=1) + "\n").encode())

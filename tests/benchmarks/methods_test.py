@@ -28,6 +28,22 @@ class MethodsTest(absltest.TestCase):
     for record in found["claims"]["claims"]:
       self.assertIn(record["verdict"], ("holds", "does not hold", "undecided"))
 
+  def test_a_run_replaces_its_own_sites_and_keeps_others(self):
+    methods = load()
+    stored = json.loads(methods.RESULTS.read_text())["architectures"]
+    (first, *others) = stored["sites"]
+    new = [{**s, "dead": 0.5} for s in stored["summary"] if s["site"] == first]
+    site = {**stored["sites"][first], "commit": "abc"}
+    run = {**stored, "summary": new, "sites": {first: site}}
+    found = methods.with_sites(stored, run)
+    self.assertEqual([*found["sites"]], [first, *others])
+    self.assertLen(found["summary"], len(stored["summary"]))
+    for s in found["summary"]:
+      self.assertEqual(s["dead"] == 0.5, s["site"] == first)
+    self.assertNotIn(first, methods.older(found))
+    with self.assertRaisesRegex(InputError, "architectures=.*the k of"):
+      methods.with_sites(stored, {**run, "k": [1]})
+
   def test_a_run_without_results_is_refused(self):
     folder = self.create_tempdir().full_path
     with self.assertRaisesRegex(InputError, "claims=.*finish that run"):
