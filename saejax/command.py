@@ -33,6 +33,9 @@ COMMANDS = {
 def module(name: str) -> Any:
   """Imports the module of a command.
 
+  Args:
+    name: name of the command, a key of `COMMANDS`.
+
   Raises:
     InputError: there is no such command.
   """

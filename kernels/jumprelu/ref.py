@@ -135,7 +135,10 @@ class Estimator:
 
 
 def autoencode(x, W_enc, b_enc, theta, W_dec, estimator: Estimator):
-  """x_hat = z W_dec, a = x W_enc^T + b_enc, z = jump(a), L0; x [b, d]."""
+  """x_hat = z W_dec, a = x W_enc^T + b_enc, z = jump(a), L0; x [b, d].
+
+  See `op.autoencode` for the arguments.
+  """
   how = dataclasses.astuple(estimator)
   a = jnp.matmul(x, W_enc.T, precision="highest") + b_enc
   z = jump(a, theta, *how)

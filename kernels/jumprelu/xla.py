@@ -61,6 +61,16 @@ def slopes(a, g_z, g_l0, theta, estimator: Estimator):
 
   da = H(a - theta) g_z  [+ K (theta g_z + g_l0) with ste_to_input]
   dtheta = -K (theta g_z + g_l0),  K = K((a - theta) / eps) / eps
+
+  Args:
+    a: pre-activations [b, n].
+    g_z: gradient in z, of the shape of a.
+    g_l0: gradient in L0, broadcastable to a.
+    theta: thresholds, broadcastable to a.
+    estimator: how derivatives in theta are estimated.
+
+  Returns:
+    da and dtheta, both of the shape of a and not summed over rows.
   """
   near = KERNELS[estimator.kernel](a - theta, estimator.eps)
   moved = near * (theta * g_z + g_l0)

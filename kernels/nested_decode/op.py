@@ -34,6 +34,14 @@ def squares(
   Differentiable in values, W and residual, not in weights; gradients are
   float32 whatever `dtype`, in which W's rows are read.
 
+  Args:
+    values: entries of the code, in the order of their ranks.
+    indices: row of W of each entry.
+    W: decoder, row i is latent i.
+    residual: target minus bias.
+    weights: weight of the prefix that ends at each rank.
+    dtype: dtype in which W's rows are read; sums are in float32.
+
   Raises:
     ValueError: the number of weights is not k.
   """

@@ -17,7 +17,10 @@ def squares(
   residual: Float[Array, "b d"],
   weights: Float[Array, "k"],
 ) -> Float[Array, "b"]:
-  """sum_j weights[j] |residual[b] - sum_{t<=j} values[b, t] W[i_bt]|^2."""
+  """sum_j weights[j] |residual[b] - sum_{t<=j} values[b, t] W[i_bt]|^2.
+
+  See `op.squares` for the arguments.
+  """
   rows = jnp.where(values[..., None] != 0, W[indices], 0)
   partial = jnp.cumsum(values[..., None] * rows, axis=1)
   errors = jnp.sum(jnp.square(residual[:, None] - partial), axis=-1)

@@ -27,7 +27,15 @@ def forward(
   residual: Float[Array, "b d"],
   weights: Float[Array, "k"],
 ) -> tuple[Float[Array, "b"], Float[Array, "b d"]]:
-  """The weighted errors of each row, and what all ranks together leave."""
+  """The weighted errors of each row, and the residual after all ranks.
+
+  Args:
+    values: entries of the code, in the order of their ranks.
+    indices: latent of each entry.
+    take: gathers rows of W by latent, in float32.
+    residual: target minus bias.
+    weights: weight of the prefix that ends at each rank.
+  """
 
   def step(carry, rank):
     r, total = carry
@@ -55,6 +63,14 @@ def backward(
 
   With r_j what the first j ranks leave and S_t = 2 g sum_{j>=t} weights_j r_j:
       d value_t = -<S_t, W[i_t]>,  d W[i_t] -= value_t S_t,  d residual = S_1
+
+  Args:
+    values, indices, take: as for `forward`.
+    add: adds rows to d_W by latent, and returns the sum.
+    d_W: initial value of the gradient of W, float32.
+    rest: residual after all ranks, from `forward`.
+    weights: as for `forward`.
+    g: gradient in each row's error.
   """
 
   def step(carry, rank):

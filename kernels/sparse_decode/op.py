@@ -34,6 +34,12 @@ def decode(
   Entries of value 0 are absent, whatever their index and W's row hold.
   Differentiable in values and W; gradients are float32 whatever `dtype`, in
   which W's rows are read.
+
+  Args:
+    values: entries of the code; 0 where absent.
+    indices: row of W of each entry.
+    W: dense matrix, row i is latent i.
+    dtype: dtype in which W's rows are read.
   """
   k = values.shape[-1]
   rows = _decode(values.reshape(-1, k), indices.reshape(-1, k), W, dtype)
@@ -61,7 +67,17 @@ _decode.defvjp(_decode_forward, _decode_backward)
 
 
 def decode_rows(values, indices, W, implementation: str = "xla"):
-  """`decode` of flat rows [b, k], without a gradient of its own."""
+  """`decode` of flat rows [b, k], without a gradient of its own.
+
+  Args:
+    values: entries of the code [b, k]; 0 where absent.
+    indices: row of W of each entry [b, k].
+    W: dense matrix [n, d], in the dtype to read it in.
+    implementation: "ref" or "xla".
+
+  Returns:
+    The sums [b, d], in float32.
+  """
   run = IMPLEMENTATIONS[implementation].decode
   data, latent = _axes(values.shape[0], W.shape[0])
   if not (data or latent):
@@ -76,7 +92,17 @@ def decode_rows(values, indices, W, implementation: str = "xla"):
 
 
 def sampled_product(g, W, indices, implementation: str = "xla"):
-  """<g[b], W[indices[b, j]]> for flat rows, in float32."""
+  """<g[b], W[indices[b, j]]> for flat rows, in float32.
+
+  Args:
+    g: rows [b, d].
+    W: dense matrix [n, d], in the dtype of g.
+    indices: rows of W to multiply with each row of g [b, k].
+    implementation: "ref" or "xla".
+
+  Returns:
+    The products [b, k].
+  """
   run = IMPLEMENTATIONS[implementation].sampled_product
   data, latent = _axes(g.shape[0], W.shape[0])
   if not (data or latent):
@@ -91,7 +117,18 @@ def sampled_product(g, W, indices, implementation: str = "xla"):
 
 
 def scatter_rows(values, indices, y, n: int, implementation: str = "xla"):
-  """Row i: the sum of values[b, j] y[b] where indices = i, in float32."""
+  """Row i: the sum of values[b, j] y[b] where indices = i, in float32.
+
+  Args:
+    values: factors [b, k]; 0 where absent.
+    indices: row of the result of each entry [b, k].
+    y: rows to scatter [b, d].
+    n: number of rows of the result.
+    implementation: "ref" or "xla".
+
+  Returns:
+    The sums [n, d].
+  """
   run = IMPLEMENTATIONS[implementation].scatter_rows
   data, latent = _axes(values.shape[0], n)
   if not (data or latent):

@@ -13,7 +13,10 @@ HIGHEST = jax.lax.Precision.HIGHEST
 def decode(
   values: Float[Array, "b k"], indices: Int[Array, "b k"], W: Array
 ) -> Float[Array, "b d"]:
-  """sum_j values[b, j] W[indices[b, j]]."""
+  """sum_j values[b, j] W[indices[b, j]].
+
+  See `op.decode_rows` for the arguments.
+  """
   rows = jnp.where(values[..., None] != 0, W[indices], 0)
   return jnp.einsum("bk,bkd->bd", values, rows, precision=HIGHEST)
 
@@ -21,7 +24,10 @@ def decode(
 def sampled_product(
   g: Float[Array, "b d"], W: Float[Array, "n d"], indices: Int[Array, "b k"]
 ) -> Float[Array, "b k"]:
-  """<g[b], W[indices[b, j]]>."""
+  """<g[b], W[indices[b, j]]>.
+
+  See `op.sampled_product` for the arguments.
+  """
   return jnp.einsum("bd,bkd->bk", g, W[indices], precision=HIGHEST)
 
 
@@ -31,7 +37,10 @@ def scatter_rows(
   y: Float[Array, "b d"],
   n: int,
 ) -> Float[Array, "n d"]:
-  """Row i: the sum of values[b, j] y[b] over all (b, j) with indices = i."""
+  """Row i: the sum of values[b, j] y[b] over all (b, j) with indices = i.
+
+  See `op.scatter_rows` for the arguments.
+  """
   z = jax.vmap(lambda v, i: jnp.zeros((n,), v.dtype).at[i].add(v))(
     values, indices
   )

@@ -23,7 +23,10 @@ def decode(
   indices: Int[Array, "b k"],
   W: Float[Array, "n d"],
 ) -> Float[Array, "b d"]:
-  """sum_j values[b, j] W[indices[b, j]] in float32."""
+  """sum_j values[b, j] W[indices[b, j]] in float32.
+
+  See `op.decode_rows` for the arguments.
+  """
   padding = -values.shape[1] % GROUP
   values = jnp.pad(values, ((0, 0), (0, padding)))
   indices = jnp.pad(indices, ((0, 0), (0, padding)))
@@ -44,7 +47,10 @@ def decode(
 def sampled_product(
   g: Float[Array, "b d"], W: Float[Array, "n d"], indices: Int[Array, "b k"]
 ) -> Float[Array, "b k"]:
-  """<g[b], W[indices[b, j]]> in float32."""
+  """<g[b], W[indices[b, j]]> in float32.
+
+  See `op.sampled_product` for the arguments.
+  """
 
   def product(g, indices):
     w = jnp.take(W, indices, axis=0, mode="clip")
@@ -72,7 +78,10 @@ def scatter_rows(
   y: Float[Array, "b d"],
   n: int,
 ) -> Float[Array, "n d"]:
-  """Row i: the sum of values[b, j] y[b] over all (b, j) with indices = i."""
+  """Row i: the sum of values[b, j] y[b] over all (b, j) with indices = i.
+
+  See `op.scatter_rows` for the arguments.
+  """
 
   def add(total, chunk):
     v, i, y = chunk

@@ -63,7 +63,17 @@ def _top_k_jvp(k, implementation, primals, tangents):
 
 
 def select_on_shard(a, *, select, k: int, axis: str | None):
-  """Exact top-k of rows whose columns are split over `axis`; in shard_map."""
+  """Exact top-k of rows whose columns are split over `axis`; in shard_map.
+
+  Args:
+    a: local columns of the scores [b, n / shards].
+    select: selection of the k largest of each row.
+    k: entries kept, at most n.
+    axis: mesh axis over which columns are split; None if they are not.
+
+  Returns:
+    (values, indices), both [b, k], with the indices over all shards.
+  """
   local = a.shape[-1]
   values, indices = select(a, min(k, local))
   return of_all_shards(values, indices, local, select=select, k=k, axis=axis)

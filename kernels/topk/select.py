@@ -84,6 +84,9 @@ def word_bits(shape: tuple[int, ...]) -> int:
   As many as leave room for the sum of one low word for each line along the
   last axis.
 
+  Args:
+    shape: sizes of the axes over which entries are counted.
+
   Raises:
     NotImplementedError: a line, or the high word, would exceed its int32.
   """
@@ -97,7 +100,12 @@ def word_bits(shape: tuple[int, ...]) -> int:
 
 
 def words(count: Array, bits: int) -> Count:
-  """Splits a count; floats are rounded down, and clipped to [0, 2^(bits+30)]."""
+  """Splits a count; floats are rounded down, and clipped to [0, 2^(bits+30)].
+
+  Args:
+    count: whole numbers or floats, of any shape.
+    bits: bits of the low word, see `word_bits`.
+  """
   if jnp.issubdtype(count.dtype, jnp.floating):
     # Products with powers of two are exact, and so is what floor leaves.
     count = jnp.clip(count.astype(jnp.float32), 0, 2.0 ** (bits + 30))
@@ -109,21 +117,40 @@ def words(count: Array, bits: int) -> Count:
 
 
 def add(lines: Int[Array, "..."], axes: tuple[int, ...], bits: int) -> Count:
-  """The sum of non-negative counts over `axes`, which are kept with size 1."""
+  """The sum of non-negative counts over `axes`, which are kept with size 1.
+
+  Args:
+    lines: counts below 2^30, int32.
+    axes: axes to sum over.
+    bits: bits of the low word, see `word_bits`.
+  """
   high = jnp.sum(lines >> bits, axes, dtype=jnp.int32, keepdims=True)
   low = jnp.sum(lines & ((1 << bits) - 1), axes, dtype=jnp.int32, keepdims=True)
   return _carried(high, low, bits)
 
 
 def before(lines: Int[Array, "..."], axis: int, bits: int) -> Count:
-  """The sum of the counts in front of each one along `axis`."""
+  """The exclusive cumulative sum of the counts along `axis`.
+
+  Args:
+    lines: counts below 2^30, int32.
+    axis: axis to sum along.
+    bits: bits of the low word, see `word_bits`.
+  """
   high, low = lines >> bits, lines & ((1 << bits) - 1)
   sums = lambda part: jnp.cumsum(part, axis=axis) - part
   return _carried(sums(high), sums(low), bits)
 
 
 def left(wanted: Count, taken: Count, most: int, bits: int) -> Int[Array, ""]:
-  """wanted - taken, clipped to [0, most]."""
+  """wanted - taken, clipped to [0, most].
+
+  Args:
+    wanted: minuend.
+    taken: subtrahend, broadcastable to it.
+    most: upper bound of the result, below 2^30.
+    bits: bits of the low word, see `word_bits`.
+  """
   high, low = _minus(wanted, taken, bits)
   whole = jnp.clip(high, 0, most >> bits) << bits
   inside = jnp.minimum(whole + low, most)

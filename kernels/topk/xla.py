@@ -80,7 +80,11 @@ _GROUP = 16  # entries whose prefix sums are taken together
 
 
 def ordered_ints(a: Float[Array, "b n"]) -> Int[Array, "b n"]:
-  """Integers in the order of the floats; its own inverse up to the cast."""
+  """Integers in the order of the floats; its own inverse up to the cast.
+
+  Args:
+    a: floats, in float32.
+  """
   bits = jax.lax.bitcast_convert_type(a, jnp.int32)
   return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 

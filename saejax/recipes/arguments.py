@@ -122,7 +122,11 @@ def of(recipe: str | Function) -> tuple[fields.Leaf, ...]:
 
 
 def saes(recipe: str | Function) -> tuple[str, ...]:
-  """Names the arguments that are SAEs, given by their folders as flags."""
+  """Names the arguments that are SAEs, given by their folders as flags.
+
+  Args:
+    recipe: its name, see `find`, or its function.
+  """
   fn = find(recipe) if isinstance(recipe, str) else recipe
   hints = typing.get_type_hints(fn)
   names = [p.name for p in _parameters(fn) if p.name in hints]
@@ -134,7 +138,14 @@ def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def docs(fn: Callable[..., Any]) -> dict[str, str]:
-  """Maps each argument to its entry in the docstring's Args, as one line."""
+  """Maps each argument to its entry in the docstring's Args, as one line.
+
+  Args:
+    fn: a function with a docstring in Google style.
+
+  Returns:
+    The entries by argument; empty where the docstring has no Args.
+  """
   lines = (inspect.getdoc(fn) or "").splitlines()
   if "Args:" not in lines:
     return {}
@@ -152,7 +163,11 @@ def docs(fn: Callable[..., Any]) -> dict[str, str]:
 
 
 def having(argument: str) -> list[str]:
-  """Names of the recipes with an argument."""
+  """Names of the recipes with an argument.
+
+  Args:
+    argument: name of the argument.
+  """
   return [
     name
     for name, method in catalogue.METHODS.items()
@@ -189,6 +204,10 @@ def make(
 def check_names(recipe: str | Function, names: Sequence[str] | Mapping) -> None:
   """Checks the names of arguments passed to a recipe.
 
+  Args:
+    recipe: its name, see `find`, or its function.
+    names: names of the arguments, or their values by name.
+
   Raises:
     InputError: the recipe has no such argument, or a required one is missing.
   """
@@ -207,7 +226,11 @@ def check_names(recipe: str | Function, names: Sequence[str] | Mapping) -> None:
 
 
 def elsewhere(argument: str) -> str:
-  """Names the recipes that have an argument, in a clause for messages."""
+  """Names the recipes that have an argument, in a clause for messages.
+
+  Args:
+    argument: name of the argument.
+  """
   others = having(argument)
   if not others:
     return "no recipe has it"

@@ -318,8 +318,14 @@ def _check(options: Mapping[str, Any]) -> None:
 
 
 def check_no_prep(name: str, options: Options) -> None:
-  """Checks that no prep, nor what takes its place, is passed to a method with
-  its own prep.
+  """Checks that a method with its own prep is not given another.
+
+  Args:
+    name: name of the method, for the error.
+    options: options of the run.
+
+  Raises:
+    InputError: `prep` or `residual_of` is among the options.
   """
   for other in ("prep", "residual_of"):
     if other in options:

@@ -78,7 +78,15 @@ def check_fraction(field: str, value: float) -> None:
 
 
 def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
-  """Checks that a name is in a list."""
+  """Checks that a name is in a list.
+
+  Args:
+    field, value: name of the argument, and its value.
+    choices: the allowed values.
+
+  Raises:
+    InputError: the value is not one of the choices.
+  """
   known = list(choices)
   if value not in known:
     rule = f"must be one of {', '.join(known)}"
