@@ -232,7 +232,12 @@ class Ranked(Activation):
     return self.replace(budget=self.budget.with_k(k))
 
   def chosen(self, pre: Pre, ctx: Context) -> Bool[Array, "*b n"]:
-    """Which entries are kept; those that are not positive give 0 under relu."""
+    """The mask of kept entries; non-positive ones still give 0 under relu.
+
+    Args:
+      pre: pre-activations, from which scores are computed.
+      ctx: context of the pass; its batch's weights exclude rows.
+    """
     score = SCORES[self.score](pre, ctx)
     count = self.budget(pre, ctx)
     if self.scope == "row":

@@ -34,7 +34,11 @@ class BiasGate(Activation):
   form: str = flax.struct.field(pytree_node=False, default="jump")
 
   def gate(self, pre: Pre) -> Float[Array, "*b n"]:
-    """y."""
+    """The gate y = a + b, with no gradient in b.
+
+    Args:
+      pre: pre-activations; only `a` is read.
+    """
     return pre.a + jax.lax.stop_gradient(self.b)
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:

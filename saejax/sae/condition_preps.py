@@ -226,7 +226,14 @@ class Sinusoidal(Part):
     return gamma, beta
 
   def embed(self, cond: Array) -> Float[Array, "*b e"]:
-    """s(t)."""
+    """The cosines, then the sines, of t: s(t).
+
+    Args:
+      cond: conditions [*b], timesteps or times in [0, 1].
+
+    Raises:
+      InputError: `continuous`, and the conditions have an integer dtype.
+    """
     if self.continuous:
       check_times(cond)
     half = self.W_1.shape[-1] // 2

@@ -178,6 +178,11 @@ class Affine(Linear):
   b: Float[Array, "n"]
 
   def width(self, decoder) -> int:
+    """Width d of the rows of W.
+
+    Args:
+      decoder: the SAE's decoder; not read.
+    """
     del decoder
     return self.W.shape[-1]
 

@@ -156,6 +156,9 @@ def about(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def content(folder: str | os.PathLike[str]) -> str:
   """SHA-256 of the parts and arrays of a saved SAE, its metadata left out.
 
+  Args:
+    folder: folder given to `save`.
+
   Raises:
     InputError: as for `load`.
   """

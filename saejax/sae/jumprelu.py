@@ -69,13 +69,23 @@ class JumpReLU(Activation):
     return Pre(a=a, l0=l0), z, x_hat
 
   def l0(self, pre: Pre, ctx: Context) -> Float[Array, "*b"]:
-    """sum_i H(a_i - theta_i) of each row, with a gradient in theta."""
+    """sum_i H(a_i - theta_i) of each row, with a gradient in theta.
+
+    Args:
+      pre: pre-activations, with L0 where an op counted it.
+      ctx: context of the pass.
+    """
     if pre.l0 is None or self.post_jump:
       return jnp.sum(self.opened(pre, ctx), axis=-1)
     return pre.l0
 
   def opened(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
-    """H(a - theta): 1 where a latent is on, with a gradient in theta."""
+    """H(a - theta): 1 where a latent is on, with a gradient in theta.
+
+    Args:
+      pre: pre-activations.
+      ctx: context of the pass.
+    """
     a = self(pre, ctx) if self.post_jump else pre.a
     return step(a, self.theta, *self._estimator)
 

@@ -77,7 +77,12 @@ class Kron(encoders.Encoder):
   def units(
     self, x: Float[Array, "*b d"], ctx: Context
   ) -> tuple[Float[Array, "*b h m"], Float[Array, "*b h q"]]:
-    """p and s."""
+    """The activations p of the base units and s of the extension units.
+
+    Args:
+      x: prepared activations.
+      ctx: context of the pass.
+    """
     x = x - ctx.b_pre
 
     def heads(W, b):

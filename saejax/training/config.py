@@ -79,7 +79,10 @@ class TrainConfig:
       raise InputError("epochs", self.epochs, rule, "give one of the two")
 
   def total_steps(self, rows: int) -> int:
-    """Batches of a run on so many rows.
+    """Number of batches of a run.
+
+    Args:
+      rows: number of rows in one epoch; not read where `steps` is given.
 
     Raises:
       InputError: the warmup is longer.
@@ -104,7 +107,11 @@ class TrainConfig:
     return found
 
   def rate(self, n: int) -> float:
-    """Peak learning rate of an SAE with n latents, for methods of rate 1."""
+    """Peak learning rate of an SAE with n latents, for methods of rate 1.
+
+    Args:
+      n: number of latents.
+    """
     return schedules.learning_rate_for(
       n,
       base=self.learning_rate,

@@ -84,7 +84,13 @@ def fit(
 def member(
   seed: int = 0, *, learning_rate: float = 3e-3, **arguments: Any
 ) -> Member:
-  """A member by its seed, with its own arguments of the recipe."""
+  """Builds a member from its seed, with its own arguments of the recipe.
+
+  Args:
+    seed: seed of the initial weights.
+    learning_rate: peak learning rate.
+    **arguments: arguments of the recipe, by name.
+  """
   return Member(
     seed=seed,
     learning_rate=learning_rate,

@@ -35,24 +35,63 @@ class Stacks:
     self.put = groups[0].put
 
   def check(self, fields: tuple[str, ...]) -> None:
+    """Checks that every group can use the batches.
+
+    Args:
+      fields: names of the fields of the batches.
+
+    Raises:
+      InputError: as for `Recipe.check`.
+    """
     for group in self._groups:
       group.check(fields)
 
   def init(self, sample: Any = None) -> tuple[Any, ...]:
+    """The states of each group before the first step.
+
+    Args:
+      sample: raw rows [s, d] or a batch for the initial weights; None for none.
+    """
     return tuple(group.init(sample) for group in self._groups)
 
   def run(self, states: Any, batches: Sequence[Batch]) -> tuple[Any, Any, Any]:
+    """Steps every group on some batches; see `Group.run`.
+
+    Args:
+      states: states of each group; donated.
+      batches: batches on the devices.
+
+    Returns:
+      The new states and the metrics of each group, and the seconds of each
+      member [members].
+    """
     return _joined(group.run(own, batches) for group, own in self._each(states))
 
   def run_drawn(
     self, states: Any, draw: Any, start: int, stop: int
   ) -> tuple[Any, Any, Any]:
+    """Steps every group on batches made on the device; see `Group.run_drawn`.
+
+    Args:
+      states: states of each group; donated.
+      draw: maps the step to a batch.
+      start: first step.
+      stop: step after the last.
+
+    Returns:
+      As `run`, with the metrics on the host.
+    """
     return _joined(
       group.run_drawn(own, draw, start, stop)
       for group, own in self._each(states)
     )
 
   def by_member(self, metrics: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Metrics on the host, [steps, members] each; NaN where a group has none.
+
+    Args:
+      metrics: metrics of each group, from `run`.
+    """
     found = [group.by_member(own) for group, own in self._each(metrics)]
     names = dict.fromkeys(name for own in found for name in own)
     absent = [np.full_like(own["loss"], np.nan) for own in found]
@@ -65,6 +104,11 @@ class Stacks:
     }
 
   def member_states(self, states: Any) -> list[step.TrainState]:
+    """The state of each member, in order.
+
+    Args:
+      states: states of each group.
+    """
     return [
       state
       for group, own in self._each(states)
@@ -72,11 +116,22 @@ class Stacks:
     ]
 
   def trained(self, states: Any) -> list[tuple[SAE, Stats]]:
+    """The training form and the statistics of each member, in order.
+
+    Args:
+      states: states of each group.
+    """
     return [
       form for group, own in self._each(states) for form in group.trained(own)
     ]
 
   def saes(self, states: Any, rows: RowSource | None = None) -> list[SAE]:
+    """The inference form of each member, in order.
+
+    Args:
+      states: states of each group.
+      rows: source of training rows for calibration; None for none.
+    """
     return [
       sae for group, own in self._each(states) for sae in group.saes(own, rows)
     ]
@@ -154,6 +209,10 @@ def build(
 def check_source(source: Source, mesh: Any) -> None:
   """Refuses rows that are drawn on one device where there is a mesh.
 
+  Args:
+    source: source of the rows.
+    mesh: the device mesh.
+
   Raises:
     InputError: see above.
   """
@@ -174,6 +233,12 @@ def dispatch_steps(
   How often checkpoints are saved must not decide which program runs a step.
   Where every number of steps is the same program, a call also ends where a
   checkpoint is due.
+
+  Args:
+    step: number of completed steps.
+    total_steps: steps of the whole run.
+    config: settings of the run: steps per dispatch and between checkpoints.
+    source: source of the rows.
   """
   at_once = config.steps_per_dispatch or source.steps_per_dispatch
   count = min(at_once - step % at_once, total_steps - step)
@@ -183,7 +248,14 @@ def dispatch_steps(
 
 
 def settings(members: Sequence[Member]) -> list[Mapping[str, Any]]:
-  """The members as JSON-able settings."""
+  """The members as JSON-able settings.
+
+  Args:
+    members: the members.
+
+  Returns:
+    One mapping per member: its fields, with its arguments by name.
+  """
   return [
     {**vars(member), "arguments": dict(member.arguments)} for member in members
   ]

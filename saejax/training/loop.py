@@ -178,7 +178,11 @@ def train(
 
 
 def remove_checkpoints(folder: str | os.PathLike[str]) -> None:
-  """Removes the checkpoints of a run whose results are kept elsewhere."""
+  """Removes the checkpoints of a run whose results are kept elsewhere.
+
+  Args:
+    folder: folder of the run; one without checkpoints is left as it is.
+  """
   path = pathlib.Path(folder) / CHECKPOINTS
   trash = path.with_name(CHECKPOINTS + ".removed")
   shutil.rmtree(trash, ignore_errors=True)

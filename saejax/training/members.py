@@ -114,14 +114,25 @@ class Group:
     return {jax.eval_shape(draw, jax.random.key(0)).n for draw in draws}
 
   def check(self, fields: tuple[str, ...]) -> None:
-    """Refuses streams and numbers of members that the method cannot use."""
+    """Checks that the method can use the stream and the number of members.
+
+    Args:
+      fields: names of the fields of the batches.
+
+    Raises:
+      InputError: as for `Recipe.check`.
+    """
     for recipe in self._recipes.values():
       recipe.check(fields, len(self.members))
 
   def init(
     self, sample: Float[Array, "s d"] | Batch | None = None
   ) -> tuple[step.TrainState, ...]:
-    """States before the first step: one per member, or one stack of all."""
+    """States before the first step: one per member, or one stack of all.
+
+    Args:
+      sample: raw rows or a batch for the initial weights; None for none.
+    """
     keys = [jax.random.key(member.seed) for member in self.members]
     # The sample is an argument: a constant would be folded while compiling.
     start = {
@@ -144,14 +155,22 @@ class Group:
     )
 
   def shardings(self, states: Any) -> tuple[Any, ...]:
-    """Where each leaf of the states lies."""
+    """The sharding of each leaf of the states.
+
+    Args:
+      states: states from `init`, or their shapes.
+    """
     return tuple(
       sharding.state_shardings(self.mesh, s, stacked=self.stacked)
       for s in states
     )
 
   def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
-    """A batch on the devices; what is not a field of `Batch` stays behind."""
+    """Places a batch on the devices; entries that `Batch` lacks are dropped.
+
+    Args:
+      batch: arrays by field, equally many rows each.
+    """
     return jax.device_put(as_batch(batch), sharding.rows_sharding(self.mesh))
 
   def run(
@@ -248,6 +267,9 @@ class Group:
     """Metrics on the host, [steps, members] each.
 
     NaN stands for a metric that a member's loss does not have.
+
+    Args:
+      metrics: metrics from `run` or `run_drawn`.
     """
     host = jax.device_get(list(metrics))
     if self.stacked:
@@ -257,7 +279,11 @@ class Group:
   def member_states(
     self, states: tuple[step.TrainState, ...]
   ) -> list[step.TrainState]:
-    """The state of each member on its own."""
+    """The state of each member on its own.
+
+    Args:
+      states: states from `init` or `run`.
+    """
     if not self.stacked:
       return list(states)
     count = len(self.members)
@@ -269,6 +295,9 @@ class Group:
     """The training form of each member: averaged weights, and statistics.
 
     A selection over the batch is still one, with the member's own k.
+
+    Args:
+      states: states from `init` or `run`.
     """
     found = []
     for member, state in zip(
@@ -285,7 +314,12 @@ class Group:
     states: tuple[step.TrainState, ...],
     rows: RowSource | None = None,
   ) -> list[SAE]:
-    """The inference form of each member, from training rows."""
+    """The inference form of each member.
+
+    Args:
+      states: states from `init` or `run`.
+      rows: source of training rows for calibration; None for none.
+    """
     return [
       self._recipe(member).finish(sae, stats, rows)
       for member, (sae, stats) in zip(

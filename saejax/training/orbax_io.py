@@ -157,4 +157,9 @@ class NotOfOrbax(logging.Filter):
   """Filters Orbax's routine log records and errors that are raised anyway."""
 
   def filter(self, record: logging.LogRecord) -> bool:
+    """Whether a record is kept: whether it comes from outside Orbax.
+
+    Args:
+      record: the log record.
+    """
     return "orbax" not in record.pathname
