@@ -1,12 +1,10 @@
 """Converts frozen config dataclasses to absl flags and back.
 
 A config is a frozen, keyword-only dataclass; a field may be another config.
-Every leaf field becomes one flag under its dotted name, so that
-`--train.batch_rows=2048` is equivalent to
+Each leaf field is one flag under its dotted name: `--train.batch_rows=2048` is
 `Config(train=Train(batch_rows=2048))`. A run writes all its flags to a file,
-and `--flagfile=run.flags` gives an equal config again. Types: int, float, bool,
-str, Literal, tuples and Optional of those (`none` is None). Ranges belong to
-each config's `__post_init__`.
+and `--flagfile=run.flags` gives an equal config. Types: int, float, bool, str,
+Literal, tuples, Optional (`none`) of those; `__post_init__` checks the ranges.
 """
 
 import contextlib
@@ -44,8 +42,7 @@ def define(
   """Defines one flag for every leaf field of `config_cls`.
 
   Args:
-    config_cls: the dataclass.
-    flag_values: flags to define them in.
+    config_cls, flag_values: the dataclass, and the flags to define them in.
     prefix: prefix of the names, e.g. "train.".
 
   Raises:
@@ -61,6 +58,9 @@ def define(
 
 def widened(config_cls: type, argv: Sequence[str]) -> type:
   """Returns the config class with the fields that a command line selects.
+
+  Args:
+    config_cls, argv: the class, and the command line with the program first.
 
   Raises:
     InputError: there is no such choice, see `choices`.
@@ -87,9 +87,11 @@ def from_flags(
 ) -> Config:
   """Builds the config from the flags.
 
+  Args:
+    config_cls, flag_values, prefix: as for `define`.
+
   Raises:
-    InputError: a flag without default was not given, or a config refused its
-      values; the field is the full dotted name either way.
+    InputError: a missing or refused value; its field is the full dotted name.
   """
   values = {}
   for field, kind in fields.typed(config_cls):
@@ -125,14 +127,12 @@ def write(
 
   Args:
     path: the file, in the run folder; it appears whole or not at all.
-    config: an instance of a config dataclass.
-    omit: names of flags that are left out.
+    config, omit: an instance of a config class, and names of flags left out.
 
   Raises:
-    InputError: a value would not come back equal from a flagfile: a string
-      with a line break or blanks at its edges, a comma inside a tuple of
-      strings, a value of another type than the field's; or the file cannot be
-      written. Nothing is written.
+    InputError: a value would not be read back equal (a line break, blanks at
+      its edges, a comma in a tuple of strings, another type), or the file
+      cannot be written. Nothing is written.
   """
   lines = [
     _line(leaf, config) + "\n"
@@ -151,14 +151,12 @@ def run(
 ) -> None:
   """Runs a script: flags from the command line, then `main(config)`.
 
-  Invalid input prints one line with flag, value, rule and remedy on stderr and
-  exits with code 2. Any other exception prints one line with the file of its
-  traceback and exits with code 1. SIGINT, SIGTERM and SIGHUP print one line and
-  exit with code 128 + signal; see `interrupt`.
+  Each failure prints one line on stderr. Invalid input (flag, value, rule and
+  remedy) exits with code 2, any other exception (file of its traceback) with 1,
+  SIGINT, SIGTERM and SIGHUP with 128 + signal; see `interrupt`.
 
   Args:
-    main: the script, which returns the exit code.
-    config_cls: the config that the script takes.
+    main, config_cls: the script, which returns the exit code, and its config.
     argv: the command line, with the program first; by default `sys.argv`.
   """
   with _one_line():
@@ -243,13 +241,11 @@ def parse(
   """Parses a command line, with the program's name first.
 
   Args:
-    argv: the command line.
-    flag_values: the flags that there are.
+    argv, flag_values: the command line, and the flags that there are.
     explain: from an unknown flag to rule and remedy, "" where there is none.
 
   Raises:
-    InputError: an unknown flag, a value that does not parse, a flagfile that
-      cannot be read, an argument that is not a flag.
+    InputError: unknown flag, bad value, unreadable flagfile, stray argument.
   """
   given = [a for a in argv[1:] if re.match(r"--?flagfile(=|$)", a)]
   flagfile = given[-1].partition("=")[2] if given else ""
@@ -324,7 +320,11 @@ def _suggestion(name: str, names: list[str]) -> str:
 
 
 def usage(config_cls: type, doc: str | None, program: str) -> str:
-  """Returns the text of --help: the program's docstring and all flags."""
+  """Returns the text of --help: the program's docstring and all flags.
+
+  Args:
+    config_cls, doc, program: config class, docstring and path of the program.
+  """
   program = os.path.basename(program)
   lines = [
     (doc or "").strip(),

@@ -66,6 +66,9 @@ class Record(flax.struct.PyTreeNode):
 
     A branch chosen by it is the same for all of them; one chosen by their own
     counts would be computed with all other branches.
+
+    Args:
+      count: this member's count.
     """
     return jax.lax.pmax(count, MEMBERS) if self.stacked else count
 

@@ -82,7 +82,18 @@ class RunFolder:
     source: Source,
     rating: float | None,
   ) -> None:
-    """Saves a checkpoint in the background."""
+    """Saves a checkpoint in the background.
+
+    Args:
+      step: number of completed steps.
+      states: states of all members.
+      seconds: training time of each member, in seconds.
+      source: source whose position is saved.
+      rating: held-out metric, lower is better; None if there is none.
+
+    Raises:
+      InputError: the disk is full, for this save or the one before.
+    """
     state = {"members": states, "seconds": jnp.asarray(seconds)}
     self._checkpoints.save(step, state, source, metric=rating)
 

@@ -75,7 +75,11 @@ class Source(Protocol):
 
 
 def source_of(rows: Source | Batches) -> Source:
-  """Streams of batches as a source; sources as they are."""
+  """Wraps a stream of batches as a source; returns a source unchanged.
+
+  Args:
+    rows: a source, or an iterator of batches.
+  """
   if hasattr(rows, "take"):
     return cast(Source, rows)
   return Stream(cast(Batches, rows))
@@ -128,6 +132,10 @@ class Stream:
 
   def take(self, step: int, count: int) -> Feed:
     """Reads the next batches.
+
+    Args:
+      step: step of the first batch, for the error.
+      count: number of batches.
 
     Raises:
       InputError: the stream ended.
@@ -215,7 +223,12 @@ class Drawn:
     return tuple(name for name in FIELDS if getattr(batch, name) is not None)
 
   def take(self, step: int, count: int) -> Feed:
-    """The batches of some steps, not drawn yet."""
+    """The batches of some steps, not drawn yet.
+
+    Args:
+      step: step of the first batch.
+      count: number of batches.
+    """
     self._done = step + count
     return _Span(self._draw, step, step + count)
 

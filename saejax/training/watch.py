@@ -67,7 +67,16 @@ class Watch:
     self._frozen: set[str] = set()
 
   def add(self, step: int, feed: Feed, metrics: Any) -> None:
-    """Takes the metrics of a dispatch that began at a step."""
+    """Takes the metrics of a dispatch that began at a step.
+
+    Args:
+      step: first step of the dispatch, from 0.
+      feed: its batches, for their row numbers.
+      metrics: its metrics, as from `Group.run`.
+
+    Raises:
+      NonFiniteError: an earlier dispatch is refused, see `loop.train`.
+    """
     self._pending.append((step, feed, metrics))
     while len(self._pending) > AHEAD:
       self._check(*self._pending.popleft())

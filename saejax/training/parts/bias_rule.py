@@ -106,7 +106,12 @@ class BiasAdaptation(Rule):
     )
 
   def adapted(self, b: Float[Array, "n"], stats: Stats) -> Float[Array, "n"]:
-    """Computes the biases after one adaptation."""
+    """Computes the biases after one adaptation.
+
+    Args:
+      b: current biases.
+      stats: the rule's statistics since the last adaptation.
+    """
     grouped = lambda values: values.reshape(len(self.targets), -1)
     target = jnp.asarray(self.targets, jnp.float32)[:, None]
     b, count, r = (grouped(v) for v in (b, stats[OPEN], stats[LARGEST]))

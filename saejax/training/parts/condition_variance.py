@@ -83,6 +83,9 @@ class ConditionVariance(Rule):
     Its mean over rows is the fraction of variance unexplained per condition,
     averaged over conditions with their numbers of rows as weights. A condition
     with fewer than two rows so far uses the mean variance of the others.
+
+    Args:
+      record: the training pass, with conditions in its batch.
     """
     forward = record.forward
     x_hat = record.sae.prep.undo(forward.x_hat, forward.statistics)

@@ -15,7 +15,11 @@ EPS = 1e-12
 
 
 def mse(record: Record) -> Float[Array, "*b"]:
-  """|y - x_hat|^2 of each row, summed over d; y is x, or the target."""
+  """|y - x_hat|^2 of each row, summed over d; y is x, or the target.
+
+  Args:
+    record: the training pass.
+  """
   return squares(record.forward.target - record.forward.x_hat)
 
 
@@ -24,6 +28,9 @@ def normalised_mse(record: Record) -> Float[Array, "*b"]:
 
   Its mean over rows is the fraction of variance unexplained in the batch. 0
   where the rows do not vary.
+
+  Args:
+    record: the training pass.
   """
   spread = variance(record.forward.target, record.batch.weight)
   return ratio(mse(record), spread)
@@ -34,6 +41,9 @@ def batch_norm_mse(record: Record) -> Float[Array, "*b"]:
 
   It grows linearly, not quadratically, with the scale of the rows, and is 0
   where the rows do not vary.
+
+  Args:
+    record: the training pass.
 
   References:
     He et al., Llama Scope, 2024, arXiv:2410.20526.
@@ -46,7 +56,11 @@ def batch_norm_mse(record: Record) -> Float[Array, "*b"]:
 
 
 def l1(record: Record) -> Float[Array, "*b"]:
-  """sum_i |z_i| of each row."""
+  """sum_i |z_i| of each row.
+
+  Args:
+    record: the training pass.
+  """
   return record.forward.latents.sum()
 
 
@@ -56,6 +70,9 @@ def l1_decoder_norm(record: Record) -> Float[Array, "*b"]:
   Unlike plain L1 it does not fall when the decoder grows and the latents
   shrink, so that the decoder may stay free.
 
+  Args:
+    record: the training pass.
+
   References:
     Conerly et al., Update on how we train SAEs, Transformer Circuits, 2024.
   """
@@ -64,12 +81,23 @@ def l1_decoder_norm(record: Record) -> Float[Array, "*b"]:
 
 
 def l2(record: Record) -> Float[Array, "*b"]:
-  """sum_i z_i^2 of each row, over the active latents."""
+  """sum_i z_i^2 of each row, over the active latents.
+
+  Args:
+    record: the training pass.
+  """
   return record.forward.latents.squares()
 
 
 def l2_before_selection(record: Record) -> Float[Array, "*b"]:
-  """sum_i relu(a_i)^2 of each row, over all latents: dense engine."""
+  """sum_i relu(a_i)^2 of each row, over all latents: dense engine.
+
+  Args:
+    record: the training pass, with its pre-activations.
+
+  Raises:
+    ValueError: the record has no pre-activations (sparse engine).
+  """
   if record.forward.pre is None:
     raise ValueError("this penalty reads all pre-activations: dense engine")
   return squares(jax.nn.relu(record.forward.pre.a))
@@ -79,6 +107,9 @@ def norm_mismatch(record: Record) -> Float[Array, "*b"]:
   """(|z| - |x|)^2 of each row, x in the frame of the prep.
 
   Were the dictionary's unit rows orthogonal, |z| would be |z W_dec|.
+
+  Args:
+    record: the training pass.
   """
   norm = jnp.sqrt(record.forward.latents.squares() + EPS)
   return jnp.square(norm - jnp.linalg.norm(record.forward.x, axis=-1))
@@ -91,19 +122,32 @@ def ratio(
 
   A batch of one row, or of equal rows, has no spread: a quotient of 10^12 would
   corrupt Adam's moments for the rest of the run.
+
+  Args:
+    error: numerators.
+    spread: denominators, broadcastable to them.
   """
   return jnp.where(spread > EPS, error / jnp.maximum(spread, EPS), 0.0)
 
 
 def squares(x: Float[Array, "*b d"]) -> Float[Array, "*b"]:
-  """|x|^2 of each row."""
+  """|x|^2 of each row.
+
+  Args:
+    x: rows.
+  """
   return jnp.sum(jnp.square(x), axis=-1)
 
 
 def mean_row(
   x: Float[Array, "*b d"], weight: Float[Array, "*b"] | None = None
 ) -> Float[Array, "d"]:
-  """sum_b weight_b x_b / sum_b weight_b; the plain mean without weights."""
+  """sum_b weight_b x_b / sum_b weight_b; the plain mean without weights.
+
+  Args:
+    x: rows.
+    weight: weight of each row, or None.
+  """
   rows = x.reshape(-1, x.shape[-1])
   if weight is None:
     return jnp.mean(rows, axis=0)
@@ -118,6 +162,10 @@ def variance(
 
   It is 0 where it is within the rounding error of the mean (1e-12 of the mean
   square).
+
+  Args:
+    x: rows.
+    weight: weight of each row, or None.
   """
   spread = mean(squares(x - mean_row(x, weight)), weight)
   return jnp.where(spread > EPS * mean(squares(x), weight), spread, 0.0)

@@ -225,7 +225,12 @@ class Sampled:
   shortest: int = 1
 
   def draw(self, key: PRNGKeyArray, n: int) -> Int[Array, "count"]:
-    """Draws the lengths, increasing, the last one n."""
+    """Draws the lengths, increasing, the last one n.
+
+    Args:
+      key: random key of the pass.
+      n: number of latents, at least `shortest` + `count` - 1.
+    """
     j = jnp.arange(1.0, n - self.shortest + 1)
     # log(j^p - (j-1)^p) without cancellation.
     first = jnp.where(j == 1, -jnp.inf, jnp.log1p(-1 / jnp.maximum(j, 1.5)))

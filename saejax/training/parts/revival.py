@@ -78,7 +78,11 @@ def aux_k(
 
 
 def default_k_aux(d: int) -> int:
-  """The power of two nearest d / 2, on a log scale."""
+  """The power of two nearest d / 2, on a log scale.
+
+  Args:
+    d: width of the activations.
+  """
   return 2 ** max(0, round(math.log2(d / 2)))
 
 
