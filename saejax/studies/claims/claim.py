@@ -300,8 +300,7 @@ def at_own_l0(
     sizes: unused.
 
   Returns:
-    A value per seed for each arm; the second lacks seeds that `theirs` lacks
-    or that the method lacks.
+    A value per seed for each arm; the second lacks seeds that `theirs` lacks.
   """
   del sizes
   first = {seed: own[0] for seed, own in by_seed(ours).items()}
