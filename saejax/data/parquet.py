@@ -27,6 +27,12 @@ _COORDINATE = re.compile(r"(x|target|)_?(\d+)")
 def columns(path: pathlib.Path) -> dict[str, "Column"]:
   """The columns of a file by name; only its footer is read.
 
+  Args:
+    path: the Parquet file.
+
+  Returns:
+    Columns by name; coordinates x_0, x_1, ... make one column x [rows, d].
+
   Raises:
     InputError: pyarrow is not installed, the file cannot be read, a column
       does not hold numbers, or coordinates are not 0, 1, ... of one dtype.

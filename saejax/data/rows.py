@@ -133,7 +133,12 @@ class ArrayRows:
       yield Block({"row": start}, values, read=stop - start)
 
   def part(self, start: int, stop: int) -> "ArrayRows":
-    """Rows [start, stop) as a source of their own; none are read."""
+    """Rows [start, stop) as a source of their own; none are read.
+
+    Args:
+      start: first row.
+      stop: row after the last.
+    """
     return dataclasses.replace(
       self,
       about={**self.about, "part": [start, stop]},

@@ -121,7 +121,11 @@ def _check(config: HarvestConfig, name: str, holds: bool, rule: str) -> None:
 
 
 def target(config: HarvestConfig) -> subject.Subject | None:
-  """The model at the site of the target column; None if there is none."""
+  """The model at the site of the target column; None if there is none.
+
+  Args:
+    config: settings of the harvest.
+  """
   if not config.target_point:
     return None
   layer = config.layer if config.target_layer < 0 else config.target_layer
@@ -135,7 +139,17 @@ def columns(
   source: subject.Subject,
   target: subject.Subject | None = None,
 ) -> dict[str, Column]:
-  """The columns of a harvest of text."""
+  """The columns of a harvest of text.
+
+  Args:
+    config: settings of the harvest.
+    source: the model at the site of x.
+    target: the model at the site of the target column, if there is one.
+
+  Returns:
+    Declarations by name: x, the provenance of rows, and, where they are
+    set, target, cond and score.
+  """
   several = source.sites > 1 and config.cond != "layer"
   x = Column(
     dtype=config.dtype,
@@ -159,7 +173,11 @@ def columns(
 
 
 def subject_of(config: HarvestConfig) -> subject.Subject:
-  """The model of a harvest at its site."""
+  """The model of a harvest at its site.
+
+  Args:
+    config: settings of the harvest.
+  """
   return subject.of(
     config.model,
     config.layers or config.layer,
@@ -170,7 +188,11 @@ def subject_of(config: HarvestConfig) -> subject.Subject:
 
 
 def corpus_of(config: HarvestConfig) -> text.Corpus:
-  """The documents of a harvest."""
+  """The documents of a harvest.
+
+  Args:
+    config: settings of the harvest.
+  """
   return text.documents(
     config.corpus, field=config.field, skip_null=config.skip_null
   )
@@ -232,5 +254,10 @@ def meta(
 
 
 def path(config: HarvestConfig, meta: Mapping[str, Any]) -> pathlib.Path:
-  """The folder of the store with this metadata."""
+  """The folder of the store with this metadata.
+
+  Args:
+    config: settings of the harvest; its dir is used.
+    meta: metadata of the store, whose hash is the name of the folder.
+  """
   return pathlib.Path(config.dir) / f"store-{durable.digest(meta)[:16]}"

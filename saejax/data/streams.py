@@ -1,10 +1,9 @@
 """Batches of arrays in memory, with several fields and an exact position.
 
 Every epoch is a separate permutation, keyed by the seed; the remainder of an
-epoch goes into the next epoch's first batch, and the remainder at the end is
-dropped. A position is a number of batches, so that any batch can be computed
-without those before it, on the host (`array_batches`) or inside a compiled step
-(`array_draw`), with equal rows.
+epoch goes into the next epoch's first batch, and the last one is dropped. A
+position is a number of batches, so that any batch can be computed alone, with
+equal rows on the host (`array_batches`) and in a compiled step (`array_draw`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -155,8 +154,7 @@ def array_batches(
     epochs: passes over the rows; None for no end.
 
   Raises:
-    InputError: there is no x, a field is called "row", numbers of rows differ,
-      or batch_rows, seed or epochs is out of range.
+    InputError: no x, a field "row", unequal rows, or a setting out of range.
 
   >>> stream = array_batches({"x": np.zeros((5, 2))}, batch_rows=2, seed=0)
   >>> len(stream), next(stream)["x"].shape
@@ -212,7 +210,12 @@ def _drawn(
 
 
 def permutation(rows: int, seed: int, epoch: int) -> Int[np.ndarray, "rows"]:
-  """Returns the order of `rows` rows in an epoch."""
+  """Returns the order of `rows` rows in an epoch.
+
+  Args:
+    rows: rows per epoch.
+    seed, epoch: seed of the order, and number of the epoch from 0.
+  """
   return shuffle.permutation(rows, shuffle.ARRAYS, seed, epoch)
 
 

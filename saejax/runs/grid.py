@@ -108,6 +108,9 @@ class Grid:
 def train(grid: Grid) -> list[dict[str, Any]]:
   """Trains and evaluates every SAE of the grid, a group of equal n at a time.
 
+  Args:
+    grid: the SAEs, their rows and the run folder; finished groups are read.
+
   Returns:
     One point per SAE: n, k, seed, learning_rate, status, tokens, seconds,
     group_seconds, the metrics of `evals.reconstruction` in the inference form,
@@ -243,7 +246,13 @@ def _status(t: loop.Trained, metrics: reconstruction.Reconstruction) -> str:
 
 
 def members(n: int, sae: SAEConfig, train: loop.TrainConfig) -> list[Member]:
-  """The members with n latents: every combination of arguments and seed."""
+  """The members with n latents: every combination of arguments and seed.
+
+  Args:
+    n: latents.
+    sae: recipe, swept arguments and number of seeds.
+    train: settings that give the learning rate at n.
+  """
   rate = train.rate(n)
   if sae.recipe in catalogue.METHODS:
     rate *= catalogue.METHODS[sae.recipe].rate
@@ -352,5 +361,9 @@ def _finite(value: Any) -> Any:
 
 
 def metrics(grid: Grid) -> dict[int, list[dict]]:
-  """The metric records of each group, by n."""
+  """The metric records of each group, by n.
+
+  Args:
+    grid: a grid that was trained.
+  """
   return {n: log.read(grid.path / f"n{n}") for n in grid.sae.n}

@@ -100,7 +100,14 @@ class Rows:
 
 
 def arrays_hash(arrays: Mapping[str, Any]) -> str:
-  """A hash of arrays by name."""
+  """A hash of arrays by name.
+
+  Args:
+    arrays: NumPy or JAX arrays by name; their order matters.
+
+  Returns:
+    SHA-256 over names, dtypes, shapes and bytes, in hex.
+  """
   total = hashlib.sha256()
   for name, array in arrays.items():
     array = np.ascontiguousarray(array)

@@ -107,8 +107,12 @@ def check_held_out(store: Store, held_out: Store) -> None:
 def check_stage(store: Store, folder: str) -> None:
   """Refuses to boost on an SAE of another model or site than a store's.
 
+  Args:
+    store: the training store.
+    folder: folder of the saved SAE.
+
   Raises:
-    InputError: see above, where both declare it; or there is no SAE.
+    InputError: model or site differ, where both declare it; or there is no SAE.
   """
   try:
     about = files.about(folder)

@@ -65,7 +65,11 @@ class Config:
 
 
 def main(config: Config) -> None:
-  """Trains every arm and writes the report."""
+  """Trains every arm and writes the report.
+
+  Args:
+    config: settings of the study.
+  """
   extras.check()
   with run_folder.opened(config.run_dir, config) as folder:
     rows = arms.harvested(config.harvest)
@@ -94,7 +98,12 @@ def main(config: Config) -> None:
 def methods(
   config: Config, rows: arms.Rows
 ) -> dict[str, Callable[[int], Recipe]]:
-  """Maps the name of each allocation to its recipe as a function of k."""
+  """Maps the name of each allocation to its recipe as a function of k.
+
+  Args:
+    config: settings of the study; n and train are used.
+    rows: rows to train on.
+  """
   options = arms.options(config.train, rows)
   choice, phased = batch_sparse.feature_choice, batch_sparse.mc_then_fc
   recipes = {
@@ -114,6 +123,9 @@ def methods(
 
 def measure(trained: arms.Trained) -> list[dict[str, Any]]:
   """Use of latents on held-out rows, of each SAE.
+
+  Args:
+    trained: the SAEs of an arm and their held-out rows.
 
   Returns:
     density_ranks, density: the density of the latent at some ranks, densest

@@ -73,7 +73,11 @@ class Config:
 
 
 def main(config: Config) -> None:
-  """Trains every method on every site and writes the report."""
+  """Trains every method on every site and writes the report.
+
+  Args:
+    config: settings of the study.
+  """
   extras.check()
   sites = [config.harvest]
   for site in config.more_sites:
@@ -123,7 +127,16 @@ def all_arms(
   ks: tuple[int, ...],
   site: str,
 ) -> list[arms.Arm]:
-  """An arm for each method of `short_runs` on one site."""
+  """An arm for each method of `short_runs` on one site.
+
+  Args:
+    rows: rows of the site.
+    config: how arms are trained.
+    names: methods, keys of `short_runs.VARIANTS`.
+    n: latents.
+    ks: active latents per row, for methods that have a k.
+    site: name of the site, which the arms' names begin with.
+  """
   options, made = arms.options(config, rows), []
   for name in names:
     variant = short_runs.VARIANTS[name]
@@ -142,7 +155,11 @@ def all_arms(
 
 
 def measure(trained: arms.Trained) -> list[dict[str, Any]]:
-  """Size and cost of each SAE in the inference form, see `evals.cost`."""
+  """Size and cost of each SAE in the inference form, see `evals.cost`.
+
+  Args:
+    trained: the SAEs of an arm and their held-out rows.
+  """
   rows = trained.rows.held_out
   return [dict(cost.cost(sae, rows)) for sae in trained.saes]
 

@@ -167,8 +167,11 @@ def planted(
 def check(config: TrainConfig) -> None:
   """Refuses settings that do not apply to the rows of a study, in memory.
 
+  Args:
+    config: how arms are trained.
+
   Raises:
-    InputError: see above.
+    InputError: window_chunks or eval_rows is set.
   """
   for name in ("window_chunks", "eval_rows"):
     value = getattr(config, name)
@@ -178,7 +181,12 @@ def check(config: TrainConfig) -> None:
 
 
 def options(config: TrainConfig, rows: Rows) -> dict[str, Any]:
-  """The settings that all recipes of a study share."""
+  """The settings that all recipes of a study share.
+
+  Args:
+    config: how arms are trained.
+    rows: rows to train on, whose number gives the steps and whose prep is used.
+  """
   steps = config.total_steps(rows.count)
   return {**config.options(steps), "prep": rows.prep}
 
@@ -237,8 +245,7 @@ def kept(
   """The points beside a folder, which are made first if they are not there.
 
   Args:
-    folder: for what is trained on the way; its checkpoints are removed when the
-      points are written.
+    folder: for training; checkpoints are removed when points are written.
     make: from the folder to the points.
   """
   path = folder.with_name(folder.name + ".json")

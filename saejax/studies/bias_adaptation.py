@@ -109,6 +109,12 @@ def planted_rows(
   """Rows with exactly `active` of n directions each, and those directions.
 
   Coefficients are uniform on (0.5, 1.5); rows are scaled to mean square norm 1.
+
+  Args:
+    n: number of directions.
+    d: width of rows.
+    active: active directions per row.
+    seed: seed of directions and rows.
   """
   # Not the keys of initial weights: those would start at the truth.
   keys = jax.random.split(jax.random.key(PLANTED_KEY + seed), 3)

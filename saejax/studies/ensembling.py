@@ -73,7 +73,14 @@ class Config:
 
 
 def main(config: Config) -> None:
-  """Trains every ensemble and writes the report."""
+  """Trains every ensemble and writes the report.
+
+  Args:
+    config: settings of the study.
+
+  Raises:
+    InputError: the held-out store has fewer than MEET_CHUNK rows.
+  """
   extras.check()
   with run_folder.opened(config.run_dir, config) as folder:
     rows = arms.harvested(config.harvest)
@@ -256,7 +263,11 @@ class Study:
 def sections(
   points: Sequence[Mapping[str, Any]],
 ) -> tuple[list[page.Section], dict[str, Any]]:
-  """The sections of the page, and its plots by name."""
+  """The sections of the page, and its plots by name.
+
+  Args:
+    points: points of all ensembles, as `Study.run` returns them.
+  """
   shown = {
     "Explained variance": ("explained_variance", "1 − FVU"),
     "Connectivity": ("connectivity", "1 − share of pairs that meet"),

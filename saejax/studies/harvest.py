@@ -20,6 +20,11 @@ class Config:
 
 
 def main(config: Config) -> None:
+  """Harvests both stores, or resumes, and prints their folders.
+
+  Args:
+    config: settings of the command.
+  """
   train, held_out = stores.harvested(config.harvest)
   print(train.path)
   print(held_out.path)

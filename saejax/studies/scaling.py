@@ -40,6 +40,13 @@ class Config:
 
 
 def main(config: Config) -> None:
+  """Harvests, trains the grid, fits a scaling law and writes the report.
+
+  The report is written without a law where none can be fitted.
+
+  Args:
+    config: settings of the run.
+  """
   extras.check()
   wanted = config.harvest
   source = spec.subject_of(wanted)

@@ -12,6 +12,9 @@ def with_scores(rows: arms.Rows) -> arms.Rows:
 
   The score is the rank of the row's distance from the mean row: a stand-in for
   labels of complexity, which activations of plain text do not have.
+
+  Args:
+    rows: rows of a study; ranks are among its training rows.
   """
   x = np.asarray(rows.train.x)
   distance = lambda x: np.linalg.norm(x - np.asarray(rows.mean), axis=-1)

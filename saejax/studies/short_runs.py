@@ -43,7 +43,14 @@ class Variant:
   def make(
     self, k: int, *, d: int, n: int, options: Mapping[str, Any]
   ) -> Recipe:
-    """The recipe with about k active latents per row."""
+    """The recipe with about k active latents per row.
+
+    Args:
+      k: active latents per row; ignored by methods without a k.
+      d: width of rows.
+      n: latents.
+      options: settings that all recipes of a study share, see `arms.options`.
+    """
     given = self.arguments(k, n, d)
     return arguments.make(self.recipe, d=d, n=n, arguments=given, **options)
 

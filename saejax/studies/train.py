@@ -48,6 +48,11 @@ class Config:
 
 
 def main(config: Config) -> None:
+  """Trains the SAEs on the stores and writes the results.
+
+  Args:
+    config: settings of the command.
+  """
   store = opened("store", config.store, config.harvest)
   held_out = opened("held_out", config.held_out, config.harvest)
   sweep = grid.Grid(
@@ -76,7 +81,16 @@ def main(config: Config) -> None:
 
 
 def opened(flag: str, path: str, expected: Expected) -> reader.Store:
-  """The store at a path; errors name the flag that gave it."""
+  """The store at a path; errors name the flag that gave it.
+
+  Args:
+    flag: name of the flag, "store" or "held_out".
+    path: folder of the store.
+    expected: required metadata; fields that are None are not compared.
+
+  Raises:
+    InputError: the store is missing or damaged, or its metadata differ.
+  """
   wanted = dataclasses.asdict(expected)
   wanted = {k: v for k, v in wanted.items() if v is not None}
   try:

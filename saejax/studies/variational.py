@@ -64,7 +64,11 @@ class Config:
 
 
 def main(config: Config) -> None:
-  """Trains every arm and writes the report."""
+  """Trains every arm and writes the report.
+
+  Args:
+    config: settings of the study.
+  """
   extras.check()
   with run_folder.opened(config.run_dir, config) as folder:
     rows = arms.harvested(config.harvest)
@@ -88,7 +92,12 @@ def main(config: Config) -> None:
 
 
 def all_arms(config: Config, rows: arms.Rows) -> list[arms.Arm]:
-  """TopK, and each form of the posterior and the control at every weight."""
+  """TopK, and each form of the posterior and the control at every weight.
+
+  Args:
+    config: settings of the study: n, k, weights and train.
+    rows: rows to train on.
+  """
   options = arms.options(config.train, rows)
   vsae = stochastic.vsae
   methods = {
@@ -116,7 +125,14 @@ def all_arms(config: Config, rows: arms.Rows) -> list[arms.Arm]:
 
 
 def measure(trained: arms.Trained) -> list[dict[str, Any]]:
-  """Dependence of latents and size of the posterior mean, of each SAE."""
+  """Dependence of latents and size of the posterior mean, of each SAE.
+
+  Args:
+    trained: the SAEs of an arm and their held-out rows.
+
+  Returns:
+    The numbers of `evals.geometry.dependence` on ROWS held-out rows, per SAE.
+  """
   batch = next(arms.chunks(trained.rows.held_out, ROWS))
   return [dict(geometry.dependence(sae, batch)) for sae in trained.saes]
 
@@ -124,7 +140,11 @@ def measure(trained: arms.Trained) -> list[dict[str, Any]]:
 def sections(
   points: Sequence[Mapping[str, Any]],
 ) -> tuple[list[page.Section], dict[str, Any]]:
-  """The sections of the page, and its plots by name."""
+  """The sections of the page, and its plots by name.
+
+  Args:
+    points: points of all arms, as in results.json.
+  """
   swept = [p for p in points if p["weight"] is not None]
   baseline = [p for p in points if p["weight"] is None]
   weights = sorted({p["weight"] for p in swept})

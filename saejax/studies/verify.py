@@ -33,13 +33,23 @@ class Config:
 
 
 def main(config: Config) -> None:
-  """Verifies each folder in turn; the first damage ends it."""
+  """Verifies each folder in turn; the first damage ends it.
+
+  Args:
+    config: the folders.
+  """
   for name in config.path:
     print(f"{name}: {verified(pathlib.Path(name).expanduser())}")
 
 
 def verified(path: pathlib.Path) -> str:
   """What a folder holds, once all of it was read and compared.
+
+  Args:
+    path: folder of a store, a saved SAE or a run.
+
+  Returns:
+    A line of text: the kind of folder, its sizes, and "sound".
 
   Raises:
     InputError: a damage, naming the file; or a folder of none of these.

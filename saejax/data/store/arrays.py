@@ -63,7 +63,15 @@ def create(
 
 
 def open_(path: pathlib.Path, name: str) -> Any:
-  """Opens one array for reading."""
+  """Opens one array for reading.
+
+  Args:
+    path: folder of the store.
+    name: name of the column.
+
+  Returns:
+    A TensorStore [capacity, ...]; reading a missing chunk is an error.
+  """
   import tensorstore as ts
 
   check_process(path)
@@ -75,7 +83,15 @@ def open_(path: pathlib.Path, name: str) -> Any:
 def shard_files(
   name: str, column: Column, first: int, rows: int, shard_rows: int
 ) -> list[str]:
-  """Names, relative to the store, of the shards that hold rows of a column."""
+  """Names, relative to the store, of the shards that hold rows of a column.
+
+  Args:
+    name: name of the column.
+    column: its declaration.
+    first: first row.
+    rows: number of rows.
+    shard_rows: rows per shard.
+  """
   rest = "/0" * len(column.shape)
   shards = range(first // shard_rows, -(-(first + rows) // shard_rows))
   return [f"{name}/c/{i}{rest}" for i in shards]
@@ -84,7 +100,14 @@ def shard_files(
 def checksums(
   name: str, first: int, values: np.ndarray, chunk_rows: int
 ) -> list[int]:
-  """Checksum of each chunk of decoded rows that begin at row `first`."""
+  """Checksum of each chunk of decoded rows that begin at row `first`.
+
+  Args:
+    name: name of the column.
+    first: row number of values[0], a multiple of chunk_rows.
+    values: rows of the column [rows, ...].
+    chunk_rows: rows per chunk; the last chunk may be shorter.
+  """
   return [
     _checksum(name, first + i, values[i : i + chunk_rows])
     for i in range(0, len(values), chunk_rows)
@@ -98,7 +121,14 @@ def _checksum(name: str, first: int, values: np.ndarray) -> int:
 
 
 def check_process(path: pathlib.Path) -> None:
-  """Raises an error in a forked child, where TensorStore could abort or hang."""
+  """Raises an error in a forked child, where TensorStore could abort or hang.
+
+  Args:
+    path: folder of the store, for the message.
+
+  Raises:
+    InputError: the process was forked after this module was imported.
+  """
   if os.getpid() != _PROCESS:
     raise InputError(
       "path",

@@ -43,8 +43,7 @@ class Store:
     columns: declarations by name.
     moments: moments of each float column, see `sums.stats`; "mean" and
       "variance" are float64 arrays of the column's shape.
-    stats: counts of rows, and the moments of x pooled over all axes except d,
-      see `sums.pooled`.
+    stats: counts of rows, and moments of x over all axes but d, `sums.pooled`.
     lines: the ledger's lines, one per bucket, by first row.
   """
 
@@ -129,7 +128,11 @@ class Store:
   def read_many(
     self, intervals: Sequence[tuple[int, int]], column: str = "x"
   ) -> list[np.ndarray]:
-    """Reads several intervals, requested together; see `read_each`."""
+    """Reads several intervals, requested together.
+
+    Args:
+      intervals, column: as for `read_each`.
+    """
     return list(self.read_each(intervals, column))
 
   def read_each(
@@ -137,8 +140,7 @@ class Store:
   ) -> Iterator[np.ndarray]:
     """Yields the rows of several intervals of a column, requested together.
 
-    Each interval is checked when it is yielded and used next, while it is still
-    in the CPU's cache, which makes the checksum nearly free.
+    Each interval is checked when it is yielded, while in the CPU's cache.
 
     Args:
       intervals: (start, stop) of each.
@@ -335,12 +337,10 @@ def open(  # pylint: disable=redefined-builtin
 
   Args:
     path: folder of the store.
-    expect: required values of model, layer, point, d, split, or any entry of
-      the metadata.
+    expect: required metadata: model, layer, point, d, split or any entry.
 
   Raises:
-    InputError: the store does not exist, is incomplete or damaged, or differs
-      from `expect`.
+    InputError: the store is missing, incomplete, damaged or unlike `expect`.
   """
   path = pathlib.Path(path)
   arrays.check_process(path)

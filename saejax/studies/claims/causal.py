@@ -144,6 +144,13 @@ def aligned(
 ) -> tuple[Rows3, Rows3, dict[str, Any]]:
   """Harvests equal tokens at layers 0 .. count-1: training, held out, facts.
 
+  Args:
+    site: settings of the harvest; its layer is replaced.
+    count: number of layers.
+
+  Returns:
+    Training and held-out rows [rows, layers, d], and facts for results.json.
+
   Raises:
     InputError: the stores do not hold the same tokens in the same order.
   """
@@ -186,6 +193,13 @@ def mixed(
 
   Training has each token as often as the group has layers, at a layer drawn
   anew each time. Held out is every token at every layer.
+
+  Args:
+    train: training rows [rows, layers, d].
+    held_out: held-out rows [rows, layers, d].
+    group: indices of the group's layers.
+    seed: seed of the order and of the layers drawn.
+    about: facts for results.json.
   """
   epochs = streams.array_batches(
     {"x": train}, batch_rows=len(train), seed=seed, epochs=len(group)
@@ -206,7 +220,14 @@ def mixed(
 
 
 def by_layer(trained: arms.Trained) -> list[dict[str, float]]:
-  """Held-out FVU of each layer about its own mean: their mean and largest."""
+  """Held-out FVU of each layer about its own mean: their mean and largest.
+
+  Args:
+    trained: the SAEs of an arm; cond of the held-out rows is the layer.
+
+  Returns:
+    mean_layer_fvu and worst_layer_fvu of each SAE.
+  """
   held_out, fvus = trained.rows.held_out, []
   cond = np.asarray(condition_preps.required(held_out.cond))
   for c in np.unique(cond):
@@ -278,8 +299,16 @@ def samples(
   """The corpus of the model's own samples, which are drawn at the first call.
 
   Each is a window: what follows the prefix of the harvest, in general BOS,
-  until
-  the model ends it.
+  until the model ends it.
+
+  Args:
+    path: file of the token ids, written if it does not exist.
+    site: settings of the harvest: prefix, context and numbers of rows.
+    model: the causal model that is sampled from.
+    words: its tokenizer, for the id that ends a sample.
+
+  Returns:
+    The corpus as `harvest.corpus` takes it, ids:FILE.
   """
   if not path.exists():
     prefix = spec.subject_of(site).prefix
@@ -300,7 +329,12 @@ def samples(
 def random_rows(
   site: harvest.HarvestConfig, words: tokenizer.Tokenizer
 ) -> Float[np.ndarray, "rows d"]:
-  """Activations of tokens drawn uniformly, special ones left out."""
+  """Activations of tokens drawn uniformly, special ones left out.
+
+  Args:
+    site: settings of the harvest: model, site and context.
+    words: the tokenizer, for its vocabulary and special tokens.
+  """
   source = spec.subject_of(site)
   before = len(source.prefix)
   drawn = faithfulness.random_ids(

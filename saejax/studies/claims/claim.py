@@ -178,7 +178,12 @@ def measured(
 
 
 def worded(text: str, sizes: Sizes | None) -> str:
-  """A text in which {few}, {same} and {high} are the sizes of a site."""
+  """A text in which {few}, {same} and {high} are the sizes of a site.
+
+  Args:
+    text: the text, with or without these names.
+    sizes: sizes of the site; the text is unchanged if None.
+  """
   if sizes is None:
     return text
   names = {name: getattr(sizes, name) for name in ("few", "same", "high")}
@@ -189,7 +194,13 @@ def worded(text: str, sizes: Sizes | None) -> str:
 
 
 def both(read: Read, unit: str, margin: float = 0.01) -> Measure:
-  """A measure that reads one number of both arms."""
+  """A measure that reads one number of both arms.
+
+  Args:
+    read: function of an arm's points that gives a value per seed.
+    unit: unit of the effect.
+    margin: smallest effect that counts, see `Measure`.
+  """
   return each(read, read, unit, margin)
 
 
@@ -199,7 +210,14 @@ def each(
   unit: str = "difference of log FVU",
   margin: float = 0.01,
 ) -> Measure:
-  """A number of the method and another of the arm it is compared with."""
+  """A number of the method and another of the arm it is compared with.
+
+  Args:
+    read: function of the method's points that gives a value per seed.
+    other: likewise for the other arm.
+    unit: unit of the effect.
+    margin: smallest effect that counts, see `Measure`.
+  """
   compare = lambda a, b, sizes: (read(a, sizes), other(b, sizes))
   return Measure(compare=compare, unit=unit, margin=margin)
 
@@ -228,7 +246,13 @@ def mean_of(name: str, k: str | None = None, **where: Any) -> Read:
 
 
 def log_of(name: str, k: str | None = None, **where: Any) -> Read:
-  """The logarithm of `mean_of`: differences are ratios."""
+  """The logarithm of `mean_of`: differences are ratios.
+
+  Args:
+    name: of the field, see `mean_of`.
+    k: points of that size only, see `mean_of`.
+    **where: fields in which points must agree.
+  """
   inner = mean_of(name, k, **where)
   return lambda points, sizes: {
     seed: float(np.log(value)) for seed, value in inner(points, sizes).items()
@@ -236,14 +260,27 @@ def log_of(name: str, k: str | None = None, **where: Any) -> Read:
 
 
 def at_common_l0(points: Points, sizes: Sizes | None) -> BySeed:
-  """log FVU of each seed at an L0 inside the range of every arm."""
+  """log FVU of each seed at an L0 inside the range of every arm.
+
+  Args:
+    points: of one arm.
+    sizes: sizes of the site, which give the L0.
+
+  Raises:
+    ValueError: there are no sizes.
+  """
   if sizes is None:
     raise ValueError("claims at a common L0 are about a site with sizes")
   return log_fvu_at(points, sizes.common_l0)
 
 
 def log_fvu_at(points: Points, l0: float) -> BySeed:
-  """log FVU of each seed at a held-out L0, between the arm's points."""
+  """log FVU of each seed at a held-out L0, between the arm's points.
+
+  Args:
+    points: of one arm, at several L0.
+    l0: mean number of active latents per row.
+  """
   return {
     seed: comparison.log_fvu_at(
       [p["l0"] for p in own], [p["fvu"] for p in own], l0
@@ -255,7 +292,16 @@ def log_fvu_at(points: Points, l0: float) -> BySeed:
 def at_own_l0(
   ours: Points, theirs: Points, sizes: Sizes | None
 ) -> tuple[BySeed, BySeed]:
-  """log FVU of each seed of the method, and of the other arm at that L0."""
+  """log FVU of each seed of the method, and of the other arm at that L0.
+
+  Args:
+    ours: points of the method; the first of each seed is used.
+    theirs: points of the other arm, at several L0.
+    sizes: unused.
+
+  Returns:
+    A value per seed for each arm; the second lacks seeds that `theirs` lacks.
+  """
   del sizes
   first = {seed: own[0] for seed, own in by_seed(ours).items()}
   values = {seed: float(np.log(p["fvu"])) for seed, p in first.items()}
@@ -264,7 +310,11 @@ def at_own_l0(
 
 
 def by_seed(points: Points) -> dict[int, list[Mapping[str, Any]]]:
-  """The points of each seed."""
+  """The points of each seed.
+
+  Args:
+    points: with the field seed; their order is kept.
+  """
   groups: dict[int, list[Mapping[str, Any]]] = {}
   for p in points:
     groups.setdefault(p["seed"], []).append(p)

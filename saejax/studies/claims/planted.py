@@ -38,7 +38,13 @@ Points = list[dict[str, Any]]
 def points(
   folder: pathlib.Path, config: TrainConfig, seeds: int
 ) -> tuple[Points, dict[str, Any]]:
-  """Points of every group, and facts about its rows by name."""
+  """Points of every group, and facts about its rows by name.
+
+  Args:
+    folder: folder of the run.
+    config: how arms are trained.
+    seeds: SAEs of each arm.
+  """
   found: Points = []
   data: dict[str, Any] = {}
   for group in (dictionaries, trees, coupled, rare, ensembles):
@@ -52,7 +58,16 @@ def points(
 def dictionaries(
   folder: pathlib.Path, config: TrainConfig, seeds: int
 ) -> tuple[Points, arms.Rows]:
-  """L1 against PCA on a dictionary with more directions than dimensions."""
+  """L1 against PCA on a dictionary with more directions than dimensions.
+
+  Args:
+    folder: folder of the run.
+    config: how arms are trained.
+    seeds: SAEs of each arm.
+
+  Returns:
+    One point per SAE, and the rows.
+  """
   V = synthetic.directions(jax.random.key(TRUTH), 64, 32)
   p = np.full(64, 3 / 64, np.float32)
 
@@ -89,7 +104,16 @@ def dictionaries(
 def trees(
   folder: pathlib.Path, config: TrainConfig, seeds: int
 ) -> tuple[Points, arms.Rows]:
-  """Absorption: does a parent's latent fire where a child is active?"""
+  """Absorption: does a parent's latent fire where a child is active?
+
+  Args:
+    folder: folder of the run.
+    config: how arms are trained.
+    seeds: SAEs of each arm.
+
+  Returns:
+    One point per SAE, and the rows.
+  """
   V = synthetic.orthonormal(jax.random.key(TRUTH), 16, 20)
   draw = lambda key, rows: synthetic.tree(key, rows).astype(jnp.float32) @ V
   rows = _rows(draw, "planted tree")
@@ -120,7 +144,16 @@ def trees(
 def coupled(
   folder: pathlib.Path, config: TrainConfig, seeds: int
 ) -> tuple[Points, arms.Rows]:
-  """Pairs of SAEs trained with and without mutual feature regularisation."""
+  """Pairs of SAEs trained with and without mutual feature regularisation.
+
+  Args:
+    folder: folder of the run.
+    config: how arms are trained.
+    seeds: pairs with each coefficient.
+
+  Returns:
+    One point per SAE, and the rows.
+  """
   d, n, k = 32, 64, 4
   V = synthetic.directions(jax.random.key(TRUTH), n, d)
 
@@ -171,7 +204,16 @@ def coupled(
 def rare(
   folder: pathlib.Path, config: TrainConfig, seeds: int
 ) -> tuple[Points, arms.Rows]:
-  """Finetuning with a tilted risk on rows of which few are of a rare domain."""
+  """Finetuning with a tilted risk on rows of which few are of a rare domain.
+
+  Args:
+    folder: folder of the run.
+    config: how arms are trained.
+    seeds: general SAEs, each finetuned once with each risk.
+
+  Returns:
+    One point per SAE, and the rows.
+  """
   d, n, k = 32, 48, 3
   rows, is_rare = _rare_rows(d)
   options = arms.options(config, rows)
@@ -255,7 +297,16 @@ def _general(
 def ensembles(
   folder: pathlib.Path, config: TrainConfig, seeds: int
 ) -> tuple[Points, arms.Rows]:
-  """Four members bagged and boosted, against one and against a wider SAE."""
+  """Four members bagged and boosted, against one and against a wider SAE.
+
+  Args:
+    folder: folder of the run.
+    config: how arms are trained.
+    seeds: replicates of each ensemble.
+
+  Returns:
+    One point per ensemble, and the rows.
+  """
   d, n, k, size = 32, 24, 2, 4
   V = synthetic.directions(jax.random.key(TRUTH), 128, d)
   p = synthetic.power_law(128, 6.0, 0.7)

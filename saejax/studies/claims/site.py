@@ -74,7 +74,11 @@ class Site:
 
 
 def site_arms(site: Site) -> list[arms.Arm]:
-  """Lists every arm that a claim about the site names."""
+  """Lists every arm that a claim about the site names.
+
+  Args:
+    site: rows of the site, and sizes of its SAEs.
+  """
   sizes, arm = site.sizes, site.arm
   sparse, high = (sizes.sparse,), sizes.high
   wide = (sizes.low // 2, *sizes.k, 2 * high, 4 * high)
@@ -135,6 +139,9 @@ def _equal_cost(site: Site, method: arms.Arm, k: int) -> int:
 
 def measure(trained: arms.Trained) -> list[dict[str, Any]]:
   """Numbers of each SAE that claims are about.
+
+  Args:
+    trained: the SAEs of an arm, with equally many seeds of each setting.
 
   Returns:
     max_cosine: mean over decoder rows of the largest cosine with another row;

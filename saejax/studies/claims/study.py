@@ -70,7 +70,11 @@ class Config:
 
 
 def main(config: Config) -> None:
-  """Trains every arm, measures every claim, writes the report."""
+  """Trains every arm, measures every claim, writes the report.
+
+  Args:
+    config: settings of the study.
+  """
   extras.check()
   with run_folder.opened(config.run_dir, config) as folder:
     # By name of the data: facts about it, and sizes where it is a site.

@@ -42,7 +42,11 @@ COLUMNS = {
 def sections(
   records: Sequence[Mapping[str, Any]],
 ) -> tuple[list[page.Section], dict[str, Any]]:
-  """The table and the figures of the claims measured, and these by name."""
+  """The table and the figures of the claims measured, and these by name.
+
+  Args:
+    records: records of the claims, see `claim.measured`.
+  """
   verdicts = [record["verdict"] for record in records]
   numbers = [(str(verdicts.count(verdict)), verdict) for verdict in COLOURS]
   drawn = figures(records)
@@ -60,7 +64,14 @@ def sections(
 
 
 def figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """The effects with their intervals, a figure for each unit."""
+  """The effects with their intervals, a figure for each unit.
+
+  Args:
+    records: records of the claims; those without a finite interval are left out.
+
+  Returns:
+    Figures by unit; units without an effect have none.
+  """
   drawn = {}
   for unit in dict.fromkeys(record["unit"] for record in records):
     shown = [
