@@ -106,6 +106,12 @@ def _glob(folder, include, exclude=(), allow_empty=False):
 
 
 class BuildTest(absltest.TestCase):
+  def test_no_function_is_called_of(self):
+    for path in [*python_files("saejax"), *python_files("kernels")]:
+      for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.FunctionDef):
+          self.assertNotEqual(node.name, "of", path)
+
   def test_every_python_file_is_covered_by_a_target(self):
     covered = {
       str((ROOT / source).resolve().relative_to(ROOT))

@@ -178,7 +178,7 @@ def subject_of(config: HarvestConfig) -> subject.Subject:
   Args:
     config: settings of the harvest.
   """
-  return subject.of(
+  return subject.at_site(
     config.model,
     config.layers or config.layer,
     config.point,

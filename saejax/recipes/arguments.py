@@ -86,7 +86,7 @@ def _module(name: str) -> Any:
   return module
 
 
-def of(recipe: str | Function) -> tuple[fields.Leaf, ...]:
+def leaves(recipe: str | Function) -> tuple[fields.Leaf, ...]:
   """Lists the arguments of a recipe, in order.
 
   Args:
@@ -171,7 +171,7 @@ def having(argument: str) -> list[str]:
   return [
     name
     for name, method in catalogue.METHODS.items()
-    if any(leaf.name == argument for leaf in of(method.make))
+    if any(leaf.name == argument for leaf in leaves(method.make))
   ]
 
 
@@ -212,7 +212,7 @@ def check_names(recipe: str | Function, names: Sequence[str] | Mapping) -> None:
     InputError: the recipe has no such argument, or a required one is missing.
   """
   called = recipe if isinstance(recipe, str) else recipe.__name__
-  known = {leaf.name: leaf for leaf in of(recipe)}
+  known = {leaf.name: leaf for leaf in leaves(recipe)}
   for name in names:
     if name not in known:
       value = names[name] if isinstance(names, Mapping) else ""

@@ -108,7 +108,7 @@ class SAEConfig:
     entries: list[tuple[str, Any, Any]] = [
       ("recipe", str, dataclasses.field(default=recipe))
     ]
-    for leaf in arguments.of(recipe):
+    for leaf in arguments.leaves(recipe):
       if hasattr(SAEConfig, leaf.name):
         rule = f"has an argument {leaf.name}, the name of a setting"
         raise InputError("recipe", recipe, rule, "give it another name")

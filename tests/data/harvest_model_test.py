@@ -122,7 +122,7 @@ class HarvestModelTest(absltest.TestCase):
     stopped = self.config(
       MINILM, dtype="bfloat16", rows=1_500, dir=str(self.folder / "stopped")
     )
-    source = subject.of(MINILM, 3, "resid_post")
+    source = subject.at_site(MINILM, 3, "resid_post")
     calls = 0
 
     def stops(ids, mask):

@@ -77,7 +77,7 @@ OTHER = {
 SETS = [
   (name, leaf.name)
   for name, method in catalogue.METHODS.items()
-  for leaf in arguments.of(method.make)
+  for leaf in arguments.leaves(method.make)
 ]
 
 
@@ -91,7 +91,7 @@ def general(seed: int) -> str:
 
 def base(name: str) -> dict:
   """Arguments with which a recipe can be made at the size of these tests."""
-  known = {leaf.name for leaf in arguments.of(name)}
+  known = {leaf.name for leaf in arguments.leaves(name)}
   shared = {k: v for k, v in BASE[""].items() if k in known}
   given = {**shared, **BASE.get(name, {})}
   return given | {"init_from": general(0)} if "init_from" in known else given
@@ -147,7 +147,7 @@ def plain(thing):
 class EveryArgumentTest(parameterized.TestCase):
   @parameterized.parameters(*SETS)
   def test_another_value_makes_another_recipe(self, name, argument):
-    (leaf,) = (a for a in arguments.of(name) if a.name == argument)
+    (leaf,) = (a for a in arguments.leaves(name) if a.name == argument)
     value, beside = other(name, leaf)
     before = {**base(name), **beside}
     if argument == "penalty":
@@ -159,7 +159,7 @@ class EveryArgumentTest(parameterized.TestCase):
 
   @parameterized.parameters(*SETS)
   def test_it_is_documented_and_its_default_has_a_text(self, name, argument):
-    (leaf,) = (a for a in arguments.of(name) if a.name == argument)
+    (leaf,) = (a for a in arguments.leaves(name) if a.name == argument)
     self.assertNotEmpty(leaf.comment)
     self.assertNotIn("\n", leaf.comment)
     if leaf.default is not fields.MISSING:
@@ -176,7 +176,7 @@ class EveryArgumentTest(parameterized.TestCase):
     *(
       (name, leaf.name)
       for name in catalogue.METHODS
-      for leaf in arguments.of(name)
+      for leaf in arguments.leaves(name)
       if leaf.comment.startswith("fraction of the run")
     )
   )
@@ -189,7 +189,7 @@ class EveryArgumentTest(parameterized.TestCase):
 
   def test_names_that_are_no_choice_are_refused(self):
     for name, argument in SETS:
-      (leaf,) = (a for a in arguments.of(name) if a.name == argument)
+      (leaf,) = (a for a in arguments.leaves(name) if a.name == argument)
       kinds = [leaf.kind, *typing.get_args(leaf.kind)]
       if any(typing.get_origin(kind) is typing.Literal for kind in kinds):
         with self.subTest(f"{name}.{argument}"):
@@ -201,7 +201,7 @@ class EveryArgumentTest(parameterized.TestCase):
     *(
       (name, leaf.name, value)
       for name in catalogue.METHODS
-      for leaf in arguments.of(name)
+      for leaf in arguments.leaves(name)
       for value in (-2, float("nan"))
       if {leaf.kind, *typing.get_args(leaf.kind)} & {int, float}
       and typing.get_origin(leaf.kind) is not tuple
@@ -219,7 +219,7 @@ class EveryArgumentTest(parameterized.TestCase):
 class MakeTest(parameterized.TestCase):
   def test_the_catalogue_names_an_argument_that_moves_l0(self):
     for name, method in catalogue.METHODS.items():
-      known = [leaf.name for leaf in arguments.of(name)]
+      known = [leaf.name for leaf in arguments.leaves(name)]
       self.assertIn(method.sweeps, [*known, ""], name)
 
   def test_an_argument_of_another_recipe_is_refused_with_those_that_have_it(
@@ -259,7 +259,7 @@ class MakeTest(parameterized.TestCase):
       with self.assertRaisesRegex(
         InputError, f"recipe={fn.__name__}: its argument q cannot"
       ):
-        arguments.of(fn)
+        arguments.leaves(fn)
 
   def test_a_recipe_of_ones_own_is_found_by_module_and_function(self):
     text = '''
@@ -280,7 +280,7 @@ def mine(d, n, *, k: int, gain=2.0, **options):
       sys.path.insert(0, folder)
       self.addCleanup(sys.path.remove, folder)
       self.addCleanup(sys.modules.pop, "my_recipes", None)
-      k, gain = arguments.of("my_recipes:mine")
+      k, gain = arguments.leaves("my_recipes:mine")
       recipe = arguments.make(
         "my_recipes:mine", d=D, n=N, arguments={"k": 3}, **RUN
       )

@@ -55,7 +55,7 @@ class FlagsTest(parameterized.TestCase):
     config_cls = config.widened(train.Config, ["x", f"--sae.recipe={name}"])
     found = {leaf.name: leaf for leaf in fields.leaves(config_cls)}
     text = config.usage(config_cls, None, "train.py")
-    for leaf in arguments.of(name):
+    for leaf in arguments.leaves(name):
       flag = found[f"sae.{leaf.name}"]
       self.assertEqual(flag.kind, tuple[leaf.kind, ...])
       self.assertEqual(flag.comment, leaf.comment)
@@ -144,7 +144,7 @@ class FlagsTest(parameterized.TestCase):
     )
     path = pathlib.Path(self.create_tempdir().full_path) / "run.flags"
     config.write(path, before, omit=("run_dir",))
-    for leaf in arguments.of("mc_then_fc"):
+    for leaf in arguments.leaves("mc_then_fc"):
       self.assertIn(f"\n--sae.{leaf.name}=", path.read_text())
     again = parsed(f"--flagfile={path}")
     self.assertEqual(
@@ -155,7 +155,7 @@ class FlagsTest(parameterized.TestCase):
     self.assertEqual(found["phases"], [[0.8, 0.2], [0.5, 0.5]])
     self.assertEqual(found["k_aux"], [None, 3])
     self.assertContainsSubset(
-      [leaf.name for leaf in arguments.of("mc_then_fc")], found
+      [leaf.name for leaf in arguments.leaves("mc_then_fc")], found
     )
 
 

@@ -46,7 +46,7 @@ class VariantsTest(parameterized.TestCase):
 
   def test_every_choice_of_a_recipe_is_a_method_of_the_catalogue(self):
     for variant in short_runs.VARIANTS.values():
-      known = {leaf.name for leaf in arguments.of(variant.recipe)}
+      known = {leaf.name for leaf in arguments.leaves(variant.recipe)}
       self.assertLessEqual(set(variant.arguments(4, N, D)), known)
       self.assertGreater(variant.method.rate, 0)
 

@@ -73,13 +73,13 @@ class Sums:
     )
 
 
-def of(x: np.ndarray) -> Sums:
+def summed(x: np.ndarray) -> Sums:
   """Computes the sums of rows.
 
   Args:
     x: rows [rows, ...] of any float type.
 
-  >>> of(np.ones((3, 2))).x.tolist()
+  >>> summed(np.ones((3, 2))).x.tolist()
   [3.0, 3.0]
   """
   x = x.reshape(len(x), -1)

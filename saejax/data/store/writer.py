@@ -248,7 +248,7 @@ class Writer:
           "first": first,
           "rows": rows,
           "sums": {
-            name: sums.of(values[name]).to_json()
+            name: sums.summed(values[name]).to_json()
             for name, column in self.columns.items()
             if column.is_float
           },

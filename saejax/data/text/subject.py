@@ -15,7 +15,7 @@ from saejax.errors import InputError
 from saejax.models import config_file, hub, taps, tokenizer
 from saejax.models import model as models
 
-# Choices of the special tokens around windows, see `of`.
+# Choices of the special tokens around windows, see `at_site`.
 SPECIAL_TOKENS = ("tokenizer", "add", "none")
 Forward = Callable[[np.ndarray, np.ndarray], Float[Array, "B T ..."]]
 SCORES = {"entropy": "entropy of the prediction of the next token, in nats"}
@@ -23,7 +23,7 @@ SCORES = {"entropy": "entropy of the prediction of the next token, in nats"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-  """A frozen model with a site; `of` builds one from a model's name.
+  """A frozen model with a site; `at_site` builds one from a model's name.
 
   Any function of tokens can be harvested by filling the fields.
 
@@ -71,7 +71,7 @@ class Subject:
     return ids_and_rows + (self.window_bytes or (lambda _: 0))(tokens)
 
 
-def of(
+def at_site(
   name: str,
   layer: int | Sequence[int],
   point: str,

@@ -14,7 +14,7 @@ class SumsTest(parameterized.TestCase):
   def test_stats_equal_those_of_all_rows(self, dtype):
     x = np.random.default_rng(0).standard_normal((10_007, 5)) * 3 + 1
     x = x.astype(dtype)
-    parts = [sums.of(x[i : i + 3000]) for i in range(0, len(x), 3000)]
+    parts = [sums.summed(x[i : i + 3000]) for i in range(0, len(x), 3000)]
     found = sums.stats(sums.merge(parts, d=5), (5,))
     x = x.astype(np.float64)
     np.testing.assert_allclose(found["mean"], x.mean(0), rtol=1e-12)
@@ -34,7 +34,7 @@ class SumsTest(parameterized.TestCase):
   def test_json_gives_the_bits_back(self):
     x = np.random.default_rng(0).standard_normal((100, 3)) / 3
     x[4] = 0
-    found = sums.of(x)
+    found = sums.summed(x)
     again = sums.Sums.from_json(json.loads(json.dumps(found.to_json())))
     self.assertEqual(found.to_json(), again.to_json())
     np.testing.assert_array_equal(found.x, again.x)
@@ -44,7 +44,7 @@ class SumsTest(parameterized.TestCase):
     x = np.ones((10, 2))
     x[3, 1] = np.nan
     x[5, 0] = -np.inf
-    found = sums.stats(sums.of(x), (2,))
+    found = sums.stats(sums.summed(x), (2,))
     self.assertEqual(found["nonfinite_rows"], 2)
     self.assertEqual(found["mean"], [1, 1])
 

@@ -55,7 +55,7 @@ class SubjectTest(parameterized.TestCase):
   def test_windows_follow_the_template_or_the_setting(
     self, template, roles, special_tokens, prefix, suffix, special
   ):
-    found = subject.of(
+    found = subject.at_site(
       self.folder(template=template, roles=roles.items()),
       0,
       "resid_post",
@@ -69,16 +69,16 @@ class SubjectTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       InputError, "harvest.special_tokens=add: .*CLS and SEP, or BOS"
     ):
-      subject.of(self.folder(), 0, "resid_post", special_tokens="add")
+      subject.at_site(self.folder(), 0, "resid_post", special_tokens="add")
     with self.assertRaisesRegex(InputError, "special_tokens=bos"):
-      subject.of(self.folder(), 0, "resid_post", special_tokens="bos")
+      subject.at_site(self.folder(), 0, "resid_post", special_tokens="bos")
 
   def test_special_tokens_beyond_the_weights_are_refused(self):
     folder = self.folder(template="<far> $A")
     with self.assertRaisesRegex(InputError, r"harvest.model=41: .*\[0, 40\)"):
-      subject.of(folder, 0, "resid_post")
+      subject.at_site(folder, 0, "resid_post")
     # Round no window it does no harm.
-    found = subject.of(folder, 0, "resid_post", special_tokens="none")
+    found = subject.at_site(folder, 0, "resid_post", special_tokens="none")
     self.assertEqual(found.encode("w5 w9").tolist(), [5, 9])
     for word in ("w40", "<far>"):
       with self.assertRaisesRegex(InputError, r"harvest.model=4[01]: .*40\)"):
@@ -115,7 +115,7 @@ class SubjectTest(parameterized.TestCase):
         self.assertTrue(np.isfinite(x).all())
 
   def test_memory_of_a_window_grows_with_what_the_model_holds(self):
-    found = subject.of(self.folder(), 0, "resid_post")
+    found = subject.at_site(self.folder(), 0, "resid_post")
     # 10 tokens: ids and rows; 4 bytes of an MLP of 96 beside two streams of 24.
     self.assertEqual(
       found.bytes_of(10), 10 * (32 + 8 * 24) + 4 * 10 * (2 * 24 + 96)
