@@ -9,6 +9,7 @@ import numpy as np
 
 from saejax.data import shuffle
 from saejax.data.batches import Batches, IteratorBatches, StoreBatches
+from saejax.data.store import quality
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
 from saejax.sae.context import FIELDS, Batch, as_batch
@@ -126,11 +127,14 @@ def given(x: Any, held_out: Any) -> Rows:
       array in memory.
 
   Raises:
-    InputError: rows are not finite or too few, or there are no held-out rows.
+    InputError: rows are not finite, too few or all equal, a field has another
+      number of rows, or there are no held-out rows or none with a target.
   """
   if isinstance(x, Store):
+    quality.check_rows(x)
     held_out = _needed(held_out, "a store")
     target = x.moments["target"] if "target" in x.trained else None
+    _check_target(target is not None, held_out)
     return Rows(store=x, held_out=held_out, stats=x.stats, target_stats=target)
   if hasattr(x, "get_state") and hasattr(x, "sample"):
     return _of_stream(x, held_out)
@@ -145,6 +149,7 @@ def given(x: Any, held_out: Any) -> Rows:
       "give one row per token",
     )
   _check_finite(arrays)
+  _check_fields(arrays, held_out)
   if held_out is None:
     arrays, held_out = _split(arrays)
   return Rows(arrays=arrays, held_out=held_out, **_all_stats(arrays))
@@ -189,6 +194,39 @@ def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
         )
 
 
+def _check_fields(arrays: Mapping[str, np.ndarray], held_out: Any) -> None:
+  """Checks that fields have one entry per row, also those to evaluate on."""
+  rows = len(arrays["x"])
+  for name, array in arrays.items():
+    if len(array) != rows or (name == "target" and array.ndim < 2):
+      shape = "[rows, d]" if name == "target" else "[rows, ...]"
+      raise InputError(
+        name,
+        f"an array of shape {list(array.shape)}",
+        f"must be {shape}, and x has {rows} rows",
+        "give one entry per row",
+      )
+  _check_target("target" in arrays, held_out)
+
+
+def _check_target(needed: bool, held_out: Any) -> None:
+  if needed and _lacks_target(held_out):
+    raise InputError(
+      "held_out",
+      type(held_out).__name__,
+      "must have a target, since x has one",
+      "give x and target by name, as for x",
+    )
+
+
+def _lacks_target(held_out: Any) -> bool:
+  if isinstance(held_out, Store):
+    return "target" not in held_out.trained
+  if isinstance(held_out, Batch | Mapping) or hasattr(held_out, "shape"):
+    return as_batch(held_out).target is None
+  return False
+
+
 def _split(
   arrays: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], Batch]:
@@ -207,12 +245,34 @@ def _split(
 
 def _all_stats(arrays: Mapping[str, Any]) -> dict[str, Any]:
   """Computes the statistics of x, and of the target where there is one."""
-  target = _stats(arrays["target"]) if "target" in arrays else None
-  return {"stats": _stats(arrays["x"]), "target_stats": target}
+  named = {"stats": "x", "target_stats": "target"}
+  return {
+    name: _stats(arrays[field], field) if field in arrays else None
+    for name, field in named.items()
+  }
 
 
-def _stats(x: Any) -> dict[str, Any]:
-  """Computes the mean and mean square of rows, in float64."""
+def _stats(x: Any, field: str) -> dict[str, Any]:
+  """Computes the mean and mean square of rows, in float64.
+
+  Raises:
+    InputError: all rows are equal, up to rounding.
+  """
   wide = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
-  square = float(np.square(wide).sum(axis=-1).mean())
-  return {"mean": wide.mean(axis=0), "mean_square": square}
+  square, mean = float(np.square(wide).sum(axis=-1).mean()), wide.mean(axis=0)
+  if not square - float(np.sum(mean**2)) > 1e-12 * square:
+    raise InputError(
+      field,
+      f"{len(wide)} equal rows",
+      "must differ from row to row",
+      "nothing can be learned from them",
+    )
+  if not quality.SMALLEST < square < quality.LARGEST:
+    raise InputError(
+      field,
+      f"rows with a mean of |{field}|^2 of {square:.3g}",
+      f"must have one in ({quality.SMALLEST}, {quality.LARGEST}), so that "
+      "squares fit in float32",
+      "scale them",
+    )
+  return {"mean": mean, "mean_square": square}

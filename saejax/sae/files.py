@@ -122,7 +122,7 @@ def load(
     return _build(structure["sae"], arrays, "", parts or {})
 
 
-def loaded(sae: str | SAE, field: str) -> SAE:
+def loaded(sae: str | os.PathLike[str] | SAE, field: str) -> SAE:
   """Returns an SAE that was given as itself or as the folder it is saved in.
 
   Args:
@@ -132,8 +132,10 @@ def loaded(sae: str | SAE, field: str) -> SAE:
   Raises:
     InputError: as for `load`.
   """
-  if not isinstance(sae, str):
+  if isinstance(sae, SAE):
     return sae
+  if not isinstance(sae, str | os.PathLike):
+    raise InputError(field, sae, "must be an SAE or its folder", "pass either")
   try:
     return load(sae)
   except InputError as error:

@@ -1,6 +1,7 @@
 """Tests of saejax.fit and saejax.fit_grid: rows of any kind, refusals, resume."""
 
 import functools
+import pathlib
 import subprocess
 import sys
 
@@ -69,6 +70,24 @@ class FitTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, "holds a run"):
       saejax.fit(rows() + 1, k=4, run_dir=folder, **SETTINGS)
 
+  @parameterized.parameters(
+    ({"x": 0.1}, "x=1900 equal rows"),
+    ({"x": 0.0}, "x=1900 equal rows"),
+    ({"target": np.ones((2000, 3))}, "target=1900 equal rows"),
+    ({"target": np.ones((100, 3))}, "target=.*x has 2000 rows"),
+    ({"target": np.ones(2000)}, r"target=.*must be \[rows, d\]"),
+    ({"weight": np.ones(7)}, "weight=.*x has 2000 rows"),
+  )
+  def test_fields_that_teach_nothing_or_do_not_fit_are_refused(self, bad, said):
+    bad = {n: np.full((2000, D), v) if n == "x" else v for n, v in bad.items()}
+    with self.assertRaisesRegex(InputError, said):
+      saejax.fit({"x": rows(), **bad}, k=4, **SETTINGS)
+
+  @parameterized.parameters(1e25, 1e-25)
+  def test_rows_whose_squares_leave_float32_are_refused(self, scale):
+    with self.assertRaisesRegex(InputError, "squares fit in float32"):
+      saejax.fit(rows() * np.float32(scale), k=4, **SETTINGS)
+
   def test_a_folder_that_another_process_uses_is_refused(self):
     folder = self.create_tempdir().full_path
     with lock.RunLock(folder), self.assertRaisesRegex(InputError, "run_dir"):
@@ -107,7 +126,7 @@ class FitTest(parameterized.TestCase):
     broken[7, 3] = np.nan
     with self.assertRaisesRegex(InputError, "x=1 of 2000 rows: must be finite"):
       saejax.fit(broken, k=4, **SETTINGS)
-    with self.assertRaisesRegex(ValueError, "rows do not vary"):
+    with self.assertRaisesRegex(InputError, "x=95 equal rows"):
       saejax.fit(np.ones((100, D), np.float32), k=4, **SETTINGS)
     with self.assertRaisesRegex(InputError, "held_out.*must be given"):
       saejax.fit(iter([rows()]), k=4, **SETTINGS)
@@ -181,6 +200,11 @@ class TargetTest(parameterized.TestCase):
     settings["steps"] = len(parts)
     self.check(*saejax.fit(stream, held_out=held_out, **settings), 0.7)
 
+  def test_held_out_rows_without_a_target_are_refused_before_training(self):
+    settings = {**SETTINGS, "steps": 10**9}
+    with self.assertRaisesRegex(InputError, "held_out=.*must have a target"):
+      saejax.fit(self.batch, held_out=rows(), **settings)
+
   def test_a_store_with_a_target(self):
     path = self.create_tempdir().full_path
     store = saejax.write_store(f"{path}/train", self.batch)
@@ -202,8 +226,12 @@ class BoostingTest(absltest.TestCase):
     self.assertLess(after.fvu, 0.8 * before.fvu)
     same, _ = run(residual_of=f"{folder}/first", run_dir=f"{folder}/run")
     self.assertTrue(equal(same, both))
+    path = pathlib.Path(folder, "first")
+    self.assertTrue(equal(run(residual_of=path)[0], both))
     with self.assertRaisesRegex(InputError, "residual_of"):
       run(residual_of=both, run_dir=f"{folder}/run")
+    with self.assertRaisesRegex(InputError, "residual_of=3: must be an SAE"):
+      run(residual_of=3)
 
 
 class GridTest(absltest.TestCase):

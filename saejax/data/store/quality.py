@@ -3,8 +3,8 @@
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
 
-_SMALLEST = 1e-30  # mean square below which float32 loses the squares
-_LARGEST = 1e30
+SMALLEST = 1e-30  # mean square below which float32 loses the squares
+LARGEST = 1e30
 _OUTLIER = 30.0  # norm at the 99.9th percentile over the median
 _OFFSET = 30.0  # |mean| / std of a dimension, which bfloat16 rounds away
 
@@ -35,11 +35,11 @@ def check_rows(store: Store) -> None:
   variance = float(stats["variance"].sum())
   if variance <= 1e-12 * square:
     raise _refused(store, f"all {count} rows are equal")
-  if not _SMALLEST < square < _LARGEST:
+  if not SMALLEST < square < LARGEST:
     raise _refused(
       store,
       f"the mean of |x|^2 is {square:.3g} and must be in "
-      f"({_SMALLEST}, {_LARGEST}), so that squares fit in float32",
+      f"({SMALLEST}, {LARGEST}), so that squares fit in float32",
     )
 
 

@@ -99,8 +99,8 @@ def _of_all(record, dead, k: int, score: str, keep: str):
 def _smallest(record, dead, k: int, score: str, keep: str):
   """The definition on the dead latents alone, where a compact form holds them.
 
-  On CPU a compact form is 3 to 10 times faster than that of any number, see
-  benchmarks/aux_k.py.
+  On CPU the forms of n/16 and n/4 take 4 to 63 % of the time of that of any
+  number (benchmarks/results/aux-k-cpu-2core.json).
   """
   sizes = _sizes(record, k)
   forms = [partial(_of_dead, size) for size in sizes]
