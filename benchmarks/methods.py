@@ -125,9 +125,10 @@ def older(of: Mapping[str, Any]) -> str:
   sites = [name for name, site in of["sites"].items() if "commit" not in site]
   if not sites:
     return ""
+  where = "" if len(sites) == len(of["sites"]) else f" on {'; '.join(sites)}"
   return (
-    f" What was measured on {' and '.join(sites)} is of older runs: before "
-    "thresholds were estimated from rows and all dead latents were revived."
+    f" The measurements{where} precede two changes: thresholds are now estimated "
+    "from rows, and all dead latents are revived."
   )
 
 
