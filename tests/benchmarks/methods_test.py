@@ -28,6 +28,18 @@ class MethodsTest(absltest.TestCase):
     for record in found["claims"]["claims"]:
       self.assertIn(record["verdict"], ("holds", "does not hold", "undecided"))
 
+  def test_an_older_run_does_not_judge_what_has_changed_since(self):
+    methods = load()
+    of = json.loads(methods.RESULTS.read_text())["claims"]
+    old = {name: {"rows": 1, "held_out": 1} for name in of["sites"]}
+    new = {name: {**site, "commit": "abc"} for name, site in old.items()}
+    said = "measured before thresholds were estimated from rows"
+    lines = methods.claims_table({**of, "sites": old}).splitlines()
+    for line in lines:
+      if line.startswith(("| llama_scope:", "| ortsae:")):
+        self.assertIn(f"not judged: {said}", line)
+    self.assertNotIn(said, methods.claims_table({**of, "sites": new}))
+
   def test_a_run_replaces_its_own_sites_and_keeps_others(self):
     methods = load()
     stored = json.loads(methods.RESULTS.read_text())["architectures"]
