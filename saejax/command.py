@@ -53,7 +53,10 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
   """
   interrupt.install()  # before jax is imported
   script = module(name)
-  config.run(script.main, script.Config, None if argv is None else list(argv))
+  from saejax import compile_cache
+
+  with compile_cache.enabled():
+    config.run(script.main, script.Config, None if argv is None else list(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,6 +23,7 @@ ROAD = [
   "checks",
   "flagfiles",
   "durable",
+  "compile_cache",
   "fields",
   "presets",
   "choices",

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from saejax import compile_cache
 from saejax.errors import InputError
 from saejax.evals import held_out as evaluation
 from saejax.evals.reconstruction import Reconstruction
@@ -46,6 +47,7 @@ class Trained:
   arguments: Mapping[str, Any]
 
 
+@compile_cache.enabled()
 def fit(
   x: Any,
   recipe: str | Recipe | Callable[..., Recipe] = "topk",
@@ -123,6 +125,7 @@ def fit(
   return sae, metrics
 
 
+@compile_cache.enabled()
 def fit_grid(
   x: Any,
   recipe: str | Callable[..., Recipe] = "topk",
