@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from saejax.kernels import chunks
 from saejax.kernels.topk import xla as topk
 
 # Pre-activations in memory at once, on each device. On CPU they should stay in
@@ -72,14 +73,11 @@ def encode_select(
 
   def in_chunks(chunk_bytes, x):
     rows = x.shape[0]
-    chunks = -(-rows * W.shape[0] * 4 // chunk_bytes)
-    chunks = max(1, min(chunks, rows))  # one row may be larger than a chunk
-    while rows % chunks:
-      chunks += 1
-    if chunks == 1:
+    most = max(1, chunk_bytes // (4 * W.shape[0]))  # a row may be larger
+    if rows <= most:
       return encode(x)
-    out = jax.lax.map(encode, x.reshape(chunks, rows // chunks, -1))
-    return tuple(a.reshape(rows, k) for a in out)
+    out = jax.lax.map(encode, *chunks.split(most, x))
+    return tuple(chunks.join(a, rows) for a in out)
 
   return jax.lax.platform_dependent(
     x,

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from saejax.kernels import chunks
+
 GROUP = 8
 CHUNK_ROWS = 128  # on CPU
 CHUNK_BYTES = 1 << 28
@@ -57,12 +59,11 @@ def sampled_product(
     return jnp.einsum("bd,bkd->bk", g, w, preferred_element_type=jnp.float32)
 
   def chunked(most, g, indices):
-    size = _chunk(g.shape[0], most)
-    split = lambda a: a.reshape(-1, size, *a.shape[1:])
-    if size == g.shape[0]:
+    rows = g.shape[0]
+    if rows <= most:
       return product(g, indices)
-    out = jax.lax.map(lambda parts: product(*parts), (split(g), split(indices)))
-    return out.reshape(-1, *out.shape[2:])
+    parts = chunks.split(most, g, indices)
+    return chunks.join(jax.lax.map(lambda part: product(*part), parts), rows)
 
   return jax.lax.platform_dependent(
     g,
@@ -90,11 +91,10 @@ def scatter_rows(
     return total.at[i].add(rows, mode="drop"), None
 
   def chunked(most, *arrays):
-    start, size = jnp.zeros((n, y.shape[1])), _chunk(values.shape[0], most)
-    if size == values.shape[0]:
+    start = jnp.zeros((n, y.shape[1]))
+    if y.shape[0] <= most:
       return add(start, arrays)[0]
-    split = [a.reshape(-1, size, *a.shape[1:]) for a in arrays]
-    return jax.lax.scan(add, start, split)[0]
+    return jax.lax.scan(add, start, chunks.split(most, *arrays))[0]
 
   return jax.lax.platform_dependent(
     values.astype(jnp.float32),
@@ -108,8 +108,3 @@ def scatter_rows(
 def _rows_at_once(k: int, d: int) -> int:
   """Rows whose k gathered rows of width d, float32, fill CHUNK_BYTES."""
   return max(1, CHUNK_BYTES // (4 * k * d))
-
-
-def _chunk(rows: int, most: int) -> int:
-  """The largest divisor of `rows` that is at most `most`."""
-  return next(c for c in range(min(rows, most), 0, -1) if rows % c == 0)
