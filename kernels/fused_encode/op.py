@@ -141,8 +141,9 @@ def _on_shard(x, W_enc, b_enc, *, k, dtype, ordered, magnitude, axis):
       sizes=sizes,
     )
   values, indices, redone = dispatch.run(x, W_enc, b_enc, xla=plain, tpu=kernel)
+  score = {"score": xla.magnitudes} if magnitude else {}
   values, indices = topk.of_all_shards(
-    values, indices, n, select=select, k=k, axis=axis
+    values, indices, n, select=select, k=k, axis=axis, **score
   )
   return values, indices, redone[:, None]
 

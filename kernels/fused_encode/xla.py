@@ -32,9 +32,18 @@ def selection(*, ordered: bool, magnitude: bool) -> Select:
 
 
 def _by_magnitude(select: Select, a: Float[Array, "b n"], k: int):
-  """A selection on |a|, with the signed values; -inf stays the smallest."""
-  _, indices = select(jnp.where(a > -jnp.inf, jnp.abs(a), a), k)
+  """A selection on the sizes, with the signed values."""
+  _, indices = select(magnitudes(a), k)
   return jnp.take_along_axis(a, indices, axis=-1), indices
+
+
+def magnitudes(a: Float[Array, "b n"]) -> Float[Array, "b n"]:
+  """|a|, but -inf stays the smallest.
+
+  Args:
+    a: pre-activations; -inf for latents that do not compete.
+  """
+  return jnp.where(a > -jnp.inf, jnp.abs(a), a)
 
 
 def pre_activations(

@@ -1,10 +1,9 @@
 """Sparse products in plain JAX that never hold a [b, k, d] array.
 
 Decode is a scan over groups of 8 row gathers, which compilers fuse into one
-loop; the sampled product and the row scatter go over chunks of rows: small ones
-on CPU, where a whole-batch gather or scatter spends its time allocating, and
-such that the gathered rows stay below `CHUNK_BYTES` elsewhere (k may be d/2 in
-AuxK).
+loop; the sampled product and the row scatter go over chunks of rows whose
+gathered rows stay below `CHUNK_BYTES` (k may be d/2 in AuxK), and over smaller
+ones on CPU, where a whole-batch gather or scatter spends its time allocating.
 """
 
 from functools import partial
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from saejax.kernels import chunks
 
 GROUP = 8
-CHUNK_ROWS = 128  # on CPU
+CPU_CHUNK_ROWS = 128
 CHUNK_BYTES = 1 << 28
 
 
@@ -65,11 +64,12 @@ def sampled_product(
     parts = chunks.split(most, g, indices)
     return chunks.join(jax.lax.map(lambda part: product(*part), parts), rows)
 
+  most = _rows_at_once(indices.shape[1], g.shape[1])
   return jax.lax.platform_dependent(
     g,
     indices,
-    cpu=partial(chunked, CHUNK_ROWS),
-    default=partial(chunked, _rows_at_once(indices.shape[1], g.shape[1])),
+    cpu=partial(chunked, min(CPU_CHUNK_ROWS, most)),
+    default=partial(chunked, most),
   )
 
 
@@ -96,12 +96,13 @@ def scatter_rows(
       return add(start, arrays)[0]
     return jax.lax.scan(add, start, chunks.split(most, *arrays))[0]
 
+  most = _rows_at_once(values.shape[1], y.shape[1])
   return jax.lax.platform_dependent(
     values.astype(jnp.float32),
     indices,
     y,
-    cpu=partial(chunked, CHUNK_ROWS),
-    default=partial(chunked, _rows_at_once(values.shape[1], y.shape[1])),
+    cpu=partial(chunked, min(CPU_CHUNK_ROWS, most)),
+    default=partial(chunked, most),
   )
 
 

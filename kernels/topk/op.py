@@ -1,10 +1,11 @@
 """Exact top-k over the last axis, also where that axis is sharded.
 
-Sharded n: each shard takes its own k largest, the k candidates of all shards
-are gathered, and a second top-k picks among them. This is exact, ties included
-(shards are in index order).
+Sharded n: each shard takes its own k largest, and the k largest among the
+candidates of all shards are found as `shards` says. This is exact, ties
+included.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from saejax.kernels import mesh
-from saejax.kernels.topk import ref, xla
+from saejax.kernels.topk import ref, shards, xla
 
 IMPLEMENTATIONS = {"ref": ref.top_k, "xla": xla.top_k}
 
@@ -87,6 +88,7 @@ def of_all_shards(
   select,
   k: int,
   axis: str | None,
+  score: Callable[[Array], Array] = lambda a: a,
 ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
   """Exact top-k among every shard's own largest entries; in shard_map.
 
@@ -97,12 +99,12 @@ def of_all_shards(
     select: selection of the k largest of each row.
     k: entries kept.
     axis: mesh axis over which columns are split; None if they are not.
+    score: function of the values by which `select` ranks them.
   """
   if axis is None:
     return values, indices
   indices = indices + jax.lax.axis_index(axis) * local
-  values, indices = (
-    jax.lax.all_gather(v, axis, axis=1, tiled=True) for v in (values, indices)
-  )
-  values, position = select(values, k)
-  return values, jnp.take_along_axis(indices, position, axis=-1)
+  among = partial(shards.gathered, select=select, k=k, axis=axis)
+  if 8 * values.size * mesh.size(axis) > shards.GATHER_BYTES:
+    among = partial(shards.counted, select=select, k=k, axis=axis, score=score)
+  return among(values, indices)

@@ -7,6 +7,7 @@ float32 or where its values are sliced.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -96,30 +97,29 @@ def _floats(keys: Int[Array, "b n"]) -> Float[Array, "b n"]:
 
 def _k_largest(keys: Int[Array, "b n"], k: int) -> Int[Array, "b k"]:
   """Positions of the k largest, ascending; equal keys lowest position first."""
-  kth = _kth_largest(keys, k)
-  above, equal = keys > kth, keys == kth
-  missing = k - jnp.sum(above.astype(jnp.int32), axis=-1, keepdims=True)
-  within, before = _prefix_sums(equal)
-  rank = (within + before[..., None]).reshape(*keys.shape[:-1], -1)
-  rank = rank[:, : keys.shape[-1]]
-  # Counts fit float32 exactly: rows are far shorter than 2^24.
-  return _set_positions(
-    above | (equal & (rank <= missing.astype(rank.dtype))), k
-  )
-
-
-def _kth_largest(keys: Int[Array, "b n"], k: int) -> Int[Array, "b 1"]:
-  """The largest t with at least k keys >= t, one bit at a time."""
-
-  rows = keys.shape[0]
   # Summed over a long stride first: over neighbours the sums do not vectorise.
-  strided = _padded(keys, _GROUP, LEAST).reshape(rows, _GROUP, -1)
+  strided = _padded(keys, _GROUP, LEAST).reshape(keys.shape[0], _GROUP, -1)
 
   def enough(t):
     hits = (strided >= t[..., None]).astype(jnp.int32)
     return jnp.sum(jnp.sum(hits, axis=1), axis=-1, keepdims=True) >= k
 
-  zero = jnp.zeros((rows, 1), jnp.int32)
+  kth = kth_largest(keys, enough)
+  above, equal = keys > kth, keys == kth
+  missing = k - jnp.sum(above.astype(jnp.int32), axis=-1, keepdims=True)
+  return set_positions(above | (equal & (ranks(equal) <= missing)), k)
+
+
+def kth_largest(
+  keys: Int[Array, "b n"], enough: Callable[[Array], Array]
+) -> Int[Array, "b 1"]:
+  """The largest t for which `enough(t)`, one bit at a time.
+
+  Args:
+    keys: one row for each t.
+    enough: whether at least k keys are t or more.
+  """
+  zero = jnp.zeros((keys.shape[0], 1), jnp.int32)
   start = jnp.where(enough(zero), zero, LEAST)
 
   def set_bit(i, t):
@@ -129,8 +129,25 @@ def _kth_largest(keys: Int[Array, "b n"], k: int) -> Int[Array, "b 1"]:
   return jax.lax.fori_loop(0, 31, set_bit, start)
 
 
-def _set_positions(mask: Bool[Array, "b n"], k: int) -> Int[Array, "b k"]:
-  """Positions of the k set entries of each row, ascending."""
+def ranks(mask: Bool[Array, "b n"]) -> Int[Array, "b n"]:
+  """Set entries up to and with each one.
+
+  Args:
+    mask: the entries.
+  """
+  within, before = _prefix_sums(mask)
+  rank = (within + before[..., None]).reshape(mask.shape[0], -1)
+  # Counts fit float32 exactly: rows are far shorter than 2^24.
+  return rank[:, : mask.shape[-1]].astype(jnp.int32)
+
+
+def set_positions(mask: Bool[Array, "b n"], k: int) -> Int[Array, "b k"]:
+  """Positions of the first k set entries of each row, ascending.
+
+  Args:
+    mask: the entries; where fewer than k are set, what follows is undefined.
+    k: entries wanted.
+  """
   within, before = _prefix_sums(mask)
   upto = before + within[..., -1]
   j = jnp.arange(1, k + 1, dtype=upto.dtype)

@@ -2,11 +2,13 @@
 
 import contextlib
 from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from jax.sharding import PartitionSpec as P
 
 from saejax.kernels import dispatch, mesh
 from saejax.kernels.fused_encode import op as fused_encode
@@ -15,7 +17,8 @@ from saejax.kernels.jumprelu.ref import Estimator
 from saejax.kernels.nested_decode import op as nested_decode
 from saejax.kernels.sparse_decode import op as sparse_decode
 from saejax.kernels.topk import op as topk
-from tests import toy
+from saejax.kernels.topk import shards
+from tests import compiled, toy
 
 SHAPES = [(8, 1), (1, 8), (2, 4)]  # data, latent
 
@@ -26,6 +29,14 @@ def devices(shape):
     (mesh.DATA, mesh.LATENT),
     axis_types=(jax.sharding.AxisType.Auto,) * 2,
   )
+
+
+# How the largest among all shards are found: bytes that may be gathered.
+FORMS = {"gathered": 1 << 26, "counted": 0}
+
+
+def form(name):
+  return mock.patch.object(shards, "GATHER_BYTES", FORMS[name])
 
 
 def on(shape, f, *args):
@@ -43,21 +54,35 @@ def scores(kind, rows=16, n=64):
     a = np.ones_like(a)
   if kind == "one shard":  # all winners among the last n / 8
     a[:, -8:] += 100
+  if kind == "few":  # fewer than k are candidates
+    a[:, 2:-3] = -np.inf
   return jnp.asarray(a)
 
 
 class TopKTest(parameterized.TestCase):
   @parameterized.product(
     shape=SHAPES,
-    kind=["normal", "ties", "equal", "one shard"],
+    kind=["normal", "ties", "equal", "one shard", "few"],
     k=[3, 8, 20],  # 20: more than a shard of 8 holds
+    how=[*FORMS],
   )
-  def test_split_selection_is_exact(self, shape, kind, k):
+  def test_split_selection_is_exact(self, shape, kind, k, how):
     a = scores(kind)
     order = np.argsort(-np.asarray(a), axis=1, kind="stable")[:, :k]
-    values, indices = on(shape, partial(topk.top_k, k=k), a)
+    with form(how):
+      values, indices = on(shape, partial(topk.top_k, k=k), a)
     np.testing.assert_array_equal(indices, order)
     np.testing.assert_array_equal(values, np.take_along_axis(a, order, axis=1))
+
+  @parameterized.parameters(*FORMS)
+  def test_counting_holds_no_candidates_of_other_shards(self, how):
+    a, k = scores("normal", rows=24), 8
+    with form(how), jax.set_mesh(devices((1, 8))):
+      where = jax.NamedSharding(devices((1, 8)), P(None, mesh.LATENT))
+      a = jax.device_put(a, where)
+      text = jax.jit(partial(topk.top_k, k=k)).lower(a).compile().as_text()
+    held = (24, 8 * k) in compiled.arrays(text)
+    self.assertEqual(held, how == "gathered")
 
   @parameterized.parameters((7, 64), (16, 63), (7, 63))
   def test_sizes_that_do_not_divide_are_not_split(self, rows, n):
@@ -133,22 +158,29 @@ class SparseTest(parameterized.TestCase):
 
 
 class EncodeTest(parameterized.TestCase):
-  @parameterized.product(shape=SHAPES, magnitude=[False, True])
+  @parameterized.product(
+    shape=SHAPES,
+    magnitude=[False, True],
+    case=[("gathered", False), ("counted", False), ("counted", True)],
+  )
   def test_selection_and_gradients_are_those_of_one_device(
-    self, shape, magnitude
+    self, shape, magnitude, case
   ):
-    args = toy.rows(16, 6), toy.rows(6), toy.rows(64, 6), toy.rows(64)
+    how, ordered = case
+    b = toy.rows(64).at[5:60].set(-jnp.inf)  # nine compete
+    args = toy.rows(16, 6), toy.rows(6), toy.rows(64, 6), b
 
     def everything(*args):
       def loss(*args):
         values, indices = fused_encode.encode_topk(
-          *args, 9, magnitude=magnitude
+          *args, 7, magnitude=magnitude, ordered=ordered
         )
         return jnp.sum(values**2), (values, indices)
 
       return jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(*args)
 
-    got, want = on(shape, everything, *args), on(None, everything, *args)
+    with form(how):
+      got, want = on(shape, everything, *args), on(None, everything, *args)
     np.testing.assert_array_equal(got[0][1][1], want[0][1][1])
     toy.assert_trees_close(got, want, rtol=1e-5, atol=2e-4)
 

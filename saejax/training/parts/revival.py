@@ -19,7 +19,7 @@ from saejax.training.recipe import Record, Stats, Term, mean
 
 COMPACT_SHARES = (16, 4)  # compact forms hold n/16 or n/4 latents, ...
 DENSE_UP_TO = 16  # ... and all n if they are at most 16 k_aux
-COMPACT_BYTES = 1 << 26  # of the pre-activations of a compact form; below this
+COMPACT_BYTES = 1 << 26  # of the largest buffer of a compact form; below this
 
 
 class Revived(Protocol):
@@ -114,14 +114,20 @@ def _smallest(record, dead, k: int, score: str, keep: str):
 
 
 def _sizes(record, k: int) -> list[int]:
-  """The numbers of latents that compact forms hold, ascending."""
-  n, rows = record.sae.n, record.batch.rows
+  """The numbers of latents that compact forms hold, ascending.
+
+  There are none where latents are split over devices: dead ones would be
+  gathered from all of them.
+  """
+  n, x = record.sae.n, record.forward.x
+  # A compact form holds the pre-activations of all rows, and rows of both W.
+  width = max(record.batch.rows, x.shape[-1], record.sae.d)
   if mesh.axis_or_none(mesh.LATENT, n) or not record.sae.encoder.is_affine:
     return []
   sizes = [n // share for share in COMPACT_SHARES]
   if n <= DENSE_UP_TO * k:
     sizes.append(n)
-  return [size for size in sizes if 0 < 4 * rows * size < COMPACT_BYTES]
+  return [size for size in sizes if 0 < 4 * width * size < COMPACT_BYTES]
 
 
 def _of_dead(size: int, record, dead, k: int, score: str, keep: str):
