@@ -9,12 +9,13 @@ For each kind of chip, at B 4096, d 2304, n 65,536, k 64 in bfloat16:
   largest      K1, one winner of 16 rows taken from the candidates
   forward      JumpReLU, a tile of 256 rows and 512 latents
   backward     the same of the gradients
+  optimizer    Adam on unit rows, 8 rows of 4 matrices in float32
 
 `bundles` are those of the steady-state body: the innermost loop without what
 runs only once per block of rows. A bundle takes a cycle at best; waits for
 memory are not in them. `matmul_cycles` is what the matrix units alone need for
-the tile, so a kernel takes at least the larger of the two. Counted, not timed;
-needs libtpu (make aot makes an environment that has it) and no TPU.
+the tile, so a kernel takes at least the larger of the two; `memory_cycles` is
+what the bytes alone need of the optimizer's. Counted, not timed; needs libtpu (make aot makes an environment that has it) and no TPU.
 """
 
 import json
@@ -34,17 +35,22 @@ from jax.sharding import SingleDeviceSharding
 from saejax.kernels.fused_encode import tpu as encode
 from saejax.kernels.jumprelu import tpu as jumprelu
 from saejax.kernels.jumprelu.ref import Estimator
+from saejax.kernels.row_optimizer import tpu as row_optimizer
 
 B, D, N, K = 4096, 2304, 65536, 64
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # Multiplications in a cycle of one core's matrix units.
 MULTIPLIERS = {"v5e": 4 * 128**2, "v5p": 4 * 128**2, "v6e": 4 * 256**2}
+# Bytes in a cycle of one core.
+BANDWIDTH = {"v5e": 547, "v5p": 703, "v6e": 937}
 NAMES = {
   "candidates": "encode_candidates",
   "largest": "encode_largest",
   "forward": "jumprelu_forward",
   "backward": "jumprelu_backward",
+  "optimizer": "row_optimizer",
 }
+MATMULS = ("candidates", "forward", "backward")
 ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -101,7 +107,8 @@ def kernels() -> dict[str, tuple[Any, list[jax.ShapeDtypeStruct]]]:
   sizes = encode.blocks(B, N, D, K, jnp.bfloat16)
   estimator = Estimator(1.0)
   tiles = jumprelu.blocks(B, N, D, estimator, jnp.bfloat16)
-  if sizes is None or tiles is None:
+  block = row_optimizer.rows(N, D, jnp.float32)
+  if sizes is None or tiles is None or block is None:
     raise ValueError("these sizes have no kernel")
 
   def select(x, W, b):
@@ -109,7 +116,12 @@ def kernels() -> dict[str, tuple[Any, list[jax.ShapeDtypeStruct]]]:
     return encode._largest(values, marks, K, sizes, False)
 
   backward = partial(jumprelu.backward, estimator=estimator, sizes=tiles)
+  adam = {"b1": 0.9, "b2": 0.999, "eps": 6.25e-10}
   return {
+    "optimizer": (
+      partial(row_optimizer.update, block=block, **adam),
+      [*[array(N, D)] * 4, array(5)],
+    ),
     "select": (select, [x, W, array(N)]),
     "forward": (
       partial(jumprelu.forward, sizes=tiles),
@@ -140,8 +152,10 @@ def count(chip: str, folder: pathlib.Path) -> dict[str, dict[str, int]]:
     files = sorted(folder.glob(f"*{kernel}*-final_bundles.txt"))
     files = [f for f in files if "schedule-analysis" not in f.name]
     found[name] = {"bundles": steady_bundles(files[-1].read_text())}
-    if name != "largest":
+    if name in MATMULS:
       found[name]["matmul_cycles"] = 256 * 512 * D // MULTIPLIERS[chip]
+  bytes_ = 4 * row_optimizer.ARRAYS * row_optimizer.STRIP * D
+  found["optimizer"]["memory_cycles"] = bytes_ // BANDWIDTH[chip]
   for path in folder.iterdir():
     path.unlink()
   return found

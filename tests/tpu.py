@@ -30,8 +30,8 @@ def topology(chip: str):
   return topologies.get_topology_desc(CHIPS[chip], platform="tpu")
 
 
-def compiled(chip: str, f, *args: jax.ShapeDtypeStruct):
-  """f compiled for one chip of that kind."""
+def compiled(chip: str, f, *args: jax.ShapeDtypeStruct, donated=()):
+  """f compiled for one chip of that kind; some arguments may be donated."""
   devices = topology(chip).devices
   mesh = jax.sharding.Mesh(devices, ("chip",))
   where = SingleDeviceSharding(devices[0])
@@ -41,4 +41,4 @@ def compiled(chip: str, f, *args: jax.ShapeDtypeStruct):
   # Without a mesh, kernels that ask for the kind of chip find the CPU.
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.sharding.use_abstract_mesh(mesh.abstract_mesh))
-    return jax.jit(f).lower(*args).compile()
+    return jax.jit(f, donate_argnums=donated).lower(*args).compile()

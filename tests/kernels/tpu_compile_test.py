@@ -13,6 +13,8 @@ from saejax.kernels.fused_encode import op as encode_op
 from saejax.kernels.fused_encode import tpu as encode_tpu
 from saejax.kernels.jumprelu import tpu as jumprelu
 from saejax.kernels.jumprelu.ref import Estimator
+from saejax.kernels.row_optimizer import ref as row_ref
+from saejax.kernels.row_optimizer import tpu as row_optimizer
 from tests import compiled, tpu
 
 B, D, N, K = 4096, 2304, 65536, 64
@@ -85,6 +87,27 @@ class JumpReLUTest(parameterized.TestCase):
     tpu.compiled(
       "v5e", backward, ROWS, WEIGHTS, array(B, N), array(B), array(N)
     )
+
+
+class RowOptimizerTest(parameterized.TestCase):
+  def compiled(self, chip, update):
+    args = *[array(N, D)] * 4, array(5)
+    how = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
+    return tpu.compiled(chip, partial(update, **how), *args, donated=(0, 2, 3))
+
+  @parameterized.parameters(*CHIPS)
+  def test_updates_in_place_and_moves_fewer_bytes_than_xla(self, chip):
+    block = row_optimizer.rows(N, D, jnp.float32)
+    kernel = self.compiled(chip, partial(row_optimizer.update, block=block))
+    memory = kernel.memory_analysis()
+    self.assertLess(memory.temp_size_in_bytes, 1 << 20)
+    self.assertGreaterEqual(memory.alias_size_in_bytes, 12 * N * D)
+    plain = self.compiled(chip, row_ref.update)
+    moved = [
+      p.cost_analysis()["bytes accessed"] / (N * D) for p in (kernel, plain)
+    ]
+    self.assertLess(moved[0], 28.1)
+    self.assertGreater(moved[1], 1.5 * moved[0])
 
 
 if __name__ == "__main__":
