@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from saejax.kernels import dispatch, mesh
 from saejax.kernels.fused_encode import tpu, xla
 from saejax.kernels.sparse_decode import op as sparse
+from saejax.kernels.sparse_decode import xla as sparse_xla
 from saejax.kernels.topk import op as topk
 
 
@@ -158,7 +159,7 @@ def _encode_backward(k, dtype, ordered, magnitude, saved, cotangents):
   x, b_pre, W_enc, indices = saved
   g = cotangents[0]
   d_W = sparse.scatter_rows(g, indices, x - b_pre, W_enc.shape[0])
-  d_b = jnp.zeros(W_enc.shape[:1], g.dtype).at[indices].add(g)
+  d_b = sparse_xla.scatter_scalars(g, indices, W_enc.shape[0])
   d_b_pre = -(d_b @ W_enc)
   d_x = sparse.decode_rows(g, indices, W_enc).astype(x.dtype)
   return d_x, d_b_pre.astype(b_pre.dtype), d_W.astype(W_enc.dtype), d_b

@@ -14,6 +14,11 @@ from saejax.kernels.topk import xla as topk
 # cache between the matmul and the selection.
 CHUNK_BYTES = 1 << 28
 CPU_CHUNK_BYTES = 1 << 24
+GPU_CHUNK_BYTES = 1 << 30
+# Every chunk reads all of W: with fewer rows than some times the ratio of the
+# matmul's rate to the bandwidth (184 operations per byte on an H200), reading W
+# would take longer than multiplying.
+GPU_CHUNK_ROWS = 1024
 
 Select = Callable[
   [Float[Array, "b n"], int], tuple[Float[Array, "b k"], Int[Array, "b k"]]
@@ -80,9 +85,9 @@ def encode_select(
   def encode(x):
     return select(pre_activations(x, W, b), k)
 
-  def in_chunks(chunk_bytes, x):
+  def in_chunks(chunk_bytes, x, least: int = 1):
     rows = x.shape[0]
-    most = max(1, chunk_bytes // (4 * W.shape[0]))  # a row may be larger
+    most = max(least, chunk_bytes // (4 * W.shape[0]))  # a row may be larger
     if rows <= most:
       return encode(x)
     out = jax.lax.map(encode, *chunks.split(most, x))
@@ -91,5 +96,6 @@ def encode_select(
   return jax.lax.platform_dependent(
     x,
     cpu=partial(in_chunks, CPU_CHUNK_BYTES),
+    cuda=partial(in_chunks, GPU_CHUNK_BYTES, least=GPU_CHUNK_ROWS),
     default=partial(in_chunks, CHUNK_BYTES),
   )

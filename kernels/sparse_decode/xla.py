@@ -17,6 +17,9 @@ from saejax.kernels import chunks
 GROUP = 8
 CPU_CHUNK_ROWS = 128
 CHUNK_BYTES = 1 << 28
+# On GPUs the gathered rows stay inside one fusion, whatever their number; chunks
+# only keep its indices below 2^31.
+GPU_CHUNK_BYTES = 1 << 32
 
 
 def decode(
@@ -52,6 +55,7 @@ def sampled_product(
 
   See `op.sampled_product` for the arguments.
   """
+  k, d = indices.shape[1], g.shape[1]
 
   def product(g, indices):
     w = jnp.take(W, indices, axis=0, mode="clip")
@@ -64,11 +68,12 @@ def sampled_product(
     parts = chunks.split(most, g, indices)
     return chunks.join(jax.lax.map(lambda part: product(*part), parts), rows)
 
-  most = _rows_at_once(indices.shape[1], g.shape[1])
+  most = _rows_at_once(k, d, CHUNK_BYTES)
   return jax.lax.platform_dependent(
     g,
     indices,
     cpu=partial(chunked, min(CPU_CHUNK_ROWS, most)),
+    cuda=partial(chunked, _rows_at_once(k, d, GPU_CHUNK_BYTES)),
     default=partial(chunked, most),
   )
 
@@ -83,6 +88,7 @@ def scatter_rows(
 
   See `op.scatter_rows` for the arguments.
   """
+  k, d = values.shape[1], y.shape[1]
 
   def add(total, chunk):
     v, i, y = chunk
@@ -91,21 +97,54 @@ def scatter_rows(
     return total.at[i].add(rows, mode="drop"), None
 
   def chunked(most, *arrays):
-    start = jnp.zeros((n, y.shape[1]))
+    start = jnp.zeros((n, d))
     if y.shape[0] <= most:
       return add(start, arrays)[0]
     return jax.lax.scan(add, start, chunks.split(most, *arrays))[0]
 
-  most = _rows_at_once(values.shape[1], y.shape[1])
+  most = _rows_at_once(k, d, CHUNK_BYTES)
   return jax.lax.platform_dependent(
     values.astype(jnp.float32),
     indices,
     y,
     cpu=partial(chunked, min(CPU_CHUNK_ROWS, most)),
+    cuda=partial(chunked, _rows_at_once(k, d, GPU_CHUNK_BYTES)),
     default=partial(chunked, most),
   )
 
 
-def _rows_at_once(k: int, d: int) -> int:
-  """Rows whose k gathered rows of width d, float32, fill CHUNK_BYTES."""
-  return max(1, CHUNK_BYTES // (4 * k * d))
+def scatter_scalars(
+  values: Float[Array, "b k"], indices: Int[Array, "b k"], n: int
+) -> Float[Array, "n"]:
+  """Entry i: the sum of values[b, j] over all (b, j) with indices = i.
+
+  Args:
+    values: terms, float32; 0 where absent.
+    indices: entry of the result of each term.
+    n: entries of the result.
+  """
+  return jax.lax.platform_dependent(
+    values,
+    indices,
+    cuda=partial(_scatter_quads, n=n),
+    default=partial(_scatter_scalars, n=n),
+  )
+
+
+def _scatter_scalars(values, indices, n: int):
+  return jnp.zeros((n,), values.dtype).at[indices].add(values)
+
+
+def _scatter_quads(values, indices, n: int):
+  """The same in groups of four, of which three are 0.
+
+  jaxlib 0.10 adds single floats on GPUs by compare-and-swap, retried for every
+  row that shares a latent, but four neighbours by one vector atomic.
+  """
+  quads = jnp.pad(values[..., None], ((0, 0), (0, 0), (0, 3)))
+  return jnp.zeros((n, 4), values.dtype).at[indices].add(quads)[:, 0]
+
+
+def _rows_at_once(k: int, d: int, chunk_bytes: int) -> int:
+  """Rows whose k gathered rows of width d, float32, fill a chunk."""
+  return max(1, chunk_bytes // (4 * k * d))

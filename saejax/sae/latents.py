@@ -68,7 +68,9 @@ class SparseLatents(Part):
       weight: weight per row; all rows count by default.
     """
     hits = _counted(self.values != 0, weight).reshape(-1)
-    return jnp.zeros((self.n,), bool).at[self.indices.reshape(-1)].max(hits)
+    # As integers: GPUs have no atomic maximum of bytes, and would retry.
+    none = jnp.zeros((self.n,), jnp.int32)
+    return none.at[self.indices.reshape(-1)].max(hits.astype(jnp.int32)) > 0
 
 
 class DenseLatents(Part):

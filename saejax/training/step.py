@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
+from saejax.training.parts import constraints
 from saejax.training.recipe import (
   MEMBERS,
   Hyper,
@@ -228,8 +229,14 @@ def _loss_and_gradients(
 def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
   """Updates one member; leaves it unchanged where something is not finite."""
   metrics, stats, gradients = out
-  gradients = recipe.gradient(state.sae, gradients)
-  norm = optax.tree.norm(gradients)
+  raw = gradients
+  gradients = recipe.gradient(state.sae, raw)
+  if constraints.is_large(state.sae):
+    # Computed anew inside the norm, rather than stored for it.
+    again = jax.lax.optimization_barrier(raw)
+    norm = optax.tree.norm(recipe.gradient(state.sae, again))
+  else:
+    norm = optax.tree.norm(gradients)
   if recipe.clip_norm is not None:
     scale = jnp.minimum(1.0, recipe.clip_norm / jnp.maximum(norm, 1e-30))
     gradients = jax.tree.map(lambda g: g * scale, gradients)
@@ -267,7 +274,9 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
       _, ema = _average(recipe).update(written.sae, state.ema)
   new = state.replace(
     step=state.step + jnp.where(halted, 0, 1),
-    sae=keep(written.sae, state.sae),
+    # Not `state.sae`, which `moved` equals where it counts: the old weights
+    # would have to outlive their update.
+    sae=keep(written.sae, moved),
     opt_state=keep(written.opt_state, state.opt_state),
     ema=keep(ema, state.ema),
     stats=keep(written.stats, state.stats),

@@ -58,6 +58,16 @@ class ProductsTest(parameterized.TestCase):
     want = np.take_along_axis(g @ W.T, indices, axis=1)
     np.testing.assert_allclose(got, want, atol=2e-5)
 
+  @parameterized.product(
+    shape=SHAPES, scatter=[xla.scatter_scalars, xla._scatter_quads]
+  )
+  def test_scalars_are_summed_by_index(self, shape, scatter):
+    b, k, _, n = shape
+    values, indices = code(b, k, n)
+    got = jax.jit(scatter, static_argnums=2)(values, indices, n)
+    want = dense(values, indices, n).sum(axis=0)
+    np.testing.assert_allclose(got, want, atol=2e-5)
+
   @parameterized.product(shape=SHAPES, implementation=["ref", "xla"])
   def test_scatter_rows_equals_the_transposed_dense(
     self, shape, implementation

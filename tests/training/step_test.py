@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from absl.testing import absltest, parameterized
 
 from saejax.recipes import row_sparse
 from saejax.training import step
-from saejax.training.parts import losses, rules, schedules
+from saejax.training.parts import constraints, losses, rules, schedules
 from saejax.training.recipe import Hyper, Rule, Term
 from tests import compiled, toy
 
@@ -143,6 +144,19 @@ class EnginesTest(parameterized.TestCase):
       return
     toy.assert_trees_close(sparse.sae, dense.sae, rtol=1e-4, atol=2e-5)
     toy.assert_trees_equal(sparse.stats, dense.stats)
+
+  def test_weights_updated_in_place_are_the_same_after_5_steps(self):
+    recipe = plain(clip_norm=0.1)
+    states = []
+    for size in (constraints.LARGE_BYTES, 0):
+      with mock.patch.object(constraints, "LARGE_BYTES", size):
+        state, one = start(recipe), jax.jit(step.make_step(recipe))
+        for x in batches(5, 64, 8):
+          state, _ = one(state, HYPER, x)
+      states.append(state)
+    usual, large = (jax.tree.leaves((s.sae, s.opt_state)) for s in states)
+    for want, got in zip(usual, large, strict=True):
+      np.testing.assert_allclose(got, want, atol=1e-6)
 
   def test_the_aux_case_is_one_where_aux_works(self):
     found, _, state = run("aux", "sparse")

@@ -2,10 +2,27 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from saejax.sae.decoders import unit_rows
+from saejax.sae.decoders import NORM_EPS, unit_rows
 from saejax.sae.sae import SAE
+
+
+# Size from which on no second copy of a matrix is made, at the price of reading
+# it more often. Left alone, XLA fuses an update with a sum over its result, and
+# on a GPU such a fusion cannot write in place.
+LARGE_BYTES = 1 << 31
+
+
+def is_large(sae: SAE) -> bool:
+  """Whether there should be no temporary of the size of the largest weights.
+
+  Args:
+    sae: the SAE.
+  """
+  leaves = jax.tree.leaves(sae)
+  return any(a.size * a.dtype.itemsize >= LARGE_BYTES for a in leaves)
 
 
 def unit_norm_decoder(sae: SAE) -> SAE:
@@ -14,7 +31,13 @@ def unit_norm_decoder(sae: SAE) -> SAE:
   Args:
     sae: the SAE.
   """
-  return _with_decoder(sae, unit_rows(_stored(sae)))
+  W = _stored(sae)
+  if not is_large(sae):
+    return _with_decoder(sae, unit_rows(W))
+  W = jax.lax.optimization_barrier(W)
+  norm = jnp.linalg.norm(W, axis=-1, keepdims=True)
+  norm = jax.lax.optimization_barrier(norm)
+  return _with_decoder(sae, W / jnp.maximum(norm, NORM_EPS))
 
 
 def folded_norms(sae: SAE) -> SAE:
