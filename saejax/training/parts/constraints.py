@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from saejax.sae.decoders import NORM_EPS, unit_rows
 from saejax.sae.sae import SAE
 
-
 # Size from which on no second copy of a matrix is made, at the price of reading
 # it more often. Left alone, XLA fuses an update with a sum over its result, and
 # on a GPU such a fusion cannot write in place.
