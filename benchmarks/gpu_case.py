@@ -302,7 +302,7 @@ def main() -> None:
   batches = np.load(request["data"], mmap_mode="r")
   try:
     run = CASES[request["contender"]]
-    result = run(request["sizes"], batches, request["rounds"])
+    result: dict[str, Any] = run(request["sizes"], batches, request["rounds"])
   except Exception as e:  # out of memory among others: the parent reports it
     result = {"error": f"{type(e).__name__}: {str(e)[:300]}"}
   device = jax.devices()[0]

@@ -35,6 +35,7 @@ import re
 import tempfile
 from typing import Any
 
+import gpu_case
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
@@ -46,12 +47,6 @@ from saejax.recipes import row_sparse
 from saejax.training import step
 from saejax.training.recipe import Hyper
 
-SIZES = {  # B, d, n, k
-  "A": (4096, 768, 24576, 32),
-  "B": (16384, 2304, 65536, 64),
-  "C": (8192, 4096, 131072, 64),
-  "D": (8192, 4096, 1048576, 64),
-}
 BYTES = 150_754_820_096  # of an H200
 TARGET = f"""
 gpu_device_info {{
@@ -99,8 +94,10 @@ class CompileConfig:
   write: str = ""  # JSON file to write
 
   def __post_init__(self):
-    for name in {*self.sizes, *self.aux, *self.dense} - {*SIZES}:
-      raise InputError("sizes", name, f"must be of {[*SIZES]}", "choose one")
+    for name in {*self.sizes, *self.aux, *self.dense} - {*gpu_case.SIZES}:
+      raise InputError(
+        "sizes", name, f"must be of {[*gpu_case.SIZES]}", "choose one"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,12 +199,12 @@ def lowered(size: str, *, engine: str, aux: bool, device: Any):
   """One training step, lowered for a device.
 
   Args:
-    size: name in `SIZES`.
+    size: name in `gpu_case.SIZES`.
     engine: "sparse" or "dense".
     aux: whether AuxK, which is idle while no latent is dead, is in the program.
     device: device to compile for.
   """
-  B, d, n, k = SIZES[size]
+  B, d, n, k = gpu_case.SIZES[size]
   recipe = row_sparse.topk(
     d,
     n,
@@ -233,23 +230,23 @@ def measure(size: str, device: Any, dump: pathlib.Path, **how) -> dict:
   """Compiles a step and reads its program.
 
   Args:
-    size: name in `SIZES`.
+    size: name in `gpu_case.SIZES`.
     device: device to compile for.
     dump: where XLA writes its kernels; it is emptied.
     **how: see `lowered`.
   """
   compiled = lowered(size, device=device, **how).compile()
-  text, memory = compiled.as_text(), compiled.memory_analysis()
+  text, memory = compiled.as_text() or "", compiled.memory_analysis()
+  assert memory is not None  # of this back end
   program = parse(text)
-  B, d, _, k = SIZES[size]
+  B, d, n, k = gpu_case.SIZES[size]
   swaps = [p for p in dump.rglob("*.ptx") if ".cas." in p.read_text()]
-  for path in dump.rglob("*.*"):
+  for path in filter(pathlib.Path.is_file, dump.rglob("*")):
     path.unlink()
   temporaries = memory.temp_size_in_bytes
   new = memory.output_size_in_bytes - memory.alias_size_in_bytes
   peak = memory.argument_size_in_bytes + temporaries + new
   sorts = re.findall(r"= \(?\w+\[([\d,]*)\].* sort\(", text)
-  found = arrays(program)
   return {
     "size": size,
     **how,
@@ -260,8 +257,8 @@ def measure(size: str, device: Any, dump: pathlib.Path, **how) -> dict:
     "sorts": sorted(sorts),
     "gathered": sorted(
       shape
-      for shape in found
-      if shape[-1] == d and math.prod(shape) >= B * k * d
+      for shape in arrays(program)
+      if shape[-1] == d and n * d != math.prod(shape) >= B * k * d
     ),
     "compare_and_swap": len(swaps),
     "launches": launches(program, program.entry),
@@ -308,7 +305,7 @@ def main(config: CompileConfig) -> int:
       name: importlib.metadata.version(name)
       for name in ("jax", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
     },
-    "sizes": {n: dict(zip("Bdnk", s, strict=True)) for n, s in SIZES.items()},
+    "sizes": {name: gpu_case.sizes(name) for name in gpu_case.SIZES},
     "programs": rows,
   }
   if config.write:

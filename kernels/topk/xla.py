@@ -8,6 +8,7 @@ float32 or where its values are sliced.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,13 @@ def kth_largest(
     higher = t + jax.lax.shift_left(jnp.int32(1), jnp.int32(30) - i)
     return jnp.where(enough(higher), higher, t)
 
-  return jax.lax.fori_loop(0, 31, set_bit, start)
+  def rounds(start, unroll):
+    return jax.lax.fori_loop(0, 31, set_bit, start, unroll=unroll)
+
+  # On a GPU every trip of a loop starts kernels for its counter as well.
+  return jax.lax.platform_dependent(
+    start, cuda=partial(rounds, unroll=31), default=partial(rounds, unroll=1)
+  )
 
 
 def ranks(mask: Bool[Array, "b n"]) -> Int[Array, "b n"]:
