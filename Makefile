@@ -1,7 +1,7 @@
 # Two commands do everything on a machine with Python >= 3.11 and make:
 #   make scaling   environment, harvest, training, fit, report: runs/quickstart
 #   make test      environment, tests, tests of eight devices, doctests
-# Others: make lint format types wheel compare-torch aot clean.
+# Others: make lint format types wheel compare-torch aot aot-gpu clean.
 # Settings: PYTHON=python3.12, VENV=.venv-3.12, TESTS="tests/sae".
 
 PYTHON ?= python3
@@ -26,7 +26,7 @@ export MALLOC_TOP_PAD_ ?= 268435456
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help scaling test test-one-device test-devices doctest lint format \
-  types wheel compare-torch aot clean environment torch-environment
+  types wheel compare-torch aot aot-gpu clean environment torch-environment
 .DELETE_ON_ERROR:
 
 help:
@@ -87,6 +87,14 @@ aot:
 	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=3 \
 	  .venv-aot/bin/python -m pytest -q --durations=0 --durations-min=5 \
 	  $$(find $(TESTS) -name 'tpu_*_test.py')
+
+# The same for GPUs: CUDA's plugin and compiler without the CUDA that runs.
+aot-gpu:
+	@$(MAKE) --no-print-directory VENV=.venv-aot-gpu EXTRAS=check environment
+	.venv-aot-gpu/bin/python -m pip --disable-pip-version-check -qq install \
+	  --no-compile --no-deps jax==0.10.2 jaxlib==0.10.2 \
+	  jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 nvidia-cuda-nvcc-cu12
+	.venv-aot-gpu/bin/python benchmarks/gpu_compile.py
 
 clean:
 	rm -rf .build .venv .venv-* .pytest_cache .ruff_cache *.egg-info

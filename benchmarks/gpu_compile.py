@@ -89,8 +89,9 @@ class CompileConfig:
   """What is compiled."""
 
   sizes: tuple[str, ...] = ("A", "B", "C", "D")  # reference sizes
-  aux: tuple[str, ...] = ("A", "B")  # sizes that are compiled with AuxK as well
-  dense: tuple[str, ...] = ("A", "B")  # and in the dense engine
+  # sizes that are compiled with AuxK as well, which takes many minutes
+  aux: tuple[str, ...] = ()
+  dense: tuple[str, ...] = ("B",)  # sizes compiled in the dense engine as well
   write: str = ""  # JSON file to write
 
   def __post_init__(self):

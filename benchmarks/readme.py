@@ -1,0 +1,232 @@
+"""Writes the tables of benchmarks/README.md from the files in results/.
+
+  python benchmarks/readme.py
+
+Each pair of markers names files and how they are shown:
+
+  <!-- table: step-cpu*.json -->
+  <!-- end -->
+
+What lies between is replaced by the tables of all files that match, or by a line
+that says that nothing has been measured.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+HERE = pathlib.Path(__file__).parent
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MISSING = "Not measured yet.\n"
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+  """A Markdown table with a column for each key of the rows.
+
+  Args:
+    rows: cells by column; absent ones are left blank.
+  """
+  rows = list(rows)
+  columns = list(dict.fromkeys(name for row in rows for name in row))
+  lines = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
+  lines += [[cell(row.get(name)) for name in columns] for row in rows]
+  return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def cell(value: Any) -> str:
+  """A value as text.
+
+  Args:
+    value: number, text, list or None.
+  """
+  if value is None or value == []:
+    return ""
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if isinstance(value, float):
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}" if abs(value) >= 0.01 else f"{value:.2g}"
+  if isinstance(value, int):
+    return f"{value:,}"
+  if isinstance(value, list):
+    return ", ".join(map(cell, value))
+  return str(value)
+
+
+def around(result: Mapping[str, Any]) -> str:
+  """Hardware, versions and date, as far as a file has them.
+
+  Args:
+    result: what a file holds.
+  """
+  keys = ("device", "hardware", "machine", "environment", "versions")
+  found: dict[str, str] = {}
+  for part in (result.get(key) for key in keys):
+    if isinstance(part, str):
+      found[part] = part
+    elif isinstance(part, Mapping):
+      for name, value in part.items():
+        if name in ("cpu", "device", "device_kind") and value:
+          found[str(value)] = str(value)
+        elif name == "cores":
+          found[name] = f"{value} cores"
+        elif name in VERSIONS and value:
+          found[name] = f"{name} {value}"
+  for version in (result.get("jax"), result.get("sizes", {}).get("jax")):
+    if isinstance(version, str):
+      found["jax"] = f"jax {version}"
+  if "date" in result:
+    found["date"] = result["date"]
+  return ", ".join(found.values())
+
+
+VERSIONS = (
+  "python", "jax", "jaxlib", "libtpu", "torch", "sae_lens",
+  "dictionary_learning", "sparsify", "jax-cuda12-plugin",
+)  # fmt: skip
+
+
+def step_cpu(result: dict[str, Any]) -> str:
+  """Times of step.py, one table per size and recipe."""
+  parts = []
+  for each in result.get("results", [result]):
+    ours, low_high = each["engine"], each["quartiles"]["ms"]
+    what = " ".join(f"{k} {v:,}" for k, v in each["sizes"].items())
+    share = each["ratio_floor"]
+    parts.append(
+      f"{what}, {each['dtype']}: {share:.0%} of the floor's speed,"
+      f" {each['tokens_per_second']:,} tokens per second.\n\n"
+    )
+    parts[-1] += table(
+      {
+        "contender": name,
+        "ms": ms,
+        "quartiles": " to ".join(map(cell, low_high[name])),
+        "times ours": ms / each["ms"][ours],
+      }
+      for name, ms in each["ms"].items()
+    )
+  return "\n".join(parts)
+
+
+def startup(result: dict[str, Any]) -> str:
+  """Seconds of a user's first lines."""
+  return table(
+    {
+      "program": name,
+      "seconds": row["seconds"],
+      "times the first": row["ratio"],
+    }
+    for name, row in result.items()
+    if isinstance(row, dict) and "ratio" in row
+  )
+
+
+def bundles(result: dict[str, Any]) -> str:
+  """Instruction bundles by chip and kernel: the budget."""
+  return table(
+    {"chip": chip, "body": kernel, **row}
+    for chip, kernels in result["chips"].items()
+    for kernel, row in kernels.items()
+  )
+
+
+def gpu_compile(result: dict[str, Any]) -> str:
+  """What the compiled GPU step holds, in GB."""
+  return table(
+    {
+      "size": row["size"],
+      "engine": row["engine"],
+      "AuxK": row["aux"],
+      "state, GB": row["arguments"] / 1e9,
+      "temporaries, GB": row["temporaries"] / 1e9,
+      "peak, GB": row["peak"] / 1e9,
+      "fits": row["fits"],
+      "sorts": len(row["sorts"]),
+      "[B, k, d] arrays": len(row["gathered"]),
+      "compare-and-swap": row["compare_and_swap"],
+      "launches": row["launches"],
+    }
+    for row in result["programs"]
+  )
+
+
+def step_gpu(result: dict[str, Any]) -> str:
+  """Times of step_gpu.py, a row per size and contender."""
+  rows = []
+  for size, cases in result["cases"].items():
+    figures = result["figures"][size]
+    for name, case in cases.items():
+      peak = case.get("peak_bytes")
+      rows.append(
+        {
+          "size": size,
+          "contender": name,
+          "ms": figures.get("floor_ms") if name == "floor" else case.get("ms"),
+          "tokens per second": figures["tokens_per_second"].get(name),
+          "of the floor": figures.get("of_floor", {}).get(name),
+          "peak, GB": peak / 1e9 if peak else None,
+          "note": case.get("error"),
+        }
+      )
+  return table(rows)
+
+
+def rows(result: dict[str, Any]) -> str:
+  """Every list of rows in a file, with the columns that are no lists."""
+  lists = [
+    [{k: v for k, v in row.items() if not isinstance(v, dict)} for row in value]
+    for value in result.values()
+    if isinstance(value, list) and value and isinstance(value[0], dict)
+  ]
+  return "\n".join(map(table, lists)) or MISSING
+
+
+SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {
+  "step-cpu*.json": step_cpu,
+  "startup*.json": startup,
+  "tpu-bundles.json": bundles,
+  "gpu-compile.json": gpu_compile,
+  "step-gpu*.json": step_gpu,
+}  # others: `rows`
+
+
+def tables(pattern: str, results: pathlib.Path) -> str:
+  """The tables of all files of a pattern.
+
+  Args:
+    pattern: names of files, as of `glob`.
+    results: the folder of the files.
+  """
+  parts = []
+  for path in sorted(results.glob(pattern)):
+    result = json.loads(path.read_text())
+    name = f"[{path.name}](results/{path.name})"
+    text = SHOWN.get(pattern, rows)(result)
+    parts.append(f"{name}: {around(result) or 'no hardware stated'}.\n\n{text}")
+  return "\n".join(parts) or MISSING
+
+
+def written(text: str, results: pathlib.Path) -> str:
+  """The README with its tables written anew.
+
+  Args:
+    text: the README.
+    results: the folder of the files.
+  """
+
+  def replaced(found: re.Match) -> str:
+    return f"{found[1]}\n{tables(found[2], results)}\n{found[3]}"
+
+  return MARKED.sub(replaced, text)
+
+
+def main() -> None:
+  path = HERE / "README.md"
+  path.write_text(written(path.read_text(), HERE / "results"))
+
+
+if __name__ == "__main__":
+  main()
