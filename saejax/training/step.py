@@ -229,14 +229,7 @@ def _loss_and_gradients(
 def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
   """Updates one member; leaves it unchanged where something is not finite."""
   metrics, stats, gradients = out
-  raw = gradients
-  gradients = recipe.gradient(state.sae, raw)
-  if constraints.is_large(state.sae):
-    # Computed anew inside the norm, rather than stored for it.
-    again = jax.lax.optimization_barrier(raw)
-    norm = optax.tree.norm(recipe.gradient(state.sae, again))
-  else:
-    norm = optax.tree.norm(gradients)
+  gradients, norm = _constrained(recipe, state.sae, gradients)
   if recipe.clip_norm is not None:
     scale = jnp.minimum(1.0, recipe.clip_norm / jnp.maximum(norm, 1e-30))
     gradients = jax.tree.map(lambda g: g * scale, gradients)
@@ -295,6 +288,16 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
   for rule in recipe.rules:
     metrics.update(rule.metrics(new.stats))
   return new, metrics
+
+
+def _constrained(recipe: Recipe, sae: SAE, gradients: SAE):
+  """The gradients that the constraints leave, and their norm."""
+  left = recipe.gradient(sae, gradients)
+  if not constraints.is_large(sae):
+    return left, optax.tree.norm(left)
+  # Computed anew inside the norm, rather than stored for it.
+  again = jax.lax.optimization_barrier(gradients)
+  return left, optax.tree.norm(recipe.gradient(sae, again))
 
 
 def averaged(recipe: Recipe, state: TrainState) -> SAE:
