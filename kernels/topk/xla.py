@@ -26,6 +26,25 @@ def top_k(
     k: entries kept, at most n.
     block: entries per block; about sqrt(n / k) balances the two levels.
   """
+  if k <= _GPU_K:
+    return _by_blocks(a, k, block)
+  return jax.lax.platform_dependent(
+    a,
+    cuda=partial(_by_counting, k=k, block=block),
+    default=partial(_by_blocks, k=k, block=block),
+  )
+
+
+def _by_counting(a, k: int, block: int | None = None):
+  """The set by counting, and a sort of its k entries alone."""
+  values, indices = top_k_set(a, k, block)
+  keys = ~ordered_ints(values.astype(jnp.float32))  # largest first
+  _, values, indices = jax.lax.sort((keys, values, indices), num_keys=1)
+  return values, indices
+
+
+def _by_blocks(a, k: int, block: int | None = None):
+  """`lax.top_k` of the blocks' maxima, then of the entries of k blocks."""
   rows, n = a.shape
   keys = a.astype(jnp.float32)
   block = block or _block(n, k)
@@ -78,6 +97,7 @@ def top_k_set(
 
 
 LEAST = -(2**31)
+_GPU_K = 16  # up to which `lax.top_k` on a GPU is a kernel and no sort
 _GROUP = 16  # entries whose prefix sums are taken together
 
 

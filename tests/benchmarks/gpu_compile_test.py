@@ -89,6 +89,13 @@ class CommittedTest(absltest.TestCase):
         self.assertFalse(row[nothing], row)
       self.assertEqual(row["compare_and_swap"], 0, row)
 
+  def test_no_engine_sorts_more_than_k_entries_of_a_row(self):
+    path = pathlib.Path(BENCHMARKS, "results/gpu-compile.json")
+    for row in json.loads(path.read_text())["programs"]:
+      for shape in row["sorts"]:
+        k = gpu_case.sizes(row["size"])["k"]
+        self.assertLessEqual(int(shape.split(",")[-1]), k, row)
+
 
 if __name__ == "__main__":
   absltest.main()
