@@ -6,6 +6,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,6 +70,16 @@ def cores() -> int:
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
+
+
+def process_seconds() -> float:
+  """Returns the seconds since this process started; 0 where it is unknown."""
+  try:
+    fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2]
+    started = int(fields.split()[19]) / os.sysconf("SC_CLK_TCK")
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
+  except (OSError, ValueError, AttributeError):
+    return 0.0
 
 
 def cpu_model() -> str:

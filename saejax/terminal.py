@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import sys
+from collections.abc import Mapping
 from typing import TextIO
 
 
@@ -189,3 +190,20 @@ def _scaled(n: float, gap: str, units: list[str]) -> str:
   else:
     digits = 2 if abs(n) < 9.995 else 1 if abs(n) < 99.95 else 0
   return f"{n:.{digits}f}{gap}{units[at]}"
+
+
+def spent(seconds: Mapping[str, float]) -> str:
+  """Formats what the time of a run was spent on, the shares in percent.
+
+  Args:
+    seconds: seconds by phase, in order.
+
+  >>> spent({"set-up": 5.0, "train": 15.0})
+  '20 s: set-up 5.0 s (25 %), train 15.0 s (75 %)'
+  """
+  total = sum(seconds.values())
+  parts = [
+    f"{name} {value:.1f} s ({100 * value / max(total, 1e-9):.0f} %)"
+    for name, value in seconds.items()
+  ]
+  return f"{total:.0f} s: {', '.join(parts)}"

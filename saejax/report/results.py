@@ -4,7 +4,9 @@
    points: [{n, k, seed, learning_rate, status, tokens, nmse, fvu, l0, dead,
              cosine, seconds, group_seconds, density, ...}],
    fit: {alpha, beta_k, beta_n, gamma, zeta, eta, r2, intervals,
-         holdout_error, ...} or null, fit_reason: reason for no fit, or null}
+         holdout_error, ...} or null, fit_reason: reason for no fit, or null,
+   seconds: {set-up, harvest, compile, train, ...} of the process up to the
+            plots, or null}
 
 The JSON is strict: non-finite numbers are null. Files are replaced atomically, so
 that a reader sees either the earlier results or these.
@@ -54,6 +56,7 @@ def collect(
   fit_reason: str | None = None,
   data: Mapping[str, Any] | None = None,
   environment: Mapping[str, Any] | None = None,
+  seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
   """Builds the content of results.json.
 
@@ -64,6 +67,7 @@ def collect(
     fit_reason: the reason if there is no fit.
     data: facts about the rows: model, site, numbers of rows.
     environment: environment of the run; that of this process by default.
+    seconds: what the time of this process was spent on.
   """
   if dataclasses.is_dataclass(config) and not isinstance(config, type):
     config = dataclasses.asdict(config)
@@ -75,6 +79,7 @@ def collect(
       "points": list(points),
       "fit": None if fit is None else fit.record(),
       "fit_reason": fit_reason,
+      "seconds": None if seconds is None else dict(seconds),
     }
   )
 

@@ -191,6 +191,9 @@ def _run(found, command: str) -> list[page.Block]:
     page.Prose("This command repeats the run with the same settings:"),
     page.Code(command),
   ]
+  if found.get("seconds"):
+    spent = terminal.spent(found["seconds"])
+    blocks.append(page.Prose(f"Time up to the plots: {spent}."))
   if found.get("data"):
     blocks.append(page.facts("Data.", found["data"]))
   blocks.append(page.facts("Settings, by flag.", found["config"]))

@@ -10,7 +10,7 @@ command resumes the others.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,8 @@ from saejax.evals import reconstruction
 from saejax.recipes import arguments, catalogue, common
 from saejax.runs import held_out, stores
 from saejax.runs.config import SAEConfig
-from saejax.sae import files
+from saejax.runs.shares import Shares
+from saejax.sae import activations, files
 from saejax.sae import prep as preps
 from saejax.sae.sae import SAE
 from saejax.training import log, loop
@@ -45,6 +46,7 @@ class Grid:
     held_out: rows to evaluate on.
     sae: which SAEs.
     train: how they are trained.
+    shares: measures how long training and evaluation take.
   """
 
   path: pathlib.Path
@@ -52,6 +54,7 @@ class Grid:
   held_out: Store
   sae: SAEConfig
   train: loop.TrainConfig
+  shares: Shares = dataclasses.field(default_factory=Shares)
 
   def __post_init__(self):
     quality.check_rows(self.store)
@@ -123,8 +126,10 @@ def train(grid: Grid) -> list[dict[str, Any]]:
   for n in grid.sae.n:
     done = grid.path / f"n{n}" / "points.json"
     if not (done.exists() and _is_saved(grid, n)):
-      trained = _train_group(grid, n)
-      found = _points(grid, n, trained)
+      with grid.shares.during("train"):
+        trained = _train_group(grid, n)
+      with grid.shares.during("evaluate"):
+        found = _points(grid, n, trained)
       _save(grid, n, trained, found)
       durable.write_sealed(done, {"points": found}, field="run_dir")
     points += durable.read_sealed(
@@ -176,7 +181,7 @@ def _points(
     means=[_mean(grid, frame)] * len(trained),
     frame=frame,
   )
-  before = _as_trained(grid, [(t.trained, t.stats) for t in trained], rows())
+  before = _before(grid, trained, found, rows)
   points = [
     {
       "n": n,
@@ -200,6 +205,32 @@ def _points(
     if warning := reconstruction.form_warning(point):
       terminal.say(f"n{n}-{t.member.name}: {warning}")
   return points
+
+
+def _before(
+  grid: Grid,
+  trained: Sequence[loop.Trained],
+  found: Sequence[reconstruction.Reconstruction],
+  rows: Callable[[], Iterable[Any]],
+) -> list[reconstruction.Reconstruction]:
+  """The metrics of the training forms.
+
+  They are those of the inference forms where both are one function of a row,
+  which saves compiling it for another size of batch.
+  """
+  if all(_is_one_form(t) for t in trained):
+    return list(found)
+  return _as_trained(grid, [(t.trained, t.stats) for t in trained], rows())
+
+
+def _is_one_form(t: loop.Trained) -> bool:
+  """Whether the inference form is the training form, a row at a time."""
+  (ours, here), (theirs, there) = map(jax.tree.flatten, (t.sae, t.trained))
+  return (
+    isinstance(t.sae.activation, activations.TopK)
+    and here == there
+    and all(a is b for a, b in zip(ours, theirs, strict=True))
+  )
 
 
 def _boosted_on(sae: SAEConfig) -> dict[str, Any]:

@@ -11,6 +11,8 @@ References:
 """
 
 import dataclasses
+import pathlib
+from typing import Any
 
 from saejax import checks
 from saejax.data import spec
@@ -19,7 +21,7 @@ from saejax.errors import InputError
 from saejax.evals import scaling_law
 from saejax.report import extras, results, scaling
 from saejax.runs import folder as run_folder
-from saejax.runs import grid, preflight, stores
+from saejax.runs import grid, preflight, shares, stores
 from saejax.runs.config import SAEConfig, sae_config
 from saejax.terminal import say
 from saejax.training.loop import TrainConfig
@@ -47,6 +49,12 @@ def main(config: Config) -> None:
   Args:
     config: settings of the run.
   """
+  with shares.Shares() as spent:
+    _run(config, spent)
+    say(f"time: {spent.line()}")
+
+
+def _run(config: Config, spent: shares.Shares) -> None:
   extras.check()
   wanted = config.harvest
   source = spec.subject_of(wanted)
@@ -61,27 +69,42 @@ def main(config: Config) -> None:
         harvest_layers=wanted.layer + 1,
       )
     )
-    store, held_out = stores.harvested(wanted, source)
+    with spent.during("harvest"):
+      store, held_out = stores.harvested(wanted, source)
     sweep = grid.Grid(
       path=folder,
       store=store,
       held_out=held_out,
       sae=config.sae,
       train=config.train,
+      shares=spent,
     )
     points = grid.train(sweep)
-    fit, reason = None, None
-    try:
-      fit = scaling_law.fit(points, resamples=config.resamples)
-    except InputError as error:
-      reason = str(error)
-      say(f"no scaling law: {reason}")
-    found = results.collect(
-      config=config,
-      points=points,
-      fit=fit,
-      fit_reason=reason,
-      data=stores.describe(store, held_out),
-    )
-    scaling.write(found, fit, folder, metrics=grid.metrics(sweep))
+    with spent.during("report"):
+      _report(config, folder, sweep, points, spent)
     say(f"report: {folder / 'report.html'}")
+
+
+def _report(
+  config: Config,
+  folder: pathlib.Path,
+  sweep: grid.Grid,
+  points: list[dict[str, Any]],
+  spent: shares.Shares,
+) -> None:
+  """Fits the law and writes results, plots and the page."""
+  fit, reason = None, None
+  try:
+    fit = scaling_law.fit(points, resamples=config.resamples)
+  except InputError as error:
+    reason = str(error)
+    say(f"no scaling law: {reason}")
+  found = results.collect(
+    config=config,
+    points=points,
+    fit=fit,
+    fit_reason=reason,
+    data=stores.describe(sweep.store, sweep.held_out),
+    seconds=spent.seconds(),
+  )
+  scaling.write(found, fit, folder, metrics=grid.metrics(sweep))

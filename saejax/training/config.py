@@ -36,8 +36,8 @@ class TrainConfig:
   # how members are stepped; auto: chosen for the hardware
   members: Literal["auto", "in_turn", "stacked"] = "auto"
   mesh: tuple[int, ...] = (1, 1, 1)  # devices: ensemble, data, latent
-  # steps in one call of the compiled program; none: 1 on rows that are read, 50
-  # on rows that lie on the device
+  # steps in one call of the compiled program; none: more than 1, up to 50, where
+  # steps are small
   steps_per_dispatch: int | None = None
   window_chunks: int = 64  # chunks of the store that are mixed
   nonfinite: Literal["stop", "skip"] = "stop"  # policy on non-finite numbers

@@ -13,9 +13,14 @@ from saejax.sae.sae import SAE
 from saejax.training import sharding, step
 from saejax.training.config import TrainConfig
 from saejax.training.member import Member, own_programs
-from saejax.training.members import Group
+from saejax.training.members import MOST_STEPS, Group
 from saejax.training.recipe import Recipe, RowSource, Stats
 from saejax.training.sources import Source
+
+# Operations of the steps in one call: about 0.1 s of two cores, and a
+# millisecond of an accelerator.
+WORK, WORK_ACCELERATOR = {"cpu": 5 * 10**9}, 2 * 10**11
+ROOM_BYTES = 2**28  # of the rows in one call
 
 
 class Stacks:
@@ -54,18 +59,28 @@ class Stacks:
     """
     return tuple(group.init(sample) for group in self._groups)
 
-  def run(self, states: Any, batches: Sequence[Batch]) -> tuple[Any, Any, Any]:
+  @property
+  def shapes(self) -> tuple[SAE, ...]:
+    """The SAE of each program, with shapes in place of arrays."""
+    return tuple(sae for group in self._groups for sae in group.shapes)
+
+  def run(
+    self, states: Any, batches: Sequence[Batch], *, most: int = 1
+  ) -> tuple[Any, Any, Any]:
     """Steps every group on some batches; see `Group.run`.
 
     Args:
       states: states of each group; donated.
       batches: batches on the devices.
+      most: batches that a program has room for.
 
     Returns:
       The new states and the metrics of each group, and the seconds of each
       member [members].
     """
-    return _joined(group.run(own, batches) for group, own in self._each(states))
+    return _joined(
+      group.run(own, batches, most=most) for group, own in self._each(states)
+    )
 
   def run_drawn(
     self, states: Any, draw: Any, start: int, stop: int
@@ -216,7 +231,7 @@ def check_source(source: Source, mesh: Any) -> None:
   Raises:
     InputError: see above.
   """
-  if mesh.size > 1 and not source.exact_dispatch:
+  if mesh.size > 1 and source.is_drawn:
     raise InputError(
       "train.mesh",
       ",".join(map(str, mesh.shape.values())),
@@ -225,26 +240,49 @@ def check_source(source: Source, mesh: Any) -> None:
     )
 
 
+def steps_at_once(
+  group: Group | Stacks, total_steps: int, config: TrainConfig
+) -> int:
+  """Steps in one call of the compiled program, where nothing is in between.
+
+  The host takes about a millisecond per call. As many steps as keep that below
+  a few percent are in one call: a number that follows from sizes and hardware
+  alone, since another number may be another program.
+
+  Args:
+    group: the members' programs.
+    total_steps: steps of the whole run.
+    config: settings of the run.
+  """
+  if config.steps_per_dispatch is not None:
+    return config.steps_per_dispatch
+  if group.mesh.size > 1:
+    return 1
+  counts = [sum(a.size for a in jax.tree.leaves(sae)) for sae in group.shapes]
+  # Multiply-adds of an encoder's forward and backward pass and a sparse decoder.
+  work = 3 * config.batch_rows * max(1, min(counts))
+  wanted = WORK.get(jax.default_backend(), WORK_ACCELERATOR) // work
+  row_bytes = 4 * max(sae.d for sae in group.shapes)
+  room = ROOM_BYTES // (config.batch_rows * row_bytes)
+  return max(1, min(MOST_STEPS, total_steps, 1 + wanted, room))
+
+
 def dispatch_steps(
-  step: int, total_steps: int, config: TrainConfig, source: Source
+  step: int, total_steps: int, at_once: int, config: TrainConfig
 ) -> int:
   """Steps of the next call of the program: up to a multiple of the usual ones.
 
-  How often checkpoints are saved must not decide which program runs a step.
-  Where every number of steps is the same program, a call also ends where a
-  checkpoint is due.
+  A call also ends where a checkpoint is due. It changes no result, since every
+  number of steps is the same program.
 
   Args:
     step: number of completed steps.
     total_steps: steps of the whole run.
-    config: settings of the run: steps per dispatch and between checkpoints.
-    source: source of the rows.
+    at_once: the usual number, see `steps_at_once`.
+    config: settings of the run: steps between checkpoints.
   """
-  at_once = config.steps_per_dispatch or source.steps_per_dispatch
-  count = min(at_once - step % at_once, total_steps - step)
-  if not source.exact_dispatch:
-    count = min(count, config.checkpoint_steps - step % config.checkpoint_steps)
-  return count
+  due = config.checkpoint_steps - step % config.checkpoint_steps
+  return min(at_once - step % at_once, total_steps - step, due)
 
 
 def settings(members: Sequence[Member]) -> list[Mapping[str, Any]]:

@@ -120,6 +120,7 @@ def train(
   """
   source = source_of(rows)
   group = groups.build(make_recipe, members, source, config)
+  at_once = groups.steps_at_once(group, total_steps, config)
   states = group.init(
     source.sample(SAMPLE_ROWS) if sample is None else as_batch(sample)
   )
@@ -156,9 +157,9 @@ def train(
       log.saved()
 
     while step < total_steps:
-      count = groups.dispatch_steps(step, total_steps, config, source)
+      count = groups.dispatch_steps(step, total_steps, at_once, config)
       with log.waiting():
-        feed = source.take(step, count)
+        feed = source.take(step, count, most=at_once)
       states, metrics, spent = feed.run(group, states)
       seconds += spent
       watch.add(step, feed, metrics)

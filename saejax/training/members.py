@@ -27,7 +27,7 @@ from saejax.training.member import Member as Member
 from saejax.training.member import own_programs, programs
 from saejax.training.recipe import Hyper, Recipe, RowSource, Stats
 
-DRAWN_STEPS = 50  # most steps in one call of a program that draws its batches
+MOST_STEPS = 50  # in one call of a program that draws its batches
 
 
 class Group:
@@ -107,11 +107,16 @@ class Group:
     where = NamedSharding(self.mesh, P("ensemble"))
     return (jax.device_put(hyper, where),)
 
+  @functools.cached_property
+  def shapes(self) -> tuple[SAE, ...]:
+    """The SAE of each program, with shapes in place of arrays."""
+    draws = [partial(r.init, sample=None) for r in self._recipes.values()]
+    return tuple(jax.eval_shape(draw, jax.random.key(0)) for draw in draws)
+
   @property
   def sizes(self) -> set[int]:
     """Latents of the members."""
-    draws = [partial(r.init, sample=None) for r in self._recipes.values()]
-    return {jax.eval_shape(draw, jax.random.key(0)).n for draw in draws}
+    return {sae.n for sae in self.shapes}
 
   def check(self, fields: tuple[str, ...]) -> None:
     """Checks that the method can use the stream and the number of members.
@@ -174,11 +179,20 @@ class Group:
     return jax.device_put(as_batch(batch), sharding.rows_sharding(self.mesh))
 
   def run(
-    self, states: tuple[step.TrainState, ...], batches: Sequence[Batch]
+    self,
+    states: tuple[step.TrainState, ...],
+    batches: Sequence[Batch],
+    *,
+    most: int = 1,
   ) -> tuple[tuple[step.TrainState, ...], tuple[step.Metrics, ...], np.ndarray]:
     """Every member through some batches, in one dispatch a program.
 
-    The states given are donated.
+    Args:
+      states: donated.
+      batches: batches on the devices.
+      most: batches that the program has room for, at least as many as it is
+        called with: calls with fewer are the same program, whose steps give
+        the same bits.
 
     Returns:
       The new states; metrics with a leading axis of steps; and seconds for each
@@ -191,8 +205,12 @@ class Group:
       zip(self._programs, self._hypers, strict=True)
     ):
       start = time.perf_counter()
-      program = self._program(given, states[i], len(batches))
-      state, out = program(states[i], hyper, tuple(batches))
+      room = max(most, len(batches))
+      program = self._program(given, states[i], room)
+      filled = (*batches, *[batches[-1]] * (room - len(batches)))
+      state, out = program(states[i], hyper, filled, len(batches))
+      if len(batches) < room:
+        out = jax.tree.map(lambda a: a[: len(batches)], out)
       new.append(state)
       metrics.append(out)
       if jax.default_backend() == "cpu":
@@ -233,8 +251,8 @@ class Group:
         several = partial(_drawn, self._steps[given])
         self._compiled[given, "drawn"] = jax.jit(several, donate_argnums=0)
       parts = []
-      for first in range(start, stop, DRAWN_STEPS):
-        last = min(first + DRAWN_STEPS, stop)
+      for first in range(start, stop, MOST_STEPS):
+        last = min(first + MOST_STEPS, stop)
         bounds = jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32)
         program = self._compiled[given, "drawn"]
         state, out = program(state, hyper, draw, *bounds)
@@ -247,8 +265,8 @@ class Group:
       seconds[:] = seconds[0] / len(self.members)
     return tuple(new), tuple(metrics), seconds
 
-  def _program(self, given: Any, state: step.TrainState, count: int):
-    if (given, count) not in self._compiled:
+  def _program(self, given: Any, state: step.TrainState, room: int):
+    if (given, room) not in self._compiled:
       where = sharding.state_shardings(self.mesh, state, stacked=self.stacked)
       jitted = jax.jit(
         partial(_several, self._steps[given]),
@@ -260,8 +278,8 @@ class Group:
         with jax.set_mesh(self.mesh):
           return jitted(*args)
 
-      self._compiled[given, count] = run
-    return self._compiled[given, count]
+      self._compiled[given, room] = run
+    return self._compiled[given, room]
 
   def by_member(self, metrics: Sequence[step.Metrics]) -> dict[str, np.ndarray]:
     """Metrics on the host, [steps, members] each.
@@ -343,13 +361,14 @@ def _stacked(metrics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
   }
 
 
-def _drawn(one_step, state, hyper, draw, start, stop):
-  """At most DRAWN_STEPS steps, start to stop; metrics of each, then zeros."""
-  step = lambda i, state: one_step(state, hyper, as_batch(draw(i)))
-  shapes = jax.eval_shape(step, start, state)[1]
-  kept = jax.tree.map(
-    lambda a: jnp.zeros((DRAWN_STEPS, *a.shape), a.dtype), shapes
+def _drawn(one_step, state, hyper, draw, start, stop, most=MOST_STEPS):
+  """At most `most` steps, start to stop; metrics of each, then zeros."""
+  # Traced once, for its shapes and for the loop.
+  step = jax.jit(
+    lambda i, state: one_step(state, hyper, as_batch(draw(i))), inline=True
   )
+  shapes = jax.eval_shape(step, start, state)[1]
+  kept = jax.tree.map(lambda a: jnp.zeros((most, *a.shape), a.dtype), shapes)
 
   def body(i, carry):
     state, metrics = step(i, carry[0])
@@ -359,11 +378,12 @@ def _drawn(one_step, state, hyper, draw, start, stop):
   return jax.lax.fori_loop(start, stop, body, (state, kept))
 
 
-def _several(one_step, state, hyper, batches):
-  """One step for each batch; metrics stacked."""
+def _several(one_step, state, hyper, batches, count):
+  """One step for each of the first `count` batches; metrics stacked."""
   if len(batches) == 1:
     state, metrics = one_step(state, hyper, batches[0])
     return state, jax.tree.map(lambda a: a[None], metrics)
-  body = lambda state, batch: one_step(state, hyper, batch)
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-  return jax.lax.scan(body, state, stacked)
+  draw = lambda i: jax.tree.map(lambda leaf: leaf[i], stacked)
+  first = jnp.zeros((), jnp.int32)
+  return _drawn(one_step, state, hyper, draw, first, count, len(batches))

@@ -16,7 +16,6 @@ from saejax.data import streams
 from saejax.data.batches import Batches
 from saejax.errors import InputError
 from saejax.sae.context import FIELDS, Batch, as_batch
-from saejax.training.members import DRAWN_STEPS
 
 Draw = Callable[[Array], Array | Batch | Mapping[str, Array]]
 
@@ -38,23 +37,23 @@ class Source(Protocol):
 
   Attributes:
     fields: names of the fields of `Batch` that its batches have.
-    steps_per_dispatch: steps in one call of the compiled program, where the run
-      does not say.
-    exact_dispatch: whether another number of steps in a call is another
-      program, so that calls must begin at the same steps after a resume.
+    is_drawn: whether its batches are made inside the program.
   """
 
   @property
   def fields(self) -> tuple[str, ...]: ...
 
   @property
-  def steps_per_dispatch(self) -> int: ...
+  def is_drawn(self) -> bool: ...
 
-  @property
-  def exact_dispatch(self) -> bool: ...
+  def take(self, step: int, count: int, *, most: int = 1) -> Feed:
+    """The batches of steps step to step + count, which is the new position.
 
-  def take(self, step: int, count: int) -> Feed:
-    """The batches of steps step to step + count, which is the new position."""
+    Args:
+      step: step of the first batch.
+      count: number of batches.
+      most: largest count of the run.
+    """
     ...
 
   def sample(self, rows: int) -> Batch:
@@ -120,8 +119,7 @@ def of_arrays(
 class Stream:
   """A stream of batches on the host."""
 
-  steps_per_dispatch = 1
-  exact_dispatch = True
+  is_drawn = False
 
   def __init__(self, batches: Batches):
     self._batches = batches
@@ -130,12 +128,13 @@ class Stream:
   def fields(self) -> tuple[str, ...]:
     return self._batches.fields
 
-  def take(self, step: int, count: int) -> Feed:
+  def take(self, step: int, count: int, *, most: int = 1) -> Feed:
     """Reads the next batches.
 
     Args:
       step: step of the first batch, for the error.
       count: number of batches.
+      most: largest count of the run, for which there is room in the program.
 
     Raises:
       InputError: the stream ended.
@@ -151,7 +150,7 @@ class Stream:
           f"the stream ended after {done} batches",
           "lower it or give more batches",
         ) from None
-    return _Read(taken)
+    return _Read(taken, most)
 
   def sample(self, rows: int) -> Batch:
     """Returns the stream's sample, on the default device."""
@@ -173,14 +172,14 @@ class Stream:
 class _Read:
   """Batches on the host."""
 
-  def __init__(self, batches: Sequence[Mapping[str, np.ndarray]]):
-    self._batches = batches
+  def __init__(self, batches: Sequence[Mapping[str, np.ndarray]], most: int):
+    self._batches, self._most = batches, most
     self._rows = [batch.get("row") for batch in batches]
 
   def run(self, group: Any, states: Any) -> tuple[Any, Any, np.ndarray]:
     xs = [group.put(batch) for batch in self._batches]
     self._batches = ()  # a feed is kept for its row numbers
-    return group.run(states, xs)
+    return group.run(states, xs, most=self._most)
 
   def rows(self, i: int) -> np.ndarray | None:
     return self._rows[i]
@@ -200,8 +199,7 @@ class Drawn:
       whole batches.
   """
 
-  steps_per_dispatch = DRAWN_STEPS
-  exact_dispatch = False
+  is_drawn = True
 
   def __init__(
     self,
@@ -222,12 +220,13 @@ class Drawn:
     batch = jax.eval_shape(lambda i: as_batch(self._draw(i)), step)
     return tuple(name for name in FIELDS if getattr(batch, name) is not None)
 
-  def take(self, step: int, count: int) -> Feed:
+  def take(self, step: int, count: int, *, most: int = 1) -> Feed:
     """The batches of some steps, not drawn yet.
 
     Args:
       step: step of the first batch.
       count: number of batches.
+      most: not read: every number of batches is one program.
     """
     self._done = step + count
     return _Span(self._draw, step, step + count)

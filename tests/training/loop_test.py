@@ -20,7 +20,7 @@ from saejax.errors import InputError
 from saejax.kernels import dispatch
 from saejax.recipes import batch_sparse, row_sparse
 from saejax.sae import activations, budgets
-from saejax.training import log, loop
+from saejax.training import groups, log, loop, run_folder, sources
 from saejax.training.members import Member
 from saejax.training.recipe import Term
 from tests import toy
@@ -132,6 +132,7 @@ class LoopTest(absltest.TestCase):
       ("in_turn", {}, (1, 24)),
       ("stacked", {"members": "stacked"}, (7,)),
       ("several", {"steps_per_dispatch": 3}, (14,)),
+      ("no divisor", {"steps_per_dispatch": 7, "checkpoint_steps": 5}, (14,)),
     ):
       with self.subTest(name):
         whole = self.train(f"{name}-a", self.batches(store), config=config)
@@ -141,6 +142,41 @@ class LoopTest(absltest.TestCase):
             self.train(f"{name}-{at}", broken, config=config)
           again = self.train(f"{name}-{at}", self.batches(store), config=config)
           self.assert_same(again, whole)
+
+  def test_the_cadence_of_checkpoints_is_kept_and_changes_no_bits(self):
+    store = self.store(self.x)
+    found = {}
+    for cadence in (5, 24, 100):
+      saved, save = [], run_folder.RunFolder.save
+
+      def saving(self, step, *rest, saved=saved, save=save):
+        saved.append(step)
+        save(self, step, *rest)
+
+      with mock.patch.object(run_folder.RunFolder, "save", saving):
+        found[cadence] = self.train(
+          str(cadence),
+          self.batches(store),
+          config={"checkpoint_steps": cadence, "steps_per_dispatch": 7},
+        )
+      due = [*range(cadence, 25, cadence), *[24] * (24 % cadence > 0)]
+      self.assertEqual(saved, due if cadence <= 24 else [])
+    self.assert_same(found[5], found[100])
+    self.assert_same(found[24], found[100])
+
+  def test_small_steps_are_many_in_a_call_and_large_ones_alone(self):
+    source = sources.source_of(self.batches(self.store(self.x)))
+    config = loop.TrainConfig(batch_rows=BATCH)
+    group = groups.build(recipe, MEMBERS, source, config)
+    many = lambda **more: groups.steps_at_once(
+      group, 1000, dataclasses.replace(config, **more)
+    )
+    self.assertEqual(many(), 50)
+    self.assertEqual(many(steps_per_dispatch=3), 3)
+    self.assertEqual(groups.steps_at_once(group, 24, config), 24)
+    middle, large = many(batch_rows=200_000), many(batch_rows=10**8)
+    self.assertBetween(middle, 2, 49)
+    self.assertEqual(large, 1)
 
   def test_steps_are_traced_under_the_setting_of_kernels(self):
     traced = set()
@@ -183,14 +219,15 @@ class LoopTest(absltest.TestCase):
 
   def test_a_signal_saves_and_the_same_command_goes_on(self):
     store = self.store(self.x)
-    whole = self.train("a", self.batches(store))
+    single = {"steps_per_dispatch": 1}
+    whole = self.train("a", self.batches(store), config=single)
     stop = partial(os.kill, os.getpid(), signal.SIGTERM)
     with interrupt.installed(), self.assertRaises(SystemExit) as caught:
-      self.train("b", Interrupted(self.batches(store), 8, stop))
+      self.train("b", Interrupted(self.batches(store), 8, stop), config=single)
     self.assertEqual(caught.exception.code, 128 + signal.SIGTERM)
     saved = {p.name for p in (self.folder / "b" / "checkpoints").iterdir()}
     self.assertIn("8", saved)
-    self.assert_same(self.train("b", self.batches(store)), whole)
+    self.assert_same(self.train("b", self.batches(store), config=single), whole)
 
   def test_training_leaves_the_handlers_of_signals_alone(self):
     before = [signal.getsignal(number) for number in interrupt.SIGNALS]

@@ -110,10 +110,10 @@ class DrawnTest(absltest.TestCase):
     stop = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
     take = sources.Drawn.take
 
-    def stopping(self, step, count):
+    def stopping(self, step, count, **more):
       if step == 50:
         stop()
-      return take(self, step, count)
+      return take(self, step, count, **more)
 
     with (
       interrupt.installed(),
