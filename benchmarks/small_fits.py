@@ -47,12 +47,14 @@ for seed in range({fits}):
 print(total.hexdigest())
 """
 STREAM = """
-import functools, hashlib, io, jax, numpy, saejax
+import hashlib, io, jax, numpy
 from saejax.data import streams
+from saejax.recipes import arguments
 from saejax.training import config, fit, loop
 x = numpy.random.default_rng(0).normal(size=(20000, 64)).astype("float32")
 train = config.TrainConfig(steps=1000, batch_rows=256, steps_per_dispatch={at_once})
-make = functools.partial(saejax.recipes.topk, 64, 256, 8, **train.options(1000))
+make = lambda: arguments.make("topk", d=64, n=256, arguments={{"k": 8}},
+                              **train.options(1000))
 rows = streams.array_batches({{"x": x}}, batch_rows=256, seed=0, epochs=13)
 (found,) = loop.train(make, [fit.member(0)], rows, config=train,
                       total_steps=1000, stream=io.StringIO())
