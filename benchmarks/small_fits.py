@@ -20,6 +20,7 @@ the benchmark.
 """
 
 import dataclasses
+import datetime
 import json
 import os
 import pathlib
@@ -157,7 +158,7 @@ def main(config: SmallFitsConfig) -> int:
     for i in range(config.rounds):
       for j in np.roll(np.arange(len(both)), i):
         times[both[j]].append(case(*both[j], folder))
-  found: dict[str, dict[str, dict[str, float]]] = {}
+  rows: list[dict[str, str | float]] = []
   for (name, c), each in times.items():
     first = times[next(pair for pair in both if pair[0] == name)]
     if {one.printed for one in each} != {first[0].printed}:
@@ -167,16 +168,17 @@ def main(config: SmallFitsConfig) -> int:
       a.processor / b.processor for a, b in zip(each, first, strict=True)
     ]
     figures = {
-      "processor_seconds": np.median([one.processor for one in each]),
-      "wall_seconds": np.median([one.wall for one in each]),
-      "processor_ratio": np.median(ratios),
+      "processor seconds": np.median([one.processor for one in each]),
+      "wall seconds": np.median([one.wall for one in each]),
+      "processor ratio": np.median(ratios),
     }
     rounded = {key: round(float(value), 2) for key, value in figures.items()}
-    found.setdefault(name, {})[c] = rounded
+    rows.append({"program": name, "case": c, **rounded})
     print(f"{name:9} {c:8}", *(f"{k} {v:6.2f}" for k, v in rounded.items()))
   if config.write:
     result = {
       "machine": machine.environment(),
+      "date": str(datetime.date.today()),
       "rounds": config.rounds,
       **found,
     }
