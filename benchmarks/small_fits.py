@@ -180,7 +180,7 @@ def main(config: SmallFitsConfig) -> int:
       "machine": machine.environment(),
       "date": str(datetime.date.today()),
       "rounds": config.rounds,
-      **found,
+      "rows": rows,
     }
     text = json.dumps(result, indent=1) + "\n"
     durable.write_file(pathlib.Path(config.write), text.encode(), field="write")
