@@ -13,7 +13,7 @@ from saejax.errors import InputError
 from saejax.recipes import boosting, limits
 from saejax.sae.prep import Identity, Prep
 from saejax.sae.sae import SAE
-from saejax.training.parts import constraints, revival, schedules
+from saejax.training.parts import clipping, constraints, revival, schedules
 from saejax.training.parts.rules import DeadTracker
 from saejax.training.recipe import Recipe, Record, Rule, Term, constant
 
@@ -50,16 +50,17 @@ class Options(TypedDict, total=False):
     batch_rows: rows per batch, for methods whose budgets depend on it.
     prep: applied to the activations; none by default.
     schedule: factor of the learning rate; by default the method's own, or 1.
-    clip_norm: maximum global norm of the gradients; by default the method's
-      own, or none.
+    clip_norm: largest global norm of the gradients, in the units of the
+      method's loss, or "unit": every gradient is divided by its norm, see
+      `parts.clipping`; by default the method's own, or none.
     ema_decay: decay of the weight EMA; no EMA by default.
     dtype: dtype of matmul operands; float32 by default.
     target: reconstruction target of a transcoder; x by default.
     residual_of: an SAE or the folder of one, on whose residual the recipe is
       trained: the next stage of boosting, see `sae.ensembles`. The result is
       the whole ensemble. Not beside prep or target.
-    defaults: values of prep, schedule and clip_norm for methods that have no
-      default of their own.
+    defaults: values of prep and schedule for methods that have no default of
+      their own.
   """
 
   dead_after_tokens: Required[int]
@@ -67,7 +68,7 @@ class Options(TypedDict, total=False):
   batch_rows: int
   prep: Prep
   schedule: Callable[[Array], Array]
-  clip_norm: float | None
+  clip_norm: clipping.Norm
   ema_decay: float | None
   dtype: str
   target: Target
@@ -170,7 +171,7 @@ def compose(
     terms=terms,
     rules=(tracker, *rules),
     schedule=given.get("schedule", constant),
-    clip_norm=given.get("clip_norm"),
+    clip=clipping.by_norm(given.get("clip_norm")),
     ema_decay=given.get("ema_decay"),
     **{"optimizer": adam, **parts},
   )
@@ -308,11 +309,7 @@ def _check(options: Mapping[str, Any]) -> None:
       f"options are {', '.join(Options.__annotations__)}",
     )
   limits.check_least("dead_after_tokens", options["dead_after_tokens"], 1)
-  clip, decay = options.get("clip_norm"), options.get("ema_decay")
-  if clip is not None and not clip > 0:
-    raise InputError(
-      "clip_norm", clip, "must be above 0", "None for no clipping"
-    )
+  decay = options.get("ema_decay")
   if decay is not None and not 0 <= decay < 1:
     raise InputError("ema_decay", decay, "must be in [0, 1)", "such as 0.999")
 

@@ -7,8 +7,8 @@ from saejax import checks
 from saejax.errors import InputError
 from saejax.training.parts import rules, schedules
 
-# Of methods without a schedule or a clipping of their own.
-WARMUP_STEPS, DECAY_FRACTION, CLIP_NORM = 10, 0.2, 1.0
+# Of methods without a schedule of their own.
+WARMUP_STEPS, DECAY_FRACTION = 10, 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,9 @@ class TrainConfig:
   warmup_steps: int | None = None
   # part of the run over which the rate falls to 0; none: likewise, or 0.2
   decay_fraction: float | None = None
-  # largest global norm of gradients; none: the method's own, or 1
-  clip_norm: float | Literal["off"] | None = None
+  # unit: every gradient is divided by its global norm; own: as the method's
+  # paper; or the largest norm, in the units of the method's loss
+  clip_norm: float | Literal["unit", "own", "off"] = "unit"
   ema_decay: float | None = None  # of the average of weights kept; none: off
   dead_after_tokens: int = 0  # 0: 10 million or a tenth of the run, if less
   engine: Literal["auto", "dense", "sparse"] = "auto"  # auto: sparse if it can
@@ -68,7 +69,7 @@ class TrainConfig:
     checks.positive(self, "learning_rate")
     checks.finite(self, "learning_rate_exponent")
     checks.fraction(self, *given("decay_fraction"))
-    if self.clip_norm != "off":
+    if not isinstance(self.clip_norm, str):
       checks.positive(self, "clip_norm")
     if self.ema_decay is not None and not 0 < self.ema_decay < 1:
       raise InputError(
@@ -126,9 +127,8 @@ class TrainConfig:
       steps: of the whole run.
 
     Returns:
-      Keywords of a recipe, see `recipes.common.Options`. Schedule and clipping
-      are among its defaults, which a method's own precede, unless they are
-      given.
+      Keywords of a recipe, see `recipes.common.Options`. The schedule is among
+      its defaults, which a method's own precede, unless it is given.
     """
     warmup, decay = self.warmup_steps, self.decay_fraction
     schedule = schedules.warmup_decay(
@@ -143,10 +143,10 @@ class TrainConfig:
       "batch_rows": self.batch_rows,
       "ema_decay": self.ema_decay,
       "dtype": self.dtype,
-      "defaults": {"schedule": schedule, "clip_norm": CLIP_NORM},
+      "defaults": {"schedule": schedule},
     }
     if warmup is not None or decay is not None:
       made["schedule"] = schedule
-    if self.clip_norm is not None:
+    if self.clip_norm != "own":
       made["clip_norm"] = None if self.clip_norm == "off" else self.clip_norm
     return made

@@ -173,7 +173,7 @@ def train(
         name = signal.Signals(number).name
         log.line(f"{kept.path.name}: stopped by {name}, saved at step {step:,}")
         raise interrupt.Stopped(number)
-    watch.check_all()
+    watch.finish()
     log.progress(step, step * config.batch_rows, force=True)
     return _trained(group, states, source, seconds)
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from saejax.errors import InputError
 from saejax.sae.context import FIELDS, Batch
 from saejax.sae.sae import SAE, Forward
+from saejax.training.parts.clipping import Clip
 from saejax.training.state import Stats as Stats
 from saejax.training.state import TrainState
 
@@ -264,7 +265,7 @@ class Recipe:
     optimizer: function of a learning rate that gives an optax transformation.
     schedule: function of the step that gives a factor of the learning rate.
     gradient: transforms the gradients before clipping.
-    clip_norm: maximum global norm of the gradients; None for no clipping.
+    clip: scales the gradients by their global norm; by default it does not.
     project: projects the weights to their constraints.
     ema_decay: decay of the weight EMA; None for no EMA.
     rules: statistics and their updates.
@@ -284,7 +285,7 @@ class Recipe:
   optimizer: Callable[[Any], optax.GradientTransformation] = optax.adam
   schedule: Callable[[Array], Array] = constant
   gradient: Callable[[SAE, SAE], SAE] = unchanged
-  clip_norm: float | None = None
+  clip: Clip = Clip()
   project: Callable[[SAE], SAE] = same
   ema_decay: float | None = None
   rules: tuple[Rule, ...] = ()

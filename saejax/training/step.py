@@ -230,9 +230,8 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
   """Updates one member; leaves it unchanged where something is not finite."""
   metrics, stats, gradients = out
   gradients, norm = _constrained(recipe, state.sae, gradients)
-  if recipe.clip_norm is not None:
-    scale = jnp.minimum(1.0, recipe.clip_norm / jnp.maximum(norm, 1e-30))
-    gradients = jax.tree.map(lambda g: g * scale, gradients)
+  scale = recipe.clip.scale(norm)
+  gradients = jax.tree.map(lambda g: g * scale, gradients)
   rate = hyper.learning_rate * recipe.schedule(state.step)
 
   # Finite gradients and a finite learning rate give finite weights.
@@ -280,6 +279,7 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
   )
   metrics = {
     **metrics,
+    **recipe.clip.metrics(norm),
     "grad_norm": norm,
     "learning_rate": rate,
     "rows_ok": rows_ok,

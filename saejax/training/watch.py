@@ -65,6 +65,7 @@ class Watch:
   def __post_init__(self):
     self._pending: collections.deque[Any] = collections.deque()
     self._frozen: set[str] = set()
+    self._clipped: list[np.ndarray] = []  # [steps, members], of each dispatch
 
   def add(self, step: int, feed: Feed, metrics: Any) -> None:
     """Takes the metrics of a dispatch that began at a step.
@@ -90,12 +91,32 @@ class Watch:
     while self._pending:
       self._check(*self._pending.popleft())
 
+  def finish(self) -> None:
+    """Reads all metrics, and says which limits on gradients decided nothing.
+
+    Raises:
+      NonFiniteError: see `loop.train`.
+    """
+    self.check_all()
+    if not self._clipped:
+      return
+    clipped = np.concatenate(self._clipped)
+    for member, acted in zip(self.group.members, clipped.T, strict=True):
+      if np.isin(acted, (0, 1)).all() and (acted == acted[0]).all():
+        what = "acted in all" if acted[0] else "never acted in"
+        self.log.line(
+          f"{member.name}: the limit on the norm of gradients {what} "
+          f"{len(acted):,} steps (metric grad_norm; --train.clip_norm)"
+        )
+
   def _check(self, first: int, feed: Feed, metrics: Any) -> None:
     values = self.group.by_member(metrics)
     if self.observe:
       for i in range(len(values["loss"])):
         own = {name: value[i] for name, value in values.items()}
         self.observe(first + i, own)
+    if "clipped" in values:
+      self._clipped.append(values["clipped"])
     rows_ok, alive = values.pop("rows_ok"), values.pop("alive")
     names = [member.name for member in self.group.members]
     for i in range(len(rows_ok)):

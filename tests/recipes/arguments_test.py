@@ -20,6 +20,7 @@ from saejax.recipes import arguments, catalogue, common
 from saejax.runs.config import SAEConfig
 from saejax.sae import files
 from saejax.training import loop
+from saejax.training.parts import clipping
 from tests import toy
 
 D, N = 16, 64
@@ -295,16 +296,16 @@ def mine(d, n, *, k: int, gain=2.0, **options):
 class OptionsTest(parameterized.TestCase):
   def test_defaults_of_a_run_yield_to_the_recipes_own_and_to_what_is_said(self):
     fast = lambda step: jnp.asarray(2.0)
-    run = {**RUN, "defaults": {"clip_norm": 1.0, "schedule": fast}}
+    run = {**RUN, "defaults": {"schedule": fast}}
     given = {"d": D, "n": N, "arguments": {"k": 4}}
     topk = arguments.make("topk", **given, **run)
     llama = arguments.make("llama_scope", **given, **run)
-    self.assertEqual((topk.clip_norm, topk.schedule), (1.0, fast))
-    self.assertEqual(llama.clip_norm, 1e-3)
+    self.assertEqual((topk.clip, topk.schedule), (clipping.Clip(), fast))
+    self.assertEqual(llama.clip, clipping.Limit(1e-3))
     self.assertIsNot(llama.schedule, fast)
     said = {"clip_norm": 5.0, "schedule": fast}
     llama = arguments.make("llama_scope", **given, **run, **said)
-    self.assertEqual((llama.clip_norm, llama.schedule), (5.0, fast))
+    self.assertEqual((llama.clip, llama.schedule), (clipping.Limit(5.0), fast))
 
   def test_every_recipe_is_a_stage_of_boosting_or_has_a_prep_of_its_own(self):
     folder = general(0)

@@ -18,6 +18,7 @@ from saejax.recipes import (
 )
 from saejax.sae.context import Batch
 from saejax.training import step
+from saejax.training.parts import clipping
 from saejax.training.recipe import Hyper, constant
 from tests import toy
 
@@ -40,6 +41,7 @@ class SettingsTest(parameterized.TestCase):
     ("k_aux", 0),
     ("aux_weight", -0.1),
     ("clip_norm", 0.0),
+    ("clip_norm", "one"),
     ("ema_decay", 1.0),
     ("dead_after_tokens", 0),
     ("k", 2.5),
@@ -83,7 +85,7 @@ class WeightsTest(parameterized.TestCase):
     recipe = dataclasses.replace(
       recipe,
       optimizer=lambda rate: optax.sgd(rate),
-      clip_norm=None,
+      clip=clipping.Clip(),
       schedule=constant,
     )
     state = state.replace(opt_state=recipe.optimizer(0.0).init(state.sae))

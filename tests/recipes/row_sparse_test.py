@@ -13,7 +13,7 @@ from saejax.recipes import row_sparse
 from saejax.sae import activations, decoders, encoders
 from saejax.training import fit, step
 from saejax.training.members import Member
-from saejax.training.parts import losses
+from saejax.training.parts import clipping, losses
 from saejax.training.recipe import Hyper, Record
 from tests import contract, toy
 
@@ -275,7 +275,7 @@ class CompositionTest(parameterized.TestCase):
       prep=toy.affine(8),
       dtype="bfloat16",
     )
-    self.assertEqual((recipe.clip_norm, recipe.ema_decay), (0.5, 0.9))
+    self.assertEqual((recipe.clip, recipe.ema_decay), (clipping.Limit(0.5), 0.9))
     sae = recipe.init(jax.random.key(0), sample=None)
     self.assertEqual(sae.dtype, "bfloat16")
     toy.assert_trees_equal(sae.prep, toy.affine(8))

@@ -17,7 +17,7 @@ from saejax.runs.config import SAEConfig, sae_config
 from saejax.sae import prep
 from saejax.studies import scaling, train
 from saejax.training import loop
-from saejax.training.parts import schedules
+from saejax.training.parts import clipping, schedules
 
 GIVEN = ("--store=s", "--held_out=h")
 OWN = '''
@@ -224,27 +224,35 @@ class GridTest(absltest.TestCase):
       total_steps=100,
     )
 
-  def test_schedule_and_clipping_are_the_methods_own_unless_given(self):
+  def test_the_schedule_is_the_methods_own_and_clipping_all_methods_alike(self):
     rates = lambda r: [
       float(r.schedule(jnp.asarray(s))) for s in (0, 5, 50, 99)
     ]
     usual = schedules.warmup_decay(100, warmup_steps=10, decay_fraction=0.2)
     usual = [float(usual(jnp.asarray(s))) for s in (0, 5, 50, 99)]
     topk = self.recipe("--sae.recipe=topk", "--sae.k=4")
-    self.assertEqual((rates(topk), topk.clip_norm), (usual, 1.0))
+    self.assertEqual((rates(topk), topk.clip), (usual, clipping.Unit()))
     scope = ("--sae.recipe=gemma_scope", "--sae.coefficient=1")
     own = self.recipe(*scope)
     # A cosine from 0.1, and no decay at the end.
     self.assertAlmostEqual(rates(own)[0], 0.1, places=6)
     self.assertEqual(rates(own)[3], 1.0)
-    self.assertEqual(own.clip_norm, 1.0)
-    llama = self.recipe("--sae.recipe=llama_scope", "--sae.k=4")
-    self.assertEqual(llama.clip_norm, 1e-3)
+    self.assertEqual(own.clip, clipping.Unit())
+    for name, clip in (
+      ("llama_scope", clipping.Limit(1e-3)),
+      ("topk", clipping.Clip()),
+    ):
+      its = ("--sae.recipe=" + name, "--sae.k=4", "--train.clip_norm=own")
+      self.assertEqual(self.recipe(*its).clip, clip)
     for flag in ("--train.warmup_steps=10", "--train.decay_fraction=0.2"):
       self.assertEqual(rates(self.recipe(*scope, flag)), usual)
-    for flag, norm in (("0.5", 0.5), ("off", None)):
+    for flag, clip in (
+      ("0.5", clipping.Limit(0.5)),
+      ("off", clipping.Clip()),
+      ("own", clipping.Clip()),
+    ):
       given = self.recipe(*scope, f"--train.clip_norm={flag}")
-      self.assertEqual(given.clip_norm, norm)
+      self.assertEqual(given.clip, clip)
 
   def test_steps_are_given_or_those_of_the_epochs(self):
     self.assertEqual(dataclasses.replace(TRAIN, epochs=3).total_steps(80), 30)

@@ -99,7 +99,7 @@ class LoopTest(absltest.TestCase):
       folder=self.folder / name,
       total_steps=steps,
       fingerprint=kwargs.pop("fingerprint", {"recipe": "topk"}),
-      stream=io.StringIO(),
+      stream=kwargs.pop("stream", io.StringIO()),
       **kwargs,
     )
 
@@ -326,6 +326,26 @@ class LoopTest(absltest.TestCase):
     self.assertEqual(caught.exception.field, "train.mesh")
     with self.assertRaises(InputError):
       self.train("a", self.batches(store), config={"mesh": (1, 1)})
+
+  def test_a_limit_that_never_acts_or_always_is_reported(self):
+    store = self.store(self.x)
+    for name, clip, said in (
+      ("never", 1e6, "never acted in 8 steps"),
+      ("always", 1e-6, "acted in all 8 steps"),
+      ("unit", "unit", ""),
+    ):
+      shown = io.StringIO()
+      self.train(
+        name,
+        self.batches(store),
+        make=partial(recipe, clip_norm=clip),
+        steps=8,
+        stream=shown,
+      )
+      lines = [t for t in shown.getvalue().splitlines() if "the limit on" in t]
+      self.assertLen(lines, len(MEMBERS) if said else 0)
+      for line in lines:
+        self.assertIn(said, line)
 
   def test_impossible_settings_are_refused(self):
     for setting in (
