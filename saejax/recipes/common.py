@@ -59,8 +59,8 @@ class Options(TypedDict, total=False):
     residual_of: an SAE or the folder of one, on whose residual the recipe is
       trained: the next stage of boosting, see `sae.ensembles`. The result is
       the whole ensemble. Not beside prep or target.
-    defaults: values of prep and schedule for methods that have no default of
-      their own.
+    defaults: values of prep, schedule and clip_norm for methods that have no
+      default of their own.
   """
 
   dead_after_tokens: Required[int]

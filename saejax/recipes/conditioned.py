@@ -178,8 +178,9 @@ def layergroup(
     Language Models via Layer Groups, 2024, arXiv:2410.21508.
   """
   common.check_no_prep("layergroup", options)
-  given: common.Options = {"clip_norm": 1.0, **options}
-  recipe = row_sparse.topk(d, n, k, k_aux=k_aux, aux_weight=aux_weight, **given)
+  recipe = row_sparse.topk(
+    d, n, k, k_aux=k_aux, aux_weight=aux_weight, **options
+  )
   count = _layers(layers, scale)
   start = condition_preps.scaled(np.ones(count) if scale is None else scale, d)
   fit = None

@@ -170,7 +170,7 @@ def k_sparse(
     "k_sparse",
     d,
     n,
-    options,
+    {"clip_norm": None, **options},
     init=partial(
       initial.init,
       activation=activations.Ranked(budget, keep="signed"),

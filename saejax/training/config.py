@@ -25,9 +25,9 @@ class TrainConfig:
   warmup_steps: int | None = None
   # part of the run over which the rate falls to 0; none: likewise, or 0.2
   decay_fraction: float | None = None
-  # unit: every gradient is divided by its global norm; own: as the method's
-  # paper; or the largest norm, in the units of the method's loss
-  clip_norm: float | Literal["unit", "own", "off"] = "unit"
+  # largest global norm of gradients, in the units of the method's loss; unit:
+  # every gradient is divided by its norm; none: the method's own, or unit
+  clip_norm: float | Literal["unit", "off"] | None = None
   ema_decay: float | None = None  # of the average of weights kept; none: off
   dead_after_tokens: int = 0  # 0: 10 million or a tenth of the run, if less
   engine: Literal["auto", "dense", "sparse"] = "auto"  # auto: sparse if it can
@@ -127,8 +127,9 @@ class TrainConfig:
       steps: of the whole run.
 
     Returns:
-      Keywords of a recipe, see `recipes.common.Options`. The schedule is among
-      its defaults, which a method's own precede, unless it is given.
+      Keywords of a recipe, see `recipes.common.Options`. Schedule and clipping
+      are among its defaults, which a method's own precede, unless they are
+      given.
     """
     warmup, decay = self.warmup_steps, self.decay_fraction
     schedule = schedules.warmup_decay(
@@ -143,10 +144,10 @@ class TrainConfig:
       "batch_rows": self.batch_rows,
       "ema_decay": self.ema_decay,
       "dtype": self.dtype,
-      "defaults": {"schedule": schedule},
+      "defaults": {"schedule": schedule, "clip_norm": "unit"},
     }
     if warmup is not None or decay is not None:
       made["schedule"] = schedule
-    if self.clip_norm != "own":
+    if self.clip_norm is not None:
       made["clip_norm"] = None if self.clip_norm == "off" else self.clip_norm
     return made

@@ -191,7 +191,6 @@ class LayerGroupTest(absltest.TestCase):
       N,
       3,
       prep=Affine(centre=jnp.zeros(D), scale=jnp.float32(3)),
-      clip_norm=1.0,
       dead_after_tokens=10**4,
       aux_weight=0,
     )
