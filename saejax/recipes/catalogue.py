@@ -51,11 +51,11 @@ def _line(make, paper: str, family: str, sweeps: str, rate: float = 1.0):
   return Method(make=make, paper=paper, family=family, sweeps=sweeps, rate=rate)
 
 
-# Gradient descent of k_sparse on rows of mean square norm 1 needs 200 times
+# Gradient descent of k_sparse on rows of mean square norm 1 needs 100 times
 # Adam's rate.
 METHODS: Mapping[str, Method] = {
   "topk": _line(row_sparse.topk, "2406.04093", "row", "k"),
-  "k_sparse": _line(row_sparse.k_sparse, "1312.5663", "row", "k", rate=200.0),
+  "k_sparse": _line(row_sparse.k_sparse, "1312.5663", "row", "k", rate=100.0),
   "abstopk": _line(row_sparse.abstopk, "2510.00404", "row", "k"),
   "group_max": _line(row_sparse.group_max, "sparsify", "row", "k"),
   "relu_l1": _line(

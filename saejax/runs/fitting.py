@@ -55,7 +55,7 @@ def fit(
   n: int | None = None,
   held_out: Any = None,
   steps: int | None = None,
-  batch_rows: int = 2048,
+  batch_rows: int = TrainConfig.batch_rows,
   learning_rate: float | None = None,
   prep: str = "centre_scale",
   seed: int = 0,
@@ -78,7 +78,8 @@ def fit(
     steps: batches; one pass over the rows and at least 500 by default. Streams
       need them.
     batch_rows: rows per batch; a stream has its own.
-    learning_rate: peak; the method's own by default (2e-3 with Adam).
+    learning_rate: peak; by default the method's own, with Adam
+      6e-3 (1024 / n)^1/2; a built recipe's is that of 8 d latents.
     prep: of x, see `sae.prep.from_stats`.
     seed: of the initial weights.
     mesh: devices: ensemble, data, latent; one device by default.
@@ -112,7 +113,7 @@ def fit(
     "arguments": _recorded(recipe, arguments),
     "prep": prep,
   }
-  rate = _rate(recipe, learning_rate)
+  rate = _rate(recipe, learning_rate, n or EXPANSION * rows.d)
   ((sae, metrics),) = _train(
     lambda: built,
     [Member(seed=seed, learning_rate=rate)],
@@ -134,7 +135,7 @@ def fit_grid(
   seeds: int = 1,
   held_out: Any = None,
   steps: int | None = None,
-  batch_rows: int = 2048,
+  batch_rows: int = TrainConfig.batch_rows,
   learning_rate: float | None = None,
   prep: str = "centre_scale",
   mesh: tuple[int, int, int] | None = None,
@@ -179,10 +180,13 @@ def fit_grid(
     _recipe(recipe, rows, size, config, prep, own) for size, own in combinations
   ]
   # By their number: arguments may be anything, arrays too.
-  rate = _rate(recipe, learning_rate)
   members = [
-    Member(seed=seed, learning_rate=rate, arguments=(("combination", i),))
-    for i in range(len(combinations))
+    Member(
+      seed=seed,
+      learning_rate=_rate(recipe, learning_rate, size),
+      arguments=(("combination", i),),
+    )
+    for i, (size, _) in enumerate(combinations)
     for seed in range(seeds)
   ]
   make = lambda combination: recipes[combination]
@@ -210,11 +214,11 @@ def _config(rows: inputs.Rows, steps, batch_rows, prep, mesh) -> TrainConfig:
   return TrainConfig(steps=steps, batch_rows=batch_rows, mesh=mesh or (1, 1, 1))
 
 
-def _rate(recipe: Any, given: float | None) -> float:
-  """The peak learning rate, by default that of the method."""
+def _rate(recipe: Any, given: float | None, n: int) -> float:
+  """The peak learning rate, by default that of the method with n latents."""
   if given is None:
     method = catalogue.METHODS.get(recipe) if isinstance(recipe, str) else None
-    return TrainConfig.learning_rate * (1.0 if method is None else method.rate)
+    return TrainConfig().rate(n) * (1.0 if method is None else method.rate)
   if not 0 < given < float("inf"):
     rule = "must be positive and finite"
     raise InputError("learning_rate", given, rule, "such as 2e-3")

@@ -132,16 +132,16 @@ def add_tokens(
 def dead_after(tokens: int) -> int:
   """Default number of tokens after which a latent is dead in a run of `tokens`.
 
-  10 million as in Gao et al. 2024, but at most a tenth of the run, so that
-  short runs also revive their dead latents.
+  10 million as in Gao et al. 2024, but at most 2 % of the run, so that short runs
+  revive their dead latents while the rate is high.
 
   Args:
     tokens: tokens of the run.
 
   >>> dead_after(1_000_000)
-  100000
+  20000
   """
-  return max(1, min(10_000_000, tokens // 10))
+  return max(1, min(10_000_000, tokens // 50))
 
 
 @dataclasses.dataclass(frozen=True)
