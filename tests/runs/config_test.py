@@ -228,7 +228,7 @@ class GridTest(absltest.TestCase):
     rates = lambda r: [
       float(r.schedule(jnp.asarray(s))) for s in (0, 5, 50, 99)
     ]
-    usual = schedules.warmup_decay(100, warmup_steps=10, decay_fraction=0.2)
+    usual = schedules.warmup_decay(100, warmup_steps=10, decay_fraction=0.5)
     usual = [float(usual(jnp.asarray(s))) for s in (0, 5, 50, 99)]
     topk = self.recipe("--sae.recipe=topk", "--sae.k=4")
     self.assertEqual((rates(topk), topk.clip), (usual, clipping.Unit()))
@@ -244,7 +244,7 @@ class GridTest(absltest.TestCase):
     ):
       made = self.recipe("--sae.recipe=" + name, "--sae.k=4")
       self.assertEqual(made.clip, clip)
-    for flag in ("--train.warmup_steps=10", "--train.decay_fraction=0.2"):
+    for flag in ("--train.warmup_steps=10", "--train.decay_fraction=0.5"):
       self.assertEqual(rates(self.recipe(*scope, flag)), usual)
     for flag, clip in (
       ("0.5", clipping.Limit(0.5)),
