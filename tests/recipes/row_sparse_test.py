@@ -275,7 +275,9 @@ class CompositionTest(parameterized.TestCase):
       prep=toy.affine(8),
       dtype="bfloat16",
     )
-    self.assertEqual((recipe.clip, recipe.ema_decay), (clipping.Limit(0.5), 0.9))
+    self.assertEqual(
+      (recipe.clip, recipe.ema_decay), (clipping.Limit(0.5), 0.9)
+    )
     sae = recipe.init(jax.random.key(0), sample=None)
     self.assertEqual(sae.dtype, "bfloat16")
     toy.assert_trees_equal(sae.prep, toy.affine(8))
