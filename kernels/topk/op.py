@@ -107,4 +107,5 @@ def of_all_shards(
   among = partial(shards.gathered, select=select, k=k, axis=axis)
   if 8 * values.size * mesh.size(axis) > shards.GATHER_BYTES:
     among = partial(shards.counted, select=select, k=k, axis=axis, score=score)
-  return among(values, indices)
+  # Compilers for TPUs otherwise exchange anew for each use of the indices.
+  return jax.lax.optimization_barrier(among(values, indices))

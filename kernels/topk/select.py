@@ -2,8 +2,9 @@
 
 The k-th largest key is found bit by bit by counting (as in `xla.top_k_set`),
 which needs no sort, takes a different number for each row or column, and where
-an axis is sharded costs one all-reduce a bit. Exact: equal scores at the edge
-are taken lowest index first.
+an axis is sharded costs one all-reduce of the counts a bit. Exact: equal scores
+at the edge are taken lowest index first, for which shards exchange their counts
+per line.
 
 A batch may hold more than 2^31 entries (8,192 rows of 1,048,576 latents hold
 2^33), so counts over several axes are kept in two int32 words: entries are
@@ -11,14 +12,20 @@ counted along the last axis, and these counts are summed over the others in
 units of 2^bits and in the remainder.
 """
 
+import dataclasses
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from saejax.kernels import mesh
 from saejax.kernels.topk import xla
+
+ONE_WORD = 1 << 30  # competing entries below which one word counts them
 
 
 def largest(
@@ -46,14 +53,63 @@ def largest(
   axes = tuple(sorted(axis % scores.ndim for axis in axes))
   if axes != tuple(range(axes[0], axes[-1] + 1)):
     raise ValueError(f"axes must be neighbours, got {axes}")
-  bits = word_bits(tuple(scores.shape[axis] for axis in axes))
+  over = _over(scores.shape, axes)
   scores = jax.lax.stop_gradient(scores).astype(jnp.float32)
-  keys = xla.ordered_ints(scores)
-  wanted = words(jnp.asarray(count), bits)
-  enough = lambda t: _at_least(_total(keys >= t, axes, bits), wanted)
+  shape = [1 if i in axes else size for i, size in enumerate(scores.shape)]
+  count = jnp.broadcast_to(count, shape)
+  body = partial(_largest, over=over)
+  if any(over.names):
+    kept = [None if i in axes else name for i, name in enumerate(over.names)]
+    specs = (P(*over.names), P(*kept))
+    body = mesh.per_shard(body, specs, P(*over.names))
+  return body(scores, count)
 
-  shape = [1 if i in axes else size for i, size in enumerate(keys.shape)]
-  zero = jnp.zeros(shape, jnp.int32)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Over:
+  """The axes over which entries compete, and how they are counted.
+
+  Attributes:
+    axes: the axes, neighbours.
+    names: mesh axis over which each axis of the scores is split, or None.
+    bits: bits of the low word of counts.
+    one_word: whether counts fit the low word before the carry.
+  """
+
+  axes: tuple[int, ...]
+  names: tuple[str | None, ...]
+  bits: int
+  one_word: bool
+
+  @property
+  def split(self) -> tuple[str, ...]:
+    """Mesh axes over which competing entries are split."""
+    return tuple(name for a in self.axes if (name := self.names[a]))
+
+
+def _over(shape: tuple[int, ...], axes: tuple[int, ...]) -> Over:
+  """[B, n] has its rows on `data` and its columns on `latent`; others neither.
+
+  A line of entries along the last axis has a part on each shard.
+  """
+  names: tuple[str | None, ...] = (None,) * len(shape)
+  if len(shape) == 2:
+    on = (mesh.DATA, mesh.LATENT)
+    names = tuple(map(mesh.axis_or_none, on, shape))
+  last = names[axes[-1]]
+  parts = mesh.size(last) if last else 1
+  outer = tuple(shape[axis] for axis in axes[:-1])
+  bits = word_bits((*outer, parts, shape[axes[-1]] // parts))
+  whole = math.prod(shape[axis] for axis in axes)
+  return Over(axes=axes, names=names, bits=bits, one_word=whole < ONE_WORD)
+
+
+def _largest(scores: Array, count: Array, *, over: Over) -> Bool[Array, "..."]:
+  """`largest` of one shard's scores, which compete with those of all shards."""
+  keys = xla.ordered_ints(scores)
+  wanted = words(count, over.bits)
+  enough = lambda t: _at_least(_total(keys >= t, over), wanted)
+  zero = jnp.zeros(count.shape, jnp.int32)
   start = jnp.where(enough(zero), zero, xla.LEAST)
 
   def set_bit(i, t):
@@ -62,10 +118,13 @@ def largest(
 
   kth = jax.lax.fori_loop(0, 31, set_bit, start)
   above, equal = keys > kth, keys == kth
-  missing = _minus(wanted, _total(above, axes, bits), bits)
-  crowded = ~_at_least(missing, _total(equal, axes, bits))
-  first = lambda: _first(equal, missing, axes, bits)
-  return above | jax.lax.cond(jnp.any(crowded), first, lambda: equal)
+  missing = _minus(wanted, _total(above, over), over.bits)
+  crowded = jnp.any(~_at_least(missing, _total(equal, over)))
+  if any(over.names):  # one branch for all devices
+    everywhere = tuple(name for name in over.names if name)
+    crowded = jax.lax.pmax(crowded.astype(jnp.int32), everywhere) > 0
+  first = lambda: _first(equal, missing, over)
+  return above | jax.lax.cond(crowded, first, lambda: equal)
 
 
 # --- counts in two words -----------------------------------------------------
@@ -169,21 +228,38 @@ def _at_least(a: Count, b: Count) -> Bool[Array, "..."]:
   return (a.high > b.high) | ((a.high == b.high) & (a.low >= b.low))
 
 
-def _total(mask: Bool[Array, "..."], axes: tuple[int, ...], bits: int) -> Count:
-  lines = jnp.sum(mask, axes[-1], dtype=jnp.int32, keepdims=True)
-  return add(lines, axes[:-1], bits)
+def _total(mask: Bool[Array, "..."], over: Over) -> Count:
+  """Set entries of all shards, by one sum over the devices."""
+  *outer, last = over.axes
+  lines = jnp.sum(mask, last, dtype=jnp.int32, keepdims=True)
+  sums = lambda parts: jax.lax.psum(parts, over.split) if over.split else parts
+  if over.one_word:
+    whole = sums(jnp.sum(lines, outer, dtype=jnp.int32, keepdims=True))
+    return _carried(jnp.zeros_like(whole), whole, over.bits)
+  return _carried(*sums(tuple(add(lines, tuple(outer), over.bits))), over.bits)
 
 
 def _first(
-  mask: Bool[Array, "..."], count: Count, axes: tuple[int, ...], bits: int
+  mask: Bool[Array, "..."], count: Count, over: Over
 ) -> Bool[Array, "..."]:
-  """The first `count` set entries, in index order over `axes`."""
-  *outer, last = axes
+  """The first `count` set entries of all shards, in index order."""
+  axes, last = over.axes, over.axes[-1]
   within = jnp.cumsum(mask.astype(jnp.int32), axis=last)
-  # Whole lines before each line, in the order of the outer axes.
-  lines = jnp.sum(mask, axis=last, dtype=jnp.int32, keepdims=True)
-  size = math.prod(mask.shape[axis] for axis in outer)
-  shape = (*mask.shape[: axes[0]], size, *lines.shape[last:])
-  taken = before(lines.reshape(shape), axes[0], bits)
-  taken = jax.tree.map(lambda word: word.reshape(lines.shape), taken)
-  return mask & (within <= left(count, taken, mask.shape[last], bits))
+  own = lines = jnp.sum(mask, axis=last, dtype=jnp.int32, keepdims=True)
+  split = [(axis, name) for axis in axes if (name := over.names[axis])]
+  for axis, name in split:
+    lines = jax.lax.all_gather(lines, name, axis=axis, tiled=True)
+  # Lines before each line in the order of the outer axes, then of the shards.
+  size = math.prod(lines.shape[axis] for axis in axes)
+  shape = (*lines.shape[: axes[0]], size, *lines.shape[last + 1 :])
+
+  def of_this_shard(word):
+    word = word.reshape(lines.shape)
+    for axis, name in split:
+      start = jax.lax.axis_index(name) * own.shape[axis]
+      word = jax.lax.dynamic_slice_in_dim(word, start, own.shape[axis], axis)
+    return word
+
+  taken = before(lines.reshape(shape), axes[0], over.bits)
+  taken = Count(*map(of_this_shard, taken))
+  return mask & (within <= left(count, taken, mask.shape[last], over.bits))

@@ -40,10 +40,10 @@ def gathered(
     k: entries kept.
     axis: mesh axis over which columns are split.
   """
-  values, indices = (
-    jax.lax.all_gather(v, axis, axis=1, tiled=True) for v in (values, indices)
-  )
-  values, position = select(values, k)
+  # As integers, values and indices travel together.
+  both = jnp.stack([_bits(values), indices])
+  bits, indices = jax.lax.all_gather(both, axis, axis=2, tiled=True)
+  values, position = select(_floats(bits, values.dtype), k)
   return values, jnp.take_along_axis(indices, position, axis=-1)
 
 
@@ -80,11 +80,10 @@ def counted(
     own, jnp.clip(column, 0, own.shape[-1] - 1), axis=-1
   )
   # As integers: the sum of one entry and zeros keeps every bit of it.
-  bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
   take = lambda a: jnp.where(here, jnp.take_along_axis(a, source, axis=-1), 0)
-  bits, indices = jax.lax.psum((take(bits), take(indices)), axis)
-  chosen = jax.lax.bitcast_convert_type(bits, jnp.float32).astype(values.dtype)
-  chosen, position = select(chosen, k)  # brings them into its order
+  bits, indices = jax.lax.psum((take(_bits(values)), take(indices)), axis)
+  # Brings them into the order of `select`.
+  chosen, position = select(_floats(bits, values.dtype), k)
   return chosen, jnp.take_along_axis(indices, position, axis=-1)
 
 
@@ -93,3 +92,11 @@ def _before(count: Int[Array, "b 1"], axis: str) -> Int[Array, "b 1"]:
   each = jax.lax.all_gather(count, axis)
   earlier = jnp.arange(each.shape[0]) < jax.lax.axis_index(axis)
   return jnp.sum(jnp.where(earlier[:, None, None], each, 0), axis=0)
+
+
+def _bits(values: Float[Array, "b c"]) -> Int[Array, "b c"]:
+  return jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
+
+
+def _floats(bits: Int[Array, "b c"], dtype) -> Float[Array, "b c"]:
+  return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(dtype)

@@ -1,7 +1,11 @@
 """Encoders: map activations in the prep's frame to pre-activations."""
 
+from functools import partial
+
 import flax.struct
+import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax.kernels.fused_encode import op as fused_encode
@@ -138,7 +142,7 @@ class Linear(Encoder):
   def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre:
     """Maps prepared activations to all pre-activations, in float32."""
     W, b = self.affine(ctx.decoder)
-    return Pre(a=matmul(x - ctx.b_pre, W, ctx.dtype) + b)
+    return Pre(a=centred_matmul(x, ctx.b_pre, W, ctx.dtype) + b)
 
   def largest(
     self,
@@ -244,3 +248,41 @@ def matmul(
   return jnp.matmul(
     x.astype(dtype), W.T.astype(dtype), preferred_element_type=jnp.float32
   )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def centred_matmul(
+  x: Float[Array, "*b d"],
+  b_pre: Float[Array, "d"],
+  W: Float[Array, "n d"],
+  dtype: str,
+) -> Float[Array, "*b n"]:
+  """(x - b_pre) W^T, with a gradient of b_pre that costs one row.
+
+      d_b_pre = -(sum_b d_a) W
+
+  Plain autodiff multiplies the gradient of every row by W and sums afterwards:
+  2Bnd operations, and a sum of [B, d] over devices where W's rows are split.
+
+  Args:
+    x: rows.
+    b_pre: subtracted from each row.
+    W: encoder rows.
+    dtype: dtype of the operands.
+  """
+  return matmul(x - b_pre, W, dtype)
+
+
+@partial(centred_matmul.defjvp, symbolic_zeros=True)
+def _centred_matmul_jvp(dtype, primals, tangents):
+  x, b_pre, W = primals
+  d_x, d_b_pre, d_W = tangents
+  out = matmul(x - b_pre, W, dtype)
+  moved = []
+  if not isinstance(d_x, SymbolicZero):
+    moved.append(matmul(d_x, W, dtype))
+  if not isinstance(d_b_pre, SymbolicZero):
+    moved.append(-jnp.broadcast_to(matmul(d_b_pre, W, dtype), out.shape))
+  if not isinstance(d_W, SymbolicZero):
+    moved.append(matmul(x - b_pre, d_W, dtype))
+  return out, sum(moved[1:], moved[0]) if moved else jnp.zeros_like(out)

@@ -36,7 +36,7 @@ class Gated(encoders.Encoder):
 
   def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre:
     """Pre-activations of both heads, accumulated in float32."""
-    p = encoders.matmul(x - ctx.b_pre, self.W, ctx.dtype)
+    p = encoders.centred_matmul(x, ctx.b_pre, self.W, ctx.dtype)
     return Pre(a=p * jnp.exp(self.r_mag) + self.b_mag, gate=p + self.b_gate)
 
   def width(self, decoder) -> int:

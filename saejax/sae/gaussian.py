@@ -41,11 +41,11 @@ class Gaussian(encoders.Encoder):
 
   def __call__(self, x: Float[Array, "*b d"], ctx: Context) -> Pre:
     """Samples in training. Raises ValueError where the pass then has no key."""
-    x = x - ctx.b_pre
-    mean = jax.nn.relu(encoders.matmul(x, self.W, ctx.dtype) + self.b)
+    product = lambda W: encoders.centred_matmul(x, ctx.b_pre, W, ctx.dtype)
+    mean = jax.nn.relu(product(self.W) + self.b)
     logvar = None
     if self.W_var is not None and self.b_var is not None:
-      logvar = encoders.matmul(x, self.W_var, ctx.dtype) + self.b_var
+      logvar = product(self.W_var) + self.b_var
       logvar = jnp.clip(logvar, *LOGVAR_RANGE)
     a = mean
     if ctx.train and self.posterior != "none":

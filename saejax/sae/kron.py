@@ -83,10 +83,10 @@ class Kron(encoders.Encoder):
       x: prepared activations.
       ctx: context of the pass.
     """
-    x = x - ctx.b_pre
 
     def heads(W, b):
-      flat = encoders.matmul(x, W.reshape(-1, W.shape[-1]), ctx.dtype)
+      W = W.reshape(-1, W.shape[-1])
+      flat = encoders.centred_matmul(x, ctx.b_pre, W, ctx.dtype)
       return jax.nn.relu(flat.reshape(*x.shape[:-1], *b.shape) + b)
 
     p = heads(self.P, self.b_P)

@@ -95,7 +95,7 @@ class LargestTest(parameterized.TestCase):
   def test_counts_with_carries_equal_a_stable_sort(self):
     # Words of 2 bits carry at 4 entries, as those of a large batch at 2^17.
     for axes in ((0, 1), (0,)):
-      with mock.patch.object(select, "word_bits", lambda shape: 2):
+      with mock.patch.multiple(select, word_bits=lambda shape: 2, ONE_WORD=0):
         select_ = jax.jit(lambda a, c, axes=axes: select.largest(a, c, axes))
         for kind in ("normal", "ties", "equal"):
           for count in COUNTS[axes]:

@@ -48,6 +48,41 @@ class AffineTest(parameterized.TestCase):
       )
 
 
+class CentredMatmulTest(parameterized.TestCase):
+  @parameterized.parameters("float32", "bfloat16")
+  def test_derivatives_in_both_modes_are_those_of_the_plain_product(
+    self, dtype
+  ):
+    args = toy.rows(5, 3, 6), toy.rows(6, seed=2), toy.rows(8, 6, seed=3)
+    weights = toy.rows(5, 3, 8, seed=4)
+    ours = lambda *a: encoders.centred_matmul(*a, dtype)
+    plain = lambda x, b, W: encoders.matmul(x - b, W, dtype)
+    loss = lambda f: lambda *a: jnp.sum(jnp.tanh(f(*a)) * weights)
+    close = (
+      {"rtol": 1e-5, "atol": 1e-5}
+      if dtype == "float32"
+      else {"rtol": 0.1, "atol": 0.1}
+    )
+    for argnums in (0, 1, 2, (1, 2), (0, 1, 2)):
+      toy.assert_trees_close(
+        jax.grad(loss(ours), argnums)(*args),
+        jax.grad(loss(plain), argnums)(*args),
+        **close,
+      )
+    tangents = tuple(toy.rows(*a.shape, seed=9) for a in args)
+    toy.assert_trees_close(
+      jax.jvp(ours, args, tangents), jax.jvp(plain, args, tangents), **close
+    )
+
+  def test_the_gradient_of_the_bias_multiplies_one_row(self):
+    x, b, W = toy.rows(512, 8), toy.rows(8), toy.rows(64, 8)
+    loss = lambda b: jnp.sum(encoders.centred_matmul(x, b, W, "float32") ** 2)
+    text = str(jax.make_jaxpr(jax.grad(loss))(b))
+    # Forward, and no second product of [512, 64] and W.
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    self.assertLen([line for line in products if "512" in line], 1)
+
+
 class TiedTest(absltest.TestCase):
   def test_reads_the_decoder_as_used_or_as_stored(self):
     W, b, x = 3 * toy.rows(5, 4), toy.rows(5, seed=7), toy.rows(9, 4)
