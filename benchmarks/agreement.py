@@ -365,6 +365,7 @@ def main(chosen: Config) -> int:
     about = {
       "date": datetime.date.today().isoformat(),
       "environment": machine.environment(),
+      "xla_flags": os.environ.get("XLA_FLAGS", ""),
       "sizes": {"rows": ROWS, "d": D, "n": N, "k": K, "steps": STEPS},
       "mesh": MESH,
       "tolerances": TOLERANCES,

@@ -5,8 +5,11 @@
 over ranks j = 1..k in the order of the entries, r the residual of a code that
 holds nothing (target minus bias). Costs about one decode forward and two
 backward, and memory that does not grow with k; autodiff of a cumulative sum
-holds [b, k, d]. With W's rows sharded over `latent`, the rows of each rank are
-summed over the shards; with rows of the batch over `data`, the gradient of W.
+holds [b, k, d]. With W's rows sharded over `latent`, the errors are summed over
+columns of d instead: shards exchange rows of W for columns once, each takes all
+entries on its columns, and the gradient of W is exchanged back. Summing the rows
+of each rank over the shards moves 2 k b d entries, the exchange 2 n d / T of
+each shard. With rows of the batch over `data`, the gradient of W is summed.
 """
 
 from functools import partial
@@ -82,30 +85,40 @@ _squares.defvjp(_squares_forward, _squares_backward)
 
 
 def _forward(values, indices, W, residual, weights, dtype):
-  data, latent = _axes(values.shape[0], W.shape[0])
+  data, latent = _axes(values.shape[0], *W.shape)
 
   def body(values, indices, W, residual, weights):
-    take = partial(_take, W, latent)
-    return xla.forward(values, indices, take, residual, weights)
+    take = partial(_take, _columns(W, latent))
+    loss, rest = xla.forward(values, indices, take, residual, weights)
+    return mesh.psum(loss, latent), rest
 
-  specs = (P(data), P(data), P(latent), P(data), P())
-  run = _run(body, data, latent, specs, (P(data), P(data)))
+  rows = P(data, latent)  # of residuals, by columns
+  specs = (P(data), P(data), P(latent), rows, P())
+  run = _run(body, data, latent, specs, (P(data), rows))
   return run(values, indices, W.astype(dtype), residual, weights)
 
 
 def _backward(values, indices, W, rest, weights, g, dtype):
-  data, latent = _axes(values.shape[0], W.shape[0])
+  data, latent = _axes(values.shape[0], *W.shape)
 
   def body(values, indices, W, rest, weights, g):
-    take, add = partial(_take, W, latent), partial(_add, latent)
-    start = jnp.zeros(W.shape)
+    W = _columns(W, latent)
     d_values, d_W, d_residual = xla.backward(
-      values, indices, take, add, start, rest, weights, g
+      values,
+      indices,
+      partial(_take, W),
+      _add,
+      jnp.zeros(W.shape),
+      rest,
+      weights,
+      g,
     )
-    return d_values, mesh.psum(d_W, data), d_residual
+    d_W = _rows(mesh.psum(d_W, data), latent)
+    return mesh.psum(d_values, latent), d_W, d_residual
 
-  specs = (P(data), P(data), P(latent), P(data), P(), P(data))
-  run = _run(body, data, latent, specs, (P(data), P(latent), P(data)))
+  rows = P(data, latent)
+  specs = (P(data), P(data), P(latent), rows, P(), P(data))
+  run = _run(body, data, latent, specs, (P(data), P(latent), rows))
   return run(values, indices, W.astype(dtype), rest, weights, g)
 
 
@@ -116,21 +129,34 @@ def _run(body, data, latent, in_specs, out_specs):
   return mesh.per_shard(body, in_specs, out_specs)
 
 
-def _take(W, axis: str | None, indices):
-  """Rows of W in float32, from whichever shard holds them."""
-  local, mine = mesh.own(indices, W.shape[0], axis)
-  rows = jnp.take(W, local, axis=0, mode="clip").astype(jnp.float32)
-  return mesh.psum(jnp.where(mine[:, None], rows, 0), axis)
+def _columns(W, axis: str | None):
+  """This shard's columns of all rows of W, from its rows of all columns."""
+  if axis is None:
+    return W
+  return jax.lax.all_to_all(W, axis, split_axis=1, concat_axis=0, tiled=True)
 
 
-def _add(axis: str | None, total, indices, rows):
-  """Adds rows to this shard's rows; indices outside it are dropped."""
-  local, mine = mesh.own(indices, total.shape[0], axis)
-  return total.at[local].add(jnp.where(mine[:, None], rows, 0), mode="drop")
+def _rows(W, axis: str | None):
+  """The inverse of `_columns`."""
+  if axis is None:
+    return W
+  return jax.lax.all_to_all(W, axis, split_axis=0, concat_axis=1, tiled=True)
 
 
-def _axes(rows: int, n: int) -> tuple[str | None, str | None]:
-  return (
-    mesh.axis_or_none(mesh.DATA, rows),
-    mesh.axis_or_none(mesh.LATENT, n),
+def _take(W, indices):
+  return jnp.take(W, indices, axis=0, mode="clip").astype(jnp.float32)
+
+
+def _add(total, indices, rows):
+  return total.at[indices].add(rows, mode="drop")
+
+
+def _axes(rows: int, n: int, d: int) -> tuple[str | None, str | None]:
+  """Mesh axes of the rows of the batch, and of the rows of W and columns.
+
+  The latents are split only where their axis divides d too.
+  """
+  latent = mesh.axis_or_none(mesh.LATENT, n)
+  return mesh.axis_or_none(mesh.DATA, rows), (
+    mesh.axis_or_none(latent, d) if latent else None
   )

@@ -9,12 +9,14 @@ decoded group by group, each added to the one before; all ranks at once use
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from saejax.kernels.nested_decode import groups
 from saejax.kernels.nested_decode import op as nested_decode
 from saejax.kernels.topk import op as topk
 from saejax.kernels.topk import select
@@ -28,7 +30,7 @@ ENERGY = "latent_energy"
 DRAW = 1  # folded into the pass's key for the lengths of prefixes
 
 RowLoss = Callable[[Record], Float[Array, "*b"]]
-Between = Callable[[Record, int, int], Float[Array, "*b d"]]
+Between = Callable[[Record, Sequence[int]], list[Float[Array, "*b d"]]]
 
 
 def prefixes(
@@ -63,12 +65,11 @@ def prefixes(
         "levels belong to the recipe: members of different k cannot be stacked"
       )
     total = last * measure(record)
-    x_hat, before = jnp.zeros_like(record.forward.x_hat) + record.sae.b_dec, 0
-    for length, weight in inner:
-      if length > before:
-        x_hat += between(record, before, length)
+    x_hat = jnp.zeros_like(record.forward.x_hat) + record.sae.b_dec
+    added = between(record, [length for length, _ in inner])
+    for (_, weight), part in zip(inner, added, strict=True):
+      x_hat += part
       total += weight * measure(_with(record, x_hat))
-      before = length
     return total
 
   return loss
@@ -111,15 +112,27 @@ def _with(record: Record, x_hat: Float[Array, "*b d"]) -> Record:
   return record.replace(forward=record.forward.replace(x_hat=x_hat))
 
 
-def _latents_between(record: Record, low: int, high: int) -> Array:
-  """The contribution of latents low to high - 1 to the reconstruction."""
+def _between_latents(record: Record, ends: Sequence[int]) -> list[Array]:
+  """The contribution of the latents up to each end from the end before."""
   latents, W = record.forward.latents, record.forward.W_dec
-  if isinstance(latents, SparseLatents):
+  if isinstance(latents, DenseLatents):
+    return groups.decode(latents.z, W, ends, record.sae.dtype)
+  found = []
+  for low, high in itertools.pairwise((0, *ends)):
     inside = (latents.indices >= low) & (latents.indices < high)
     values = jnp.where(inside, latents.values, 0)
-    return latents.replace(values=values).decode(W, record.sae.dtype)
-  part = DenseLatents(latents.z[..., low:high])
-  return part.decode(W[low:high], record.sae.dtype)
+    part = latents.replace(values=values)
+    found.append(part.decode(W, record.sae.dtype))
+  return found
+
+
+def _between_ranks(record: Record, ends: Sequence[int]) -> list[Array]:
+  """The contribution of the ranks up to each end from the end before."""
+  zero = jnp.zeros_like(record.forward.x_hat)
+  return [
+    _ranks_between(record, low, high) if high > low else zero
+    for low, high in itertools.pairwise((0, *ends))
+  ]
 
 
 def _ranks_between(
@@ -147,8 +160,8 @@ def _ranks_between(
 
 
 ORDERS: Mapping[str, Between] = {
-  "latent": _latents_between,
-  "value": _ranks_between,
+  "latent": _between_latents,
+  "value": _between_ranks,
 }
 
 
