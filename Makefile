@@ -86,6 +86,7 @@ aot:
 	@$(MAKE) --no-print-directory VENV=.venv-aot EXTRAS=check,aot environment
 	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=3 \
 	  .venv-aot/bin/python -m pytest -q --durations=0 --durations-min=5 \
+	  -n $(WORKERS) --dist load \
 	  $$(find $(TESTS) -name 'tpu_*_test.py')
 
 # The same for GPUs: CUDA's plugin and compiler without the CUDA that runs.

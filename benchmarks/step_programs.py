@@ -22,8 +22,7 @@ from saejax.training import config, sharding, step
 from saejax.training.recipe import Hyper, Recipe
 
 STEPS = 1000  # of the run whose step is compiled
-COEFFICIENT = {"coefficient": 1e-3}
-# Arguments beside k of the recipes that a kernel bears on, and their engines.
+COEFFICIENT = {"coefficient": 1e-3}  # of recipes without a k
 PENALISED = ("jumprelu", "gemma_scope")
 RECIPES = (
   "topk",
@@ -32,7 +31,7 @@ RECIPES = (
   "hierarchical_topk",
   "abstopk",
   *PENALISED,
-)
+)  # those of the papers whose selection or activation a kernel could take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,8 @@ def compiled(
     sizes: sizes of the step.
     mesh: mesh of (ensemble, data, latent) devices, which need not be here.
     kernels: the form of the ops, as `--train.kernels` gives it.
-    members: number of stacked members; 0 for one that is not stacked.
+    members: number of stacked members, each with its own k; 0 for one that is
+      not stacked.
     dtype: dtype of the batch.
   """
   stacked = members > 0
@@ -94,7 +94,9 @@ def compiled(
   lead = (members,) if stacked else ()
   one = NamedSharding(mesh, P("ensemble") if stacked else P())
   number = lambda dtype: jax.ShapeDtypeStruct(lead, dtype, sharding=one)
-  hyper = Hyper(learning_rate=number(jnp.float32))
+  hyper = Hyper(
+    learning_rate=number(jnp.float32), k=number(jnp.int32) if stacked else None
+  )
   rows = sharding.rows_sharding(mesh)
   x = jax.ShapeDtypeStruct((sizes.rows, sizes.d), dtype, sharding=rows)
   one_step = step.make_step(made, stacked=stacked)
@@ -211,12 +213,11 @@ def _walk(
   for line in bodies.get(name, ()):
     if hit := _COLLECTIVE.search(line):
       yield _collective(line, hit, branch, times)
-    elif " conditional(" in line:
+    elif " conditional(" in line:  # the branch of a condition: 0 or 1
       called = _BRANCHES.search(line)
       names = re.findall(r"[\w.\-]+", called[1]) if called else []
-      names = names or re.findall(
-        r"(?:false|true)_computation=%?([\w.\-]+)", line
-      )
+      for way in () if names else ("false", "true"):
+        names += re.findall(rf"{way}_computation=%?([\w.\-]+)", line)
       for i, inner in enumerate(names):
         yield from _walk(bodies, inner, (*branch, (_name(line), i)), times)
     else:

@@ -44,11 +44,17 @@ def decode(
   if list(ends) != sorted(ends) or any(not 0 <= end <= n for end in ends):
     raise ValueError(f"ends must rise from 0 to n={n}, got {tuple(ends)}")
   rows = z.reshape(-1, n)
-  if mesh.axis_or_none(mesh.LATENT, n) and ends:
-    parts = _split(rows, W, tuple(ends), dtype)
+  whole = [end for start, end in itertools.pairwise((0, *ends)) if end > start]
+  if mesh.axis_or_none(mesh.LATENT, n) and whole:
+    found = _split(rows, W, tuple(whole), dtype)
   else:
-    parts = _held(0, tuple(ends), dtype, rows, W)
-  return [part.reshape(*z.shape[:-1], W.shape[-1]) for part in parts]
+    found = _held(0, tuple(whole), dtype, rows, W)
+  part = dict(zip(whole, found, strict=True))
+  shape = (*z.shape[:-1], W.shape[-1])
+  return [
+    part[end].reshape(shape) if end > start else jnp.zeros(shape)
+    for start, end in itertools.pairwise((0, *ends))
+  ]
 
 
 def _held(
@@ -111,7 +117,6 @@ def _on_own_latents(f, z: Array, W: Array, *args: Array):
   """f(first latent of this shard, z, W, *args), the first known while tracing."""
   shards, size = mesh.size(mesh.LATENT), W.shape[0]
   ways = [
-    lambda *args, first=shard * size: f(first, *args)
-    for shard in range(shards)
+    lambda *args, first=shard * size: f(first, *args) for shard in range(shards)
   ]
   return jax.lax.switch(jax.lax.axis_index(mesh.LATENT), ways, z, W, *args)

@@ -1,93 +1,80 @@
 """The sharded step compiles for TPUs, by libtpu alone and without one.
 
 Skipped where libtpu is not installed (extra `aot`, in an environment of its
-own); a compilation takes about a minute.
+own); a compilation takes up to a minute. benchmarks/tpu_steps.py compiles the
+steps of more recipes, and for more chips.
 """
 
-from functools import partial
+import math
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl.testing import absltest, parameterized
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from saejax.kernels import dispatch
-from saejax.recipes import row_sparse, thresholds
-from saejax.training import sharding, step
-from saejax.training.recipe import Hyper
-from tests import tpu
+from benchmarks import step_programs
+from saejax.training import sharding
+from tests import compiled, tpu
 
-D, N, K, BATCH, MEMBERS = 768, 32768, 32, 4096, 2
+SIZES = step_programs.Sizes(rows=8192, d=768, n=65536, k=32)
+K_AUX = 512
+KERNELS = {
+  "topk": ["encode_candidates", "encode_largest"],
+  "jumprelu": ["jumprelu_forward", "jumprelu_backward"],
+  "batchtopk": [],  # selects over the batch, by counting
+}
 
 
 class TpuCompileTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    self.topology = tpu.topology("v5e")
-
-  def compile(self, recipe, engine, shape):
-    """One step of two members on a mesh of ensemble, data and latent."""
-    mesh = Mesh(
-      np.array(self.topology.devices).reshape(shape),
-      sharding.AXES,
-      axis_types=(AxisType.Auto,) * 3,
+  def compile(self, name, shape, members=0):
+    """One step on a mesh of ensemble, data and latent, and what it holds."""
+    chips = tpu.topology("v5e").devices
+    program = step_programs.compiled(
+      step_programs.recipe(name, SIZES, "bfloat16"),
+      SIZES,
+      sharding.make_mesh(shape, chips),
+      members=members,
     )
-
-    def init():
-      keys = jax.random.split(jax.random.key(0), MEMBERS)
-      return jax.vmap(partial(step.init_state, recipe))(keys)
-
-    state = jax.eval_shape(init)
-    where = sharding.state_shardings(mesh, state, stacked=True)
-    abstract = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
-    state = jax.tree.map(abstract, state, where)
-    one = NamedSharding(mesh, P("ensemble"))
-    of_members = lambda dtype: jax.ShapeDtypeStruct(
-      (MEMBERS,), dtype, sharding=one
-    )
-    hyper = Hyper(
-      learning_rate=of_members(jnp.float32), k=of_members(jnp.int32)
-    )
-    x = jax.ShapeDtypeStruct(
-      (BATCH, D), jnp.bfloat16, sharding=sharding.rows_sharding(mesh)
-    )
-    one_step = step.make_step(recipe, stacked=True, engine=engine)
-    abstract_mesh = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
-    with abstract_mesh, dispatch.kernels("pallas"):
-      return (
-        jax.jit(one_step, donate_argnums=0, out_shardings=(where, None))
-        .lower(state, hyper, x)
-        .compile()
-      )
-
-  def check(self, program, *kernels):
     memory = program.memory_analysis()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     self.assertLess(used, 16e9)  # of a v5e chip
-    for kernel in kernels:
-      self.assertIn(kernel, program.as_text())
+    text = program.as_text()
+    self.assertCountEqual(step_programs.kernels(text), KERNELS[name])
+    return text
 
-  @parameterized.parameters(((1, 2, 2),), ((2, 1, 2),))
-  def test_sparse_step_compiles_and_fits_on_four_chips(self, shape):
-    recipe = row_sparse.topk(D, N, K, dead_after_tokens=10**6, dtype="bfloat16")
-    program = self.compile(recipe, "sparse", shape)
-    self.check(program, "encode_candidates", "encode_largest")
-    self.assertIn("all-gather", program.as_text())
+  def exchanged(self, text, shape, aux):
+    """Shapes of activation size that are gathered and summed in a step."""
+    step = step_programs.executed(step_programs.collectives(text), aux)
+    large = lambda kind: step_programs.large(step, kind, SIZES, shape)
+    others = [k for k in step_programs.KINDS if k[:4] != "all-"]
+    self.assertEmpty([c for kind in others for c in large(kind)])
+    return large("all-gather"), large("all-reduce")
 
-  @parameterized.parameters(((1, 2, 2),), ((2, 1, 2),))
-  def test_jumprelu_step_compiles_and_fits_on_four_chips(self, shape):
-    recipe = thresholds.jumprelu(
-      D,
-      N,
-      coefficient=1e-3,
-      coefficient_warmup=0.0,
-      dead_after_tokens=10**6,
-      dtype="bfloat16",
-    )
-    program = self.compile(recipe, "dense", shape)
-    self.check(program, "jumprelu_forward", "jumprelu_backward")
+  def test_topk_holds_no_array_of_all_latents_and_gathers_once(self):
+    shape = (1, 2, 2)
+    text = self.compile("topk", shape)
+    held = step_programs.holdings(text, SIZES, shape)
+    self.assertEmpty(held["large"])
+    rows, d, k = SIZES.rows // 2, SIZES.d, SIZES.k
+    # XLA sorts the indices of scatters.
+    for sizes in compiled.sorts(text):
+      self.assertLessEqual(math.prod(sizes), rows * k)
+    code, aux_code = (2, rows, 2 * k), (2, rows, 2 * K_AUX)
+    gathered, summed = self.exchanged(text, shape, False)
+    self.assertEqual((gathered, summed), ([code], [(rows, d)]))
+    gathered, summed = self.exchanged(text, shape, True)
+    self.assertEqual(gathered, [code, aux_code])
+    # And the gradients of AuxK's values.
+    self.assertEqual(summed, [(rows, d), (rows, d), (rows, K_AUX)])
+
+  @parameterized.parameters("jumprelu", "batchtopk")
+  def test_dense_steps_sum_reconstructions_once_and_sort_nothing(self, name):
+    shape = (1, 2, 2)
+    text = self.compile(name, shape)
+    self.assertEmpty(compiled.sorts(text))
+    gathered, summed = self.exchanged(text, shape, False)
+    self.assertEqual((gathered, summed), ([], [(SIZES.rows // 2, SIZES.d)]))
+
+  @parameterized.parameters("topk", "jumprelu")
+  def test_steps_of_stacked_members_compile_and_fit(self, name):
+    self.compile(name, (2, 1, 2), members=2)
 
 
 if __name__ == "__main__":
