@@ -11,6 +11,7 @@ result is to lie, forward and backward.
 import itertools
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,7 @@ def decode(
     raise ValueError(f"ends must rise from 0 to n={n}, got {tuple(ends)}")
   rows = z.reshape(-1, n)
   whole = [end for start, end in itertools.pairwise((0, *ends)) if end > start]
+  found: Any
   if mesh.axis_or_none(mesh.LATENT, n) and whole:
     found = _split(rows, W, tuple(whole), dtype)
   else:

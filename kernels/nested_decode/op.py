@@ -13,6 +13,7 @@ each shard. With rows of the batch over `data`, the gradient of W is summed.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def squares(
   k = values.shape[-1]
   if weights.shape != (k,):
     raise ValueError(f"weights must be [k={k}], got {weights.shape}")
-  rows = _squares(
+  rows: Any = _squares(
     values.reshape(-1, k),
     indices.reshape(-1, k),
     W,

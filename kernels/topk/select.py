@@ -236,7 +236,8 @@ def _total(mask: Bool[Array, "..."], over: Over) -> Count:
   if over.one_word:
     whole = sums(jnp.sum(lines, outer, dtype=jnp.int32, keepdims=True))
     return _carried(jnp.zeros_like(whole), whole, over.bits)
-  return _carried(*sums(tuple(add(lines, tuple(outer), over.bits))), over.bits)
+  high, low = sums(tuple(add(lines, tuple(outer), over.bits)))
+  return _carried(high, low, over.bits)
 
 
 def _first(
