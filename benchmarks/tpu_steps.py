@@ -22,6 +22,7 @@ Compiled, not timed. Needs libtpu (make aot makes an environment that has it).
 import concurrent.futures
 import dataclasses
 import datetime
+import importlib.metadata
 import itertools
 import json
 import multiprocessing
@@ -37,6 +38,7 @@ from jax.experimental import topologies
 from saejax import config, errors, machine
 from saejax.training import sharding
 
+MACHINE = ("cpu", "cores", "python", "jax", "jaxlib")
 ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
   "TPU_SKIP_MDS_QUERY": "1",
@@ -103,6 +105,7 @@ def report(recipe: str, topology: str) -> dict[str, Any]:
   return {
     "recipe": recipe,
     "topology": topology,
+    "date": datetime.date.today().isoformat(),
     "mesh": target.mesh,
     "sizes": dataclasses.asdict(target.sizes),
     "seconds": round(wall, 1),
@@ -160,12 +163,10 @@ def main(chosen: Config) -> int:
     path = pathlib.Path(chosen.write)
     old = json.loads(path.read_text())["steps"] if path.exists() else []
     old = [s for s in old if (s["recipe"], s["topology"]) not in pairs]
-    about = {
-      "date": datetime.date.today().isoformat(),
-      "environment": machine.environment(),
-      "steps": [*old, *found],
-    }
-    path.write_text(json.dumps(about, indent=1) + "\n")
+    about = {name: machine.environment()[name] for name in MACHINE}
+    about["libtpu"] = importlib.metadata.version("libtpu")
+    text = json.dumps({"machine": about, "steps": [*old, *found]}, indent=1)
+    path.write_text(text + "\n")
   return 0
 
 

@@ -89,13 +89,15 @@ def _forward(values, indices, W, residual, weights, dtype):
   data, latent = _axes(values.shape[0], *W.shape)
 
   def body(values, indices, W, residual, weights):
-    take = partial(_take, _columns(W, latent))
+    W = _columns(W, latent)
+    # Sliced here: compilers would split all that the residual comes from.
+    residual = _own_columns(residual, W.shape[1], latent)
+    take = partial(_take, W)
     loss, rest = xla.forward(values, indices, take, residual, weights)
     return mesh.psum(loss, latent), rest
 
-  rows = P(data, latent)  # of residuals, by columns
-  specs = (P(data), P(data), P(latent), rows, P())
-  run = _run(body, data, latent, specs, (P(data), rows))
+  specs = (P(data), P(data), P(latent), P(data), P())
+  run = _run(body, data, latent, specs, (P(data), P(data, latent)))
   return run(values, indices, W.astype(dtype), residual, weights)
 
 
@@ -135,6 +137,14 @@ def _columns(W, axis: str | None):
   if axis is None:
     return W
   return jax.lax.all_to_all(W, axis, split_axis=1, concat_axis=0, tiled=True)
+
+
+def _own_columns(x, width: int, axis: str | None):
+  """This shard's columns of an array that every shard holds."""
+  if axis is None:
+    return x
+  start = jax.lax.axis_index(axis) * width
+  return jax.lax.dynamic_slice_in_dim(x, start, width, axis=1)
 
 
 def _rows(W, axis: str | None):
