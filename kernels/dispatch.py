@@ -1,4 +1,4 @@
-"""Chooses between the XLA and the Pallas form of an op.
+"""Chooses between the XLA, the Pallas and the C++ form of an op.
 
 The choice is a setting of the thread that traces, and part of the key of
 `jax.jit`'s caches: a jitted function is traced anew where it changed.
@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args
 
 import jax
 
+from saejax.kernels import native as library
+
 Kernels = Literal["auto", "xla", "pallas"]
 
 
@@ -29,29 +31,38 @@ class Setting:
       made for; "pallas" runs it on a TPU wherever it is able to; "xla" never.
     interpret: how kernels are simulated on a machine without a TPU, for tests:
       a `pltpu.InterpretParams`, or True; False does not simulate them.
+    native: whether an op runs its C++ form on a CPU, where it has one.
   """
 
   kernels: Kernels = "auto"
   interpret: Any = False
+  native: bool = False
 
 
 _setting = jax.make_user_context(Setting())
 
 
 @contextlib.contextmanager
-def kernels(kernels: Kernels, *, interpret: Any = False) -> Iterator[None]:
+def kernels(
+  kernels: Kernels, *, interpret: Any = False, native: bool = False
+) -> Iterator[None]:
   """Sets the form of the ops that are traced inside the block.
 
   Args:
     kernels: "auto", "xla" or "pallas"; see `Setting`.
     interpret: how kernels are simulated, for tests; see `Setting`.
+    native: whether to run the C++ forms on a CPU; see `native.load`, which is
+      called for them.
 
   Raises:
     ValueError: an unknown name.
+    InputError: the C++ forms cannot be had.
   """
   if kernels not in get_args(Kernels):
     raise ValueError(f"kernels must be in {get_args(Kernels)}, got {kernels!r}")
-  with _setting(Setting(kernels=kernels, interpret=interpret)):
+  if native:
+    library.load()
+  with _setting(Setting(kernels=kernels, interpret=interpret, native=native)):
     yield
 
 
@@ -60,7 +71,12 @@ def current() -> Setting:
   return _setting.value
 
 
-def run(*args: jax.Array, xla: Callable, tpu: Callable | None) -> Any:
+def run(
+  *args: jax.Array,
+  xla: Callable,
+  tpu: Callable | None = None,
+  native: Callable | None = None,
+) -> Any:
   """Runs one form of an op on its arrays.
 
   Args:
@@ -68,8 +84,11 @@ def run(*args: jax.Array, xla: Callable, tpu: Callable | None) -> Any:
     xla: the form in plain JAX.
     tpu: the Pallas form, which also takes `interpret`; None where there is none
       for these dtypes and shapes.
+    native: the C++ form; None likewise.
   """
   setting = current()
+  if native is not None and setting.native:
+    return jax.lax.platform_dependent(*args, cpu=native, default=xla)
   if tpu is None or setting.kernels == "xla":
     return xla(*args)
   if setting.interpret:

@@ -332,7 +332,7 @@ ffi::Error DecodeGradients(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> values,
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(Select_, Select,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(saejaxSelect, Select,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
@@ -341,7 +341,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(Select_, Select,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::S32>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ScatterRows_, ScatterRows,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(saejaxScatterRows, ScatterRows,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
@@ -349,7 +349,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ScatterRows_, ScatterRows,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(DecodeGradients_, DecodeGradients,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(saejaxDecodeGradients, DecodeGradients,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()

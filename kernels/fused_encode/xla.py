@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saejax.kernels import chunks
-from saejax.kernels.topk import xla as topk
+from saejax.kernels.topk import op as topk
 
 # Pre-activations in memory at once, on each device. On CPU they should stay in
 # cache between the matmul and the selection.
@@ -32,7 +32,7 @@ def selection(*, ordered: bool, magnitude: bool) -> Select:
     ordered: whether entries come largest first; else in index order.
     magnitude: whether entries are ranked by |a|; values keep their signs.
   """
-  select = topk.top_k if ordered else topk.top_k_set
+  select = partial(topk.k_largest, ordered=ordered)
   return partial(_by_magnitude, select) if magnitude else select
 
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from saejax.kernels import mesh
-from saejax.kernels.sparse_decode import ref, xla
+from saejax.kernels import dispatch, mesh
+from saejax.kernels.sparse_decode import native, ref, xla
 
 IMPLEMENTATIONS = {"ref": ref, "xla": xla}
 
@@ -57,13 +57,34 @@ def _decode_forward(values, indices, W, dtype):
 
 def _decode_backward(dtype, saved, g):
   values, indices, W = saved
-  d_values = sampled_product(g.astype(dtype), W.astype(dtype), indices)
-  d_values = jnp.where(values != 0, d_values, 0).astype(values.dtype)
-  d_W = scatter_rows(values, indices, g, W.shape[0]).astype(W.dtype)
-  return d_values, None, d_W
+  d_values, d_W = gradients(values, indices, g, W, dtype)
+  return d_values.astype(values.dtype), None, d_W.astype(W.dtype)
 
 
 _decode.defvjp(_decode_forward, _decode_backward)
+
+
+def gradients(values, indices, g, W, dtype: str):
+  """The gradients of `decode` of flat rows in values and in W, in float32.
+
+  Args:
+    values: entries of the code [b, k]; 0 where absent, and so is its gradient.
+    indices: row of W of each entry [b, k].
+    g: gradient in the decoded rows [b, d].
+    W: dense matrix [n, d].
+    dtype: dtype in which g and W's rows are multiplied.
+  """
+
+  def apart(values, indices, g, W):
+    d_values = sampled_product(g.astype(dtype), W.astype(dtype), indices)
+    d_values = jnp.where(values != 0, d_values, 0)
+    return d_values, scatter_rows(values, indices, g, W.shape[0])
+
+  whole = not any(_axes(g.shape[0], W.shape[0]))
+  float32 = g.dtype == W.dtype == jnp.dtype(dtype) == jnp.float32
+  fits = native.fits(values)
+  together = native.gradients if whole and float32 and fits else None
+  return dispatch.run(values, indices, g, W, xla=apart, native=together)
 
 
 def decode_rows(values, indices, W, implementation: str = "xla"):
@@ -116,7 +137,9 @@ def sampled_product(g, W, indices, implementation: str = "xla"):
   return mesh.per_shard(body, specs, P(data))(g, W, indices)
 
 
-def scatter_rows(values, indices, y, n: int, implementation: str = "xla"):
+def scatter_rows(
+  values, indices, y, n: int, implementation: str | None = None
+):
   """Row i: the sum of values[b, j] y[b] where indices = i, in float32.
 
   Args:
@@ -124,12 +147,14 @@ def scatter_rows(values, indices, y, n: int, implementation: str = "xla"):
     indices: row of the result of each entry [b, k].
     y: rows to scatter [b, d].
     n: number of rows of the result.
-    implementation: "ref" or "xla".
+    implementation: "ref" or "xla"; None lets the op choose.
 
   Returns:
     The sums [n, d].
   """
-  run = IMPLEMENTATIONS[implementation].scatter_rows
+  run = _scatter
+  if implementation is not None:
+    run = IMPLEMENTATIONS[implementation].scatter_rows
   data, latent = _axes(values.shape[0], n)
   if not (data or latent):
     return run(values, indices, y, n)
@@ -142,6 +167,16 @@ def scatter_rows(values, indices, y, n: int, implementation: str = "xla"):
 
   specs = (P(data), P(data), P(data))
   return mesh.per_shard(body, specs, P(latent))(values, indices, y)
+
+
+def _scatter(values, indices, y, n: int):
+  return dispatch.run(
+    values,
+    indices,
+    y,
+    xla=partial(xla.scatter_rows, n=n),
+    native=partial(native.scatter_rows, n=n) if native.fits(values) else None,
+  )
 
 
 def _axes(rows: int, n: int) -> tuple[str | None, str | None]:
