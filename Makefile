@@ -18,7 +18,8 @@ PYTEST := $(BIN)/python -m pytest -q
 DEVICES := --xla_force_host_platform_device_count=8
 
 # glibc keeps large blocks instead of returning them: several times faster
-# gathers and scatters on CPU.
+# gathers and scatters on CPU. One arena: the others keep no block above 64 MB.
+export MALLOC_ARENA_MAX ?= 1
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export MALLOC_TOP_PAD_ ?= 268435456

@@ -20,6 +20,7 @@ def main(checkout: pathlib.Path) -> None:
   tops = {top for top in tops if not top.endswith(".dist-info")}
   assert tops == {"saejax"}, f"top-level names in the wheel: {sorted(tops)}"
   assert "saejax/py.typed" in files
+  assert "saejax/kernels/native.cc" in files
 
   wanted = {
     f"saejax/{path.relative_to(checkout / folder)}"

@@ -14,6 +14,7 @@ import peers
 from saejax import errors
 
 MALLOC = {
+  "MALLOC_ARENA_MAX": "1",
   "MALLOC_MMAP_THRESHOLD_": "1073741824",
   "MALLOC_TRIM_THRESHOLD_": "4294967296",
   "MALLOC_TOP_PAD_": "268435456",

@@ -13,6 +13,7 @@ that machines that share a home folder share the file.
 
 import ctypes
 import functools
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -23,7 +24,6 @@ import tempfile
 from collections.abc import Sequence
 
 import jax
-import jaxlib
 
 from saejax import durable
 from saejax.errors import InputError
@@ -87,7 +87,7 @@ def _digest() -> str:
       _compiler(),
       platform.platform(),
       jax.__version__,
-      jaxlib.__version__,
+      importlib.metadata.version("jaxlib"),
     ]
   )
 

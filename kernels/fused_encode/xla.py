@@ -90,8 +90,8 @@ def encode_select(
     most = max(least, chunk_bytes // (4 * W.shape[0]))  # a row may be larger
     if rows <= most:
       return encode(x)
-    out = jax.lax.map(encode, *chunks.split(most, x))
-    return tuple(chunks.join(a, rows) for a in out)
+    values, indices = jax.lax.map(encode, *chunks.split(most, x))
+    return chunks.join(values, rows), chunks.join(indices, rows)
 
   return jax.lax.platform_dependent(
     x,

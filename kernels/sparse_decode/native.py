@@ -47,8 +47,9 @@ def gradients(
   See `op.gradients` for the arguments. Rows of g are read once for both.
   """
   float32 = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-  return native.call(
+  d_values, d_W = native.call(
     "DecodeGradients",
     [float32(values.shape), float32(W.shape)],
     *(values.astype(jnp.float32), indices, g, W),
   )
+  return d_values, d_W

@@ -137,9 +137,7 @@ def sampled_product(g, W, indices, implementation: str = "xla"):
   return mesh.per_shard(body, specs, P(data))(g, W, indices)
 
 
-def scatter_rows(
-  values, indices, y, n: int, implementation: str | None = None
-):
+def scatter_rows(values, indices, y, n: int, implementation: str | None = None):
   """Row i: the sum of values[b, j] y[b] where indices = i, in float32.
 
   Args:

@@ -60,6 +60,7 @@ def fit(
   prep: str = "centre_scale",
   seed: int = 0,
   mesh: tuple[int, int, int] | None = None,
+  native: bool = False,
   run_dir: str | os.PathLike[str] | None = None,
   progress: bool = True,
   **arguments: Any,
@@ -83,6 +84,8 @@ def fit(
     prep: of x, see `sae.prep.from_stats`.
     seed: of the initial weights.
     mesh: devices: ensemble, data, latent; one device by default.
+    native: on a CPU, C++ kernels, which the system's compiler makes at their
+      first use; see `kernels.native`.
     run_dir: folder for checkpoints, metrics and event files: the same call
       resumes there exactly. Without one nothing is written.
     progress: whether a line on standard error shows it.
@@ -105,7 +108,7 @@ def fit(
   (32, 4.0, 100)
   """
   rows = inputs.given(x, held_out)
-  config = _config(rows, steps, batch_rows, prep, mesh)
+  config = _config(rows, steps, batch_rows, prep, mesh, native)
   built = _recipe(recipe, rows, n, config, prep, arguments)
   identity = {
     "recipe": recipe if isinstance(recipe, str) else built.name,
@@ -139,14 +142,15 @@ def fit_grid(
   learning_rate: float | None = None,
   prep: str = "centre_scale",
   mesh: tuple[int, int, int] | None = None,
+  native: bool = False,
   progress: bool = True,
   **lists: Any,
 ) -> list[Trained]:
   """Trains every combination of arguments in one pass over the rows.
 
   Args:
-    x, recipe, held_out, steps, batch_rows, learning_rate, prep, mesh, progress:
-      see `fit`; the recipe is not a built one.
+    x, recipe, held_out, steps, batch_rows, learning_rate, prep, mesh, native,
+      progress: see `fit`; the recipe is not a built one.
     n: latents, one number or several.
     seeds: SAEs of each combination, from seeds 0, 1, ...
     **lists: arguments of the recipe; a list is swept, anything else is fixed.
@@ -169,7 +173,7 @@ def fit_grid(
   if seeds < 1:
     raise InputError("seeds", seeds, "must be at least 1", "give 1 or more")
   rows = inputs.given(x, held_out)
-  config = _config(rows, steps, batch_rows, prep, mesh)
+  config = _config(rows, steps, batch_rows, prep, mesh, native)
   swept = {k: v if isinstance(v, list) else [v] for k, v in lists.items()}
   combinations = [
     (size, dict(zip(swept, values, strict=True)))
@@ -199,7 +203,9 @@ def fit_grid(
   ]
 
 
-def _config(rows: inputs.Rows, steps, batch_rows, prep, mesh) -> TrainConfig:
+def _config(
+  rows: inputs.Rows, steps, batch_rows, prep, mesh, native
+) -> TrainConfig:
   """The settings of a run, checked."""
   for name, value in (("steps", steps), ("batch_rows", batch_rows)):
     if value is not None and value < 1:
@@ -211,7 +217,9 @@ def _config(rows: inputs.Rows, steps, batch_rows, prep, mesh) -> TrainConfig:
   if prep not in preps.KINDS:
     known = ", ".join(preps.KINDS)
     raise InputError("prep", prep, f"must be one of {known}", "see sae.prep")
-  return TrainConfig(steps=steps, batch_rows=batch_rows, mesh=mesh or (1, 1, 1))
+  return TrainConfig(
+    steps=steps, batch_rows=batch_rows, mesh=mesh or (1, 1, 1), native=native
+  )
 
 
 def _rate(recipe: Any, given: float | None, n: int) -> float:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from saejax import durable, terminal
 from saejax.errors import InputError
+from saejax.kernels import native
 from saejax.recipes import common
 from saejax.runs import grid
 from saejax.runs.config import SAEConfig
@@ -39,9 +40,11 @@ def check(
 
   Raises:
     InputError: there is no whole batch, the warmup is longer than the run, a
-      recipe refuses its arguments, the mesh does not divide the sizes, or memory
-      does not suffice.
+      recipe refuses its arguments, the mesh does not divide the sizes, memory
+      does not suffice, or C++ kernels are wanted and cannot be had.
   """
+  if train.native:
+    native.load()
   if train.batch_rows > rows:
     raise InputError(
       "train.batch_rows",

@@ -1,6 +1,7 @@
 """How SAEs are trained: the settings of runs and studies, and their defaults."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from saejax import checks
@@ -36,6 +37,8 @@ class TrainConfig:
   engine: Literal["auto", "dense", "sparse"] = "auto"  # auto: sparse if it can
   # form of the kernels; auto: Pallas on a TPU where it is expected to pay
   kernels: Literal["auto", "xla", "pallas"] = "auto"
+  # on a CPU: C++ kernels, which the system's compiler makes at their first use
+  native: bool = False
   dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
   # how members are stepped; auto: chosen for the hardware
   members: Literal["auto", "in_turn", "stacked"] = "auto"
@@ -82,6 +85,11 @@ class TrainConfig:
       rule = "cannot be set beside steps"
       raise InputError("epochs", self.epochs, rule, "give one of the two")
 
+    if self.native and math.prod(self.mesh) > 1:
+      mesh = ",".join(map(str, self.mesh))
+      rule = f"runs on one device, and the mesh is {mesh}"
+      raise InputError("native", True, rule, "leave one of the two out")
+
   def total_steps(self, rows: int) -> int:
     """Number of batches of a run.
 
@@ -108,6 +116,8 @@ class TrainConfig:
     found = dataclasses.asdict(self)
     for name in ("log_steps", "checkpoint_steps", "mesh"):
       del found[name]
+    if not self.native:  # as runs from before this setting have it
+      del found["native"]
     return found
 
   def rate(self, n: int) -> float:

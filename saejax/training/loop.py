@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from saejax import interrupt, machine
 from saejax.data.batches import Batches
-from saejax.kernels import dispatch
+from saejax.kernels import dispatch, native
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import groups
@@ -111,13 +111,16 @@ def train(
 
   Raises:
     InputError: another run is in the folder, the mesh does not divide the
-      sizes, the rows end before the run, or the disk is full.
+      sizes, the rows end before the run, the disk is full, or C++ kernels are
+      wanted and cannot be had.
     NonFiniteError: rows, or every member's loss, were not finite under the
       policy "stop". The last good checkpoint is kept and `nonfinite.json` in
       the folder names the step and the rows.
     Stopped: a signal asked to stop; a complete checkpoint was saved. Only
       scripts handle signals: see `saejax.interrupt`.
   """
+  if config.native:
+    native.load()  # refused before anything is made
   source = source_of(rows)
   group = groups.build(make_recipe, members, source, config)
   at_once = groups.steps_at_once(group, total_steps, config)
@@ -125,10 +128,12 @@ def train(
     source.sample(SAMPLE_ROWS) if sample is None else as_batch(sample)
   )
   step, seconds = 0, np.zeros(len(members), np.float32)
-  with contextlib.ExitStack() as stack, dispatch.kernels(config.kernels):
+  with contextlib.ExitStack() as stack:
+    forms = dispatch.kernels(config.kernels, native=config.native)
+    stack.enter_context(forms)
     kept = None
     if folder is not None:
-      ours = _fingerprint(fingerprint or {}, group, total_steps)
+      ours = _fingerprint(fingerprint or {}, group, total_steps, config)
       kept = stack.enter_context(_opened(folder, ours))
       step, states, seconds = kept.restore(states, source, len(members))
     path = kept and kept.path
@@ -222,11 +227,12 @@ def _opened(
 
 
 def _fingerprint(
-  given: Mapping[str, Any], group, total_steps: int
+  given: Mapping[str, Any], group, total_steps: int, config: TrainConfig
 ) -> dict[str, Any]:
   """The settings that a resumed run must share, and its hardware."""
   return {
     **given,
+    **({"native": True} if config.native else {}),
     "members": groups.settings(group.members),
     "total_steps": total_steps,
     "environment": machine.decisive(list(group.mesh.shape.values())),

@@ -231,7 +231,6 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
   metrics, stats, gradients = out
   gradients, norm = _constrained(recipe, state.sae, gradients)
   scale = recipe.clip.scale(norm)
-  gradients = jax.tree.map(lambda g: g * scale, gradients)
   rate = hyper.learning_rate * recipe.schedule(state.step)
 
   # Finite gradients and a finite learning rate give finite weights.
@@ -246,32 +245,15 @@ def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
   )
   failed = left_out & ((not skip) | (skipped >= MOST_SKIPPED))
   good = usable & finite & state.alive
-  keep = lambda new, old: jax.tree.map(partial(jnp.where, good), new, old)
-
-  ema = state.ema
-  # optax mixes int32 counts with floats, which strict promotion rejects.
-  with jax.numpy_dtype_promotion("standard"):
-    updates, opt_state = recipe.optimizer(rate).update(
-      gradients, state.opt_state, state.sae
-    )
-    # Selected before the projection too: XLA on CPU otherwise recomputes the
-    # whole optimizer inside the projection's reduction, which is slower.
-    moved = keep(optax.apply_updates(state.sae, updates), state.sae)
-    written = state.replace(
-      sae=recipe.project(moved), opt_state=opt_state, stats=stats
-    )
-    for rule in recipe.rules:
-      written = rule.write(written)
-    if recipe.ema_decay:
-      _, ema = _average(recipe).update(written.sae, state.ema)
+  sae, opt_state, stats, ema = _updated(
+    recipe, state, stats, gradients, scale, rate, good
+  )
   new = state.replace(
     step=state.step + jnp.where(halted, 0, 1),
-    # Not `state.sae`, which `moved` equals where it counts: the old weights
-    # would have to outlive their update.
-    sae=keep(written.sae, moved),
-    opt_state=keep(written.opt_state, state.opt_state),
-    ema=keep(ema, state.ema),
-    stats=keep(written.stats, state.stats),
+    sae=sae,
+    opt_state=opt_state,
+    ema=ema,
+    stats=stats,
     alive=state.alive & ~failed,
     failed_step=jnp.where(failed, state.step, state.failed_step),
     skipped=skipped,
@@ -298,6 +280,50 @@ def _constrained(recipe: Recipe, sae: SAE, gradients: SAE):
   # Computed anew inside the norm, rather than stored for it.
   again = jax.lax.optimization_barrier(gradients)
   return left, optax.tree.norm(recipe.gradient(sae, again))
+
+
+def _updated(recipe: Recipe, state, stats, gradients, scale, rate, good):
+  """SAE, optimizer state, statistics and EMA after an update, if it is good."""
+
+  def optimized(sae, opt_state):
+    clipped = jax.tree.map(lambda g: g * scale, gradients)
+    # optax mixes int32 counts with floats, which strict promotion rejects.
+    with jax.numpy_dtype_promotion("standard"):
+      updates, opt_state = recipe.optimizer(rate).update(
+        clipped, opt_state, sae
+      )
+      return optax.apply_updates(sae, updates), opt_state
+
+  def written(sae, opt_state, _, ema):
+    new = state.replace(sae=recipe.project(sae), opt_state=opt_state)
+    new = new.replace(stats=stats)
+    for rule in recipe.rules:
+      new = rule.write(new)
+    if recipe.ema_decay:
+      with jax.numpy_dtype_promotion("standard"):
+        _, ema = _average(recipe).update(new.sae, ema)
+    return new.sae, new.opt_state, new.stats, ema
+
+  # Apart, so that no compiler merges the optimizer with the reductions of the
+  # projection, which is slower.
+  moved = _where(good, optimized, state.sae, state.opt_state)
+  return _where(good, written, *moved, state.stats, state.ema)
+
+
+def _where(good, update: Callable, *old):
+  """update(*old) where good, else old.
+
+  On a CPU by a branch: XLA fuses selects between the old and the new weights
+  into several passes over them, and copies what it would update in place.
+  """
+
+  def branch(*old):
+    return jax.lax.cond(good, update, lambda *old: old, *old)
+
+  def select(*old):
+    return jax.tree.map(partial(jnp.where, good), update(*old), old)
+
+  return jax.lax.platform_dependent(*old, cpu=branch, default=select)
 
 
 def averaged(recipe: Recipe, state: TrainState) -> SAE:

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from absl.testing import absltest, parameterized
 import saejax
 from saejax.data import streams
 from saejax.errors import InputError
+from saejax.kernels import native
 from saejax.recipes import row_sparse
 from saejax.training import lock
 from tests import shared, toy
@@ -69,6 +71,23 @@ class FitTest(parameterized.TestCase):
     self.assertTrue(equal(whole[0], again[0]))
     with self.assertRaisesRegex(InputError, "holds a run"):
       saejax.fit(rows() + 1, k=4, run_dir=folder, **SETTINGS)
+
+  @absltest.skipUnless(
+    any(map(shutil.which, native.COMPILERS)), "there is no C++ compiler"
+  )
+  def test_native_kernels_give_the_same_sae_and_belong_to_the_run(self):
+    folder = self.create_tempdir().full_path + "/run"
+    sae, found = saejax.fit(
+      rows(), k=4, native=True, run_dir=folder, **SETTINGS
+    )
+    plain, theirs = fitted()
+    self.assertAlmostEqual(found.fvu, theirs.fvu, places=4)
+    for ours, other in zip(*map(jax.tree.leaves, (sae, plain)), strict=True):
+      np.testing.assert_allclose(ours, other, atol=1e-3)
+    with self.assertRaisesRegex(InputError, r"native=True \(now absent\)"):
+      saejax.fit(rows(), k=4, run_dir=folder, **SETTINGS)
+    with self.assertRaisesRegex(InputError, "native=True: runs on one device"):
+      saejax.fit(rows(), k=4, native=True, mesh=(1, 2, 1), **SETTINGS)
 
   @parameterized.parameters(
     ({"x": 0.1}, "x=1900 equal rows"),
