@@ -1,37 +1,29 @@
-"""One TopK training step of other libraries, served over stdin and stdout.
+"""One training step of other libraries, for step.py.
 
 `step.py` starts this with the Python of the environment in which the peers are
-installed, so that no process holds both JAX and PyTorch. Each request is one
-line of JSON, each answer too:
+installed, so that no process holds both JAX and PyTorch; see `serving` for what
+it is asked. A step is what each library does for one batch when it trains an SAE
+of the method with its own defaults: forward, loss, backward, clipping where it
+clips, Adam, and the decoder's norm. AuxK is as the library has it and idle in so
+few steps.
 
-  {"do": "versions"}                       -> {"versions": {..}, "absent": {..}}
-  {"do": "build", "peer": .., "sizes": {"B": .., "d": .., "n": .., "k": ..},
-   "dtype": "float32", "seed": 0, "steps": 20, "threads": 2, "device": "cpu"}
-                                           -> {"built": name}
-  {"do": "run", "peer": ..}                -> {"ms": .., "loss": ..}
-  {"do": "quit"}
-
-A step is what each library does for one batch when it trains a TopK SAE with
-its own defaults: forward, loss, backward, clipping where it clips, Adam, and
-the decoder's norm. AuxK is as the library has it and idle in so few steps.
-
-  sae_lens             SAETrainer.step, TopKTrainingSAE
-  dictionary_learning  TopKTrainer.update
-  sparsify             the body of Trainer.fit for one SAE: norm, forward,
+  sae_lens             SAETrainer.step, TopK, BatchTopK and JumpReLU
+  dictionary_learning  update of its trainer of each of the three
+  sparsify             the body of Trainer.fit for one TopK SAE: norm, forward,
                        backward, parallel gradient removed, torch's Adam
+  torch_index_add, torch_embedding_bag
+                       TopK written in PyTorch for its sparse operations, see
+                       torch_sparse.py
 """
 
 import importlib
 import importlib.metadata
-import json
-import os
-import sys
-import time
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+import serving
+import torch_sparse
 
 DISTRIBUTIONS = {
   "sae_lens": "sae-lens",
@@ -57,16 +49,19 @@ def data(seed: int, rows: int, d: int) -> np.ndarray:
   return np.stack(batches)
 
 
-def build_sae_lens(torch, B, d, n, k, dtype, steps, device):
-  from sae_lens import config
-  from sae_lens.saes import topk_sae
+def build_sae_lens(torch, B, d, n, k, dtype, steps, device, method="topk"):
+  from sae_lens import config, saes
   from sae_lens.training import sae_trainer
 
-  sae = topk_sae.TopKTrainingSAE(
-    topk_sae.TopKTrainingSAEConfig(
-      d_in=d, d_sae=n, k=k, dtype=dtype, device=device
+  sizes = {"d_in": d, "d_sae": n, "dtype": dtype, "device": device}
+  if method == "topk":
+    sae = saes.TopKTrainingSAE(saes.TopKTrainingSAEConfig(k=k, **sizes))
+  elif method == "batchtopk":
+    sae = saes.BatchTopKTrainingSAE(
+      saes.BatchTopKTrainingSAEConfig(k=k, **sizes)
     )
-  )
+  else:
+    sae = saes.JumpReLUTrainingSAE(saes.JumpReLUTrainingSAEConfig(**sizes))
   trainer = sae_trainer.SAETrainer(
     config.SAETrainerConfig(
       total_training_samples=steps * B,
@@ -86,28 +81,41 @@ def build_sae_lens(torch, B, d, n, k, dtype, steps, device):
   return step
 
 
-def build_dictionary_learning(torch, B, d, n, k, dtype, steps, device):
-  from dictionary_learning.trainers import top_k
+def build_dictionary_learning(
+  torch, B, d, n, k, dtype, steps, device, method="topk"
+):
+  from dictionary_learning import trainers
 
   if dtype != "float32":
-    raise ValueError("dictionary_learning's TopKTrainer trains in float32")
-  trainer = top_k.TopKTrainer(
-    steps=max(steps, 2000),  # its schedule needs room for 1,000 warmup steps
+    raise ValueError("dictionary_learning's trainers train in float32")
+  names = {
+    "topk": ("top_k", "TopKTrainer", {"k": k}),
+    "batchtopk": ("batch_top_k", "BatchTopKTrainer", {"k": k}),
+    "jumprelu": ("jumprelu", "JumpReluTrainer", {"target_l0": float(k)}),
+  }
+  file, name, own = names[method]
+  module = importlib.import_module(f"{trainers.__name__}.{file}")
+  trainer = getattr(module, name)(
+    # Its schedules need room for 1,000 steps of warmup, and 2,000 of JumpReLU's
+    # penalty.
+    steps=max(steps, 5000),
     activation_dim=d,
     dict_size=n,
-    k=k,
     layer=0,
     lm_name="none",
     device=device,
     seed=0,
+    **own,
   )
   done = iter(range(10**9))
   return lambda x: trainer.update(next(done), x)
 
 
-def build_sparsify(torch, B, d, n, k, dtype, steps, device):
+def build_sparsify(torch, B, d, n, k, dtype, steps, device, method="topk"):
   import sparsify
 
+  if method != "topk":
+    raise ValueError(f"sparsify has no {method}")
   sae = sparsify.SparseCoder(
     d,
     sparsify.SparseCoderConfig(num_latents=n, k=k),
@@ -141,73 +149,29 @@ BUILDERS: dict[str, Callable] = {
 }
 
 
-class Server:
-  """The peers that have been built, by name."""
+def build(name, method, sizes, dtype, seed, steps, threads, device):
+  """A step of a peer on batches in turn, and the versions in use."""
+  import torch
 
-  def __init__(self):
-    self.steps: dict[str, Callable] = {}
-    self.batches: dict[tuple, Any] = {}
-
-  def versions(self, request):
-    found, absent = {}, {}
-    for name in ["torch", *BUILDERS]:
-      try:
-        importlib.import_module(name)
-        found[name] = importlib.metadata.version(DISTRIBUTIONS.get(name, name))
-      except Exception as e:  # a peer that does not import is a peer absent
-        absent[name] = f"{type(e).__name__}: {e}"
-    return {"versions": found, "absent": absent}
-
-  def build(self, request):
-    import torch
-
-    torch.set_num_threads(request["threads"])
-    torch.manual_seed(request["seed"])
-    sizes, dtype, device = request["sizes"], request["dtype"], request["device"]
-    key = (request["seed"], sizes["B"], sizes["d"], dtype, device)
-    if key not in self.batches:
-      x = torch.from_numpy(data(request["seed"], sizes["B"], sizes["d"]))
-      self.batches = {key: x.to(device=device, dtype=getattr(torch, dtype))}
-    x = self.batches[key]
-    step = BUILDERS[request["peer"]](
-      torch, **sizes, dtype=dtype, steps=request["steps"], device=device
-    )
-    count = iter(range(10**9))
-
-    def timed():
-      batch = x[next(count) % BATCHES]
-      if device != "cpu":
-        torch.cuda.synchronize()
-      start = time.perf_counter()
-      loss = step(batch)  # every builder's step ends with .item(): it waits
-      if device != "cpu":
-        torch.cuda.synchronize()
-      return {"ms": 1e3 * (time.perf_counter() - start), "loss": loss}
-
-    self.steps[request["peer"]] = timed
-    return {"built": request["peer"]}
-
-  def run(self, request):
-    return self.steps[request["peer"]]()
-
-
-def main():
-  # What the libraries print must not get between our lines.
-  answers = os.fdopen(os.dup(1), "w")
-  os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
   warnings.simplefilter("ignore")
-  server = Server()
-  for line in sys.stdin:
-    request = json.loads(line)
-    if request["do"] == "quit":
-      break
-    try:
-      answer = getattr(server, request["do"])(request)
-    except Exception as e:
-      answer = {"error": f"{type(e).__name__}: {e}"}
-    print(json.dumps(answer), file=answers, flush=True)
+  torch.set_num_threads(threads)
+  torch.manual_seed(seed)
+  if name in torch_sparse.FORMS:
+    if method != "topk":
+      raise ValueError(f"{name} is TopK alone")
+    take = torch_sparse.build(torch, torch_sparse.FORMS[name], **sizes)
+    versions = {}
+  else:
+    take = BUILDERS[name](
+      torch, **sizes, dtype=dtype, steps=steps, device=device, method=method
+    )
+    versions = {name: importlib.metadata.version(DISTRIBUTIONS[name])}
+  x = torch.from_numpy(data(seed, sizes["B"], sizes["d"]))
+  x = x.to(device=device, dtype=getattr(torch, dtype))
+  count = iter(range(10**9))
+  versions["torch"] = torch.__version__
+  return lambda: take(x[next(count) % BATCHES]), versions
 
 
 if __name__ == "__main__":
-  main()
+  serving.serve(build)

@@ -95,8 +95,10 @@ def step_cpu(result: dict[str, Any]) -> str:
     ours, low_high = each["engine"], each["quartiles"]["ms"]
     what = " ".join(f"{k} {v:,}" for k, v in each["sizes"].items())
     share = each["ratio_floor"]
+    method = each.get("method", "topk")
+    peak = each.get("peak_bytes", {})
     parts.append(
-      f"{what}, {each['dtype']}: {share:.0%} of the floor's speed,"
+      f"{method}, {what}, {each['dtype']}: {share:.0%} of the floor's speed,"
       f" {each['tokens_per_second']:,} tokens per second.\n\n"
     )
     parts[-1] += table(
@@ -105,6 +107,7 @@ def step_cpu(result: dict[str, Any]) -> str:
         "ms": ms,
         "quartiles": " to ".join(map(cell, low_high[name])),
         "times ours": ms / each["ms"][ours],
+        **({"peak, MB": round(peak[name] / 2**20)} if peak else {}),
       }
       for name, ms in each["ms"].items()
     )

@@ -1,13 +1,16 @@
-"""Tests of benchmarks/step.py and peers.py, at a size of milliseconds."""
+"""Tests of benchmarks/step.py and its contenders, at a size of milliseconds."""
 
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
 
 from absl.testing import absltest
+
+from saejax.kernels import native
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -24,36 +27,42 @@ def start(*flags: str) -> subprocess.CompletedProcess[str]:
   )
 
 
-SMALL = ["--batch=64", "--d=16", "--n=128", "--k=4", "--rounds=3", "--warmup=1"]
+SMALL = [
+  *("--batch=64", "--d=16", "--n=128", "--k=4", "--rounds=3", "--tries=1"),
+  "--sample_seconds=0.001",
+]
 
 
 class StepTest(absltest.TestCase):
   def test_the_last_line_is_the_json_that_is_promised(self):
     out = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory())) / "o"
+    compiler = any(map(shutil.which, native.COMPILERS))
+    ours = ["xla", "native"] if compiler else ["xla"]
     done = start(
       *SMALL,
-      "--device=cpu",
-      "--allow_busy",
+      "--methods=topk,batchtopk,jumprelu",
+      f"--ours={','.join(ours)}",
       f"--out={out}",
       f"--peers_python={sys.executable}",
     )
     self.assertEqual(done.returncode, 0, done.stderr)
     result = json.loads(done.stdout.splitlines()[-1])
     self.assertEqual(result, json.loads(out.read_text()))
-    for name in ("sparse", "dense", "floor", "matmul", "adam"):
-      self.assertGreater(result["ms"][name], 0)
-      low, high = result["quartiles"]["ms"][name]
-      self.assertBetween(result["ms"][name], low, high)
-    self.assertGreater(result["ratio_dense"], 0)
-    self.assertGreater(result["ratio_floor"], 0)
-    # Who has no PyTorch has no peers, and is told which are absent.
-    known = {*result["ratio_peers"], *result["absent"]}
-    self.assertContainsSubset({"sae_lens", "sparsify"}, known)
-    self.assertEqual(result["hardware"]["platform"], "cpu")
-    self.assertIn("jax", result["versions"])
-    self.assertEqual(
-      result["hardware"]["malloc"]["MALLOC_MMAP_THRESHOLD_"], "1073741824"
-    )
+    methods = [each["method"] for each in result["results"]]
+    self.assertEqual(methods, ["topk", "batchtopk", "jumprelu"])
+    for each in result["results"]:
+      for name in (*ours, "floor", "matmul", "adam"):
+        low, high = each["quartiles"]["ms"][name]
+        self.assertBetween(each["ms"][name], low, high)
+        self.assertGreater(low, 0)
+        self.assertGreater(each["peak_bytes"][name], 2**20)
+      self.assertEqual(list(each["share_of_floor"]), ours)
+      # Who has no PyTorch has no peers, and is told which are absent.
+      known = {*each["times_ours"]["xla"], *each["absent"]}
+      peers = {"sae_lens+malloc", "sparsify+malloc", "torch_index_add+malloc"}
+      self.assertContainsSubset(peers, known)
+      self.assertEqual(each["hardware"]["malloc"]["MALLOC_ARENA_MAX"], "1")
+      self.assertIn("jax", each["versions"])
 
   def test_bad_sizes_are_one_line_and_exit_code_2(self):
     done = start("--k=9", "--n=8")
