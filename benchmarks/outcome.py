@@ -23,6 +23,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,11 @@ class Results:
   def add(self, run: dict[str, Any]) -> None:
     """Adds a run and writes the file."""
     self.runs.append(run)
-    about = {"machine": machine.environment(), "malloc": step_peers.MALLOC}
+    about = {
+      "machine": machine.environment(),
+      "malloc": step_peers.MALLOC,
+      "date": time.strftime("%Y-%m-%d"),
+    }
     text = json.dumps({**about, "runs": self.runs}, indent=1) + "\n"
     durable.write_file(self.path, text.encode())
 

@@ -156,6 +156,25 @@ def gpu_compile(result: dict[str, Any]) -> str:
   )
 
 
+def outcome(result: dict[str, Any]) -> str:
+  """Means over seeds of outcome.py, a row per setting."""
+  keys = ("site", "n", "k", "library", "batch_rows", "rate", "passes")
+  found: dict[tuple, list[dict[str, Any]]] = {}
+  for run in result["runs"]:
+    found.setdefault(tuple(run[key] for key in keys), []).append(run)
+  made = []
+  for setting, runs in found.items():
+    row = dict(zip(keys, setting, strict=True))
+    done = [run for run in runs if "fvu" in run]
+    mean = lambda key, done=done: sum(r[key] for r in done) / len(done)
+    row |= {name: row[name] or "default" for name in ("batch_rows", "rate")}
+    row |= {"seeds": len(done), "FVU": f"{mean('fvu'):.4f}" if done else None}
+    if done:
+      row |= {"dead": f"{mean('dead'):.1%}", "seconds": mean("seconds")}
+    made.append(row | {"note": runs[0].get("error")})
+  return table(made)
+
+
 def step_gpu(result: dict[str, Any]) -> str:
   """Times of step_gpu.py, a row per size and contender."""
   rows = []
@@ -192,6 +211,7 @@ SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {
   "startup*.json": startup,
   "tpu-bundles.json": bundles,
   "gpu-compile.json": gpu_compile,
+  "outcome*.json": outcome,
   "step-gpu*.json": step_gpu,
 }  # others: `rows`
 

@@ -40,6 +40,17 @@ class MethodsTest(absltest.TestCase):
         self.assertIn(f"not judged: {said}", line)
     self.assertNotIn(said, methods.claims_table({**of, "sites": new}))
 
+  def test_claims_between_divided_and_other_gradients_are_not_judged(self):
+    methods = load()
+    of = json.loads(methods.RESULTS.read_text())["claims"]
+    said = "not judged: measured when gradients were normalised for one"
+    study = {k: v for k, v in of["study"].items() if k != "clip_norm"}
+    old = methods.claims_table({**of, "study": study}).splitlines()
+    line = next(t for t in old if t.startswith("| feature_choice: lower"))
+    self.assertIn(said, line)
+    alike = {**of, "study": {**study, "clip_norm": "unit"}}
+    self.assertNotIn(said, methods.claims_table(alike))
+
   def test_a_run_replaces_its_own_sites_and_keeps_others(self):
     methods = load()
     stored = json.loads(methods.RESULTS.read_text())["architectures"]

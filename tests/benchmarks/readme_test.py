@@ -31,12 +31,12 @@ class ReadmeTest(absltest.TestCase):
 
   def test_a_new_file_is_shown_and_old_tables_go(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
-    text = "a\n<!-- table: outcome*.json -->\nold\n<!-- end -->\nb\n"
+    text = "a\n<!-- table: other*.json -->\nold\n<!-- end -->\nb\n"
     blank = readme.written(text, folder)
     self.assertNotIn("old", blank)
     self.assertIn("Not measured", blank)
     result = {"date": "2026-01-02", "rows": [{"who": "ours", "fvu": 0.16852}]}
-    (folder / "outcome-a.json").write_text(json.dumps(result))
+    (folder / "other-a.json").write_text(json.dumps(result))
     shown = readme.written(blank, folder)
     self.assertIn("2026-01-02", shown)
     self.assertIn("| ours | 0.17 |", shown)
