@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import json
+import pathlib
 from unittest import mock
 
 import numpy as np
@@ -46,6 +48,16 @@ class AgreementTest(absltest.TestCase):
   def test_every_method_of_the_catalogue_has_arguments(self):
     for name in catalogue.METHODS:
       self.assertEqual(agreement.recipe(name).name, name)
+
+  def test_the_committed_matrix_has_every_method_and_no_failure(self):
+    path = pathlib.Path(agreement.__file__).parent / "results/agreement.json"
+    found = json.loads(path.read_text())
+    self.assertEqual(set(found["cells"]), set(catalogue.METHODS))
+    self.assertEqual(found["tolerances"], agreement.TOLERANCES)
+    for name, row in found["cells"].items():
+      self.assertIn("dense, 8", row)
+      for form, cell in row.items():
+        self.assertTrue(agreement.agrees(cell), f"{name}: {form}")
 
   def test_refuses_unknown_methods(self):
     with self.assertRaisesRegex(InputError, "nonsense"):
