@@ -33,7 +33,7 @@ class AgreementTest(absltest.TestCase):
 
   def test_gradients_that_are_wrong_by_a_thousandth_fail(self):
     right = xla.scatter_rows
-    wrong = lambda *args: 1.001 * right(*args)
+    wrong = lambda *args, **given: 1.001 * right(*args, **given)
     with mock.patch.object(xla, "scatter_rows", wrong):
       code, out = run("topk")
     self.assertEqual(code, 1)
