@@ -31,11 +31,13 @@ class Sample:
 
   Attributes:
     ms: milliseconds a step.
+    processor_ms: processor time a step, over all threads.
     others: processor time that others used meanwhile, as a share of all cores.
     peak_bytes: most memory that the contender's process has held so far.
   """
 
   ms: float
+  processor_ms: float
   others: float
   peak_bytes: int
 
@@ -104,7 +106,8 @@ class Contender:
     whole = (time.perf_counter() - start) * (os.cpu_count() or 1)
     # The system counts whole ticks on each core.
     others = max(0.0, used - TICK) / whole
-    return Sample(answer["ms"], others, answer["peak_bytes"])
+    spent = answer["processor_ms"] / self.steps
+    return Sample(answer["ms"], spent, others, answer["peak_bytes"])
 
   def close(self) -> None:
     self._process.kill()

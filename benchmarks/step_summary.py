@@ -36,6 +36,10 @@ def summary(
       "ms": {name: _quartiles(each) for name, each in ms.items()},
       "share_of_floor": {name: _quartiles(s) for name, s in share.items()},
     },
+    "processor_ms": {
+      name: round(float(np.median([s.processor_ms for s in own])), 4)
+      for name, own in taken.items()
+    },
     "peak_bytes": {
       n: max(s.peak_bytes for s in own) for n, own in taken.items()
     },
@@ -61,14 +65,16 @@ def _quartiles(values: np.ndarray) -> list[float]:
 def print_table(result: dict[str, Any]) -> None:
   """Prints a line per contender."""
   ours, ms = result["engine"], result["ms"]
-  head = ("ms", "quartiles", "to ours", "peak MB", "busy")
-  print(f"{'':30s}{head[0]:>10s}{head[1]:>20s}{head[2]:>9s}{head[3]:>9s}  busy")
+  print(
+    f"{'':30s}{'ms':>10s}{'quartiles':>20s}{'to ours':>9s}{'cpu ms':>10s}"
+    f"{'peak MB':>9s}  busy"
+  )
   for name, each in ms.items():
     low, high = result["quartiles"]["ms"][name]
     peak = result["peak_bytes"][name] / 2**20
     print(
       f"{name:30s}{each:10.2f}{low:10.2f}{high:10.2f}{each / ms[ours]:9.2f}"
-      f"{peak:9.0f}{result['busy_samples'][name]:6d}"
+      f"{result['processor_ms'][name]:10.2f}{peak:9.0f}{result['busy_samples'][name]:6d}"
     )
   for name, share in result["share_of_floor"].items():
     print(f"{name}: {share:.0%} of the floor's speed")
