@@ -27,7 +27,7 @@ import time
 from typing import Any
 
 import numpy as np
-import step_peers
+import step_contenders
 
 from saejax import config as flags
 from saejax import durable, machine
@@ -85,7 +85,7 @@ class Results:
     self.runs.append(run)
     about = {
       "machine": machine.environment(),
-      "malloc": step_peers.MALLOC,
+      "malloc": step_contenders.MALLOC,
       "date": time.strftime("%Y-%m-%d"),
     }
     text = json.dumps({**about, "runs": self.runs}, indent=1) + "\n"
@@ -145,7 +145,7 @@ def trained(
     input=json.dumps(request) + "\n",
     capture_output=True,
     text=True,
-    env=os.environ | step_peers.MALLOC,
+    env=os.environ | step_contenders.MALLOC,
     check=False,
   )
   lines = result.stdout.splitlines()

@@ -80,7 +80,7 @@ def fit(
       need them.
     batch_rows: rows per batch; a stream has its own.
     learning_rate: peak; by default the method's own, with Adam
-      6e-3 (1024 / n)^1/2; a built recipe's is that of 8 d latents.
+      6e-3 (1024 / n)^1/2, at most 6e-3; a built recipe's is that of 8 d latents.
     prep: of x, see `sae.prep.from_stats`.
     seed: of the initial weights.
     mesh: devices: ensemble, data, latent; one device by default.

@@ -12,6 +12,7 @@ from saejax.training.parts import rules, schedules
 # rate and dead latents, were chosen by the held-out error of TopK after one pass
 # over 320,000 rows: benchmarks/defaults.py.
 WARMUP_FRACTION, MOST_WARMUP, DECAY_FRACTION = 0.1, 1000, 0.5
+MOST_RATE = 6e-3  # that the law of n alone leads to; TIDE diverges above
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,15 +124,19 @@ class TrainConfig:
   def rate(self, n: int) -> float:
     """Peak learning rate of an SAE with n latents, for methods of rate 1.
 
+    That of the law, see `schedules.learning_rate_for`, but at most 6e-3, or the
+    given rate where that is above it.
+
     Args:
       n: number of latents.
     """
-    return schedules.learning_rate_for(
+    law = schedules.learning_rate_for(
       n,
       base=self.learning_rate,
       base_n=self.learning_rate_n,
       exponent=self.learning_rate_exponent,
     )
+    return min(law, max(MOST_RATE, self.learning_rate))
 
   def options(self, steps: int) -> dict[str, Any]:
     """The settings that all recipes of a run share.

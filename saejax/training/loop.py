@@ -129,17 +129,15 @@ def train(
   )
   step, seconds = 0, np.zeros(len(members), np.float32)
   with contextlib.ExitStack() as stack:
-    forms = dispatch.kernels(config.kernels, native=config.native)
-    stack.enter_context(forms)
+    stack.enter_context(dispatch.kernels(config.kernels, native=config.native))
     kept = None
     if folder is not None:
       ours = _fingerprint(fingerprint or {}, group, total_steps, config)
       kept = stack.enter_context(_opened(folder, ours))
       step, states, seconds = kept.restore(states, source, len(members))
     path = kept and kept.path
-    log = stack.enter_context(
-      RunLog(path, step=step, total_steps=total_steps, stream=stream)
-    )
+    shown = RunLog(path, step=step, total_steps=total_steps, stream=stream)
+    log = stack.enter_context(shown)
     if kept and step:
       log.line(f"{kept.path.name}: resuming from step {step:,}")
     if kept:  # otherwise there is nothing to save before a stop

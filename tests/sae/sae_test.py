@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -257,13 +258,21 @@ class DtypeTest(parameterized.TestCase):
     np.testing.assert_allclose(out.x_hat, full.x_hat, atol=0.15)
     self.assertGreater(float(jnp.abs(out.x_hat - full.x_hat).max()), 1e-5)
 
+  def products(self, program):
+    """The products of a program, also of those that it calls."""
+    for e in program.eqns:
+      if e.primitive.name == "dot_general":
+        yield e
+      for inner in jax.extend.core.jaxprs_in_params(e.params):
+        yield from self.products(inner)
+
   def test_operands_of_matmuls_are_of_the_dtype_asked_for(self):
     for dtype in ("float32", "bfloat16"):
       sae = toy.sae(dtype=dtype)
       program = jax.make_jaxpr(
         lambda x, sae=sae: sae.forward(x, engine="dense").x_hat
       )(toy.rows(3, 8))
-      products = [e for e in program.eqns if e.primitive.name == "dot_general"]
+      products = [*self.products(program.jaxpr)]
       self.assertLen(products, 2)  # encode, decode
       for product in products:
         self.assertEqual({str(v.aval.dtype) for v in product.invars}, {dtype})
