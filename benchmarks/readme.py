@@ -136,6 +136,52 @@ def bundles(result: dict[str, Any]) -> str:
   )
 
 
+def tpu_steps(result: dict[str, Any]) -> str:
+  """Steps compiled for TPUs: memory of a chip, and exchanges of activations."""
+  made = []
+  for step in result["steps"]:
+    found = step["activations"]
+    row = {
+      "recipe": step["recipe"],
+      "chips": step["topology"],
+      "compiling, processor s": step["processor_seconds"],
+      "temporaries, GB": step["temporary_bytes"] / 1e9,
+      "Pallas calls": step["kernel_calls"],
+    }
+    for branch, kinds in found.items():
+      each = [
+        f"{kind} {shape}" for kind, all_ in kinds.items() for shape in all_
+      ]
+      row[f"activations exchanged, {branch}"] = "; ".join(each)
+    made.append(row)
+  return table(made)
+
+
+def tpu_million(result: dict[str, Any]) -> str:
+  """Memory of a step of a million latents, by division of the chips."""
+  made = []
+  for mesh, held in result["meshes"].items():
+    row: dict[str, Any] = {"data x latent": mesh}
+    for name in ("argument", "temporary", "total"):
+      row[f"{name}, GB"] = held[name] / 1e9
+    made.append(row | {"of the limit": held["of_limit"]})
+  return table(made)
+
+
+def agreement(result: dict[str, Any]) -> str:
+  """The largest difference of each cell as a share of what is allowed."""
+  allowed = result["tolerances"]
+  columns = dict.fromkeys(c for own in result["cells"].values() for c in own)
+  made = []
+  for method, own in result["cells"].items():
+    row: dict[str, Any] = {"method": method}
+    for cell_ in columns:
+      worst = [v / allowed[k] for k, v in own.get(cell_, {}).items()]
+      row[cell_] = f"{max(worst):.2f}" if worst else None
+    made.append(row)
+  return table(made)
+
+
 def gpu_compile(result: dict[str, Any]) -> str:
   """What the compiled GPU step holds, in GB."""
   return table(
@@ -210,6 +256,9 @@ SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {
   "step-cpu*.json": step_cpu,
   "startup*.json": startup,
   "tpu-bundles.json": bundles,
+  "tpu-steps.json": tpu_steps,
+  "tpu-million.json": tpu_million,
+  "agreement.json": agreement,
   "gpu-compile.json": gpu_compile,
   "outcome*.json": outcome,
   "step-gpu*.json": step_gpu,
