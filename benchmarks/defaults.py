@@ -61,7 +61,7 @@ def departures(steps: int, rows: int, n: int) -> list[dict[str, Any]]:
     "warmup_steps": (10, steps // 5),
     "decay_fraction": (0.2, 1.0),
     "clip_norm": ("off", 1.0),
-    "dead_after_tokens": (rows // 10,),
+    "dead_after_tokens": (rows // 50,),
     B2: (0.99,),
   }
   each = [{name: v} for name, vs in values.items() for v in vs]
