@@ -14,9 +14,9 @@ class DefaultsTest(absltest.TestCase):
   def test_each_setting_departs_alone_and_is_trained(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(1500, 8)).astype(np.float32)
-    np.save(folder / "x.npy", x[:1400])
-    np.save(folder / "h.npy", x[1400:])
+    x = rng.normal(size=(8100, 8)).astype(np.float32)
+    np.save(folder / "x.npy", x[:8000])
+    np.save(folder / "h.npy", x[8000:])
     config = defaults.DefaultsConfig(
       rows=str(folder / "x.npy"),
       held_out=str(folder / "h.npy"),
@@ -25,7 +25,7 @@ class DefaultsTest(absltest.TestCase):
       k=2,
       write=str(folder / "out.json"),
     )
-    tried = defaults.departures(2, 1400, 16)
+    tried = defaults.departures(15, 8000, 16)
     self.assertEqual(tried[0], {})
     self.assertTrue(all(len(given) == 1 for given in tried[1:]))
     some = [{}, {"learning_rate": 1e-4}, {defaults.B2: 0.9}, {"batch_rows": 64}]
