@@ -8,9 +8,9 @@ from saejax import checks
 from saejax.errors import InputError
 from saejax.training.parts import rules, schedules
 
-# Of methods without a schedule of their own. These, and the defaults of batch,
-# rate and dead latents, were chosen by the held-out error of TopK after one pass
-# over 320,000 rows: benchmarks/defaults.py.
+# Of methods without a schedule of their own. These, and the defaults of batch and
+# rate, were chosen by the held-out error of TopK after one pass over 320,000 rows:
+# benchmarks/defaults.py.
 WARMUP_FRACTION, MOST_WARMUP, DECAY_FRACTION = 0.1, 1000, 0.5
 MOST_RATE = 6e-3  # that the law of n alone leads to; TIDE diverges above
 
