@@ -251,7 +251,7 @@ def _collective(line, hit, branch, times) -> Collective:
 
 
 def executed(found: Sequence[Collective], aux: bool) -> list[Collective]:
-  """Returns the collectives of one step.
+  """Returns the collectives of one step that is not done over.
 
   Of a conditional inside another the branch of most bytes counts.
 
@@ -260,6 +260,7 @@ def executed(found: Sequence[Collective], aux: bool) -> list[Collective]:
     aux: whether the step computes terms that are not always active, such as
       AuxK.
   """
+  found = [c for c in found if f"/{step.REDONE}/" not in c.source]
   always = [c for c in found if not c.branch]
   inside = [c for c in found if c.branch and c.branch[0][1] == int(aux)]
   return always + _heaviest(

@@ -180,6 +180,120 @@ ffi::Error Select(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, int64_t lanes,
   return ffi::Error::Success();
 }
 
+// The entries of a part of a batch that may be among the largest.
+struct Found {
+  std::vector<int32_t> keys;
+  std::vector<int64_t> positions;
+};
+
+constexpr int kBins = 1 << 16;
+
+inline uint32_t Bin(int32_t key) {
+  return (static_cast<uint32_t>(key) ^ 0x80000000u) >> 16;
+}
+
+DISPATCHED void Count(const int32_t* bits, int64_t size, int32_t* bins) {
+  for (int64_t i = 0; i < size; ++i) ++bins[Bin(Ordered(bits[i]))];
+}
+
+DISPATCHED bool AnyReaches(const int32_t* bits, int64_t size, int32_t least) {
+  int32_t any = 0;
+  for (int64_t i = 0; i < size; ++i) any |= Ordered(bits[i]) >= least;
+  return any != 0;
+}
+
+void Collect(const int32_t* bits, int64_t first, int64_t size, int32_t least,
+             Found& found) {
+  constexpr int64_t kAtOnce = 64;
+  for (int64_t start = 0; start < size; start += kAtOnce) {
+    const int64_t some = std::min(kAtOnce, size - start);
+    if (!AnyReaches(bits + start, some, least)) continue;
+    for (int64_t i = start; i < start + some; ++i) {
+      const int32_t key = Ordered(bits[i]);
+      if (key < least) continue;
+      found.keys.push_back(key);
+      found.positions.push_back(first + i);
+    }
+  }
+}
+
+// Rows and columns of the `count` largest of all entries, equal ones lowest
+// position first, in the order of their positions; -1 beyond the last. The upper
+// 16 bits of the count-th largest come from a histogram; those that reach them
+// are collected, and the smallest of these left out.
+void LargestOf(ffi::ThreadPool& pool, const int32_t* bits, int64_t rows,
+               int64_t n, int64_t count, int64_t size, int32_t* out_rows,
+               int32_t* out_columns) {
+  const int64_t parts = std::min(rows, 4 * std::max<int64_t>(
+                                           1, pool.num_threads()));
+  const auto begin = [&](int64_t part) { return part * rows / parts * n; };
+  std::vector<std::vector<int32_t>> bins(parts);
+  ForEach(pool, parts, [&](int64_t part) {
+    bins[part].assign(kBins, 0);
+    Count(bits + begin(part), begin(part + 1) - begin(part),
+          bins[part].data());
+  });
+  count = std::min({count, size, rows * n});
+  int64_t above = 0;  // entries in higher bins
+  int64_t bin = kBins - 1;
+  for (; bin >= 0; --bin) {
+    int64_t here = 0;
+    for (const auto& each : bins) here += each[bin];
+    if (above + here >= count) break;
+    above += here;
+  }
+  const auto least = static_cast<int32_t>(
+      (static_cast<uint32_t>(std::max<int64_t>(bin, 0)) << 16) ^ 0x80000000u);
+  std::vector<Found> found(parts);
+  ForEach(pool, parts, [&](int64_t part) {
+    Collect(bits + begin(part), begin(part), begin(part + 1) - begin(part),
+            least, found[part]);
+  });
+  std::vector<int32_t> edge;  // keys in the bin of the count-th largest
+  for (const Found& each : found) {
+    for (int32_t key : each.keys) {
+      if (Bin(key) == static_cast<uint32_t>(bin)) edge.push_back(key);
+    }
+  }
+  const int64_t wanted = count - above;
+  int32_t kth = least;
+  int64_t equal = 0;  // entries taken that equal the count-th largest
+  if (wanted > 0) {
+    std::nth_element(edge.begin(), edge.begin() + (wanted - 1), edge.end(),
+                     std::greater<int32_t>());
+    kth = edge[wanted - 1];
+    equal = wanted - std::count_if(edge.begin(), edge.end(),
+                                   [&](int32_t key) { return key > kth; });
+  }
+  int64_t e = 0;
+  for (const Found& each : found) {
+    for (size_t i = 0; i < each.keys.size() && e < count; ++i) {
+      const int32_t key = each.keys[i];
+      if (key < kth || (key == kth && equal-- <= 0)) continue;
+      out_rows[e] = static_cast<int32_t>(each.positions[i] / n);
+      out_columns[e++] = static_cast<int32_t>(each.positions[i] % n);
+    }
+  }
+  std::fill(out_rows + e, out_rows + size, -1);
+  std::fill(out_columns + e, out_columns + size, -1);
+}
+
+ffi::Error Largest(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> scores,
+                   ffi::Buffer<ffi::F32> count,
+                   ffi::ResultBuffer<ffi::S32> rows,
+                   ffi::ResultBuffer<ffi::S32> columns) {
+  const auto shape = scores.dimensions();
+  const int64_t n = shape[shape.size() - 1], b = shape[shape.size() - 2];
+  const int64_t size = rows->dimensions().back();
+  for (int64_t m = 0; m < Product(shape, 2); ++m) {
+    LargestOf(pool,
+              reinterpret_cast<const int32_t*>(scores.typed_data()) + m * b * n,
+              b, n, static_cast<int64_t>(count.typed_data()[m]), size,
+              rows->typed_data() + m * size, columns->typed_data() + m * size);
+  }
+  return ffi::Error::Success();
+}
+
 // --- rows of latents ---------------------------------------------------------
 
 // The entries of a code by latent: positions in the code, ascending, of latent
@@ -265,13 +379,13 @@ constexpr int64_t kLatentsAtOnce = 64;
 constexpr int64_t kEntriesAtOnce = 64;
 
 // Sums of values times rows of y by latent, [n, d]; with W also the products
-// of the rows of y with the rows of W that the entries name, [b, k].
+// of the rows of y with the rows of W that the entries name, one per entry.
 void GradientRows(ffi::ThreadPool& pool, const float* values,
-                  const int32_t* indices, const float* y, const float* W,
-                  int64_t b, int64_t k, int64_t d, int64_t n, float* out,
-                  float* products) {
-  const ByLatent code(values, indices, b * k, n);
-  if (W != nullptr) std::memset(products, 0, b * k * sizeof(float));
+                  const int32_t* indices, const int32_t* source, const float* y,
+                  const float* W, int64_t entries, int64_t d, int64_t n,
+                  float* out, float* products) {
+  const ByLatent code(values, indices, entries, n);
+  if (W != nullptr) std::memset(products, 0, entries * sizeof(float));
   ForEach(pool, (n + kLatentsAtOnce - 1) / kLatentsAtOnce, [&](int64_t part) {
     const float* rows[kEntriesAtOnce];
     float factors[kEntriesAtOnce], found[kEntriesAtOnce];
@@ -283,7 +397,7 @@ void GradientRows(ffi::ThreadPool& pool, const float* values,
         const int64_t count = std::min(kEntriesAtOnce, code.first[i + 1] - e);
         const int32_t* positions = code.positions.data() + e;
         for (int64_t r = 0; r < count; ++r) {
-          rows[r] = y + positions[r] / k * d;
+          rows[r] = y + int64_t{source[positions[r]]} * d;
           factors[r] = values[positions[r]];
         }
         if (W == nullptr) {
@@ -298,34 +412,40 @@ void GradientRows(ffi::ThreadPool& pool, const float* values,
   });
 }
 
-ffi::Error ScatterRows(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> values,
-                       ffi::Buffer<ffi::S32> indices, ffi::Buffer<ffi::F32> y,
-                       ffi::ResultBuffer<ffi::F32> out) {
-  const auto code = values.dimensions(), shape = out->dimensions();
-  const int64_t k = code[code.size() - 1], b = code[code.size() - 2];
-  const int64_t d = shape[shape.size() - 1], n = shape[shape.size() - 2];
-  for (int64_t m = 0; m < Product(code, 2); ++m) {
-    GradientRows(pool, values.typed_data() + m * b * k,
-                 indices.typed_data() + m * b * k, y.typed_data() + m * b * d,
-                 nullptr, b, k, d, n, out->typed_data() + m * n * d, nullptr);
+ffi::Error AddEntries(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> values,
+                      ffi::Buffer<ffi::S32> to, ffi::Buffer<ffi::S32> source,
+                      ffi::Buffer<ffi::F32> y,
+                      ffi::ResultBuffer<ffi::F32> out) {
+  const auto shape = y.dimensions();
+  const int64_t entries = values.dimensions().back(), d = shape.back();
+  const int64_t size = out->dimensions()[out->dimensions().size() - 2];
+  const int64_t rows = shape[shape.size() - 2];
+  for (int64_t m = 0; m < Product(values.dimensions(), 1); ++m) {
+    GradientRows(pool, values.typed_data() + m * entries,
+                 to.typed_data() + m * entries,
+                 source.typed_data() + m * entries,
+                 y.typed_data() + m * rows * d, nullptr, entries, d, size,
+                 out->typed_data() + m * size * d, nullptr);
   }
   return ffi::Error::Success();
 }
 
-ffi::Error DecodeGradients(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> values,
-                           ffi::Buffer<ffi::S32> indices,
-                           ffi::Buffer<ffi::F32> g, ffi::Buffer<ffi::F32> W,
-                           ffi::ResultBuffer<ffi::F32> d_values,
-                           ffi::ResultBuffer<ffi::F32> d_W) {
-  const auto code = values.dimensions(), shape = W.dimensions();
-  const int64_t k = code[code.size() - 1], b = code[code.size() - 2];
-  const int64_t d = shape[shape.size() - 1], n = shape[shape.size() - 2];
-  for (int64_t m = 0; m < Product(code, 2); ++m) {
-    GradientRows(pool, values.typed_data() + m * b * k,
-                 indices.typed_data() + m * b * k, g.typed_data() + m * b * d,
-                 W.typed_data() + m * n * d, b, k, d, n,
-                 d_W->typed_data() + m * n * d,
-                 d_values->typed_data() + m * b * k);
+ffi::Error EntryGradients(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> values,
+                          ffi::Buffer<ffi::S32> rows,
+                          ffi::Buffer<ffi::S32> indices,
+                          ffi::Buffer<ffi::F32> g, ffi::Buffer<ffi::F32> W,
+                          ffi::ResultBuffer<ffi::F32> d_values,
+                          ffi::ResultBuffer<ffi::F32> d_W) {
+  const auto shape = W.dimensions(), from = g.dimensions();
+  const int64_t entries = values.dimensions().back(), d = shape.back();
+  const int64_t n = shape[shape.size() - 2], size = from[from.size() - 2];
+  for (int64_t m = 0; m < Product(values.dimensions(), 1); ++m) {
+    GradientRows(pool, values.typed_data() + m * entries,
+                 indices.typed_data() + m * entries,
+                 rows.typed_data() + m * entries,
+                 g.typed_data() + m * size * d, W.typed_data() + m * n * d,
+                 entries, d, n, d_W->typed_data() + m * n * d,
+                 d_values->typed_data() + m * entries);
   }
   return ffi::Error::Success();
 }
@@ -341,18 +461,28 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(saejaxSelect, Select,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::S32>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(saejaxScatterRows, ScatterRows,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(saejaxLargest, Largest,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(saejaxAddEntries, AddEntries,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(saejaxDecodeGradients, DecodeGradients,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(saejaxEntryGradients, EntryGradients,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()

@@ -31,7 +31,7 @@ from saejax.errors import InputError
 SOURCE = pathlib.Path(__file__).with_suffix(".cc")
 COMPILERS = ("c++", "g++", "clang++")  # in this order, after $CXX
 OPTIONS = ("-std=c++17", "-O3", "-fopenmp-simd", "-fPIC", "-shared")
-CALLS = ("Select", "ScatterRows", "DecodeGradients")
+CALLS = ("Select", "Largest", "AddEntries", "EntryGradients")
 FLAG = "train.native"
 INSTEAD = f"or leave {FLAG} off"
 

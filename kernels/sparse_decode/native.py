@@ -5,11 +5,10 @@ one thread in the order of the entries: the result does not depend on the number
 of threads. Decode is left to XLA, which a call did not beat.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from saejax.kernels import native
+from saejax.kernels.entries import native as entries
 
 
 def fits(values: Float[Array, "b k"]) -> bool:
@@ -31,9 +30,8 @@ def scatter_rows(
 
   See `op.scatter_rows` for the arguments.
   """
-  out = jax.ShapeDtypeStruct((n, y.shape[1]), jnp.float32)
-  values, y = values.astype(jnp.float32), y.astype(jnp.float32)
-  return native.call("ScatterRows", [out], values, indices, y)[0]
+  entry = values.reshape(-1), indices.reshape(-1), _rows(values)
+  return entries.add_rows(*entry, y, size=n)
 
 
 def gradients(
@@ -46,10 +44,13 @@ def gradients(
 
   See `op.gradients` for the arguments. Rows of g are read once for both.
   """
-  float32 = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-  d_values, d_W = native.call(
-    "DecodeGradients",
-    [float32(values.shape), float32(W.shape)],
-    *(values.astype(jnp.float32), indices, g, W),
+  d_values, d_W = entries.gradients(
+    values.reshape(-1), _rows(values), indices.reshape(-1), g, W
   )
-  return d_values, d_W
+  return d_values.reshape(values.shape), d_W
+
+
+def _rows(values: Float[Array, "b k"]) -> Int[Array, "bk"]:
+  """The row of each entry."""
+  b, k = values.shape
+  return jnp.repeat(jnp.arange(b, dtype=jnp.int32), k)

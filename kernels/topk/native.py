@@ -1,6 +1,6 @@
-"""Exact top-k in one C++ call on a CPU.
+"""Exact top-k of rows, and of a whole batch, in one C++ call on a CPU.
 
-The largest entry of each of some lanes (entries i, i + lanes, ...) is found, and
+Of a row: the largest entry of each of some lanes (entries i, i + lanes, ...) is found, and
 by counting a lower bound of the k-th largest of these, which at least k entries
 reach; the entries that reach it are few, and are sorted.
 """
@@ -9,7 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from saejax.kernels import native
 
@@ -37,3 +37,26 @@ def top_k(
     ordered=ordered,
   )
   return values.astype(a.dtype), indices
+
+
+def largest(
+  a: Float[Array, "b n"], count: Float[Array, ""], *, size: int
+) -> tuple[Int[Array, "e"], Int[Array, "e"], Bool[Array, "e"]]:
+  """Rows and columns of the `count` largest of all entries, in index order.
+
+  Equal ones are taken lowest index first.
+
+  Args:
+    a: scores; selected on in float32, in the total order of floats.
+    count: how many, a whole number of at most `size`.
+    size: length of the results.
+
+  Returns:
+    Rows, columns, and whether there is such an entry; 0, 0 where there is none.
+  """
+  out = jax.ShapeDtypeStruct((size,), jnp.int32)
+  rows, columns = native.call(
+    "Largest", [out, out], a.astype(jnp.float32), count.astype(jnp.float32)
+  )
+  filled = rows >= 0
+  return jnp.maximum(rows, 0), jnp.maximum(columns, 0), filled

@@ -32,16 +32,20 @@ def largest(
   scores: Array,
   count: Int[Array, "..."] | Float[Array, "..."],
   axes: tuple[int, ...],
+  *,
+  columns: str | None = mesh.LATENT,
 ) -> Bool[Array, "..."]:
   """A mask of the `count` largest scores over `axes`.
 
   Args:
-    scores: any shape; compared in float32.
+    scores: any shape; int32 as they are, all others compared in float32.
     count: how many, broadcastable to the scores with `axes` of size 1. More
       than there are takes all, 0 or less none. Fractions are rounded down;
       more than 2^31 are given as a float.
     axes: over which entries compete: (-1,) within a row, (0,) within a column
       of [B, n], (0, 1) within the batch.
+    columns: mesh axis over which the columns of [B, n] are split where it
+      divides them; None if they are not.
 
   Returns:
     The mask, of the shape of the scores. No gradient.
@@ -53,8 +57,10 @@ def largest(
   axes = tuple(sorted(axis % scores.ndim for axis in axes))
   if axes != tuple(range(axes[0], axes[-1] + 1)):
     raise ValueError(f"axes must be neighbours, got {axes}")
-  over = _over(scores.shape, axes)
-  scores = jax.lax.stop_gradient(scores).astype(jnp.float32)
+  over = _over(scores.shape, axes, columns)
+  if scores.dtype != jnp.int32:
+    scores = jax.lax.stop_gradient(scores).astype(jnp.float32)
+    scores = xla.ordered_ints(scores)
   shape = [1 if i in axes else size for i, size in enumerate(scores.shape)]
   count = jnp.broadcast_to(count, shape)
   body = partial(_largest, over=over)
@@ -87,15 +93,17 @@ class Over:
     return tuple(name for a in self.axes if (name := self.names[a]))
 
 
-def _over(shape: tuple[int, ...], axes: tuple[int, ...]) -> Over:
-  """[B, n] has its rows on `data` and its columns on `latent`; others neither.
+def _over(
+  shape: tuple[int, ...], axes: tuple[int, ...], columns: str | None
+) -> Over:
+  """[B, n] has its rows on `data` and its columns on `columns`; others neither.
 
   A line of entries along the last axis has a part on each shard.
   """
   names: tuple[str | None, ...] = (None,) * len(shape)
   if len(shape) == 2:
-    on = (mesh.DATA, mesh.LATENT)
-    names = tuple(map(mesh.axis_or_none, on, shape))
+    rows = mesh.axis_or_none(mesh.DATA, shape[0])
+    names = (rows, columns and mesh.axis_or_none(columns, shape[1]))
   last = names[axes[-1]]
   parts = mesh.size(last) if last else 1
   outer = tuple(shape[axis] for axis in axes[:-1])
@@ -104,9 +112,8 @@ def _over(shape: tuple[int, ...], axes: tuple[int, ...]) -> Over:
   return Over(axes=axes, names=names, bits=bits, one_word=whole < ONE_WORD)
 
 
-def _largest(scores: Array, count: Array, *, over: Over) -> Bool[Array, "..."]:
-  """`largest` of one shard's scores, which compete with those of all shards."""
-  keys = xla.ordered_ints(scores)
+def _largest(keys: Array, count: Array, *, over: Over) -> Bool[Array, "..."]:
+  """`largest` of one shard's keys, which compete with those of all shards."""
   wanted = words(count, over.bits)
   enough = lambda t: _at_least(_total(keys >= t, over), wanted)
   zero = jnp.zeros(count.shape, jnp.int32)

@@ -47,14 +47,14 @@ def _by_blocks(a, k: int, block: int | None = None):
   """`lax.top_k` of the blocks' maxima, then of the entries of k blocks."""
   rows, n = a.shape
   keys = a.astype(jnp.float32)
-  block = block or _block(n, k)
+  block = block or block_size(n, k)
   if n <= 8 * k or block < 2:
     values, indices = jax.lax.top_k(keys, k)
     return values.astype(a.dtype), indices
-  blocks = _padded(keys, block, -jnp.inf).reshape(rows, -1, block)
+  blocks = padded(keys, block, -jnp.inf).reshape(rows, -1, block)
   # As integers: the maximum of floats may drop a NaN on CPU, and takes -0.0 and
   # 0.0 for equal.
-  largest = _floats(jnp.max(ordered_ints(blocks), axis=-1))
+  largest = floats(jnp.max(ordered_ints(blocks), axis=-1))
   _, chosen = jax.lax.top_k(largest, k)
   # In index order, so that ties among candidates fall to the lowest index.
   chosen = jnp.sort(chosen, axis=-1)
@@ -79,13 +79,13 @@ def top_k_set(
     block: entries per block; about sqrt(n / k) balances the two levels.
   """
   n = a.shape[-1]
-  block = block or _block(n, k)
+  block = block or block_size(n, k)
   keys = ordered_ints(a.astype(jnp.float32))
   if n <= 8 * k or block < 2:
     indices = _k_largest(keys, k)
     chosen = jnp.take_along_axis(keys, indices, axis=1)
   else:
-    blocks = _padded(keys, block, LEAST).reshape(keys.shape[0], -1, block)
+    blocks = padded(keys, block, LEAST).reshape(keys.shape[0], -1, block)
     which = _k_largest(jnp.max(blocks, axis=-1), k)
     candidates = jnp.take_along_axis(blocks, which[..., None], axis=1)
     candidates = candidates.reshape(-1, k * block)
@@ -93,12 +93,12 @@ def top_k_set(
     chosen = jnp.take_along_axis(candidates, position, axis=1)
     first = jnp.take_along_axis(which, position // block, axis=1) * block
     indices = first + position % block
-  return _floats(chosen).astype(a.dtype), indices
+  return floats(chosen).astype(a.dtype), indices
 
 
 LEAST = -(2**31)
 _GPU_K = 16  # up to which `lax.top_k` on a GPU is a kernel and no sort
-_GROUP = 16  # entries whose prefix sums are taken together
+GROUP = 16  # entries whose prefix sums are taken together
 
 
 def ordered_ints(a: Float[Array, "b n"]) -> Int[Array, "b n"]:
@@ -111,7 +111,7 @@ def ordered_ints(a: Float[Array, "b n"]) -> Int[Array, "b n"]:
   return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-def _floats(keys: Int[Array, "b n"]) -> Float[Array, "b n"]:
+def floats(keys: Int[Array, "b n"]) -> Float[Array, "b n"]:
   bits = jnp.where(keys < 0, keys ^ 0x7FFFFFFF, keys)
   return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
@@ -119,7 +119,7 @@ def _floats(keys: Int[Array, "b n"]) -> Float[Array, "b n"]:
 def _k_largest(keys: Int[Array, "b n"], k: int) -> Int[Array, "b k"]:
   """Positions of the k largest, ascending; equal keys lowest position first."""
   # Summed over a long stride first: over neighbours the sums do not vectorise.
-  strided = _padded(keys, _GROUP, LEAST).reshape(keys.shape[0], _GROUP, -1)
+  strided = padded(keys, GROUP, LEAST).reshape(keys.shape[0], GROUP, -1)
 
   def enough(t):
     hits = (strided >= t[..., None]).astype(jnp.int32)
@@ -162,7 +162,7 @@ def ranks(mask: Bool[Array, "b n"]) -> Int[Array, "b n"]:
   Args:
     mask: the entries.
   """
-  within, before = _prefix_sums(mask)
+  within, before = prefix_sums(mask)
   rank = (within + before[..., None]).reshape(mask.shape[0], -1)
   # Counts fit float32 exactly: rows are far shorter than 2^24.
   return rank[:, : mask.shape[-1]].astype(jnp.int32)
@@ -175,26 +175,29 @@ def set_positions(mask: Bool[Array, "b n"], k: int) -> Int[Array, "b k"]:
     mask: the entries; where fewer than k are set, what follows is undefined.
     k: entries wanted.
   """
-  within, before = _prefix_sums(mask)
+  within, before = prefix_sums(mask)
   upto = before + within[..., -1]
   j = jnp.arange(1, k + 1, dtype=upto.dtype)
   group = jnp.sum((upto[:, None] < j[:, None]).astype(jnp.int32), axis=-1)
   inside = jnp.take_along_axis(within, group[..., None], axis=1)
   left = j - jnp.take_along_axis(before, group, axis=1)
   position = jnp.sum((inside < left[..., None]).astype(jnp.int32), axis=-1)
-  return group * _GROUP + position
+  return group * GROUP + position
 
 
-def _prefix_sums(
+def prefix_sums(
   mask: Bool[Array, "b n"],
 ) -> tuple[Float[Array, "b g s"], Float[Array, "b g"]]:
   """Set entries up to each one in its group, and before each group.
 
   By products with triangles of ones: a cumulative sum is slow on every back
   end.
+
+  Args:
+    mask: the entries; the last group of `GROUP` is filled with none.
   """
-  groups = _padded(mask, _GROUP, False).reshape(mask.shape[0], -1, _GROUP)
-  within = groups.astype(jnp.float32) @ _triangle(_GROUP, 0)
+  groups = padded(mask, GROUP, False).reshape(mask.shape[0], -1, GROUP)
+  within = groups.astype(jnp.float32) @ _triangle(GROUP, 0)
   total = within[..., -1]
   return within, total @ _triangle(total.shape[-1], 1)
 
@@ -203,12 +206,12 @@ def _triangle(size: int, diagonal: int) -> Float[Array, "s s"]:
   return jnp.triu(jnp.ones((size, size), jnp.float32), diagonal)
 
 
-def _padded(a: Array, multiple: int, value) -> Array:
+def padded(a: Array, multiple: int, value) -> Array:
   return jnp.pad(
     a, ((0, 0), (0, -a.shape[-1] % multiple)), constant_values=value
   )
 
 
-def _block(n: int, k: int) -> int:
+def block_size(n: int, k: int) -> int:
   """The power of two nearest sqrt(n / k), at most 64."""
   return min(64, 2 ** round(0.5 * math.log2(max(n / k, 1))))

@@ -34,7 +34,7 @@ from saejax import errors
 from saejax.data.store.reader import Store
 from saejax.evals import reading
 from saejax.sae.context import Batch, as_batch
-from saejax.sae.latents import DenseLatents, SparseLatents
+from saejax.sae.latents import Latents, SparseLatents
 from saejax.sae.prep import Prep
 from saejax.sae.sae import SAE
 from saejax.training.state import Stats
@@ -369,9 +369,7 @@ def _prepared_sum(prep, x, real):
   return jnp.sum(jnp.where(use[:, None], framed, 0.0), axis=0), jnp.sum(use)
 
 
-def _fired(
-  latents: SparseLatents | DenseLatents, use: Bool[Array, "B"]
-) -> Array:
+def _fired(latents: Latents, use: Bool[Array, "B"]) -> Array:
   """Counts the rows on which each latent is not 0, [n] int32."""
   if isinstance(latents, SparseLatents):
     hits = ((latents.values != 0) & use[:, None]).astype(jnp.int32)

@@ -10,10 +10,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from saejax.sae.context import Context, Pre
-from saejax.sae.latents import DenseLatents
+from saejax.sae.latents import DenseLatents, Latents, SparseLatents
 from saejax.sae.part import Part
 
 SCORES: dict[str, Callable[[Pre, Context], Array]] = {
@@ -49,6 +49,15 @@ class Activation(Part):
   def fused(self) -> bool:
     """Whether the sparse engine supports it, given an encoder that has one."""
     return False
+
+  def pays_sparse(self, n: int) -> bool:
+    """Whether training is faster in the sparse engine, where `fused`.
+
+    Args:
+      n: number of latents.
+    """
+    del n
+    return True
 
   @property
   def by_magnitude(self) -> bool:
@@ -86,6 +95,28 @@ class Activation(Part):
     pre = encoder(ctx.x, ctx)
     z = self(pre, ctx)
     return pre, z, DenseLatents(z).decode(ctx.W_dec, ctx.dtype)
+
+  def sparse(
+    self, encoder, ctx: Context, n: int, *, ordered: bool
+  ) -> tuple[Latents, Bool[Array, ""] | None]:
+    """Latents without all pre-activations, where `fused`.
+
+    Args:
+      encoder: the encoder.
+      ctx: context of the rows.
+      n: number of latents.
+      ordered: whether sparse latents must come largest first.
+
+    Returns:
+      The latents, and whether they are all there; None where they always are.
+    """
+    k = self.row_k
+    if k is None:
+      raise NotImplementedError(self._without("a sparse engine"))
+    values, indices = encoder.largest(
+      ctx.x, ctx, k, ordered=ordered, magnitude=self.by_magnitude
+    )
+    return SparseLatents(self.keep_largest(values, ctx), indices, n), None
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
     """Maps pre-activations to latents.

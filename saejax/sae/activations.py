@@ -7,9 +7,9 @@ independently, by name:
     score  value: a      magnitude: |a|      norm: a |w_i|
     keep   relu: max(a, 0)      signed: a
 
-An activation that keeps at most `row_k` latents per row, and ranks a or |a|, is
-`fused`: it also maps its row's `row_k` largest pre-activations to their values,
-which is all the sparse engine computes.
+An activation that ranks a or |a| and keeps at most `row_k` latents per row, or a
+fixed number in a batch, is `fused`: it also maps the largest pre-activations of
+each row to latents, which is all the sparse engine computes.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,9 @@ from saejax.sae.activation import Activation as Activation
 from saejax.sae.activation import Threshold as Threshold
 from saejax.sae.activation import scaled_thetas as scaled_thetas
 from saejax.sae.context import Context, Pre
+from saejax.sae.latents import EntryLatents
+
+SPARSE = 64  # latents per kept one from which a batch is faster as entries
 
 
 class ReLU(Activation):
@@ -242,21 +245,74 @@ class Ranked(Activation):
     count = self.budget(pre, ctx)
     if self.scope == "row":
       return select.largest(score, count, (-1,))
-    counts = jnp.ones((*score.shape[:-1], 1))  # 0 for rows of weight 0
-    if ctx.batch.weight is not None:
-      counts = (ctx.batch.weight != 0).astype(jnp.float32)[..., None]
-      score = jnp.where(counts > 0, score, -jnp.inf)
+    use = _rows_used(ctx)
+    if use is not None:
+      score = jnp.where(use[..., None], score, -jnp.inf)
     batch = tuple(range(score.ndim - 1))
     if self.scope == "column":
       return select.largest(score, count, batch)
-    # One product where all rows have one count: a sum of fractions would round.
-    total = jnp.sum(counts * count) if count.ndim else count * jnp.sum(counts)
-    return select.largest(
-      score, jnp.floor(total + 1e-4), (*batch, score.ndim - 1)
+    total = _total(count, use, score.shape[:-1])
+    return select.largest(score, total, (*batch, score.ndim - 1))
+
+  @property
+  def fused(self) -> bool:
+    constant = isinstance(self.budget, budgets.Constant)
+    return constant and self.scope == "batch" and not self.by_norm
+
+  @property
+  def by_magnitude(self) -> bool:
+    return self.score == "magnitude"
+
+  def pays_sparse(self, n: int) -> bool:
+    return self.mean_k is not None and n >= SPARSE * self.mean_k
+
+  def sparse(
+    self, encoder, ctx: Context, n: int, *, ordered: bool
+  ) -> tuple[EntryLatents, Bool[Array, ""] | None]:
+    """The batch's largest, whose number is fixed, as entries without an order.
+
+    Args:
+      encoder, ctx, n: see `Activation.sparse`.
+      ordered: not read.
+    """
+    del ordered
+    if self.mean_k is None or not self.fused:
+      raise NotImplementedError(self._without("a sparse engine"))
+    x, use = ctx.x.reshape(-1, ctx.x.shape[-1]), _rows_used(ctx)
+    # No budget of a fused activation reads pre-activations.
+    count = self.budget(Pre(a=x), ctx)
+    found = encoder.largest_of_batch(
+      x,
+      ctx,
+      _total(count, use, ctx.x.shape[:-1]),
+      mean_k=self.mean_k,
+      magnitude=self.by_magnitude,
+      use=None if use is None else use.reshape(-1),
     )
+    values = KEEPS[self.keep](found.values)
+    shape = ctx.x.shape[:-1]
+    latents = EntryLatents(values, found.rows, found.indices, n, shape)
+    return latents, found.exact
 
   def __call__(self, pre: Pre, ctx: Context) -> Float[Array, "*b n"]:
     return jnp.where(self.chosen(pre, ctx), KEEPS[self.keep](pre.a), 0)
+
+
+def _rows_used(ctx: Context) -> Bool[Array, "*b"] | None:
+  """Rows that compete: those of non-zero weight; None where all do."""
+  weight = ctx.batch.weight
+  return None if weight is None else weight != 0
+
+
+def _total(count, use, shape: tuple[int, ...]) -> Float[Array, ""]:
+  """Entries of a batch, from those of each row or one number for all.
+
+  One product where all rows have one count: a sum of fractions would round.
+  """
+  rows = jnp.ones(shape) if use is None else use.astype(jnp.float32)
+  if count.ndim:
+    return jnp.floor(jnp.sum(rows[..., None] * count) + 1e-4)
+  return jnp.floor(count * jnp.sum(rows) + 1e-4)
 
 
 def BatchTopK(k: float, *, score: str = "value", keep: str = "relu") -> Ranked:

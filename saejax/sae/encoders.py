@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
+from saejax.kernels.fused_encode import batch
 from saejax.kernels.fused_encode import op as fused_encode
 from saejax.sae.context import Context, Pre
 from saejax.sae.decoders import unit_rows
@@ -73,6 +74,42 @@ class Encoder(Part):
       NotImplementedError: the encoder has no sparse engine.
     """
     raise NotImplementedError(f"{type(self).__name__} has no sparse engine")
+
+  def largest_of_batch(
+    self,
+    x: Float[Array, "b d"],
+    ctx: Context,
+    count: Float[Array, ""],
+    *,
+    mean_k: float,
+    magnitude: bool = False,
+    use: Bool[Array, "b"] | None = None,
+  ) -> batch.Largest:
+    """The `count` largest pre-activations of the batch, as entries.
+
+    Args:
+      x: prepared activations.
+      ctx: context of the rows.
+      count: how many, at most mean_k per row.
+      mean_k: most latents per row on average.
+      magnitude: whether to select the largest in size.
+      use: rows that take part; all by default.
+
+    Raises:
+      NotImplementedError: the encoder is not affine.
+    """
+    W, b = self.affine(ctx.decoder)
+    return batch.encode_batch(
+      x,
+      ctx.b_pre,
+      W,
+      b,
+      count,
+      mean_k=mean_k,
+      dtype=ctx.dtype,
+      magnitude=magnitude,
+      use=use,
+    )
 
   def affine(self, decoder) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
     """W and b of an encoder a = (x - b_pre) W^T + b.

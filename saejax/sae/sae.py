@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from saejax.kernels.topk import op as topk
 from saejax.sae import part
@@ -19,7 +19,12 @@ from saejax.sae.activations import Activation
 from saejax.sae.context import Batch, Context, Pre, as_array, as_batch
 from saejax.sae.decoders import Decoder
 from saejax.sae.encoders import Encoder
-from saejax.sae.latents import DenseLatents, SparseLatents
+from saejax.sae.latents import (
+  DenseLatents,
+  EntryLatents,
+  Latents,
+  SparseLatents,
+)
 from saejax.sae.prep import Prep
 
 
@@ -35,14 +40,17 @@ class Forward(flax.struct.PyTreeNode):
     pre: pre-activations, None in the sparse engine, which never holds them all.
     statistics: statistics per row that the prep's `undo` needs; None for linear
       preps.
+    exact: whether the sparse engine held all latents of the batch; None where
+      it always does, and in the dense engine.
   """
 
   ctx: Context
   target: Float[Array, "*b d"]
   x_hat: Float[Array, "*b d"]
-  latents: SparseLatents | DenseLatents
+  latents: Latents
   pre: Pre | None
   statistics: Any
+  exact: Bool[Array, ""] | None = None
 
   @property
   def x(self) -> Float[Array, "*b d"]:
@@ -117,7 +125,28 @@ class SAE(flax.struct.PyTreeNode):
   @property
   def has_sparse_engine(self) -> bool:
     """Whether it can run with only the active latents of each row."""
-    return self.activation.fused and self.encoder.has_largest
+    encoder, bounded = self.encoder, self.activation.row_k is not None
+    has = encoder.has_largest and (bounded or encoder.is_affine)
+    return self.activation.fused and has
+
+  def engine(self, name: str, *, train: bool = False) -> str:
+    """The engine of a pass, "dense" or "sparse".
+
+    Args:
+      name: "dense", "sparse", or "auto": sparse where that is exact whatever
+        the rows; in training, where it is the faster.
+      train: whether the pass is one of training.
+
+    Raises:
+      ValueError: the name is unknown.
+    """
+    if name not in ("auto", "dense", "sparse"):
+      raise ValueError(f"engine must be auto, dense or sparse, got {name!r}")
+    if name != "auto":
+      return name
+    bounded = self.activation.row_k is not None
+    pays = self.activation.pays_sparse(self.n) if train else bounded
+    return "sparse" if self.has_sparse_engine and pays else "dense"
 
   def __call__(self, x: Float[Array, "*b d"] | Batch) -> Float[Array, "*b d"]:
     """Reconstructs x; see `reconstruct`.
@@ -154,16 +183,21 @@ class SAE(flax.struct.PyTreeNode):
     Raises:
       ValueError: the activation does not bound the active latents per row.
     """
+    k = self._row_k()
     if self.has_sparse_engine:
       ctx, _ = self._context(as_batch(x))
-      return self._sparse_latents(ctx, ordered=True)
-    z, k = self.encode(x), self._row_k()
+      found, _ = self.activation.sparse(self.encoder, ctx, self.n, ordered=True)
+      assert isinstance(found, SparseLatents)
+      return found
+    z = self.encode(x)
     _, indices = topk.top_k(jnp.abs(z), k)
     values = jnp.take_along_axis(z, indices, axis=-1)
     return SparseLatents(values, indices, self.n)
 
   def decode(
-    self, z: Float[Array, "*b n"] | SparseLatents, statistics: Any = None
+    self,
+    z: Float[Array, "*b n"] | SparseLatents | EntryLatents,
+    statistics: Any = None,
   ) -> Float[Array, "*b d"]:
     """Decodes latents, to the units of x (of the target, for a transcoder).
 
@@ -199,14 +233,14 @@ class SAE(flax.struct.PyTreeNode):
     return scale * self.W_dec[latent]
 
   def decode_in_frame(
-    self, z: Float[Array, "*b n"] | SparseLatents
+    self, z: Float[Array, "*b n"] | SparseLatents | EntryLatents
   ) -> Float[Array, "*b d"]:
     """Computes z W_dec + b_dec, in the frame of the prep.
 
     Args:
       z: latents.
     """
-    if isinstance(z, SparseLatents):
+    if isinstance(z, SparseLatents | EntryLatents):
       latents = z
     else:
       latents = DenseLatents(as_array(z))
@@ -227,7 +261,7 @@ class SAE(flax.struct.PyTreeNode):
     batch = as_batch(x)
     if self.target_prep is not None and batch.target is None:
       ctx, _ = self._context(batch)
-      return self._output_prep.undo(self._decoded(ctx)[-1], None)
+      return self._output_prep.undo(self._decoded(ctx)[2], None)
     out = self.forward(batch)
     return self._output_prep.undo(out.x_hat, out.statistics)
 
@@ -253,8 +287,9 @@ class SAE(flax.struct.PyTreeNode):
     Args:
       x: activations, or a batch.
       engine: "dense" (plain autodiff), "sparse" (decodes only the active
-        latents; raises where their number per row is unbounded), or "auto":
-        sparse where possible.
+        latents; raises where there is no such engine), or "auto": see
+        `engine`. A selection over the batch may be found inexact in the sparse
+        engine: see `Forward.exact`.
       k: traced k that overrides the activation's, at most as large.
       coefficient, stats, step, key, train: see `Context`.
 
@@ -262,8 +297,6 @@ class SAE(flax.struct.PyTreeNode):
       ValueError: the engine is unknown or does not support the activation, or
         a transcoder gets no target.
     """
-    if engine not in ("auto", "dense", "sparse"):
-      raise ValueError(f"engine must be auto, dense or sparse, got {engine!r}")
     batch = as_batch(x)
     ctx, statistics = self._context(
       batch,
@@ -274,7 +307,7 @@ class SAE(flax.struct.PyTreeNode):
       key=key,
       train=train,
     )
-    pre, latents, x_hat = self._decoded(ctx, engine)
+    pre, latents, x_hat, exact = self._decoded(ctx, engine)
     target = ctx.x
     if self.target_prep is not None:
       if batch.target is None:
@@ -288,20 +321,31 @@ class SAE(flax.struct.PyTreeNode):
       latents=latents,
       pre=pre,
       statistics=statistics,
+      exact=exact,
     )
 
   def _decoded(
     self, ctx: Context, engine: str = "auto"
-  ) -> tuple[Pre | None, SparseLatents | DenseLatents, Float[Array, "*b d"]]:
-    """Pre-activations (None where not all are computed), latents and x_hat."""
-    if engine == "sparse" or (engine == "auto" and self.has_sparse_engine):
-      # A smaller traced k drops the last ranks, so latents must be ordered.
-      ordered = ctx.k is not None or self.activation.is_ordered
-      latents = self._sparse_latents(ctx, ordered=ordered)
-      x_hat = latents.decode(ctx.W_dec, self.dtype) + self.b_dec
-      return None, latents, x_hat
-    pre, z, product = self.activation.autoencoded(self.encoder, ctx)
-    return pre, DenseLatents(z), product + self.b_dec
+  ) -> tuple[Pre | None, Latents, Float[Array, "*b d"], Array | None]:
+    """Pre-activations (None where not all are computed), latents, x_hat, exact.
+
+    See `Forward`.
+    """
+    if self.engine(engine, train=False) == "dense":
+      pre, z, product = self.activation.autoencoded(self.encoder, ctx)
+      return pre, DenseLatents(z), product + self.b_dec, None
+    if not self.has_sparse_engine:
+      raise ValueError(
+        f"{type(self.encoder).__name__} with {type(self.activation).__name__} "
+        'has no sparse engine; use engine="dense"'
+      )
+    # A smaller traced k drops the last ranks, so latents must be ordered.
+    ordered = ctx.k is not None or self.activation.is_ordered
+    latents, exact = self.activation.sparse(
+      self.encoder, ctx, self.n, ordered=ordered
+    )
+    x_hat = latents.decode(ctx.W_dec, self.dtype) + self.b_dec
+    return None, latents, x_hat, exact
 
   def _context(self, batch: Batch, **around) -> tuple[Context, Any]:
     _check_width("x", batch.x, self.encoder.width(self.decoder))
@@ -317,23 +361,6 @@ class SAE(flax.struct.PyTreeNode):
       **around,
     )
     return ctx, statistics
-
-  def _sparse_latents(self, ctx: Context, *, ordered: bool) -> SparseLatents:
-    k = self._row_k()
-    if not self.has_sparse_engine:
-      raise ValueError(
-        f"{type(self.encoder).__name__} with {type(self.activation).__name__} "
-        'has no sparse engine; use engine="dense"'
-      )
-    values, indices = self.encoder.largest(
-      ctx.x,
-      ctx,
-      k,
-      ordered=ordered,
-      magnitude=self.activation.by_magnitude,
-    )
-    values = self.activation.keep_largest(values, ctx)
-    return SparseLatents(values, indices, self.n)
 
   def _row_k(self) -> int:
     row_k = self.activation.row_k

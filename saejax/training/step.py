@@ -29,6 +29,7 @@ from saejax.training.state import TrainState as TrainState
 
 Metrics = Mapping[str, Array]
 MOST_SKIPPED = 10  # updates in a row before a member is frozen
+REDONE = "redone"  # metric: whether the sparse engine's pass was done over
 
 
 def init_state(
@@ -74,8 +75,9 @@ def make_step(
 
   Args:
     recipe: the method.
-    engine: "dense", "sparse", or "auto": sparse where the number of active
-      latents per row is bounded.
+    engine: "dense", "sparse", or "auto": see `SAE.engine`. Where the sparse
+      engine could not hold all latents of a batch, the step is done over in the
+      dense one.
     stacked: whether state and hyper have a leading axis of members. The batch
       has none: all members read the same rows.
     skip_nonfinite: whether to skip a batch with non-finite rows, loss or
@@ -85,8 +87,9 @@ def make_step(
 
   Returns:
     A pure function to be jitted. Metrics are scalars, [members] if stacked:
-    loss, each term, l0, grad_norm, learning_rate, rows_ok, alive, and those of
-    the rules.
+    loss, each term, l0, grad_norm, learning_rate, rows_ok, alive, those of the
+    rules, and for selections over the batch in the sparse engine whether the
+    step was redone.
 
   Raises:
     InputError: the recipe couples members and they are not stacked.
@@ -132,6 +135,11 @@ def make_step(
       out = jax.lax.cond(needed, gradients, without, state, hyper, batch)
     else:
       out = gradients(state, hyper, batch)
+    if REDONE in out[0]:
+      # Outside the vmap, as above. With all terms: those that are idle are 0.
+      every = partial(_loss_and_gradients, recipe, "dense", stacked)
+      dense = over(partial(every, set(recipe.terms)))
+      out = _redone(dense, out, state, hyper, batch)
     if recipe.coupling is not None:
       out = _coupled(recipe.coupling, state, out)
     rows_ok = jnp.all(
@@ -145,6 +153,18 @@ def make_step(
     return apply(state, hyper, out, rows_ok)
 
   return step
+
+
+def _redone(dense, out, *args):
+  """`out`, or where it is inexact for a member that of the dense engine."""
+
+  def again(out, *args):
+    with jax.named_scope(REDONE):
+      metrics, stats, gradients = dense(*args)
+    return {**metrics, REDONE: jnp.ones_like(out[0][REDONE])}, stats, gradients
+
+  redo = jnp.any(out[0][REDONE] > 0)
+  return jax.lax.cond(redo, again, lambda out, *_: out, out, *args)
 
 
 def _coupled(coupling, state: TrainState, out):
@@ -176,9 +196,7 @@ def _loss_and_gradients(
   key = jax.random.fold_in(state.key, state.step)
 
   def loss(sae: SAE):
-    chosen = engine
-    if chosen == "auto":
-      chosen = "sparse" if sae.has_sparse_engine else "dense"
+    chosen = sae.engine(engine, train=True)
     forward = sae.forward(
       batch,
       engine=chosen,
@@ -217,8 +235,10 @@ def _loss_and_gradients(
         terms[name] = value
         total += weight * value
     total += recipe.reduce(rows, batch.weight)
-    l0 = mean(forward.latents.count(), batch.weight)
-    return total, ({**terms, "l0": l0}, stats)
+    terms["l0"] = mean(forward.latents.count(), batch.weight)
+    if forward.exact is not None:
+      terms[REDONE] = 1 - forward.exact.astype(jnp.float32)
+    return total, (terms, stats)
 
   (total, (metrics, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(
     state.sae

@@ -16,6 +16,7 @@ from saejax.training.log import RunLog
 from saejax.training.sources import Feed
 
 AHEAD = 2  # dispatches under way before the host waits for the oldest
+REDONE_SHARE = 0.1  # of the steps, above which it is said
 
 Observe = Callable[[int, Mapping[str, np.ndarray]], None]
 Provenance = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -65,7 +66,9 @@ class Watch:
   def __post_init__(self):
     self._pending: collections.deque[Any] = collections.deque()
     self._frozen: set[str] = set()
-    self._clipped: list[np.ndarray] = []  # [steps, members], of each dispatch
+    # Metrics that `finish` sums up, [steps, members] of each dispatch.
+    self._clipped: list[np.ndarray] = []
+    self._redone: list[np.ndarray] = []
 
   def add(self, step: int, feed: Feed, metrics: Any) -> None:
     """Takes the metrics of a dispatch that began at a step.
@@ -92,12 +95,20 @@ class Watch:
       self._check(*self._pending.popleft())
 
   def finish(self) -> None:
-    """Reads all metrics, and says which limits on gradients decided nothing.
+    """Reads all metrics; says which limits decided nothing, and what was redone.
 
     Raises:
       NonFiniteError: see `loop.train`.
     """
     self.check_all()
+    if self._redone:
+      redone = np.concatenate(self._redone)[:, 0]
+      if (share := redone.mean()) > REDONE_SHARE:
+        self.log.line(
+          f"{share:.0%} of {len(redone):,} steps were done over by the dense "
+          "engine: rows kept more latents than the sparse one holds "
+          "(--train.engine=dense)"
+        )
     if not self._clipped:
       return
     clipped = np.concatenate(self._clipped)
@@ -117,6 +128,8 @@ class Watch:
         self.observe(first + i, own)
     if "clipped" in values:
       self._clipped.append(values["clipped"])
+    if "redone" in values:
+      self._redone.append(values["redone"])
     rows_ok, alive = values.pop("rows_ok"), values.pop("alive")
     names = [member.name for member in self.group.members]
     for i in range(len(rows_ok)):

@@ -16,9 +16,12 @@ from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
 from saejax.kernels import dispatch, native
+from saejax.kernels.entries import op as entries
 from saejax.kernels.fused_encode import op as fused_encode
 from saejax.kernels.sparse_decode import op as sparse
+from saejax.kernels.topk import native as topk_native
 from saejax.kernels.topk import op as topk
+from saejax.kernels.topk import select
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMPILER = any(map(shutil.which, native.COMPILERS))
@@ -101,6 +104,45 @@ class SelectTest(parameterized.TestCase):
 
 
 @absltest.skipUnless(COMPILER, "there is no C++ compiler")
+class LargestTest(parameterized.TestCase):
+  def check(self, a, count, size):
+    found = run(partial(topk_native.largest, size=size), a, jnp.float32(count))
+    want = np.nonzero(select.largest(a, jnp.float32(count), (0, 1)))
+    filled = np.asarray(found[2])
+    self.assertEqual(filled.sum(), len(want[0]))
+    self.assertTrue(filled[: len(want[0])].all())
+    np.testing.assert_array_equal(found[0][filled], want[0])
+    np.testing.assert_array_equal(found[1][filled], want[1])
+
+  @parameterized.product(
+    shape=[(64, 200), (7, 50), (1, 9), (513, 64)],
+    kind=["normal", "ties", "equal", "special", "negative"],
+  )
+  def test_equals_the_selection_by_counting(self, shape, kind):
+    a = normal(*shape)
+    if kind == "ties":
+      a = jnp.round(a)
+    elif kind == "equal":
+      a = jnp.ones(shape)
+    elif kind == "special":
+      rng = np.random.default_rng(1)
+      a = jnp.asarray(rng.choice(np.asarray(SPECIAL, np.float32), shape))
+    elif kind == "negative":
+      a = -jnp.abs(a)
+    size = 3 * shape[0]
+    for count in (size, size - 2, 1, 0):
+      self.check(a, count, size)
+
+  def test_members_are_apart_under_vmap(self):
+    a, counts = normal(3, 17, 40), jnp.asarray([34.0, 20, 0])
+    found = run(jax.vmap(partial(topk_native.largest, size=34)), a, counts)
+    np.testing.assert_array_equal(jnp.sum(found[2], axis=-1), counts)
+    for one, count, rows in zip(a, counts, found[0], strict=True):
+      want = np.nonzero(select.largest(one, count, (0, 1)))[0]
+      np.testing.assert_array_equal(rows[: len(want)], want)
+
+
+@absltest.skipUnless(COMPILER, "there is no C++ compiler")
 class GradientsTest(parameterized.TestCase):
   @parameterized.parameters(
     (1, 1, 1, 1), (5, 3, 7, 11), (131, 8, 37, 40), (300, 19, 130, 33)
@@ -114,6 +156,20 @@ class GradientsTest(parameterized.TestCase):
     np.testing.assert_allclose(
       run(f, *args[:3]), f(*args[:3]), atol=1e-4, rtol=1e-5
     )
+
+  @parameterized.parameters((1, 1, 1, 1), (5, 11, 7, 11), (131, 600, 37, 40))
+  def test_of_entries_equal_the_plain_form(self, b, size, d, n):
+    values, indices = code(size, 1, n)
+    rows = np.sort(np.random.default_rng(0).integers(0, b, size))
+    entry = values[:, 0], jnp.asarray(rows, jnp.int32), indices[:, 0]
+    g, W = normal(b, d), normal(n, d, seed=1)
+    f = partial(entries.gradients, dtype="float32")
+    both = run(f, *entry, g, W), f(*entry, g, W)
+    for ours, theirs in zip(*both, strict=True):
+      np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-5)
+    f = partial(entries.add_rows, size=b)
+    swapped = entry[0], entry[1], entry[2], W
+    np.testing.assert_allclose(run(f, *swapped), f(*swapped), atol=1e-4)
 
   def test_a_latent_on_every_row_and_latents_on_none(self):
     y = normal(700, 5)

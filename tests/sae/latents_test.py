@@ -1,11 +1,11 @@
-"""Tests of saejax.sae.latents: two forms of the same latents."""
+"""Tests of saejax.sae.latents: three forms of the same latents."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.sae.latents import DenseLatents, SparseLatents
+from saejax.sae.latents import DenseLatents, EntryLatents, SparseLatents
 from tests import toy
 
 N, D = 9, 5
@@ -15,6 +15,13 @@ Z = np.zeros((2, 2, N), np.float32)
 Z[0, 0, 4], Z[0, 0, 0], Z[0, 1, 4], Z[1, 0, 7] = 1, 2, -3, 0.5
 FORMS = {
   "sparse": SparseLatents(VALUES, INDICES, N),
+  "entries": EntryLatents(
+    jnp.asarray([1.0, 2.0, -3.0, 0.5, 0.0]),
+    jnp.asarray([0, 0, 1, 2, 3]),
+    jnp.asarray([4, 0, 4, 7, 2]),
+    N,
+    (2, 2),
+  ),
   "dense": DenseLatents(jnp.asarray(Z)),
 }
 
@@ -32,7 +39,23 @@ class LatentsTest(parameterized.TestCase):
     rounded = np.asarray(W.astype(dtype), np.float32)
     np.testing.assert_allclose(got, Z @ rounded, atol=1e-5)
 
-  @parameterized.parameters("sparse", "dense")
+  @parameterized.parameters(*FORMS)
+  def test_runs_of_latents_are_decoded_apart(self, form):
+    W = toy.rows(N, D)
+    ends = (0, 4, 4, 8)
+    got = jax.jit(lambda f: f.decode_runs(W, ends))(FORMS[form])
+    self.assertLen(got, 4)
+    starts = (0, *ends[:-1])
+    for part, start, end in zip(got, starts, ends, strict=True):
+      want = Z[..., start:end] @ W[start:end]
+      np.testing.assert_allclose(part, want, atol=1e-5)
+
+  @parameterized.parameters(*FORMS)
+  def test_rows_of_weight_0_fire_nothing(self, form):
+    fired = FORMS[form].fired(jnp.asarray([[0.0, 0.0], [2.0, 1.0]]))
+    np.testing.assert_array_equal(fired, [i == 7 for i in range(N)])
+
+  @parameterized.parameters(*FORMS)
   def test_sums_count_and_fired(self, form):
     latents, weights = FORMS[form], jnp.arange(1.0, N + 1)
     np.testing.assert_array_equal(latents.sum(), [[3, 3], [0.5, 0]])

@@ -11,25 +11,37 @@ from saejax.training import sharding
 SIZES = step_programs.Sizes(rows=256, d=64, n=1024, k=16)
 MESH = (1, 2, 4)
 ROWS, D, OWN = SIZES.rows // MESH[1], SIZES.d, SIZES.n // MESH[2]
-K_AUX, PREFIXES = 32, 4  # of a reconstruction of its own, beside the whole
+K_AUX, PREFIXES = 32, 5
 # Gathered: values and indices of the candidates of every shard.
 CODE, AUX_CODE = (2, ROWS, MESH[2] * SIZES.k), (2, ROWS, MESH[2] * K_AUX)
-# Of activation size: what is gathered, and how many [B, d] are summed, without
-# AuxK and with it; then most collectives in a step, likewise.
-GATHERED = {"topk", "abstopk", "hierarchical_topk"}
-SUMMED = {
-  "topk": (1, 2),
-  "abstopk": (1, 2),
-  "batchtopk": (1, 2),
-  "matryoshka": (1 + PREFIXES, 2 + PREFIXES),
-  "hierarchical_topk": (0, 2),  # squares of columns instead of residuals
-  "jumprelu": (1, 1),
+CANDIDATES = (2, ROWS, MESH[2] * 4 * SIZES.k)  # of a selection over the batch
+# Of activation size: what is gathered, and what is summed, without AuxK and with
+# it; then most collectives in a step, likewise.
+GATHERED = {
+  "topk": CODE,
+  "abstopk": CODE,
+  "hierarchical_topk": CODE,
+  "batchtopk": CANDIDATES,
+  "matryoshka": CANDIDATES,
 }
+ONE, ENTRIES, RUNS = (ROWS, D), (1, ROWS, D), (PREFIXES, ROWS, D)
+SUMMED = {
+  "topk": [ONE],
+  "abstopk": [ONE],
+  "batchtopk": [ENTRIES],
+  "matryoshka": [ENTRIES, RUNS],
+  "hierarchical_topk": [],  # squares of columns instead of residuals
+  "jumprelu": [ONE],
+}
+WITH_AUX = {
+  "jumprelu": [ONE],
+  "hierarchical_topk": [ONE, ONE],
+}  # others: one more
 MOST = {
   "topk": (12, 15),
   "abstopk": (10, 14),
-  "batchtopk": (15, 22),
-  "matryoshka": (15, 22),
+  "batchtopk": (17, 21),
+  "matryoshka": (17, 21),
   "hierarchical_topk": (16, 20),
   "jumprelu": (8, 8),
 }
@@ -53,9 +65,12 @@ class CollectivesTest(parameterized.TestCase):
         kind: step_programs.large(step, kind, SIZES, MESH)
         for kind in step_programs.KINDS
       }
-      codes = [CODE] + [AUX_CODE] * aux if name in GATHERED else []
+      codes = [GATHERED[name]] + [AUX_CODE] * aux if name in GATHERED else []
       self.assertEqual(large.pop("all-gather"), codes)
-      self.assertEqual(large.pop("all-reduce"), [(ROWS, D)] * SUMMED[name][aux])
+      sums = SUMMED[name]
+      if aux:
+        sums = WITH_AUX.get(name, [ONE, *sums])
+      self.assertCountEqual(large.pop("all-reduce"), sums)
       self.assertEqual(set(map(tuple, large.values())), {()}, large)
       self.assertLessEqual(len(step), MOST[name][aux])
       self.check_small(step)
@@ -65,7 +80,8 @@ class CollectivesTest(parameterized.TestCase):
     for c in step:
       self.assertGreater(c.times, 0, c)  # devices agree on the passes
       for _, shape in c.arrays:
-        if OWN in shape or shape in (CODE, AUX_CODE, (ROWS, D)):
+        known = (CODE, AUX_CODE, CANDIDATES, ONE, ENTRIES, RUNS)
+        if OWN in shape or shape in known:
           continue
         if math.prod(shape) == OWN * D:  # W or its gradient, by columns
           continue

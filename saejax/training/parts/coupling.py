@@ -211,14 +211,15 @@ class RestartMember(Rule):
 def _rates(record: Record) -> Float[Array, "n"]:
   """Fraction of rows on which each latent is active."""
   latents, weight = record.forward.latents, record.batch.weight
-  values = latents.values if isinstance(latents, SparseLatents) else latents.z
+  sparse = isinstance(latents, SparseLatents)
+  values = latents.values if sparse else latents.dense()
   hits = values != 0
   rows = jnp.asarray(record.batch.rows, jnp.float32)
   if weight is not None:
     hits &= (weight != 0)[..., None]
     rows = jnp.maximum(jnp.sum(weight != 0), 1).astype(jnp.float32)
   hits = hits.astype(jnp.float32)
-  if not isinstance(latents, SparseLatents):
+  if not sparse:
     return jnp.sum(hits, axis=tuple(range(hits.ndim - 1))) / rows
   zeros = jnp.zeros((latents.n,))
   where = latents.indices.reshape(-1)

@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from saejax.kernels.nested_decode import groups
 from saejax.kernels.nested_decode import op as nested_decode
 from saejax.kernels.topk import op as topk
 from saejax.kernels.topk import select
-from saejax.sae.latents import DenseLatents, SparseLatents
+from saejax.sae.latents import DenseLatents, Latents, SparseLatents
 from saejax.training import surgery
 from saejax.training.parts import losses, rules
 from saejax.training.recipe import Record, Rule, Stats, mean
@@ -114,16 +113,8 @@ def _with(record: Record, x_hat: Float[Array, "*b d"]) -> Record:
 
 def _between_latents(record: Record, ends: Sequence[int]) -> list[Array]:
   """The contribution of the latents up to each end from the end before."""
-  latents, W = record.forward.latents, record.forward.W_dec
-  if isinstance(latents, DenseLatents):
-    return groups.decode(latents.z, W, ends, record.sae.dtype)
-  found = []
-  for low, high in itertools.pairwise((0, *ends)):
-    inside = (latents.indices >= low) & (latents.indices < high)
-    values = jnp.where(inside, latents.values, 0)
-    part = latents.replace(values=values)
-    found.append(part.decode(W, record.sae.dtype))
-  return found
+  forward = record.forward
+  return forward.latents.decode_runs(forward.W_dec, ends, record.sae.dtype)
 
 
 def _between_ranks(record: Record, ends: Sequence[int]) -> list[Array]:
@@ -150,12 +141,13 @@ def _ranks_between(
     indices = latents.indices[..., low:high]
     part = latents.replace(values=values, indices=indices)
   else:
-    size = jnp.abs(latents.z)
+    z = latents.dense()
+    size = jnp.abs(z)
     end = high if most is None else jnp.minimum(high, most)
     inside = select.largest(size, end, (-1,))
     if low:
       inside &= ~select.largest(size, low, (-1,))
-    part = DenseLatents(jnp.where(inside, latents.z, 0))
+    part = DenseLatents(jnp.where(inside, z, 0))
   return part.decode(record.forward.W_dec, record.sae.dtype)
 
 
@@ -165,7 +157,7 @@ ORDERS: Mapping[str, Between] = {
 }
 
 
-def _ordered(record: Record) -> SparseLatents | DenseLatents:
+def _ordered(record: Record) -> Latents:
   """Returns the latents; raises for sparse ones that are not largest first."""
   latents = record.forward.latents
   if (
@@ -193,8 +185,9 @@ def ranks(weights: Sequence[float], *, normalise: bool = True) -> RowLoss:
     forward = record.forward
     latents, count = _ordered(record), len(static)
     if not isinstance(latents, SparseLatents):
-      _, indices = topk.top_k(jax.lax.stop_gradient(jnp.abs(latents.z)), count)
-      values = jnp.take_along_axis(latents.z, indices, axis=-1)
+      z = latents.dense()
+      _, indices = topk.top_k(jax.lax.stop_gradient(jnp.abs(z)), count)
+      values = jnp.take_along_axis(z, indices, axis=-1)
       latents = SparseLatents(values, indices, record.sae.n)
     weight = jnp.asarray(static, jnp.float32)
     if forward.ctx.k is not None:
