@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saejax.errors import InputError
-from saejax.models import config_file, hub, taps, tokenizer
+from saejax.models import checkpoint, hub, taps, tokenizer
 from saejax.models import model as models
 
 # Choices of the special tokens around windows, see `at_site`.
@@ -97,8 +97,9 @@ def at_site(
       tokens to add, its special tokens are not in the vocabulary, or a score is
       wanted of a model without a language head.
   """
-  folder = hub.resolve(name)
-  file = config_file.read(folder)
+  path = hub.resolve(name)
+  files = checkpoint.at(path)
+  file = files.config()
   family = models.FAMILIES[file.choice("model_type", models.FAMILIES, "")]
   config = family.read_config(file)
   sites = _sites(config, layer, point)
@@ -109,7 +110,7 @@ def at_site(
       f"needs a model that predicts the next token, and {name} is an encoder",
       "name a causal language model",
     )
-  words = tokenizer.load(folder)
+  words = tokenizer.load(path)
   prefix, suffix = _frame(words, special_tokens, name)
   roles = (i for i in (words.bos, words.cls, words.sep) if i is not None)
   special = frozenset((*roles, *prefix, *suffix))
@@ -143,14 +144,13 @@ def at_site(
     max_positions=config.max_positions,
     window_bytes=functools.partial(_window_bytes, config),
     meta={
-      "model": {"name": label(name), "weights": hub.weights_hash(folder)},
-      "tokenizer": hub.tokenizer_hash(folder),
+      "model": {"name": label(name), "weights": files.weights_hash()},
+      "tokenizer": files.tokenizer_hash(),
       "site": {"layer": layer, "point": point} | _described(sites),
     },
     files={
-      f"tokenizer/{file}": hub.read_bytes(folder / file)
-      for file in hub.TOKENIZER_FILES
-      if hub.is_there(folder / file)
+      f"tokenizer/{file}": files.read_bytes(file)
+      for file in filter(files.has, hub.TOKENIZER_FILES)
     },
   )
 
@@ -210,13 +210,13 @@ def _window_bytes(config: models.Config, tokens: int) -> int:
 
 
 def label(name: str) -> str:
-  """Returns a model's name for metadata: the last folder of a path.
+  """Returns a model's name for metadata: the last part of a path.
 
   Args:
     name: name or path of the model.
   """
   path = pathlib.Path(name).expanduser()
-  return path.resolve().name if path.is_dir() else name
+  return path.resolve().name if path.exists() else name
 
 
 class _Forward:
