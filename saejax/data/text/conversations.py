@@ -292,6 +292,8 @@ def _filled(a: np.ndarray, rows: int) -> np.ndarray:
 def as_conversations(source: subject.Subject) -> subject.Subject:
   """Returns a subject that adds no special tokens and keeps those of documents.
 
+  The first positions of a window that a model needs dropped stay dropped.
+
   For a harvest of an "ids:" corpus, set harvest.context and
   harvest.document_tokens to the longest conversation, so that a window is one
   conversation.
