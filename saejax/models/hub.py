@@ -86,7 +86,7 @@ def _in_package(name: str, tried: list[str]) -> pathlib.Path:
     if _is_model(folder):
       return folder
   tried.append(f"the Python package {package} (no folder {inside!r} in it)")
-  raise _not_found(name, tried, "give a folder of the package")
+  raise _not_found(name, tried, f"give a folder or {GGUF} file of it")
 
 
 def _on_hub(name: str, tried: list[str]) -> pathlib.Path:

@@ -16,8 +16,6 @@ from saejax.models import taps
 from tests.data import tiny
 from tests.models import gguf_files
 
-SIZES = {"bucket_rows": 256, "shard_rows": 128, "chunk_rows": 32}
-
 
 class GuardedTest(parameterized.TestCase):
   def setUp(self):
@@ -56,40 +54,36 @@ class GuardedTest(parameterized.TestCase):
     np.testing.assert_array_equal(same, self.h)
 
 
+def config(folder: str) -> harvest.HarvestConfig:
+  """A harvest of the golden GGUF model on a corpus that is written here."""
+  corpus = pathlib.Path(folder, "corpus")
+  corpus.mkdir()
+  words = ["the", "others", "in", "the", "end", "test", "the", "theme", "then"]
+  rng = np.random.default_rng(0)
+  for i in range(30):
+    text = " ".join(rng.choice(words, 40))
+    (corpus / f"{i}.txt").write_text(text)
+  return harvest.HarvestConfig(
+    model=str(gguf_files.GOLDEN),
+    layer=1,
+    corpus=str(corpus),
+    dir=str(pathlib.Path(folder, "stores")),
+    context=16,
+    rows=400,
+    held_out_rows=200,
+    calibration_rows=200,
+    forward_batch=4,
+    dtype="float32",
+    bucket_rows=256,
+    shard_rows=128,
+    chunk_rows=32,
+  )
+
+
 class HarvestTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    folder = pathlib.Path(self.create_tempdir().full_path)
-    corpus = folder / "corpus"
-    corpus.mkdir()
-    words = [
-      "the",
-      "others",
-      "in",
-      "the",
-      "end",
-      "test",
-      "the",
-      "theme",
-      "then",
-    ]
-    rng = np.random.default_rng(0)
-    for i in range(30):
-      text = " ".join(rng.choice(words, 40))
-      (corpus / f"{i}.txt").write_text(text)
-    self.config = harvest.HarvestConfig(
-      model=str(gguf_files.GOLDEN),
-      layer=1,
-      corpus=str(corpus),
-      dir=str(folder / "stores"),
-      context=16,
-      rows=400,
-      held_out_rows=200,
-      calibration_rows=200,
-      forward_batch=4,
-      dtype="float32",
-      **SIZES,
-    )
+    self.config = config(self.create_tempdir().full_path)
 
   def harvest(self, **changes):
     return harvest.harvest(
