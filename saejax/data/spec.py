@@ -61,6 +61,9 @@ class HarvestConfig:
   outlier_multiple: float = 10.0  # rows above this x median norm are dropped
   calibration_rows: int = 4_096  # rows used to estimate the median norm
   drop_ids: tuple[int, ...] = ()  # token ids that are never rows
+  # positions at the start of each window that are never rows, special tokens
+  # included; -1 for the model's own: 1 for Llama, whose norm is far larger there
+  drop_first: int = -1
   nonfinite: str = "refuse"  # rows with NaN or infinity: refuse or keep
   dtype: str = "bfloat16"  # dtype of stored rows, bfloat16 or float32
   seed: int = 0  # seed for shuffling
@@ -86,6 +89,7 @@ class HarvestConfig:
     few = self.forward_batch * self.context <= 2**26
     rule = "times context must be at most 67,108,864 tokens"
     _check(self, "forward_batch", few, rule)
+    _check(self, "drop_first", self.drop_first >= -1, "must be at least -1")
     fraction = self.held_out_fraction
     _check(self, "held_out_fraction", 0 < fraction < 1, "must lie in (0, 1)")
     layers = self.layers
@@ -244,6 +248,7 @@ def meta(
     "suffix": list(source.suffix),
     "special": sorted(source.special),
     "drop_ids": sorted(set(config.drop_ids)),
+    "drop_first": drop_first(config, source),
     "pool_batches": config.pool_batches if train else 1,
     "rows": rows,
     "capacity": -(-rows // config.bucket_rows) * config.bucket_rows,
@@ -251,6 +256,16 @@ def meta(
     "seed": config.seed if train else 0,
     **source.meta,
   }
+
+
+def drop_first(config: HarvestConfig, source: subject.Subject) -> int:
+  """The number of positions at the start of each window that are never rows.
+
+  Args:
+    config: settings of the harvest.
+    source: the model, whose own number is the default.
+  """
+  return source.drop_first if config.drop_first < 0 else config.drop_first
 
 
 def path(config: HarvestConfig, meta: Mapping[str, Any]) -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""Strict reading of a model's config.json.
+"""Strict reading of the settings of a model: config.json, or metadata.
 
 A setting that would change the forward pass and is not implemented raises
 InputError with the implemented values; it is never ignored.
@@ -50,12 +50,14 @@ class ConfigFile:
   """The values of a config.json, where null counts as absent.
 
   Attributes:
-    folder: folder of the file, for errors.
-    values: the contents of the file.
+    folder: folder or file of the model, for errors.
+    values: the settings.
+    source: name of the part of the model that has them, for errors.
   """
 
   folder: pathlib.Path
-  values: dict[str, Any]
+  values: collections.abc.Mapping[str, Any]
+  source: str = "config.json"
 
   def integer(self, key: str, default: int | None = None) -> int:
     """Returns a positive integer.
@@ -158,7 +160,7 @@ class ConfigFile:
     return errors.InputError(
       hub.FIELD,
       self.folder,
-      f"config.json: {key} {rule}, is {reprlib.repr(self.values.get(key))}",
+      f"{self.source}: {key} {rule}, is {reprlib.repr(self.values.get(key))}",
       "choose another model",
     )
 
@@ -167,15 +169,3 @@ class ConfigFile:
     if value is None and default is None:
       raise self.refusal(key, "is required")
     return default if value is None else value
-
-
-def read(folder: pathlib.Path) -> ConfigFile:
-  """Reads config.json.
-
-  Args:
-    folder: folder of the model.
-
-  Raises:
-    InputError: the file is missing, not JSON or not an object.
-  """
-  return ConfigFile(folder, hub.read_json(folder / "config.json"))

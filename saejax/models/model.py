@@ -11,7 +11,7 @@ from jax import core
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax import errors
-from saejax.models import bert, config_file, gpt2, hub, llama, ops, weights
+from saejax.models import bert, checkpoint, gpt2, hub, llama, ops, weights
 
 FAMILIES = {"bert": bert, "gpt2": gpt2, "llama": llama}
 Config: TypeAlias = bert.Config | gpt2.Config | llama.Config
@@ -237,10 +237,10 @@ def load(name: str, *, dtype: str | jnp.dtype = "float32") -> Model:
   """
   if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
     raise ValueError(f"dtype must be float32 or bfloat16, got {dtype}")
-  folder = hub.resolve(name)
-  file = config_file.read(folder)
+  path = hub.resolve(name)
+  file = checkpoint.at(path).config()
   family = FAMILIES[file.choice("model_type", FAMILIES, "")]
   config = family.read_config(file)
-  with weights.open_folder(folder, jnp.dtype(dtype)) as tensors:
+  with weights.open_path(path, jnp.dtype(dtype)) as tensors:
     params = family.read_params(tensors, config)
   return Model(params=jax.block_until_ready(params), config=config, name=name)

@@ -216,7 +216,9 @@ def write(
 ) -> Float[Array, "B T o"]:
   """Computes the model's output with h replaced by edits[site](h) at each site.
 
-  Edits are closures, so the function is not compiled; use it inside jax.jit.
+  Edits are closures, so the function is not compiled; use it inside jax.jit. An
+  edit by an SAE should leave alone the rows that its harvest dropped, see
+  `data.text.rules`.
 
   Args:
     model: the model.

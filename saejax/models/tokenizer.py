@@ -1,4 +1,4 @@
-"""Encodes and decodes texts with a model's tokenizer.json.
+"""Encodes and decodes texts with a model's tokenizer.json, or GGUF metadata.
 
 Some files on the hub enable truncation and padding (MiniLM's truncates at 128
 tokens). Both are disabled here, and no special tokens are added.
@@ -15,8 +15,9 @@ import tokenizers
 from jaxtyping import Int
 
 from saejax import errors
-from saejax.models import hub
+from saejax.models import checkpoint, hub
 
+FILE = "tokenizer.json"
 ROLES = ("bos", "eos", "cls", "sep", "pad")
 
 
@@ -113,7 +114,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def load(path: str | pathlib.Path) -> Tokenizer:
-  """Loads the tokenizer of a model folder.
+  """Loads the tokenizer of a checkpoint.
 
   Roles are read from tokenizer_config.json, otherwise special_tokens_map.json,
   otherwise the ids in config.json; the first file that has a role decides. A
@@ -122,28 +123,28 @@ def load(path: str | pathlib.Path) -> Tokenizer:
   of their class, such as 50256 for GPT-2, regardless of the vocabulary.
 
   Args:
-    path: folder of the model.
+    path: folder or GGUF file of the model.
 
   Raises:
     InputError: there is no tokenizer.json, or one of these files is damaged.
   """
-  folder = pathlib.Path(path)
-  file = folder / "tokenizer.json"
-  if not hub.is_there(file):
+  files = checkpoint.at(path)
+  if not files.has(FILE):
     raise errors.InputError(
       hub.FIELD,
-      folder,
+      files.path,
       "must have tokenizer.json",
       "save a fast tokenizer into it with transformers' save_pretrained",
     )
-  with _refused(file):
-    backend = tokenizers.Tokenizer.from_file(str(file))
+  content = files.read_bytes(FILE)
+  with _refused(files.where(FILE)):
+    backend = tokenizers.Tokenizer.from_buffer(content)
     backend.no_truncation()
     backend.no_padding()
     added = backend.get_added_tokens_decoder()
     special = {i for i, token in added.items() if token.special}
     prefix, suffix = _template(backend)
-  roles = {role: _ids(folder, backend, role, special) for role in ROLES}
+  roles = {role: _ids(files, backend, role, special) for role in ROLES}
   special.update(i for ids in roles.values() for i in ids)
   return Tokenizer(
     backend=backend,
@@ -167,7 +168,7 @@ def _refused(file: pathlib.Path) -> collections.abc.Iterator[None]:
 
 
 def _ids(
-  folder: pathlib.Path,
+  files: checkpoint.Checkpoint,
   backend: tokenizers.Tokenizer,
   role: str,
   special: collections.abc.Collection[int],
@@ -175,18 +176,18 @@ def _ids(
   """Returns the ids of a role; a model may have several end tokens."""
   key = f"{role}_token"
   for name in ("tokenizer_config.json", "special_tokens_map.json"):
-    values = _read(folder / name)
+    values = _read(files, name)
     if key in values:
       token = values[key]
       token = token.get("content") if isinstance(token, dict) else token
       if not isinstance(token, str | None):
-        raise _wrong(folder / name, key, "a token's text or null")
+        raise _wrong(files.where(name), key, "a token's text or null")
       token_id = None if token is None else backend.token_to_id(token)
       return [] if token_id is None else [token_id]
-  file = folder / "config.json"
-  ids = _read(file).get(f"{key}_id")
+  ids = _read(files, checkpoint.CONFIG).get(f"{key}_id")
   ids = ids if isinstance(ids, list) else [ids]
   if not all(i is None or type(i) is int for i in ids):
+    file = files.where(checkpoint.CONFIG)
     raise _wrong(file, f"{key}_id", "an id, a list of ids or null")
   return [i for i in ids if i is not None and i in special]
 
@@ -197,8 +198,8 @@ def _wrong(file: pathlib.Path, key: str, rule: str) -> errors.InputError:
   )
 
 
-def _read(file: pathlib.Path) -> dict:
-  return hub.read_json(file) if hub.is_there(file) else {}
+def _read(files: checkpoint.Checkpoint, name: str) -> dict:
+  return files.read_json(name) if files.has(name) else {}
 
 
 def _template(

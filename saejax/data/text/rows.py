@@ -18,10 +18,9 @@ import numpy as np
 
 from saejax.data import rows, shuffle, spec
 from saejax.data.text import corpus as text
-from saejax.data.text import feasibility, subject, windows
+from saejax.data.text import feasibility, rules, subject, windows
 from saejax.errors import InputError
 
-OUTLIER = "outlier"
 _AHEAD = 1  # forward batches on the device beside the one on the host
 
 
@@ -63,8 +62,11 @@ class TextRows:
       document_tokens=config.document_tokens,
       prefix=source.prefix,
       suffix=source.suffix,
-      special=source.special,
-      drop_ids=config.drop_ids,
+      rules=rules.RowRules(
+        special=source.special,
+        first=about["drop_first"],
+        drop_ids=config.drop_ids,
+      ),
     )
     self.calibration: Mapping[str, Any] | None = None
     self._limit = np.full(source.sites, np.inf)
@@ -74,8 +76,8 @@ class TextRows:
   def prepare(self, recorded: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The median norm of each site, from which limits of outliers follow."""
     found = recorded or self.calibration or self._calibrate()
-    limit = np.asarray(found["median_norm"]) * self.config.outlier_multiple
-    self._limit = np.where(limit > 0, limit, np.inf)
+    multiple = self.config.outlier_multiple
+    self._limit = np.asarray(rules.limits(found["median_norm"], multiple))
     return found
 
   def _calibrate(self) -> dict[str, Any]:
@@ -196,7 +198,7 @@ class TextRows:
     return rows.Block(
       position=batch.point._asdict(),
       values=found,
-      dropped=batch.dropped | {OUTLIER: outliers},
+      dropped=batch.dropped | {rules.OUTLIER: outliers},
       read=batch.tokens,
     )
 

@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-PADDING, SPECIAL, USER = "padding", "special", "drop_ids"
+from saejax.data.text import rules
+
+PADDING = "padding"
 
 
 class Point(NamedTuple):
@@ -84,8 +86,7 @@ class Plan:
     document_tokens: maximum number of tokens per document; 0 for no limit.
     prefix: special tokens before each window, such as BOS or CLS.
     suffix: special tokens after each window, such as SEP.
-    special: ids that are never rows, at any position.
-    drop_ids: further ids that are never rows.
+    rules: tokens that are never rows, beside those around windows.
   """
 
   context: int
@@ -94,8 +95,7 @@ class Plan:
   document_tokens: int
   prefix: tuple[int, ...]
   suffix: tuple[int, ...]
-  special: frozenset[int]
-  drop_ids: tuple[int, ...]
+  rules: rules.RowRules
 
   @property
   def window(self) -> int:
@@ -121,14 +121,17 @@ class Plan:
     return [Window(document, i, ids[i : i + self.window]) for i in starts]
 
   def rows(self, ids: np.ndarray) -> int:
-    """Returns the number of tokens of a document that no id rule drops.
+    """Returns the number of tokens of a document that no rule drops.
+
+    Outliers are not known before the model runs, and count.
 
     Args:
       ids: tokens of the document.
     """
-    stop = self.document_tokens or len(ids)
-    never = np.asarray(sorted(self.special | set(self.drop_ids)), np.int32)
-    return int((~np.isin(ids[:stop], never)).sum())
+    ids = ids[: self.document_tokens or len(ids)]
+    position = len(self.prefix) + np.arange(len(ids)) % self.window
+    dropped = self.rules.dropped(ids, np.ones(len(ids), bool), position)
+    return len(ids) - sum(int(found.sum()) for found in dropped.values())
 
 
 def batches(
@@ -203,19 +206,17 @@ def _batch(plan: Plan, point: Point, windows: Sequence[Window]) -> Batch:
   # Rows without a window attend to one token, to avoid a division by zero.
   real = mask.copy()
   mask[len(windows) :, 0] = True
-  special = real & (framed | np.isin(ids, sorted(plan.special)))
-  user = real & ~special & np.isin(ids, plan.drop_ids)
+  own = real & ~framed
+  dropped = plan.rules.dropped(ids, own, np.arange(T)[None])
+  dropped[rules.SPECIAL] |= framed
   return Batch(
     point=point,
     ids=ids,
     mask=mask,
-    keep=real & ~special & ~user,
+    keep=own & ~np.any(list(dropped.values()), axis=0),
     doc=doc,
     pos=pos,
-    dropped={
-      PADDING: int((~real).sum()),
-      SPECIAL: int(special.sum()),
-      USER: int(user.sum()),
-    },
-    tokens=int((real & ~framed).sum()),
+    dropped={PADDING: int((~real).sum())}
+    | {rule: int(found.sum()) for rule, found in dropped.items()},
+    tokens=int(own.sum()),
   )

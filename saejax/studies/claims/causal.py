@@ -346,4 +346,5 @@ def random_rows(
   prefix = np.tile(np.asarray(source.prefix, np.int32), (RANDOM_WINDOWS, 1))
   ids = np.concatenate([prefix, drawn], axis=1)
   x = np.asarray(source.forward(ids, np.ones(ids.shape, bool)), np.float32)
-  return x[:, before:].reshape(-1, source.d)
+  never = max(before, spec.drop_first(site, source))
+  return x[:, never:].reshape(-1, source.d)

@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.data.text import windows
+from saejax.data.text import rules, windows
+
+RULES = {"special", "first", "drop_ids"}
 
 
 def plan(**changes):
@@ -16,10 +18,10 @@ def plan(**changes):
     "document_tokens": 0,
     "prefix": (100,),
     "suffix": (101,),
-    "special": frozenset({100, 101}),
-    "drop_ids": (),
   }
-  return windows.Plan(**(values | changes))
+  own = {"special": frozenset({100, 101})}
+  own |= {n: changes.pop(n) for n in RULES & changes.keys()}
+  return windows.Plan(**(values | changes), rules=rules.RowRules(**own))
 
 
 def documents(*lengths):
@@ -58,9 +60,25 @@ class WindowsTest(parameterized.TestCase):
     (batch,) = run(chosen, [ids])
     np.testing.assert_array_equal(batch.ids[batch.keep], [5, 0, 6, 0, 7, 8, 9])
     np.testing.assert_array_equal(batch.pos[batch.keep], [1, 2, 3, 4, 5, 6, 8])
-    self.assertEqual(batch.dropped, {"padding": 4, "special": 4, "drop_ids": 1})
+    dropped = {"padding": 4, "special": 4, "first": 0, "drop_ids": 1}
+    self.assertEqual(batch.dropped, dropped)
     self.assertEqual(batch.tokens, 10)
     self.assertEqual(chosen.rows(ids), 7)
+
+  @parameterized.parameters(0, 1, 3)
+  def test_first_positions_of_each_window_are_dropped(self, first):
+    for prefix, kept in (((), 8 - first), ((100,), 7 - max(first - 1, 0))):
+      chosen = plan(prefix=prefix, suffix=(), first=first, forward_batch=3)
+      (batch,) = run(chosen, documents(2 * chosen.window + 2))
+      self.assertEqual(batch.keep[:2].sum(-1).tolist(), [kept, kept])
+      self.assertFalse(batch.keep[:, :first].any())
+      self.assertEqual(batch.keep.sum(), chosen.rows(np.arange(batch.tokens)))
+      real = batch.keep.sum() + sum(batch.dropped.values())
+      self.assertEqual(real, batch.ids.size)
+      never = max(first - len(prefix), 0)
+      lengths = (chosen.window, chosen.window, 2)
+      want = sum(min(never, length) for length in lengths)
+      self.assertEqual(batch.dropped["first"], want)
 
   def test_no_suffix_for_models_with_bos_alone(self):
     (batch,) = run(

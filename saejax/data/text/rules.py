@@ -1,0 +1,134 @@
+"""Rules for the tokens of a window that are never rows, and edits under them.
+
+A token is dropped, by the first rule that holds,
+  special   if it is a special token, at any position;
+  first     if it is one of the first positions of its window, whatever it is:
+            some models put a norm a hundred times larger there;
+  drop_ids  if it is one of the user's ids;
+  outlier   if its norm is above a multiple of the median norm.
+
+An SAE has seen no such row, so an edit of a forward pass must not replace one:
+`RowRules.guarded` keeps the original.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from saejax.data.store.reader import Store
+from saejax.errors import InputError
+
+SPECIAL, FIRST, USER, OUTLIER = "special", "first", "drop_ids", "outlier"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowRules:
+  """The rules of a harvest; those of a store by `from_store`.
+
+  Attributes:
+    special: ids that are never rows, at any position.
+    first: number of positions at the start of each window that are never rows,
+      special tokens around the window included.
+    drop_ids: further ids that are never rows.
+    limits: largest norm of a row, one per site; infinite where there is none.
+  """
+
+  special: frozenset[int] = frozenset()
+  first: int = 0
+  drop_ids: tuple[int, ...] = ()
+  limits: tuple[float, ...] = (float("inf"),)
+
+  def dropped(
+    self,
+    ids: Int[np.ndarray, "*b T"],
+    real: Bool[np.ndarray, "*b T"],
+    position: Int[np.ndarray, "*b T"],
+  ) -> dict[str, Bool[np.ndarray, "*b T"]]:
+    """Returns the tokens that each rule of ids and positions drops.
+
+    Args:
+      ids: tokens.
+      real: which tokens exist.
+      position: position of each token in its window.
+    """
+    special = real & np.isin(ids, sorted(self.special))
+    first = real & ~special & (position < self.first)
+    user = real & ~special & ~first & np.isin(ids, self.drop_ids)
+    return {SPECIAL: special, FIRST: first, USER: user}
+
+  def guarded(
+    self,
+    edit: Callable[[Float[Array, "B T d"]], Float[Array, "B T d"]],
+    ids: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    site: int = 0,
+  ) -> Callable[[Float[Array, "B T d"]], Float[Array, "B T d"]]:
+    """Returns an edit that leaves dropped rows as they are, for `taps.write`.
+
+    It works under `jax.jit`. Every rule applies, that of outliers to the norm
+    at this site.
+
+    Args:
+      edit: function of the activations at a site.
+      ids: tokens of whole windows.
+      mask: which tokens are real.
+      site: place of the site among those of the store.
+    """
+    position = jnp.cumsum(mask, axis=-1) - 1
+    never = sorted({*self.special, *self.drop_ids})
+    rows = mask & (position >= self.first)
+    rows &= ~jnp.isin(ids, jnp.asarray(never, jnp.int32))
+    limit = self.limits[site]
+
+    def keeping(h: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
+      norm = jnp.linalg.norm(h.astype(jnp.float32), axis=-1)
+      return jnp.where((rows & (norm <= limit))[..., None], edit(h), h)
+
+    return keeping
+
+
+def from_store(store: Store) -> RowRules:
+  """Returns the rules that the rows of a harvest of text passed.
+
+  Args:
+    store: the store.
+
+  Raises:
+    InputError: the store is not of text.
+  """
+  meta = store.meta
+  if "drop_first" not in meta:
+    raise InputError(
+      "store",
+      store.path,
+      "must be a harvest of text that records its rules for rows",
+      "harvest it again",
+    )
+  return RowRules(
+    special=frozenset((*meta["special"], *meta["prefix"], *meta["suffix"])),
+    first=meta["drop_first"],
+    drop_ids=tuple(meta["drop_ids"]),
+    limits=limits(
+      store.stats["calibration"]["median_norm"], meta["outlier_multiple"]
+    ),
+  )
+
+
+def limits(
+  median_norm: Sequence[float] | np.ndarray, multiple: float
+) -> tuple[float, ...]:
+  """Returns the largest norm of a row at each site.
+
+  Args:
+    median_norm: median norm at each site.
+    multiple: multiple of it that is allowed; 0 for no limit.
+
+  >>> limits([2.0, 0.0], 10)
+  (20.0, inf)
+  """
+  found = np.asarray(median_norm, np.float64) * multiple
+  return tuple(np.where(found > 0, found, np.inf).tolist())
