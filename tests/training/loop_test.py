@@ -18,6 +18,7 @@ from saejax.data.batches import StoreBatches
 from saejax.data.store import create
 from saejax.errors import InputError
 from saejax.kernels import dispatch
+from saejax.kernels.fused_encode import batch
 from saejax.recipes import batch_sparse, row_sparse
 from saejax.sae import activations, budgets
 from saejax.training import groups, log, loop, run_folder, sources
@@ -346,6 +347,20 @@ class LoopTest(absltest.TestCase):
       self.assertLen(lines, len(MEMBERS) if said else 0)
       for line in lines:
         self.assertIn(said, line)
+
+  def test_steps_that_were_done_over_are_reported(self):
+    store, shown = self.store(self.x), io.StringIO()
+    make = partial(batch_sparse.batchtopk, D, 4 * N, dead_after_tokens=300)
+    with mock.patch.multiple(batch, BATCH_BYTES=0, CANDIDATES=1):
+      self.train(
+        "redone",
+        self.batches(store),
+        make=make,
+        members=MEMBERS[:1],
+        steps=8,
+        stream=shown,
+      )
+    self.assertRegex(shown.getvalue(), "100% of 8 steps were done over")
 
   def test_impossible_settings_are_refused(self):
     for setting in (

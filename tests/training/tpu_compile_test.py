@@ -18,7 +18,7 @@ K_AUX = 512
 KERNELS = {
   "topk": ["encode_candidates", "encode_largest"],
   "jumprelu": ["jumprelu_forward", "jumprelu_backward"],
-  "batchtopk": [],  # selects over the batch, by counting
+  "batchtopk": ["encode_candidates", "encode_largest"],
 }
 
 
@@ -64,10 +64,19 @@ class TpuCompileTest(parameterized.TestCase):
     # And the gradients of AuxK's values.
     self.assertEqual(summed, [(rows, d), (rows, d), (rows, K_AUX)])
 
-  @parameterized.parameters("jumprelu", "batchtopk")
-  def test_dense_steps_sum_reconstructions_once_and_sort_nothing(self, name):
+  def test_batchtopk_gathers_the_candidates_of_rows_once(self):
     shape = (1, 2, 2)
-    text = self.compile(name, shape)
+    text = self.compile("batchtopk", shape)
+    rows, d, k = SIZES.rows // 2, SIZES.d, SIZES.k
+    for sizes in compiled.sorts(text):  # of the indices of scatters
+      self.assertLessEqual(math.prod(sizes), rows * 4 * k)
+    gathered, summed = self.exchanged(text, shape, False)
+    self.assertEqual(gathered, [(2, rows, 2 * 4 * k)])
+    self.assertEqual(summed, [(1, rows, d)])
+
+  def test_dense_steps_sum_reconstructions_once_and_sort_nothing(self):
+    shape = (1, 2, 2)
+    text = self.compile("jumprelu", shape)
     self.assertEmpty(compiled.sorts(text))
     gathered, summed = self.exchanged(text, shape, False)
     self.assertEqual((gathered, summed), ([], [(SIZES.rows // 2, SIZES.d)]))
