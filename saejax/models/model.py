@@ -198,7 +198,7 @@ class Model(flax.struct.PyTreeNode):
     cache: ops.Cache | None,
     *,
     tap: stack.Tap = stack.untouched,
-  ) -> tuple[Float[Array, "B T d"], ops.Cache | None]:
+  ) -> tuple[Float[Array, "B T d"], Any]:
     """Computes the last hidden state of tokens that follow those of a cache.
 
     Args:

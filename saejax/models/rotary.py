@@ -27,7 +27,7 @@ KEYS = {
   "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
   "truncate", "short_factor", "long_factor", "finetuned",
 }  # fmt: skip
-SAVED_AS = {"su": "longrope"}  # earlier name
+EARLIER: dict[Any, str] = {"su": "longrope"}  # names of kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _mixed(rope: Rope, omega: np.ndarray, mix: np.ndarray) -> np.ndarray:
   return (1 - mix) * (omega / np.float32(rope.factor)) + mix * omega
 
 
-def _dynamic(rope: Rope, omega: np.ndarray, lengths: Any) -> Array:
+def _dynamic(rope: Rope, omega: np.ndarray, lengths: Any) -> Any:
   # theta grows with the text by stretch^(w/(w-2)): the slowest frequency is
   # divided by stretch, the fastest stays.
   over = jnp.maximum(jnp.asarray(lengths, jnp.float32), rope.original)
@@ -274,7 +274,7 @@ def _set_of(
     raise file.refusal(key, "must be one set of numbers for all layers")
   values = dict(values)
   kind = values.get("rope_type") or values.get("type")
-  values["rope_type"] = SAVED_AS.get(kind, kind) if str(kind) == kind else kind
+  values["rope_type"] = EARLIER.get(kind, kind) if str(kind) == kind else kind
   return dataclasses.replace(file, values=values)
 
 
