@@ -83,7 +83,7 @@ def around(result: Mapping[str, Any]) -> str:
 
 
 VERSIONS = (
-  "python", "jax", "jaxlib", "libtpu", "torch", "sae_lens",
+  "python", "jax", "jaxlib", "libtpu", "torch", "transformers", "sae_lens",
   "dictionary_learning", "sparsify", "jax-cuda12-plugin",
 )  # fmt: skip
 

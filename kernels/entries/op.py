@@ -85,9 +85,10 @@ def pack(
     left = (number - before[row, group])[:, None]
     inside = jnp.sum((within[row, group] < left).astype(jnp.int32), axis=1)
     column = jnp.minimum(group * topk.GROUP + inside, c - 1)
-    first = jax.lax.axis_index(data) * local if data else 0
     taken = tuple(a[row, column] for a in arrays)
-    return first + row, column, filled, (ends[-1] <= size)[None], taken
+    first = jax.lax.axis_index(data) * local if data else 0
+    whole = (ends[-1] <= size)[None]
+    return first + row, column, filled, whole, taken
 
   if data:
     body = mesh.per_shard(body, (P(data),) * (1 + len(arrays)), P(data))
@@ -135,7 +136,7 @@ def _decode(values, rows, indices, W, size, ends, dtype):
     sums = add_rows(
       own.values, own.segments, own.indices, W.astype(dtype), total
     )
-    runs = sums.reshape(len(ends), shards.rows, -1)
+    runs = sums.reshape(len(ends), shards.rows, W.shape[1])
     return mesh.psum(runs, shards.latent)
 
   specs = (P(data), P(data), P(data), P(shards.latent))

@@ -353,6 +353,8 @@ def _redone(x, W, b, values, indices, redo, dense):
       new, mode="drop", indices_are_sorted=True, unique_indices=True
     )
     new = dense(x.at[row].get(mode="fill", fill_value=0), W, b)
+    # libtpu 0.0.42 aborts at k = 128 where it fuses these with the scatter.
+    new = jax.lax.optimization_barrier(new)
     return done + chunk, put(values, new[0]), put(indices, new[1])
 
   start = (jnp.int32(0), values, indices)

@@ -9,7 +9,6 @@ Post-norm: attention and MLP outputs are the dense outputs before addition and
 norm, so resid_pre + attn_out + mlp_out is not resid_post here.
 """
 
-import collections.abc
 import dataclasses
 from typing import Any, ClassVar
 
@@ -17,22 +16,41 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saejax.models import config_file, ops, weights
+from saejax.models import config_file, family, ops, stack, weights
+from saejax.models.family import Place
 
-# point: (name of the module in transformers, port, index of its output tuple)
+_LAYER = "encoder.layer.{}"
+_ATTENTION = f"{_LAYER}.attention"
 SITES = {
-  "resid_pre": ("encoder.layer.{}", "in", None),
-  "resid_mid": ("encoder.layer.{}.attention.output.LayerNorm", "out", None),
-  "resid_post": ("encoder.layer.{}.output.LayerNorm", "out", None),
-  "attn_out": ("encoder.layer.{}.attention.output.dense", "out", None),
-  "mlp_out": ("encoder.layer.{}.output.dense", "out", None),
+  "resid_pre": Place(_LAYER, "in"),
+  "q": Place(f"{_ATTENTION}.self.query", layout=family.HEADS),
+  "k": Place(f"{_ATTENTION}.self.key", layout=family.HEADS),
+  "v": Place(f"{_ATTENTION}.self.value", layout=family.HEADS),
+  "z": Place(f"{_ATTENTION}.output.dense", "in", layout=family.HEADS),
+  "attn_out": Place(f"{_ATTENTION}.output.dense"),
+  "resid_mid": Place(f"{_ATTENTION}.output.LayerNorm"),
+  "mlp_in": Place(f"{_LAYER}.intermediate.dense", "in"),
+  "mlp_hidden": Place(f"{_LAYER}.output.dense", "in"),
+  "mlp_out": Place(f"{_LAYER}.output.dense"),
+  "resid_post": Place(f"{_LAYER}.output.LayerNorm"),
+  "embed": Place("embeddings.word_embeddings"),
 }
 # Other modules with the same output.
 ALIASES = {
-  "encoder.layer.{}": "resid_post",
-  "encoder.layer.{}.output": "resid_post",
-  "encoder.layer.{}.attention": "resid_mid",
-  "encoder.layer.{}.attention.output": "resid_mid",
+  _LAYER: "resid_post",
+  f"{_LAYER}.output": "resid_post",
+  _ATTENTION: "resid_mid",
+  f"{_ATTENTION}.output": "resid_mid",
+  f"{_LAYER}.intermediate": "mlp_hidden",
+}
+# TransformerLens names the residual stream before the norm hook_resid_post.
+HOOKS = {
+  point: name
+  for point, name in family.HOOKS.items()
+  if point not in ("resid_mid", "resid_post", "embed")
+} | {
+  "resid_mid": "blocks.{}.hook_normalized_resid_mid",
+  "resid_post": "blocks.{}.hook_normalized_resid_post",
 }
 PREFIX = "bert."
 
@@ -51,6 +69,16 @@ class Config:
   types: int
   eps: float
   activation: str
+
+  @property
+  def key_heads(self) -> int:
+    """Number of heads of keys and values."""
+    return self.heads
+
+  @property
+  def head(self) -> int:
+    """Width of a head."""
+    return self.d // self.heads
 
 
 def read_config(file: config_file.ConfigFile) -> Config:
@@ -117,38 +145,46 @@ def forward(
   params: dict[str, Any],
   config: Config,
   ids: Int[Array, "B T"],
-  mask: Bool[Array, "B T"],
-  tap: collections.abc.Callable[[str, Array], Array],
-) -> Float[Array, "B T d"]:
+  view: ops.View,
+  tap: stack.Tap,
+  cache: None = None,
+) -> tuple[Float[Array, "B T d"], None]:
   """Computes the last hidden state, with token type 0 for every token.
 
   Args:
     params: the result of `read_params`.
     config: the settings.
     ids: token ids.
-    mask: which tokens are real.
+    view: positions, and which tokens each sees.
     tap: called with name and h at every point, returns h, see `Model.hidden`.
+    cache: always None.
   """
   B, T = ids.shape
   act = ops.ACTIVATIONS[config.activation]
-  h = ops.embed(params["word"], ids) + params["type"][0][None, None]
-  h = h + ops.embed(params["position"], ops.positions(mask))
+  h = tap("embed", ops.embed(params["word"], ids))
+  h = h + params["type"][0][None, None]
+  h = h + ops.embed(params["position"], view.positions)
   h = ops.layer_norm(h, params["norm"], config.eps)
-  visible = mask[:, None, :]
-  head = config.d // config.heads
-  for l, p in enumerate(params["layers"]):
-    h = tap(f"layers.{l}.resid_pre", h)
-    qkv = ops.linear(h, p["qkv"]).reshape(B, T, 3, config.heads, head)
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    a = ops.linear(ops.attention(q, k, v, visible, head**-0.5), p["out"])
-    a = tap(f"layers.{l}.attn_out", a)
-    h = ops.layer_norm(h + a, p["norm_mid"], config.eps)
-    h = tap(f"layers.{l}.resid_mid", h)
-    m = ops.linear(act(ops.linear(h, p["up"])), p["down"])
-    m = tap(f"layers.{l}.mlp_out", m)
+
+  def block(l, p, h, cache, tap):
+    h = tap("resid_pre", h)
+    qkv = ops.linear(h, p["qkv"]).reshape(B, T, 3, config.heads, config.head)
+    q, k, v = (tap(name, qkv[:, :, i]) for i, name in enumerate("qkv"))
+    z, cache = ops.attend(view, l, q, k, v, cache, scale=config.head**-0.5)
+    a = ops.linear(ops.joined(tap("z", z)), p["out"])
+    h = ops.layer_norm(h + tap("attn_out", a), p["norm_mid"], config.eps)
+    h = tap("resid_mid", h)
+    m = tap("mlp_hidden", act(ops.linear(tap("mlp_in", h), p["up"])))
+    m = tap("mlp_out", ops.linear(m, p["down"]))
     h = ops.layer_norm(h + m, p["norm_post"], config.eps)
-    h = tap(f"layers.{l}.resid_post", h)
-  return h
+    return tap("resid_post", h), cache
+
+  return stack.run(block, params["layers"], h, tap, cache)
+
+
+FAMILY = family.Family(
+  read_config, read_params, forward, SITES, ALIASES, PREFIX, HOOKS, heads=()
+)
 
 
 def sentence_embedding(

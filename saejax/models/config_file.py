@@ -9,13 +9,13 @@ import dataclasses
 import pathlib
 import reprlib
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 from saejax import errors
 from saejax.models import hub
 
-# Settings that change the forward pass in models related to the three families,
-# with the values under which they have no effect.
+# Settings that change the forward pass in models related to the families, with
+# the values under which they have no effect. A family may implement some.
 INERT = {
   "add_cross_attention": (False,),
   "attention_chunk_size": (),
@@ -38,11 +38,15 @@ INERT = {
   "quantization_config": ({},),
   "residual_multiplier": (1,),
   "sliding_window": (),
+  "use_bidirectional_attention": (False,),
   "use_parallel_residual": (False,),
   "use_qk_norm": (False,),
+  "use_sliding_window": (False,),
 }
 # Suffixes of the names of architectures with a language head.
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+LAYER_TYPES = FULL, SLIDING = ("full_attention", "sliding_attention")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +93,64 @@ class ConfigFile:
       raise self.refusal(key, "must be a number above 0")
     return float(value)
 
+  def numbers(self, key: str, count: int) -> tuple[float, ...]:
+    """Returns a required list of positive numbers.
+
+    Args:
+      key: name of the setting.
+      count: how many there must be.
+
+    Raises:
+      InputError: the value is invalid or absent.
+    """
+    values = self._value(key, None)
+    if not isinstance(values, list) or len(values) != count:
+      raise self.refusal(key, f"must be {count} numbers")
+    one = lambda v: dataclasses.replace(self, values={key: v}).number(key)
+    return tuple(one(v) for v in values)
+
+  def optional(
+    self,
+    read: collections.abc.Callable[[str, Any], T],
+    key: str,
+    default: T | None = None,
+  ) -> T | None:
+    """Returns a setting that null turns off, which is not the same as absent.
+
+    Args:
+      read: method that reads it, such as `integer`.
+      key: name of the setting.
+      default: value where it is absent.
+
+    Raises:
+      InputError: the value is invalid.
+    """
+    if self.values.get(key, default) is None:
+      return None
+    return read(key, default)
+
+  def windowed(
+    self, layers: int, default: collections.abc.Sequence[bool]
+  ) -> tuple[bool, ...]:
+    """Returns which layers attend within the sliding window, by `layer_types`.
+
+    Args:
+      layers: number of layers.
+      default: the layers, where it is absent.
+
+    Raises:
+      InputError: it is not one known kind per layer.
+    """
+    kinds = self.values.get("layer_types")
+    if kinds is None:
+      return tuple(default)
+    if not isinstance(kinds, list) or len(kinds) != layers:
+      raise self.refusal("layer_types", f"must be a list of {layers}")
+    if any(kind not in LAYER_TYPES for kind in kinds):
+      known = " or ".join(LAYER_TYPES)
+      raise self.refusal("layer_types", f"must each be {known}")
+    return tuple(kind == SLIDING for kind in kinds)
+
   def flag(self, key: str, default: bool) -> bool:
     """Returns a boolean.
 
@@ -122,25 +184,26 @@ class ConfigFile:
       raise self.refusal(key, f"must be one of {', '.join(sorted(known))}")
     return value
 
-  def refuse_unknown(self, **inert: tuple) -> None:
+  def refuse_unknown(self, *implemented: str) -> None:
     """Checks that settings that are not implemented have inert values.
 
     Args:
-      **inert: inert values of further settings, in addition to `INERT`.
+      *implemented: settings in `INERT`, or "layer_types", that the family
+        implements.
 
     Raises:
       InputError: a setting has another value.
     """
-    for key, allowed in (INERT | inert).items():
-      value = self.values.get(key)
+    for key, allowed in INERT.items():
+      value = None if key in implemented else self.values.get(key)
       if value is not None and value not in allowed:
         known = " or ".join(str(v) for v in (*allowed, "absent"))
         raise self.refusal(key, f"must be {known}; others are not implemented")
-    layer_types = self.values.get("layer_types") or []
-    if not isinstance(layer_types, list) or any(
-      kind != "full_attention" for kind in layer_types
-    ):
-      raise self.refusal("layer_types", "must all be full_attention")
+    kinds = self.values.get("layer_types") or []
+    if "layer_types" in implemented:
+      return
+    if not isinstance(kinds, list) or any(kind != FULL for kind in kinds):
+      raise self.refusal("layer_types", f"must all be {FULL}")
 
   @property
   def has_head(self) -> bool:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from saejax import errors
 from saejax.models import model as model_lib
-from saejax.models import ops
+from saejax.models import ops, stack
 
 NONE = -1  # id at places after the end of a sample
 
@@ -224,11 +224,8 @@ def nucleus(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
   return jnp.where(inside, logits, -jnp.inf)
 
 
-Cache = tuple[tuple[Array, Array], ...]
-
-
-def empty_cache(model: model_lib.Model, rows: int, length: int) -> Cache:
-  """Returns a cache of zeros: keys and values [rows, length, K, h] per layer.
+def empty_cache(model: model_lib.Model, rows: int, length: int) -> ops.Cache:
+  """Returns a cache of zeros.
 
   Args:
     model: the model.
@@ -236,21 +233,23 @@ def empty_cache(model: model_lib.Model, rows: int, length: int) -> Cache:
     length: maximum number of tokens per row.
   """
   config = model.config
-  heads = getattr(config, "key_heads", config.heads)
-  head = getattr(config, "head", config.d // config.heads)
-  zeros = jnp.zeros((rows, length, heads, head), model.params["token"].dtype)
-  return ((zeros, zeros),) * config.layers
+  shape = (config.layers, rows, length, config.key_heads, config.head)
+  zeros = jnp.zeros(shape, model.params["token"].dtype)
+  return ops.Cache(zeros, zeros)
 
 
 def next_logits(
   model: model_lib.Model,
-  cache: Cache,
+  cache: ops.Cache,
   token: Int[Array, "B"],
   at: Int[Array, ""],
   *,
-  tap: model_lib.Tap = model_lib.untouched,
-) -> tuple[Float[Array, "B V"], Cache]:
+  tap: stack.Tap = stack.untouched,
+) -> tuple[Float[Array, "B V"], ops.Cache]:
   """Computes the logits after one more token per row.
+
+  Rotary positions that depend on the length of the text are those of a text as
+  long as the cache, since its keys are not rotated anew.
 
   Args:
     model: a language model.
@@ -262,17 +261,16 @@ def next_logits(
   Returns:
     (logits, the cache with the new keys and values).
   """
-  new = list(cache)
-  length = cache[0][0].shape[1]
-  visible = jnp.broadcast_to(jnp.arange(length) <= at, (len(token), 1, length))
-
-  def attend(l, q, k, v, scale):
-    put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=1)
-    keys, values = put(cache[l][0], k), put(cache[l][1], v)
-    new[l] = keys, values
-    return ops.attention(q, keys, values, visible, scale)
-
+  length = cache.keys.shape[2]
   ids = token[:, None]
-  view = ops.View(jnp.full(ids.shape, at), attend)
-  logits = model(ids, jnp.ones(ids.shape, bool), tap=tap, view=view)
-  return logits[:, 0], tuple(new)
+  full = lambda x, S: jnp.broadcast_to(x, (len(token), 1, S))
+  distance = at - jnp.arange(length)
+  view = ops.View(
+    positions=full(at, 1)[:, 0],
+    lengths=full(length, 1)[:, 0],
+    visible=full(distance >= 0, length),
+    distance=full(distance, length),
+    at=at,
+  )
+  h, cache = model.resume(ids, view, cache, tap=tap)
+  return model.logits(h)[:, 0], cache

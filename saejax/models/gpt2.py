@@ -7,28 +7,38 @@ h = wte + wpe; per layer
 out = LN(h); logits = out wte^T (out W_head^T where the head is untied).
 """
 
-import collections.abc
 import dataclasses
 from typing import Any, ClassVar
 
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from saejax.models import config_file, ops, weights
+from saejax.models import config_file, family, ops, stack, weights
+from saejax.models.family import Place
 
-# point: (name of the module in transformers, port, index of its output tuple)
+_LAYER = "transformer.h.{}"
+_QKV = Place(f"{_LAYER}.attn.c_attn", layout=family.FUSED)
 SITES = {
-  "resid_pre": ("transformer.h.{}", "in", None),
-  "resid_mid": ("transformer.h.{}.ln_2", "in", None),
-  "resid_post": ("transformer.h.{}", "out", 0),
-  "attn_out": ("transformer.h.{}.attn", "out", 0),
-  "mlp_out": ("transformer.h.{}.mlp", "out", None),
+  "resid_pre": Place(_LAYER, "in"),
+  "q": _QKV,
+  "k": _QKV,
+  "v": _QKV,
+  "z": Place(f"{_LAYER}.attn.c_proj", "in", layout=family.HEADS),
+  "attn_out": Place(f"{_LAYER}.attn", index=0),
+  "resid_mid": Place(f"{_LAYER}.ln_2", "in"),
+  "mlp_in": Place(f"{_LAYER}.mlp", "in"),
+  "mlp_hidden": Place(f"{_LAYER}.mlp.c_proj", "in"),
+  "mlp_out": Place(f"{_LAYER}.mlp"),
+  "resid_post": Place(_LAYER, index=0),
+  "embed": Place("transformer.wte"),
+  "final_norm": Place("transformer.ln_f"),
 }
 # Other modules with the same output.
 ALIASES = {
-  "transformer.h.{}.attn.c_proj": "attn_out",
-  "transformer.h.{}.mlp.c_proj": "mlp_out",
+  f"{_LAYER}.attn.c_proj": "attn_out",
+  f"{_LAYER}.ln_2": "mlp_in",
+  f"{_LAYER}.mlp.act": "mlp_hidden",
+  f"{_LAYER}.mlp.c_proj": "mlp_out",
 }
-HEAD = "lm_head.weight"
 PREFIX = "transformer."
 
 
@@ -57,6 +67,16 @@ class Config:
   scale_by_layer: bool
   tied: bool
   has_head: bool
+
+  @property
+  def key_heads(self) -> int:
+    """Number of heads of keys and values."""
+    return self.heads
+
+  @property
+  def head(self) -> int:
+    """Width of a head."""
+    return self.d // self.heads
 
 
 def read_config(file: config_file.ConfigFile) -> Config:
@@ -122,45 +142,62 @@ def read_params(w: weights.Weights, config: Config) -> dict[str, Any]:
     "layers": tuple(layer(f"h.{l}") for l in range(config.layers)),
     "norm": w.norm("ln_f", d),
   }
-  if not config.tied and (config.has_head or w.holds(HEAD)):
-    params["head"] = w.take(HEAD, config.vocabulary, d, absolute=True)
-  return params
+  return params | weights.head(w, config)
 
 
 def forward(
   params: dict[str, Any],
   config: Config,
   ids: Int[Array, "B T"],
-  mask: Bool[Array, "B T"],
-  tap: collections.abc.Callable[[str, Array], Array],
-  view: ops.View | None = None,
-) -> Float[Array, "B T d"]:
+  view: ops.View,
+  tap: stack.Tap,
+  cache: ops.Cache | None = None,
+) -> tuple[Float[Array, "B T d"], ops.Cache | None]:
   """Computes the last hidden state, after the last norm.
 
   Args:
     params: the result of `read_params`.
     config: the settings.
     ids: token ids.
-    mask: which tokens are real.
+    view: positions, and which tokens each sees.
     tap: called with name and h at every point, returns h, see `Model.hidden`.
-    view: positions and attention; by default each token sees all before it.
+    cache: keys and values of the tokens before, or None.
   """
   B, T = ids.shape
   act = ops.ACTIVATIONS[config.activation]
-  h = ops.embed(params["token"], ids)
-  view = view or ops.whole(mask)
+  h = tap("embed", ops.embed(params["token"], ids))
   h = h + ops.embed(params["position"], view.positions)
-  head = config.d // config.heads
-  for l, p in enumerate(params["layers"]):
-    scale = head**-0.5 if config.scale else 1.0
-    scale = scale / (l + 1) if config.scale_by_layer else scale
-    h = tap(f"layers.{l}.resid_pre", h)
+  scale = config.head**-0.5 if config.scale else 1.0
+  by_layer = [
+    l + 1 if config.scale_by_layer else 1 for l in range(config.layers)
+  ]
+  scales = tuple(scale / n for n in by_layer)
+
+  def block(l, p, h, cache, tap):
+    h = tap("resid_pre", h)
     a = ops.linear(ops.layer_norm(h, p["norm_pre"], config.eps), p["qkv"])
-    a = a.reshape(B, T, 3, config.heads, head)
-    a = view.attend(l, a[:, :, 0], a[:, :, 1], a[:, :, 2], scale)
-    a = tap(f"layers.{l}.attn_out", ops.linear(a, p["out"]))
-    h = tap(f"layers.{l}.resid_mid", h + a)
-    m = ops.linear(ops.layer_norm(h, p["norm_mid"], config.eps), p["up"])
-    m = tap(f"layers.{l}.mlp_out", ops.linear(act(m), p["down"]))
-    h = tap(f"layers.{l}.resid_post", h + m)
-  return ops.layer_norm(h, params["norm"], config.eps)
+    a = a.reshape(B, T, 3, config.heads, config.head)
+    q, k, v = (tap(name, a[:, :, i]) for i, name in enumerate("qkv"))
+    scale = stack.pick(scales, l)
+    z, cache = ops.attend(view, l, q, k, v, cache, scale=scale)
+    a = ops.linear(ops.joined(tap("z", z)), p["out"])
+    h = tap("resid_mid", h + tap("attn_out", a))
+    m = tap("mlp_in", ops.layer_norm(h, p["norm_mid"], config.eps))
+    m = tap("mlp_hidden", act(ops.linear(m, p["up"])))
+    m = tap("mlp_out", ops.linear(m, p["down"]))
+    return tap("resid_post", h + m), cache
+
+  h, cache = stack.run(block, params["layers"], h, tap, cache)
+  h = ops.layer_norm(h, params["norm"], config.eps)
+  return tap("final_norm", h), cache
+
+
+FAMILY = family.Family(
+  read_config,
+  read_params,
+  forward,
+  SITES,
+  ALIASES,
+  PREFIX,
+  family.LAYER_NORM_HOOKS,
+)

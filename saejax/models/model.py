@@ -1,6 +1,5 @@
 """The subject model: a frozen pytree of weights, a forward pass and taps."""
 
-import collections.abc
 from typing import Any, TypeAlias
 
 import flax.struct
@@ -11,22 +10,39 @@ from jax import core
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax import errors
-from saejax.models import bert, checkpoint, gpt2, hub, llama, ops, weights
+from saejax.models import (
+  bert,
+  checkpoint,
+  decoder,
+  gemma,
+  gpt2,
+  gpt_neox,
+  hub,
+  llama,
+  mistral,
+  ops,
+  phi3,
+  qwen,
+  stack,
+  weights,
+)
+from saejax.models.family import Family
 
-FAMILIES = {"bert": bert, "gpt2": gpt2, "llama": llama}
-Config: TypeAlias = bert.Config | gpt2.Config | llama.Config
-Tap: TypeAlias = collections.abc.Callable[[str, Array], Array]
-
-
-def untouched(name: str, h: Array) -> Array:
-  """A tap that returns h unchanged.
-
-  Args:
-    name: name of the site.
-    h: the tensor there.
-  """
-  del name
-  return h
+FAMILIES: dict[str, Family] = {  # by `model_type` in config.json
+  "bert": bert.FAMILY,
+  "gemma": gemma.GEMMA_FAMILY,
+  "gemma2": gemma.GEMMA2_FAMILY,
+  "gemma3": gemma.GEMMA3_FAMILY,
+  "gemma3_text": gemma.GEMMA3_TEXT_FAMILY,
+  "gpt2": gpt2.FAMILY,
+  "gpt_neox": gpt_neox.FAMILY,
+  "llama": llama.FAMILY,
+  "mistral": mistral.FAMILY,
+  "phi3": phi3.FAMILY,
+  "qwen2": qwen.QWEN2_FAMILY,
+  "qwen3": qwen.QWEN3_FAMILY,
+}
+Config: TypeAlias = bert.Config | decoder.Config | gpt2.Config | gpt_neox.Config
 
 
 class Model(flax.struct.PyTreeNode):
@@ -44,7 +60,7 @@ class Model(flax.struct.PyTreeNode):
 
   @property
   def family(self) -> str:
-    """ "bert", "gpt2" or "llama"."""
+    """Name in `FAMILIES`."""
     return self.config.family
 
   @property
@@ -65,7 +81,7 @@ class Model(flax.struct.PyTreeNode):
   @property
   def causal(self) -> bool:
     """Whether it is a language model, where a token sees only those before it."""
-    return self.family != "bert"
+    return FAMILIES[self.family].causal
 
   @property
   def max_positions(self) -> int:
@@ -84,7 +100,8 @@ class Model(flax.struct.PyTreeNode):
       weights = self.params.get("token" if tied else "head")
       if weights is not None:
         return weights
-    lacks = f"lacks {FAMILIES[self.family].HEAD}" if self.causal else "has none"
+    names = " or ".join(FAMILIES[self.family].heads)
+    lacks = f"lacks {names}" if names else "has none"
     raise errors.InputError(
       hub.FIELD,
       self.name,
@@ -97,7 +114,7 @@ class Model(flax.struct.PyTreeNode):
     ids: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
-    tap: Tap = untouched,
+    tap: stack.Tap = stack.untouched,
     view: ops.View | None = None,
   ) -> Float[Array, "B T o"]:
     """Computes logits of a causal model, the last hidden state of an encoder.
@@ -110,23 +127,35 @@ class Model(flax.struct.PyTreeNode):
     """
     if not self.causal:
       return self.hidden(ids, mask, tap=tap, view=view)
-    head = self.head
-    return ops.matmul(self.hidden(ids, mask, tap=tap, view=view), head.T)
+    _ = self.head  # refuses a model without one
+    return self.logits(self.hidden(ids, mask, tap=tap, view=view))
+
+  def logits(self, h: Float[Array, "B T d"]) -> Float[Array, "B T V"]:
+    """Computes logits, with the soft cap of the family.
+
+    Args:
+      h: last hidden state.
+
+    Raises:
+      InputError: the model is an encoder, or its checkpoint has no head.
+    """
+    cap = getattr(self.config, "logit_cap", None)
+    return ops.soft_cap(ops.matmul(h, self.head.T), cap)
 
   def hidden(
     self,
     ids: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
-    tap: Tap = untouched,
+    tap: stack.Tap = stack.untouched,
     view: ops.View | None = None,
   ) -> Float[Array, "B T d"]:
     """Computes the last hidden state, after the last norm.
 
-    At each point of each layer the forward pass calls `tap(name, h)` and
-    continues with the returned tensor, so that a tap can read and rewrite.
-    Names are `layers.{l}.{point}`, in the order resid_pre, attn_out, resid_mid,
-    mlp_out, resid_post per layer.
+    At each point the forward pass calls `tap(name, h)` and continues with the
+    returned tensor, so that a tap can read and rewrite. Names are
+    `layers.{l}.{point}`, `embed` and `final_norm`; `family` lists the points,
+    their order and shapes.
 
     Args:
       ids: token ids. Traced ids cannot be checked; an id outside the vocabulary
@@ -134,7 +163,8 @@ class Model(flax.struct.PyTreeNode):
       mask: which tokens are real. Padding may be on either side and have any
         id: positions count real tokens, so padding does not affect them. The
         output at padding is finite and meaningless.
-      tap: reads or replaces h [B, T, d].
+      tap: reads or replaces h. Where layers are scanned, a tap that is not an
+        `Edits` has all of them unrolled.
       view: positions and attention of a causal model; by default each token
         sees all before it. Positions outside a table of positions give NaN.
 
@@ -155,11 +185,44 @@ class Model(flax.struct.PyTreeNode):
         f"{self.name}",
         "lower it",
       )
-    family = FAMILIES[self.family]
     ids, mask = jnp.asarray(ids), jnp.asarray(mask)
     ids = jnp.where(mask, ids, 0)
-    own = {} if view is None else {"view": view}
-    return family.forward(self.params, self.config, ids, mask, tap, **own)
+    if view is None:
+      view = ops.whole(mask) if self.causal else ops.both_ways(mask)
+    return self.resume(ids, view, None, tap=tap)[0]
+
+  def resume(
+    self,
+    ids: Int[Array, "B T"],
+    view: ops.View,
+    cache: ops.Cache | None,
+    *,
+    tap: stack.Tap = stack.untouched,
+  ) -> tuple[Float[Array, "B T d"], Any]:
+    """Computes the last hidden state of tokens that follow those of a cache.
+
+    Args:
+      ids: token ids, which are not checked.
+      view: positions, and which tokens each sees.
+      cache: keys and values of the tokens before, or None.
+      tap: reads or replaces h, as for `hidden`.
+
+    Returns:
+      (last hidden state, the cache with the new keys and values).
+    """
+    forward = FAMILIES[self.family].forward
+    return forward(self.params, self.config, ids, view, tap, cache)
+
+  def scanned(self) -> "Model":
+    """Returns the model with its layers' weights stacked, see `stack`.
+
+    It compiles in a time that does not grow with the number of layers, and is
+    the same function up to rounding.
+    """
+    layers = self.params["layers"]
+    if not isinstance(layers, tuple):
+      return self
+    return self.replace(params=self.params | {"layers": stack.stacked(layers)})
 
   def check(self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> None:
     """Checks tokens; ids that are traced are not checked.
@@ -243,4 +306,5 @@ def load(name: str, *, dtype: str | jnp.dtype = "float32") -> Model:
   config = family.read_config(file)
   with weights.open_path(path, jnp.dtype(dtype)) as tensors:
     params = family.read_params(tensors, config)
+    tensors.refuse_unread()
   return Model(params=jax.block_until_ready(params), config=config, name=name)

@@ -5,7 +5,6 @@ platform, since accelerators would round to TF32 or bfloat16 by default. Norms,
 softmax and rotations are computed in float32.
 """
 
-import collections.abc
 from functools import partial
 from typing import NamedTuple
 
@@ -18,6 +17,8 @@ from saejax.models import weights
 ACTIVATIONS = {
   # 1 + erf as in PyTorch, and faster on CPU than the erfc of jax.nn.gelu.
   "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5)),
+  "gelu_accurate": partial(jax.nn.gelu, approximate=True),
+  "gelu_fast": partial(jax.nn.gelu, approximate=True),
   "gelu_new": partial(jax.nn.gelu, approximate=True),
   "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
   "relu": jax.nn.relu,
@@ -50,6 +51,15 @@ def linear(
   return y if map.b is None else y + map.b[None, None]
 
 
+def joined(z: Float[Array, "B T H h"]) -> Float[Array, "B T H*h"]:
+  """Joins the heads of each token.
+
+  Args:
+    z: vectors per head.
+  """
+  return z.reshape(*z.shape[:2], -1)
+
+
 def layer_norm(
   x: Float[Array, "B T d"], norm: weights.Norm, eps: float
 ) -> Float[Array, "B T d"]:
@@ -67,27 +77,45 @@ def layer_norm(
 
 
 def rms_norm(
-  x: Float[Array, "B T d"], gain: Float[Array, "d"], eps: float
-) -> Float[Array, "B T d"]:
-  """Computes x / sqrt(mean(x^2) + eps) * gain.
+  x: Float[Array, "*b d"],
+  gain: Float[Array, "d"],
+  eps: float,
+  offset: float = 0.0,
+) -> Float[Array, "*b d"]:
+  """Computes x / sqrt(mean(x^2) + eps) * (offset + gain).
 
   Args:
     x: vectors.
     gain: gain.
     eps: addend of the mean square.
+    offset: addend of the gain, 1 in Gemma.
   """
   h = x.astype(jnp.float32)
   h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
-  return h.astype(x.dtype) * gain[None, None]
+  gain = gain.reshape((1,) * (x.ndim - 1) + gain.shape).astype(jnp.float32)
+  return (h * (offset + gain)).astype(x.dtype)
+
+
+def soft_cap(x: Float[Array, "*b"], cap: float | None) -> Float[Array, "*b"]:
+  """Computes cap tanh(x / cap), in float32; x itself where there is no cap.
+
+  Args:
+    x: scores or logits.
+    cap: bound of the absolute values, or None.
+  """
+  if cap is None:
+    return x
+  return (cap * jnp.tanh(x.astype(jnp.float32) / cap)).astype(x.dtype)
 
 
 def attention(
   q: Float[Array, "B T H h"],
-  k: Float[Array, "B T K h"],
-  v: Float[Array, "B T K h"],
-  visible: Bool[Array, "B #T T"],
-  scale: float,
-) -> Float[Array, "B T H*h"]:
+  k: Float[Array, "B S K h"],
+  v: Float[Array, "B S K h"],
+  visible: Bool[Array, "B #T S"],
+  scale: float | Float[Array, ""],
+  cap: float | None = None,
+) -> Float[Array, "B T H h"]:
   """Computes softmax(scale q k^T) v, with each key head shared by H/K queries.
 
   A query that sees no key (padding) gets the mean of all values, which is finite
@@ -100,23 +128,25 @@ def attention(
     v: values.
     visible: which keys (last axis) each query sees.
     scale: factor of the scores.
+    cap: soft cap of the scores, see `soft_cap`.
   """
   B, T, H, h = q.shape
   K = k.shape[2]
   # Query heads of a group are adjacent: [B, K, H/K * T, h].
-  q = (q * scale).reshape(B, T, K, H // K, h)
+  q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+  q = q.reshape(B, T, K, H // K, h)
   q = q.transpose(0, 2, 3, 1, 4).reshape(B, K, -1, h)
   k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
   lowest = jnp.finfo(jnp.float32).min
   bias = jnp.where(visible, 0.0, lowest)[:, None]
   if bias.shape[2] > 1:
     bias = jnp.tile(bias, (1, 1, H // K, 1))
-  scores = matmul(q, k).astype(jnp.float32) + bias
+  scores = soft_cap(matmul(q, k).astype(jnp.float32), cap) + bias
   p = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   total = jnp.sum(p, axis=-1, keepdims=True)
   z = matmul(p.astype(v.dtype), v) / total.astype(v.dtype)
   z = z.reshape(B, K, H // K, T, h).transpose(0, 3, 1, 2, 4)
-  return z.reshape(B, T, H * h)
+  return z.reshape(B, T, H, h)
 
 
 def causal(mask: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
@@ -149,16 +179,42 @@ def positions(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
 
 
 class View(NamedTuple):
-  """Positions and attention of a causal forward pass.
+  """Positions of tokens, and which keys each of them sees.
+
+  The keys are those of the same tokens, or those in a cache.
 
   Attributes:
     positions: positions of the tokens, [B, T].
-    attend: attention, (layer, q [B, T, H, h], k and v [B, T, K, h], scale) ->
-      [B, T, H*h].
+    lengths: number of tokens of the text of each token, [B, T].
+    visible: which keys each token sees, [B, #T, S].
+    distance: position of each token minus those of the keys, [B, T, S].
+    at: index in the cache of the keys of the first token, or None.
   """
 
   positions: Int[Array, "B T"]
-  attend: collections.abc.Callable[[int, Array, Array, Array, float], Array]
+  lengths: Int[Array, "B T"]
+  visible: Bool[Array, "B #T S"]
+  distance: Int[Array, "B T S"]
+  at: Int[Array, ""] | None = None
+
+  def within(self, window: int | None) -> "View":
+    """Returns the view where only the last tokens are seen.
+
+    Args:
+      window: number of tokens that each sees, itself included; None for all.
+    """
+    if window is None:
+      return self
+    return self._replace(visible=self.visible & (self.distance < window))
+
+
+def both_ways(mask: Bool[Array, "B T"]) -> View:
+  """Returns the view of an encoder: each token sees all.
+
+  Args:
+    mask: which tokens are real.
+  """
+  return _view(positions(mask), mask, mask[:, None, :], mask[:, None, :])
 
 
 def whole(mask: Bool[Array, "B T"]) -> View:
@@ -169,7 +225,7 @@ def whole(mask: Bool[Array, "B T"]) -> View:
   Args:
     mask: which tokens are real.
   """
-  return _seen(positions(mask), causal(mask))
+  return _view(positions(mask), mask, causal(mask), mask[:, None, :])
 
 
 def segmented(mask: Bool[Array, "B T"], segment: Int[Array, "B T"]) -> View:
@@ -187,11 +243,61 @@ def segmented(mask: Bool[Array, "B T"], segment: Int[Array, "B T"]) -> View:
   new = jnp.pad(new, ((0, 0), (1, 0)))
   start = jax.lax.cummax(jnp.where(new, counted, 0), axis=1)
   same = segment[:, :, None] == segment[:, None, :]
-  return _seen(counted - start, causal(mask) & same)
+  text = same & mask[:, None, :]
+  return _view(counted - start, mask, causal(mask) & same, text)
 
 
-def _seen(at: Int[Array, "B T"], visible: Bool[Array, "B T T"]) -> View:
-  return View(at, lambda l, q, k, v, scale: attention(q, k, v, visible, scale))
+def _view(
+  at: Int[Array, "B T"],
+  mask: Bool[Array, "B T"],
+  visible: Bool[Array, "B #T T"],
+  text: Bool[Array, "B #T T"],
+) -> View:
+  lengths = jnp.sum(text, axis=-1, dtype=jnp.int32)
+  lengths = jnp.broadcast_to(lengths, mask.shape)
+  return View(at, lengths, visible, at[:, :, None] - at[:, None, :])
+
+
+class Cache(NamedTuple):
+  """Keys and values of all layers, [L, B, S, K, h]."""
+
+  keys: Float[Array, "L B S K h"]
+  values: Float[Array, "L B S K h"]
+
+
+def attend(
+  view: View,
+  l: int | Int[Array, ""],
+  q: Float[Array, "B T H h"],
+  k: Float[Array, "B T K h"],
+  v: Float[Array, "B T K h"],
+  cache: Cache | None,
+  *,
+  scale: float | Float[Array, ""],
+  cap: float | None = None,
+) -> tuple[Float[Array, "B T H h"], Cache | None]:
+  """Computes attention to the keys of the tokens, or to those in a cache.
+
+  Args:
+    view: which keys each token sees, and where the cache gets the new ones.
+    l: number of the layer in the cache.
+    q: queries.
+    k: keys of the tokens.
+    v: values of the tokens.
+    cache: keys and values of the tokens before, or None.
+    scale: factor of the scores.
+    cap: soft cap of the scores.
+
+  Returns:
+    (output of the heads, the cache with the new keys and values).
+  """
+  if cache is not None:
+    put = lambda whole, new: jax.lax.dynamic_update_slice(
+      whole, new[None], (l, 0, view.at, 0, 0)
+    )
+    cache = Cache(put(cache.keys, k), put(cache.values, v))
+    k, v = cache.keys[l], cache.values[l]
+  return attention(q, k, v, view.visible, scale, cap), cache
 
 
 def embed(table: Float[Array, "V d"], ids: Int[Array, "..."]) -> Array:

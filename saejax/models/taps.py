@@ -1,11 +1,13 @@
 """Sites of a model: their names, and reading and rewriting the tensors there.
 
-A name is one of
-  - `layers.3.resid_post`, the name in saejax;
+A site is a point of a layer, or a point outside layers; `family` lists the points
+and the shapes of their tensors. A name is one of
+  - `layers.3.resid_post` or `embed`, the name in saejax;
   - `blocks.3.hook_resid_post`, the name in TransformerLens (for a model loaded
     without processing, since its default folds norms and centres weights);
   - `model.layers.3`, the output of a module of transformers;
-    `model.layers.3:in` is its input.
+    `model.layers.3:in` is its input. Parts of an output, such as the queries of
+    GPT-2's `attn.c_attn`, have no such name.
 """
 
 import collections.abc
@@ -13,15 +15,18 @@ import dataclasses
 import itertools
 import re
 from functools import partial
+from typing import TypeAlias
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax import errors
+from saejax.models import family as family_lib
 from saejax.models import model as model_lib
-from saejax.models import ops
+from saejax.models import ops, stack
 
-POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+POINTS = family_lib.POINTS
+Edit: TypeAlias = collections.abc.Callable[[Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,10 @@ class Site:
     port: "in" for the module's first input, "out" for its output.
     index: element of an output that is a tuple, or None. Versions differ in
       whether these modules return a tuple or the tensor.
-    layout: axes of the tensor: B rows of T tokens of width D.
+    layout: axes of the module's tensor: "BTD" for B rows of T tokens of width D,
+      "BT(HD)" for H heads of width D joined; "BT(QKV)" where the heads of
+      queries, keys and values are joined in this order, and "BT(H3D)" where each
+      head's query, key and value are, of which the site is one part.
     rows: selection of rows: "mask" for those of the attention mask.
     branch: selection of the halves of a guided batch: "both".
     pool: pooling over tokens: "none".
@@ -46,39 +54,46 @@ class Site:
   call: int = -1
   port: str = "out"
   index: int | None = None
-  layout: str = "BTD"
+  layout: str = family_lib.PLAIN
   rows: str = "mask"
   branch: str = "both"
   pool: str = "none"
 
 
 def resolve(
-  model: model_lib.Model | model_lib.Config, layer: int, point: str
+  model: model_lib.Model | model_lib.Config, layer: int | None, point: str
 ) -> Site:
   """Returns the site of a model at a layer and point.
 
   Args:
     model: the model or its settings.
-    layer: number of the layer, from 0.
-    point: one of `POINTS`.
+    layer: number of the layer, from 0. A point outside layers has none; the
+      first layer is taken for it too at `embed`, the last at `final_norm`.
+    point: a point of the model, see `family.POINTS`.
 
   Raises:
     InputError: there is no such layer or point; lists those that exist.
   """
-  if point not in POINTS:
+  config = model.config if isinstance(model, model_lib.Model) else model
+  family = model_lib.FAMILIES[config.family]
+  points = family.points(config)
+  if point not in points:
     raise errors.InputError(
-      "harvest.point", point, "must be a point of a layer", _one_of(POINTS)
+      "harvest.point", point, "must be a point of the model", _one_of(points)
     )
-  if isinstance(layer, bool) or layer not in range(model.layers):
-    raise errors.InputError(
-      "harvest.layer",
-      layer,
-      f"must be a layer of the model, which has {model.layers}",
-      _one_of(range(model.layers)),
-    )
-  module, port, index = model_lib.FAMILIES[model.family].SITES[point]
-  name = f"layers.{layer}.{point}"
-  return Site(name, module.format(layer), port=port, index=index)
+  layers = range(config.layers)
+  if point in family_lib.OUTER_POINTS:
+    layers = layers[:1] if point == "embed" else layers[-1:]
+    layer = layers[0] if layer is None else layer
+  if isinstance(layer, bool) or layer not in layers:
+    rule = f"must be a layer of the model, which has {config.layers}"
+    if point in family_lib.OUTER_POINTS:
+      rule = f"must be {layers[0]} for {point}, which is outside the layers"
+    raise errors.InputError("harvest.layer", layer, rule, _one_of(layers))
+  outer = point in family_lib.OUTER_POINTS
+  module, port, index, layout = family.sites[point]
+  name = point if outer else f"layers.{layer}.{point}"
+  return Site(name, module.format(layer), port=port, index=index, layout=layout)
 
 
 def _one_of(candidates: collections.abc.Iterable) -> str:
@@ -87,17 +102,18 @@ def _one_of(candidates: collections.abc.Iterable) -> str:
   return "choose one of " + ", ".join(some[:200] + rest)
 
 
-def parse(name: str, family: str | None = None) -> tuple[int, str]:
+def parse(name: str, family: str | None = None) -> tuple[int | None, str]:
   """Parses the name of a site.
 
   Args:
     name: a name in one of the three forms above.
-    family: family of the model, or None for any. Names of transformers must be
-      of this family. For "bert", the names resid_mid and resid_post of
-      TransformerLens are refused, since they are before the norm there.
+    family: family of the model, or None for any, where the name must be of the
+      same point in all that have it. For "bert", the names resid_mid and
+      resid_post of TransformerLens are refused, since they are before the norm
+      there.
 
   Returns:
-    (layer, point).
+    (layer, point); the layer is None for a point outside layers.
 
   Raises:
     InputError: there is no such name; lists the forms and points.
@@ -105,52 +121,47 @@ def parse(name: str, family: str | None = None) -> tuple[int, str]:
   >>> parse("blocks.3.hook_resid_post")
   (3, 'resid_post')
   """
-  match = re.fullmatch(r"layers\.(\d+)\.(\w+)", name)
-  if match is not None and match[2] in POINTS:
-    return int(match[1]), match[2]
-  match = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", name)
-  if match is not None and match[2] in _transformer_lens(family):
-    return int(match[1]), _transformer_lens(family)[match[2]]
-  for pattern, point in _modules(family):
-    match = re.fullmatch(pattern, name)
-    if match is not None:
-      return int(match[1]), point
+  known = model_lib.FAMILIES
+  families = [known[family]] if family else list(known.values())
+  found = {
+    (int(match[1]) if match.groups() else None, point)
+    for one in families
+    for pattern, point in _patterns(one)
+    if (match := re.fullmatch(pattern, name)) is not None
+  }
+  if len(found) == 1:
+    return found.pop()
+  several = ", not of several, as in different families or parts of it"
   raise errors.InputError(
     "harvest.point",
     name,
-    "must be the name of a site",
+    f"must be the name of a site{several if found else ''}",
     f"write layers.LAYER.POINT with POINT {_one_of(POINTS)}"
-    " (or blocks.LAYER.hook_POINT, or a module of transformers with its layer)",
+    " (or a name of TransformerLens, or a module of transformers with its layer)",
   )
 
 
-def _transformer_lens(family: str | None) -> dict[str, str]:
-  if family != "bert":
-    return {point: point for point in POINTS}
-  return {
-    "resid_pre": "resid_pre",
-    "attn_out": "attn_out",
-    "normalized_resid_mid": "resid_mid",
-    "mlp_out": "mlp_out",
-    "normalized_resid_post": "resid_post",
-  }
-
-
-def _modules(
-  family: str | None,
+def _patterns(
+  family: family_lib.Family,
 ) -> collections.abc.Iterator[tuple[str, str]]:
-  """Patterns of transformers' module names, with or without base prefix."""
-  known = model_lib.FAMILIES
-  for module in [known[family]] if family else known.values():
-    paths = [(path, port, p) for p, (path, port, _) in module.SITES.items()]
-    paths += [(path, "out", point) for path, point in module.ALIASES.items()]
-    for path, port, point in paths:
-      bare = re.escape(path.removeprefix(module.PREFIX).format("LAYER"))
-      pattern = bare.replace("LAYER", r"(\d+)")
-      suffix = ":in" if port == "in" else "(?::out)?"
-      prefix = re.escape(module.PREFIX)
-      # LlamaModel has modules `layers.3`, without the prefix.
-      yield f"(?:{prefix})?{pattern}{suffix}", point
+  """Patterns of the names of a family's points, in all forms."""
+  layer = lambda path: re.escape(path.format("LAYER")).replace(
+    "LAYER", r"(\d+)"
+  )
+  for point in family.sites:
+    outer = point in family_lib.OUTER_POINTS
+    yield layer(point if outer else f"layers.{{}}.{point}"), point
+    if point in family.hooks:
+      yield layer(family.hooks[point]), point
+  places = [(place, point) for point, place in family.sites.items()]
+  places += [
+    (family_lib.Place(p), point) for p, point in family.aliases.items()
+  ]
+  for place, point in places:
+    suffix = ":in" if place.port == "in" else "(?::out)?"
+    path = layer(place.module.removeprefix(family.prefix))
+    # LlamaModel has modules `layers.3`, without the prefix.
+    yield f"(?:{re.escape(family.prefix)})?{path}{suffix}", point
 
 
 def read(
@@ -160,10 +171,11 @@ def read(
   sites: collections.abc.Sequence[str],
   *,
   segment: Int[Array, "B T"] | None = None,
-) -> dict[str, Float[Array, "B T d"]]:
+) -> dict[str, Float[Array, "B T ..."]]:
   """Computes the tensors at sites.
 
-  The function is compiled, and XLA removes layers that no site depends on.
+  The function is compiled, and XLA removes layers that no site depends on, which
+  holds for scanned layers too.
 
   Args:
     model: the model.
@@ -194,11 +206,11 @@ def _read(
 ) -> dict[str, Array]:
   tensors = {}
 
-  def tap(name: str, h: Array) -> Array:
-    if name in names:
-      tensors[name] = h
+  def keep(name: str, h: Array) -> Array:
+    tensors[name] = h
     return h
 
+  tap = stack.Edits({name: partial(keep, name) for name in names})
   view = None if segment is None else ops.segmented(mask, segment)
   model.hidden(ids, mask, tap=tap, view=view)
   return tensors
@@ -212,7 +224,7 @@ def write(
   model: model_lib.Model,
   ids: Int[Array, "B T"],
   mask: Bool[Array, "B T"],
-  edits: collections.abc.Mapping[str, collections.abc.Callable[[Array], Array]],
+  edits: collections.abc.Mapping[str, Edit],
 ) -> Float[Array, "B T o"]:
   """Computes the model's output with h replaced by edits[site](h) at each site.
 
@@ -224,8 +236,8 @@ def write(
     model: the model.
     ids: token ids.
     mask: which tokens are real.
-    edits: functions of h [B, T, d], by name of a site in any of the forms
-      above.
+    edits: functions of h, of the shape of the point, by name of a site in any
+      of the forms above.
 
   Returns:
     Logits of a causal model, the last hidden state of an encoder.
@@ -239,10 +251,8 @@ def write(
   if len(named) < len(edits):
     raise ValueError(f"edits must be of different sites, got {list(edits)}")
 
-  def tap(name: str, h: Array) -> Array:
-    if name not in named:
-      return h
-    edited = named[name](h)
+  def checked(name: str, edit: Edit, h: Array) -> Array:
+    edited = edit(h)
     if edited.shape != h.shape or edited.dtype != h.dtype:
       raise ValueError(
         f"the edit of {name} must return {h.dtype} {h.shape},"
@@ -250,4 +260,5 @@ def write(
       )
     return edited
 
-  return model(ids, mask, tap=tap)
+  at = {name: partial(checked, name, edit) for name, edit in named.items()}
+  return model(ids, mask, tap=stack.Edits(at))

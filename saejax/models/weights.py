@@ -3,7 +3,8 @@
 import collections.abc
 import contextlib
 import pathlib
-from typing import NamedTuple
+import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,11 @@ from jaxtyping import Array, Float
 
 from saejax import errors
 from saejax.models import checkpoint, hub
+
+# Tensors that some checkpoints have beside their weights.
+BUFFER = re.compile(
+  r"(^|\.)(position_ids|(attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq)$"
+)
 
 
 class Linear(NamedTuple):
@@ -46,6 +52,7 @@ class Weights:
     self.dtype = dtype
     self._sources = sources
     self._prefix = ""
+    self._read = set()
 
   def strip_prefix(self, anchor: str, *prefixes: str) -> None:
     """Sets the prefix of names to the one for which a tensor exists.
@@ -87,6 +94,7 @@ class Weights:
         or has an entry that is not finite in the model's dtype.
     """
     key = name if absolute else self._prefix + name
+    self._read.add(key)
     if key not in self._sources:
       raise self._missing(key)
     handle, stored = self._sources[key]
@@ -167,6 +175,33 @@ class Weights:
     """
     return Norm(self.take(f"{name}.weight", d), self.take(f"{name}.bias", d))
 
+  def refuse_unread(self) -> None:
+    """Checks that every tensor of the parts that were read was read.
+
+    Buffers are left out, and parts that the model has beside the ones that were
+    read, such as heads of tasks.
+
+    Raises:
+      InputError: the weights have tensors that the settings do not provide for,
+        such as a bias or a further layer; names them.
+    """
+    part = lambda key: key.removeprefix(self._prefix).split(".")[0]
+    parts = {part(key) for key in self._read}
+    extra = sorted(
+      key
+      for key in self._sources.keys() - self._read
+      if part(key) in parts and not BUFFER.search(key)
+    )
+    if extra:
+      more = f", nor {len(extra) - 3} more" if len(extra) > 3 else ""
+      raise errors.InputError(
+        hub.FIELD,
+        self.folder,
+        f"the weights must not have {', '.join(extra[:3])}{more}, for which "
+        "config.json has no place",
+        "use the config.json and the weights of one model",
+      )
+
   def _missing(self, key: str) -> errors.InputError:
     return errors.InputError(
       hub.FIELD,
@@ -174,6 +209,32 @@ class Weights:
       f"the weights must have {key}",
       "use a complete checkpoint of the family in config.json",
     )
+
+
+def head(
+  w: Weights, config: Any, names: tuple[str, ...] = ("lm_head.weight",)
+) -> dict[str, Array]:
+  """Reads the language head, where it is not the token table.
+
+  A base model or a classifier may lack it.
+
+  Args:
+    w: the tensors of the checkpoint.
+    config: settings with `tied`, `has_head`, `vocabulary` and `d`.
+    names: names that checkpoints give it.
+
+  Returns:
+    {"head": weights [V, d]}, or nothing.
+
+  Raises:
+    InputError: the language model of config.json lacks it, or it has another
+      shape or type.
+  """
+  stored = [name for name in names if w.holds(name)]
+  if config.tied or not (stored or config.has_head):
+    return {}
+  name = (*stored, *names)[0]
+  return {"head": w.take(name, config.vocabulary, config.d, absolute=True)}
 
 
 @contextlib.contextmanager

@@ -335,6 +335,8 @@ class SAE(flax.struct.PyTreeNode):
       pre, z, product = self.activation.autoencoded(self.encoder, ctx)
       return pre, DenseLatents(z), product + self.b_dec, None
     if not self.has_sparse_engine:
+      if not self.activation.fused:
+        self._row_k()
       raise ValueError(
         f"{type(self.encoder).__name__} with {type(self.activation).__name__} "
         'has no sparse engine; use engine="dense"'

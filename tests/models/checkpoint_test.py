@@ -14,6 +14,7 @@ from saejax import errors, models
 from saejax.data.text import conversations, subject
 from saejax.models import (
   checkpoint,
+  family,
   generate,
   gguf,
   gguf_llama,
@@ -101,7 +102,7 @@ class GgufModelTest(parameterized.TestCase):
     folder = folder_of(self.folder / "saved")
     ids = jnp.asarray(gguf_files.expected()["ids"])
     mask = jnp.ones(ids.shape, bool)
-    sites = [f"layers.{l}.{p}" for l in (0, 1) for p in taps.POINTS]
+    sites = [f"layers.{l}.{p}" for l in (0, 1) for p in family.LAYER_POINTS]
     found = []
     for path in (folder, gguf_files.GOLDEN):
       model = models.load(str(path))

@@ -1,5 +1,7 @@
 """saejax/models/config_file.py: what is not implemented is refused."""
 
+import json
+
 from absl.testing import absltest, parameterized
 
 from saejax.models import model as model_lib
@@ -32,7 +34,11 @@ class RefusalTest(golden.Refusals):
     ("llama_gqa_tied", "layer_types", ["sliding_attention"] * 2),
     ("llama_gqa_tied", "partial_rotary_factor", 0.5),
     ("llama_gqa_tied", "attention_bias", 1),
-    ("llama_gqa_tied", "rope_scaling", {"type": "yarn", "factor": 2.0}),
+    ("llama_gqa_tied", "rope_scaling", {"type": "proportional"}),
+    ("llama_gqa_tied", "rope_scaling", {"type": ["yarn"]}),
+    ("llama_gqa_tied", "rope_scaling", {"type": "yarn"}),
+    ("llama_gqa_tied", "rope_parameters", {"mrope_section": [16, 24]}),
+    ("llama_gqa_tied", "use_sliding_window", True),
     ("llama_gqa_tied", "rope_parameters", {"rope_type": "dynamic"}),
     ("llama_gqa_tied", "rope_parameters", {"rope_type": "linear"}),
     ("llama_gqa_tied", "rope_parameters", {"partial_rotary_factor": 0.5}),
@@ -43,6 +49,25 @@ class RefusalTest(golden.Refusals):
     ("llama_gqa_tied", "rms_norm_eps", float("nan")),
     ("llama_gqa_tied", "rms_norm_eps", 10**400),
     ("llama_gqa_tied", "architectures", "LlamaForCausalLM"),
+    ("mistral_windows", "sliding_window", 0),
+    ("mistral_windows", "layer_types", ["sliding_attention"] * 2),
+    ("qwen2_yarn_some_windows", "layer_types", ["sliding_attention"]),
+    ("qwen2_tied", "layer_types", ["chunked_attention"] * 2),
+    ("qwen2_tied", "layer_types", ["sliding_attention"] * 2),
+    ("qwen3_dynamic", "head_dim", 2),
+    ("gemma2_caps_windows", "sliding_window", "4096"),
+    ("gemma2_caps_windows", "final_logit_softcapping", -1.0),
+    ("gemma2_caps_windows", "use_bidirectional_attention", True),
+    ("gemma3_text_local_global", "attn_logit_softcapping", 50.0),
+    ("gemma_shared_key", "final_logit_softcapping", 30.0),
+    (
+      "gpt_neox_parallel",
+      "rope_parameters",
+      {"partial_rotary_factor": 0.4},
+    ),
+    ("gpt_neox_parallel", "num_attention_heads", 3),
+    ("phi3_longrope", "partial_rotary_factor", "half"),
+    ("phi3_longrope", "rope_scaling", {"type": "longrope"}),
     ("gpt2", "n_embd", [[[[[[[[]]]]]]]]),
     ("gpt2", "model_type", ["gpt2"]),
     ("bert", "position_embedding_type", {"a": 1}),
@@ -53,6 +78,34 @@ class RefusalTest(golden.Refusals):
     if isinstance(value, dict) and key.startswith("rope_"):
       key = ""  # named by the entry inside
     self.assert_refused(known_by + key)
+
+  def test_lists_of_divisors_have_one_for_each_frequency(self):
+    rope = golden.config("phi3_longrope")["rope_parameters"]
+    for divisors in ([1.0] * 3, [1.0, 1.0, 1.0, 0.0], 2.0):
+      changed = {"rope_parameters": rope | {"long_factor": divisors}}
+      golden.folder(self.path, "phi3_longrope", settings=changed)
+      self.assert_refused("config.json: long_factor must be")
+
+  def test_null_turns_a_setting_off_and_absence_does_not(self):
+    path = golden.folder(self.path, "gemma2_caps_windows")
+    values = golden.config("gemma2_caps_windows")
+    for change, want in ((None, None), (7.0, 7.0), ("absent", 30.0)):
+      changed = values | {"final_logit_softcapping": change}
+      if change == "absent":
+        del changed["final_logit_softcapping"]
+      (self.path / "config.json").write_text(json.dumps(changed))
+      self.assertEqual(model_lib.load(path).config.logit_cap, want)
+
+  def test_a_cap_of_logits_beside_a_vision_tower(self):
+    text = golden.config("gemma3_text_local_global")
+    for values, message in (
+      ({"text_config": text}, "config.json: final_logit_softcapping must be"),
+      ({}, "config.json: text_config must be"),
+    ):
+      self.path.mkdir(exist_ok=True)
+      values = values | {"model_type": "gemma3"}
+      (self.path / "config.json").write_text(json.dumps(values))
+      self.assert_refused(message)
 
   def test_settings_that_change_nothing_are_accepted(self):
     golden.folder(

@@ -14,7 +14,7 @@ from saejax.models import model as model_lib
 from tests import shared
 from tests.models import golden
 
-FAMILIES = ("gpt2", "llama_gqa_tied")
+FAMILIES = ("gpt2_untied_scaled", "llama_gqa_tied", *golden.SMALL)
 BOS = 1
 
 

@@ -10,9 +10,23 @@ import safetensors.numpy
 from absl.testing import parameterized
 
 from saejax import errors
+from saejax.models import family, taps
 from saejax.models import model as model_lib
 
 FILES = pathlib.Path(__file__).resolve().parents[1] / "golden"
+SMALL = (  # of width 16, with every site
+  "gemma2_caps_windows",
+  "gemma3_text_local_global",
+  "gemma_shared_key",
+  "gpt_neox_parallel",
+  "gpt_neox_sequential_tied",
+  "mistral_windows",
+  "phi3_longrope",
+  "phi3_windows_part_rotated",
+  "qwen2_tied",
+  "qwen2_yarn_some_windows",
+  "qwen3_dynamic",
+)
 CASES = (
   "bert",
   "bert_no_pooler_relu",
@@ -23,7 +37,9 @@ CASES = (
   "llama_linear_rope",
   "llama_mha_biased",
   "llama_scaled_rope",
+  *SMALL,
 )
+DECODERS = tuple(case for case in CASES if not case.startswith("bert"))
 # Content of a JSON file that no model has, by what is wrong with it.
 HOSTILE = {
   "nested too deep": b'{"a":' * 100_000,
@@ -37,7 +53,19 @@ HOSTILE = {
   "nothing": b"",
   "digits": b'{"a": ' + b"9" * 5000 + b"}",
 }
-POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+# What the records of the first families hold.
+FIVE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+
+
+def sites(config: model_lib.Config) -> list[str]:
+  """Names of every site of a model."""
+  return [
+    taps.resolve(config, layer, point).name
+    for point in model_lib.FAMILIES[config.family].points(config)
+    for layer in (
+      [None] if point in family.OUTER_POINTS else range(config.layers)
+    )
+  ]
 
 
 def expected(name: str) -> dict[str, np.ndarray]:

@@ -15,7 +15,10 @@ from saejax.models import generate, taps
 from saejax.models import model as model_lib
 from tests.models import golden
 
-FAMILIES = ("bert", "gpt2", "llama_scaled_rope")
+FAMILIES = (
+  "bert", "gpt2", "llama_scaled_rope", "gemma2_caps_windows",
+  "gpt_neox_parallel", "phi3_longrope",
+)  # fmt: skip
 UNTIED = (  # with the architectures that have no language head
   ("gpt2_untied_scaled", "GPT2Model"),
   ("llama_linear_rope", "LlamaForSequenceClassification"),
@@ -46,7 +49,8 @@ class LoadTest(parameterized.TestCase):
   def test_sizes(self, case):
     model = model_lib.load(golden.folder(self.path, case))
     sizes = model.family, model.d, model.layers, model.vocabulary
-    self.assertEqual(sizes, (case.split("_")[0], 24, 2, 40))
+    widths = (16, 2, 24) if case in golden.SMALL else (24, 2, 40)
+    self.assertEqual(sizes, (golden.config(case)["model_type"], *widths))
     self.assertEqual(model.name, str(self.path))
     hash(model.config)  # static under jit
     for leaf in jax.tree.leaves(model):
@@ -71,7 +75,7 @@ class LoadTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "float32 or bfloat16"):
       model_lib.load(folder, dtype="float16")
 
-  @parameterized.parameters("bert", "gpt2", "llama_scaled_rope")
+  @parameterized.parameters(*FAMILIES)
   def test_every_family_runs_in_bfloat16(self, case):
     model = model_lib.load(golden.folder(self.path, case), dtype="bfloat16")
     out = run(model, jnp.ones((2, T), jnp.int32), jnp.ones((2, T), bool))
@@ -87,9 +91,15 @@ class LoadTest(parameterized.TestCase):
       model.params["token"], rounded.astype(np.float32)
     )
 
-  @parameterized.parameters("gpt2", "llama_gqa_tied", "bert")
+  @parameterized.parameters(
+    "gpt2",
+    "llama_gqa_tied",
+    "bert",
+    "gemma_shared_key",
+    "gpt_neox_sequential_tied",
+  )
   def test_base_prefix_may_be_there_or_not(self, case):
-    prefix = model_lib.FAMILIES[case.split("_")[0]].PREFIX
+    prefix = model_lib.FAMILIES[golden.config(case)["model_type"]].prefix
     tensors = golden.weights(case)
     bare = {k.removeprefix(prefix): v for k, v in tensors.items()}
     full = {prefix + k: v for k, v in bare.items()}
@@ -186,7 +196,7 @@ class ForwardTest(parameterized.TestCase):
   @parameterized.product(case=FAMILIES, left=[False, True])
   def test_padding_changes_no_real_row(self, case, left):
     model = self.load(case)
-    ids = jnp.asarray(self.rng.integers(0, 40, (2, T)), jnp.int32)
+    ids = jnp.asarray(self.rng.integers(0, model.vocabulary, (2, T)), jnp.int32)
     alone = run(model, ids, jnp.ones((2, T), bool))
     sides = ((0, 0), (4, 0) if left else (0, 4))
     padded = jnp.pad(ids, sides, constant_values=7)
@@ -200,7 +210,7 @@ class ForwardTest(parameterized.TestCase):
   @parameterized.parameters(*FAMILIES)
   def test_ids_under_the_mask_do_not_matter(self, case):
     model = self.load(case)
-    ids = jnp.asarray(self.rng.integers(0, 40, (2, T)), jnp.int32)
+    ids = jnp.asarray(self.rng.integers(0, model.vocabulary, (2, T)), jnp.int32)
     mask = jnp.arange(T)[None] < jnp.array([[5], [0]])
     other = jnp.where(mask, ids, 3)
     a, b = run(model, ids, mask), run(model, other, mask)
@@ -210,18 +220,18 @@ class ForwardTest(parameterized.TestCase):
   @parameterized.parameters("gpt2", "llama_scaled_rope")
   def test_causal_models_do_not_look_ahead(self, case):
     model = self.load(case)
-    ids = jnp.asarray(self.rng.integers(0, 40, (1, T)), jnp.int32)
+    ids = jnp.asarray(self.rng.integers(0, model.vocabulary, (1, T)), jnp.int32)
     mask = jnp.ones((1, T), bool)
-    changed = ids.at[0, 6].set((ids[0, 6] + 1) % 40)
+    changed = ids.at[0, 6].set((ids[0, 6] + 1) % model.vocabulary)
     a, b = run(model, ids, mask), run(model, changed, mask)
     np.testing.assert_array_equal(a[:, :6], b[:, :6])
     self.assertGreater(float(jnp.abs(a[:, 6:] - b[:, 6:]).min(-1).min()), 0)
 
   def test_encoders_look_both_ways(self):
     model = self.load("bert")
-    ids = jnp.asarray(self.rng.integers(0, 40, (1, T)), jnp.int32)
+    ids = jnp.asarray(self.rng.integers(0, model.vocabulary, (1, T)), jnp.int32)
     mask = jnp.ones((1, T), bool)
-    changed = ids.at[0, 6].set((ids[0, 6] + 1) % 40)
+    changed = ids.at[0, 6].set((ids[0, 6] + 1) % model.vocabulary)
     difference = jnp.abs(run(model, ids, mask) - run(model, changed, mask)).max(
       -1
     )
@@ -237,7 +247,7 @@ class ForwardTest(parameterized.TestCase):
   @parameterized.parameters(*FAMILIES)
   def test_an_id_outside_the_vocabulary_gives_nan_not_another_token(self, case):
     model = self.load(case)
-    for outside in (40, -1, -40, 50256):
+    for outside in (model.vocabulary, -1, -model.vocabulary, 50256):
       ids = jnp.zeros((2, T), jnp.int32).at[0, 0].set(outside)
       out = run(model, ids, jnp.ones((2, T), bool))
       self.assertTrue(bool(jnp.isnan(out[0]).all()), outside)
@@ -249,7 +259,7 @@ class ForwardTest(parameterized.TestCase):
   ):
     model = self.load(case)
     mask = np.ones((2, T), bool)
-    for outside in (40, -1, 50256, 2**31 + 3):
+    for outside in (model.vocabulary, -1, 50256, 2**31 + 3):
       ids = np.zeros((2, T), np.int64)
       ids[1, 3:5] = outside
       for use in (
@@ -258,17 +268,18 @@ class ForwardTest(parameterized.TestCase):
         lambda ids=ids: taps.write(model, ids, mask, {}),
       ):
         with self.assertRaisesRegex(
-          errors.InputError, rf"^ids={outside}: .*\[0, 40\).* 2 of 18 ids are"
+          errors.InputError,
+          rf"^ids={outside}: .*\[0, {model.vocabulary}\).* 2 of 18 ids are",
         ):
           use()
 
   @parameterized.parameters(*FAMILIES)
   def test_padding_may_have_any_id(self, case):
     model = self.load(case)
-    ids = self.rng.integers(0, 40, (2, T)).astype(np.int32)
+    ids = self.rng.integers(0, model.vocabulary, (2, T)).astype(np.int32)
     mask = np.arange(T)[None] < np.array([[5], [T]])
     want = run(model, ids, mask)
-    for padding in (-100, 40, 50257):
+    for padding in (-100, model.vocabulary, 50257):
       padded = np.where(mask, ids, padding)
       np.testing.assert_array_equal(run(model, padded, mask), want)
       found = taps.read(model, padded, mask, ["layers.1.resid_post"])

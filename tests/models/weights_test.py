@@ -3,6 +3,7 @@
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from saejax.models import model as model_lib
 from tests.models import golden
 
 
@@ -79,6 +80,38 @@ class RefusalTest(golden.Refusals):
     tensors["transformer.wte.weight"][3, 5] = np.inf
     golden.folder(self.path, "gpt2", tensors=tensors)
     self.assert_refused("transformer.wte.weight must be finite", "1 of 960")
+
+  @parameterized.parameters(
+    ("llama_gqa_tied", "model.layers.0.self_attn.q_proj.bias"),
+    ("llama_gqa_tied", "model.layers.1.self_attn.q_norm.weight"),
+    ("qwen2_tied", "model.layers.2.mlp.up_proj.weight"),
+    ("gpt2_bare", "h.0.ln_3.weight"),
+    ("gpt_neox_parallel", "embed_out.bias"),
+    ("bert", "encoder.layer.0.output.dense.extra"),
+  )
+  def test_a_tensor_without_a_place(self, case, key):
+    tensors = golden.weights(case)
+    if key == "embed_out.bias":  # the name of the head in older checkpoints
+      tensors["embed_out.weight"] = tensors.pop("lm_head.weight")
+      golden.folder(self.path, case, tensors=tensors)
+      model_lib.load(str(self.path))
+    tensors[key] = np.ones(3, np.float32)
+    golden.folder(self.path, case, tensors=tensors)
+    self.assert_refused(f"must not have {key}, for which config.json")
+
+  def test_many_tensors_without_a_place_are_counted(self):
+    golden.folder(self.path, "gpt2", settings={"n_layer": 1})
+    self.assert_refused("transformer.h.1.attn.c_attn.weight, ", "nor 9 more")
+
+  def test_buffers_and_parts_that_are_not_read_may_be_there(self):
+    more = {
+      "transformer.h.0.attn.bias": np.ones((1, 1, 3, 3), np.uint8),
+      "transformer.h.1.attn.masked_bias": np.ones((), np.float32),
+      "score.weight": np.ones((2, 24), np.float32),
+    }
+    tensors = golden.weights("gpt2") | more
+    golden.folder(self.path, "gpt2", tensors=tensors)
+    self.assertEqual(model_lib.load(str(self.path)).layers, 2)
 
   def test_wrong_shape(self):
     settings = {"intermediate_size": 41}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,13 +14,14 @@ from jaxtyping import Array, Float
 
 from saejax.errors import InputError
 from saejax.models import checkpoint, hub, taps, tokenizer
+from saejax.models import family as family_lib
 from saejax.models import model as models
 
 # Positions at the start of a text whose residual norm is up to a hundred times
 # that of others from some layer on, whatever token is there (SmolLM2-135M: 24,000
 # against 300 after layer 12). The multiple of the median misses some layers.
 # Sun et al., Massive Activations in Large Language Models, 2024, arXiv:2402.17762.
-SINKS = {"llama": 1}
+SINKS = {"llama": 1, "mistral": 1}
 # Choices of the special tokens around windows, see `at_site`.
 SPECIAL_TOKENS = ("tokenizer", "add", "none")
 Forward = Callable[[np.ndarray, np.ndarray], Float[Array, "B T ..."]]
@@ -111,7 +113,7 @@ def at_site(
   family = models.FAMILIES[file.choice("model_type", models.FAMILIES, "")]
   config = family.read_config(file)
   sites = _sites(config, layer, point)
-  if score and family is models.FAMILIES["bert"]:
+  if score and not family.causal:
     raise InputError(
       "harvest.score",
       score,
@@ -140,7 +142,7 @@ def at_site(
 
   forward = _Forward(name, [site.name for site in sites])
   return Subject(
-    d=config.d,
+    d=math.prod(family_lib.shape(config, point)),
     encode=encode,
     forward=forward,
     sites=len(sites),
@@ -240,9 +242,9 @@ class _Forward:
 
   def __call__(self, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
     found = taps.read(self._model, ids, mask, self._sites)
-    if len(found) == 1:
-      return found[self._sites[0]]
-    return jnp.stack([found[site] for site in self._sites], axis=2)
+    # Heads are joined: the width of a row is that of all of them.
+    x = [found[site].reshape(*ids.shape, -1) for site in self._sites]
+    return x[0] if len(x) == 1 else jnp.stack(x, axis=2)
 
   def entropy(self, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
     """Entropy of the prediction at each token [B, T], in nats."""

@@ -10,6 +10,8 @@ from absl.testing import absltest, parameterized
 from saejax.data import harvest
 from saejax.data.text import subject
 from saejax.errors import InputError
+from saejax.models import model as models
+from saejax.models import taps
 from tests.data import tiny
 from tests.models import golden
 
@@ -35,6 +37,26 @@ class SubjectTest(parameterized.TestCase):
     backend.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps(dict(roles)))
     return str(path)
+
+  @parameterized.parameters(
+    ("gpt2", "z", 24),
+    ("gpt2", "mlp_hidden", 96),
+    ("gpt2", "final_norm", 24),
+    ("llama_gqa_tied", "k", 8),
+    ("llama_gqa_tied", "mlp_hidden", 40),
+  )
+  def test_rows_of_inner_points_have_the_heads_joined(self, case, point, d):
+    folder = self.folder(case=case)
+    found = subject.at_site(folder, 1, point)
+    self.assertEqual(found.d, d)
+    ids = np.arange(12, dtype=np.int32).reshape(2, 6)
+    mask = np.ones((2, 6), bool)
+    x = found.forward(ids, mask)
+    self.assertEqual(x.shape, (2, 6, d))
+    model = models.load(folder)
+    name = point if point == "final_norm" else f"layers.1.{point}"
+    want = taps.read(model, ids, mask, [name])[name]
+    np.testing.assert_array_equal(x, want.reshape(2, 6, d))
 
   @parameterized.parameters(
     ("<s> $A", {"bos_token": "<s>"}, "tokenizer", (0,), (), {0}),
