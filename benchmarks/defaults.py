@@ -68,7 +68,6 @@ def departures(
     d: width of the rows.
   """
   rate, batch = TrainConfig().rate(config.n), TrainConfig.batch_rows
-  k, half = config.k, revival.default_k_aux(d)
   values: dict[str, tuple[Any, ...]] = {
     "batch_rows": tuple(f * batch // 2 for f in (1, 4, 8)),
     "learning_rate": (rate / 2, rate * 2),
@@ -76,12 +75,12 @@ def departures(
     "decay_fraction": (0.2, 1.0),
     "clip_norm": ("off", 1.0),
     "dead_after_tokens": (rows // 100, rows // 10),
-    "k_aux": tuple(dict.fromkeys(min(a, config.n) for a in (4 * k, half))),
+    "k_aux": (min(4 * config.k, config.n),),
     "aux_weight": (1 / 32, 1 / 2),
     B2: (0.99,),
   }
   paper = {
-    "k_aux": min(half, config.n),
+    "k_aux": min(revival.default_k_aux(d), config.n),
     "aux_weight": 1 / 32,
     "dead_after_tokens": rows // 10,
   }

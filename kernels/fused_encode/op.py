@@ -11,7 +11,6 @@ chunk of rows; on a TPU the Pallas form (`tpu.py`) makes none except of the rows
 that it cannot certify.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -107,12 +106,10 @@ def encode_topk_counted(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
-def _encode(
-  x, b_pre, W_enc, b_enc, most, k, dtype, ordered, magnitude
-) -> tuple[Array, Array, Array]:
+def _encode(x, b_pre, W_enc, b_enc, most, k, dtype, ordered, magnitude):
   data = mesh.axis_or_none(mesh.DATA, x.shape[0])
   latent = mesh.axis_or_none(mesh.LATENT, W_enc.shape[0])
-  body: Callable[..., tuple[Array, Array, Array]] = partial(
+  body = partial(
     _on_shard,
     k=k,
     dtype=dtype,
