@@ -6,9 +6,9 @@ For each n and share of dead latents, in rounds that take every contender once:
 
   step        a TopK step without AuxK (forward, loss, gradients)
   dense       the definition, from the pre-activations of all latents
-  any_number  fused encode among the dead: the sparse engine's form where no
-              compact one holds them
-  chosen      what the sparse engine runs: the smallest form that holds them
+  any_number  fused encode of all latents, in which the dead compete: what the
+              sparse engine runs where many are dead
+  chosen      what the sparse engine runs: few dead latents are encoded alone
 
 Every contender computes the reconstruction that the residual needs, which
 `step` computes too: `over_step` is the time that AuxK adds to a step, over the
@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from saejax.recipes import row_sparse
+from saejax.kernels.fused_encode import xla
+from saejax.recipes import common, row_sparse
 from saejax.training.parts import losses, revival, rules
 from saejax.training.recipe import Record, mean
 
@@ -43,9 +44,9 @@ WRITE = flags.DEFINE_string("write", "", "JSON file to write the figures to.")
 def contenders(n: int):
   """Functions of (sae, x, tokens since each latent fired)."""
   tracker = rules.DeadTracker(100)
-  term = revival.aux_k(revival.default_k_aux(D), among=tracker)
+  term = revival.aux_k(K, among=tracker)
 
-  def loss(sae, x, since, *, engine: str, compact_bytes: int | None):
+  def loss(sae, x, since, *, engine: str, compact: int | None):
     record = Record(
       forward=sae.forward(x, engine=engine),
       sae=sae,
@@ -53,20 +54,20 @@ def contenders(n: int):
       engine=engine,
     )
     value = mean(losses.normalised_mse(record), None)
-    if compact_bytes is None:
+    if compact is None:
       return value
-    with mock.patch.object(revival, "COMPACT_BYTES", compact_bytes):
-      return value + term.fn(record) / 32
+    with mock.patch.object(xla, "COMPACT", compact):
+      return value + common.AUX_WEIGHT * term.fn(record)
 
-  def gradients(engine, compact_bytes):
-    run = lambda *args: loss(*args, engine=engine, compact_bytes=compact_bytes)
+  def gradients(engine, compact):
+    run = lambda *args: loss(*args, engine=engine, compact=compact)
     return jax.jit(jax.value_and_grad(run))
 
   return {
     "step": gradients("sparse", None),
-    "dense": gradients("dense", 0),
-    "any_number": gradients("sparse", 0),
-    "chosen": gradients("sparse", revival.COMPACT_BYTES),
+    "dense": gradients("dense", xla.COMPACT),
+    "any_number": gradients("sparse", 1),
+    "chosen": gradients("sparse", xla.COMPACT),
   }
 
 
@@ -119,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
     "batch_rows": B,
     "d": D,
     "k": K,
-    "k_aux": revival.default_k_aux(D),
+    "k_aux": K,
     "figures": found,
   }
   if WRITE.value:

@@ -146,8 +146,8 @@ def older(of: Mapping[str, Any]) -> str:
     return ""
   where = "" if len(sites) == len(of["sites"]) else f" on {'; '.join(sites)}"
   return (
-    f" The measurements{where} precede two changes: thresholds are now estimated "
-    "from rows, and all dead latents are revived."
+    f" The measurements{where} precede three changes: thresholds are now estimated "
+    "from rows, all dead latents are revived, and AuxK's defaults are others."
   )
 
 

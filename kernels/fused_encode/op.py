@@ -35,6 +35,7 @@ def encode_topk(
   *,
   ordered: bool = True,
   magnitude: bool = False,
+  most: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
   """The k largest pre-activations of each row, in float32, with indices.
 
@@ -49,6 +50,8 @@ def encode_topk(
     ordered: whether entries come largest first; else in index order, which is
       faster.
     magnitude: whether entries are ranked by |a|; values keep their signs.
+    most: upper bound of the number of latents that compete. Plain JAX encodes
+      them alone where they are few and lie on one device.
 
   Raises:
     ValueError: k outside [1, n].
@@ -62,6 +65,7 @@ def encode_topk(
     dtype,
     ordered=ordered,
     magnitude=magnitude,
+    most=most,
   )[:2]
 
 
@@ -75,11 +79,13 @@ def encode_topk_counted(
   *,
   ordered: bool = True,
   magnitude: bool = False,
+  most: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"], Int[Array, ""]]:
   """`encode_topk`, and how many rows its kernel redid densely.
 
   Args:
-    x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude: see `encode_topk`.
+    x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude, most: see
+      `encode_topk`.
 
   Returns:
     Values, indices, and the number of rows without a certificate, counted once
@@ -92,15 +98,15 @@ def encode_topk_counted(
   if not 1 <= k <= n:
     raise ValueError(f"k must be in [1, n={n}], got {k}")
   values, indices, redone = _encode(
-    x.reshape(-1, d), b_pre, W_enc, b_enc, k, dtype, ordered, magnitude
+    x.reshape(-1, d), b_pre, W_enc, b_enc, most, k, dtype, ordered, magnitude
   )
   shape = (*x.shape[:-1], k)
   count = jnp.sum(redone.astype(jnp.int32))
   return values.reshape(shape), indices.reshape(shape), count
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _encode(x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude):
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+def _encode(x, b_pre, W_enc, b_enc, most, k, dtype, ordered, magnitude):
   data = mesh.axis_or_none(mesh.DATA, x.shape[0])
   latent = mesh.axis_or_none(mesh.LATENT, W_enc.shape[0])
   body = partial(
@@ -111,16 +117,18 @@ def _encode(x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude):
     magnitude=magnitude,
     axis=latent,
   )
+  args, specs = (x - b_pre, W_enc, b_enc), (P(data), P(latent), P(latent))
+  if most is not None and not latent:
+    args, specs = (*args, most), (*specs, P())
   if data or latent:
-    body = mesh.per_shard(
-      body,
-      (P(data), P(latent), P(latent)),
-      (P(data), P(data), P(data, latent)),
-    )
-  return body(x - b_pre, W_enc, b_enc)
+    outs = P(data), P(data), P(data, latent)
+    body = mesh.per_shard(body, specs, outs)
+  return body(*args)
 
 
-def _on_shard(x, W_enc, b_enc, *, k, dtype, ordered, magnitude, axis):
+def _on_shard(
+  x, W_enc, b_enc, most=None, *, k, dtype, ordered, magnitude, axis
+):
   """Selection on one shard's rows and latents, then among all shards."""
   x, W_enc = x.astype(dtype), W_enc.astype(dtype)
   (rows, d), n = x.shape, W_enc.shape[0]
@@ -129,7 +137,9 @@ def _on_shard(x, W_enc, b_enc, *, k, dtype, ordered, magnitude, axis):
 
   def plain(x, W, b):
     none = jnp.zeros(rows, bool)
-    return *xla.encode_select(x, W, b, own, select=select), none
+    if most is None:
+      return *xla.encode_select(x, W, b, own, select=select), none
+    return *xla.encode_select_among(x, W, b, most, own, select=select), none
 
   kernel = None
   sizes = tpu.blocks(rows, n, d, own, dtype)
@@ -149,8 +159,8 @@ def _on_shard(x, W_enc, b_enc, *, k, dtype, ordered, magnitude, axis):
   return values, indices, redone[:, None]
 
 
-def _encode_forward(x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude):
-  out = _encode(x, b_pre, W_enc, b_enc, k, dtype, ordered, magnitude)
+def _encode_forward(x, b_pre, W_enc, b_enc, most, k, dtype, ordered, magnitude):
+  out = _encode(x, b_pre, W_enc, b_enc, most, k, dtype, ordered, magnitude)
   return out, (x, b_pre, W_enc, out[1])
 
 
@@ -162,7 +172,7 @@ def _encode_backward(k, dtype, ordered, magnitude, saved, cotangents):
   d_b = sparse_xla.scatter_scalars(g, indices, W_enc.shape[0])
   d_b_pre = -(d_b @ W_enc)
   d_x = sparse.decode_rows(g, indices, W_enc).astype(x.dtype)
-  return d_x, d_b_pre.astype(b_pre.dtype), d_W.astype(W_enc.dtype), d_b
+  return d_x, d_b_pre.astype(b_pre.dtype), d_W.astype(W_enc.dtype), d_b, None
 
 
 _encode.defvjp(_encode_forward, _encode_backward)

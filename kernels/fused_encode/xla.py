@@ -20,6 +20,8 @@ GPU_CHUNK_BYTES = 1 << 30
 # would take longer than multiplying.
 GPU_CHUNK_ROWS = 1024
 
+COMPACT = 8  # a compact form encodes n / 8 latents
+
 Select = Callable[
   [Float[Array, "b n"], int], tuple[Float[Array, "b k"], Int[Array, "b k"]]
 ]
@@ -99,3 +101,36 @@ def encode_select(
     cuda=partial(in_chunks, GPU_CHUNK_BYTES, least=GPU_CHUNK_ROWS),
     default=partial(in_chunks, CHUNK_BYTES),
   )
+
+
+def encode_select_among(
+  x: Float[Array, "b d"],
+  W: Float[Array, "n d"],
+  b: Float[Array, "n"],
+  most: Int[Array, ""],
+  k: int,
+  *,
+  select: Select,
+) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+  """`encode_select` where few latents may compete: these alone, if they are few.
+
+  Args:
+    x, W, k, select: see `encode_select`.
+    b: biases; -inf for latents that do not compete.
+    most: upper bound of the number of latents that compete.
+  """
+  n = W.shape[0]
+  size = max(k, n // COMPACT)
+  whole = partial(encode_select, k=k, select=select)
+  if size >= n:
+    return whole(x, W, b)
+
+  def compact(x, W, b):
+    competes = b != -jnp.inf
+    latents = jnp.nonzero(competes, size=size, fill_value=0)[0]
+    filled = jnp.arange(size) < jnp.sum(competes)
+    b = jnp.where(filled, b[latents], -jnp.inf)
+    values, position = whole(x, W[latents], b)
+    return values, latents[position]
+
+  return jax.lax.cond(most <= size, compact, whole, x, W, b)

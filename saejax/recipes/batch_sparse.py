@@ -28,7 +28,7 @@ def batchtopk(
 ) -> Recipe:
   """BatchTopK SAE: the k B largest pre-activations of a batch of B rows.
 
-      loss = |x - x_hat|^2 + 1/32 AuxK
+      loss = |x - x_hat|^2 + 1/8 AuxK
 
   summed over d, averaged over rows. After training a threshold replaces the
   selection, so that rows are independent: the one with a mean of k active
@@ -44,8 +44,7 @@ def batchtopk(
     k: mean number of active latents per row, which may be a fraction.
     aux: which latents AuxK revives, "dead" or "zipf": see `feature_choice`.
     signed: rank |a| and keep a with its sign, as `row_sparse.abstopk` does.
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
@@ -86,7 +85,7 @@ def feature_choice(
   """Feature Choice SAE: latent i keeps its m_i largest of the batch's B rows.
 
       sum_i m_i = k B;    uniform: m_i = k B / n;    zipf: m_i ~ 1 / (i + beta)
-      loss = |x - x_hat|^2 + 1/32 AuxK
+      loss = |x - x_hat|^2 + 1/8 AuxK
 
   summed over d, averaged over rows; m_i is clipped to [1, B]. Every latent that
   is positive on some row fires in training. After training each latent has its
@@ -105,8 +104,7 @@ def feature_choice(
     budget: rows of each latent, "uniform" or "zipf".
     alpha, beta: of the zipf law, m_i ~ 1 / (rank_i + beta)^alpha.
     aux: which latents AuxK revives, "dead" or "zipf".
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`; batch_rows below n / k, which leave
       latents without a row, are refused where they are given.
@@ -159,8 +157,7 @@ def mc_then_fc(
     budget: rows of each latent in the second phase, "uniform" or "zipf".
     alpha, beta: of the zipf law, m_i ~ 1 / (rank_i + beta)^alpha.
     aux: which latents AuxK revives, "dead" or "zipf".
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `feature_choice`.
 
@@ -238,7 +235,7 @@ def _allotted(
     init=partial(initial.init, activation=activation),
     terms={"mse": Term(fn=losses.mse)},
     rules=moving,
-    aux=common.aux_k(k_aux, aux_weight, **among),
+    aux=common.aux_k(k_aux, aux_weight, k, **among),
     finish=finish.to_jumprelu
     if shares is None
     else finish.to_column_thresholds,

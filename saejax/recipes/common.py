@@ -21,7 +21,9 @@ from saejax.training.recipe import Recipe, Record, Rule, Term, constant
 adam = partial(optax.adam, b1=0.9, b2=0.999, eps=6.25e-10)
 
 
-AUX_WEIGHT = 1 / 32  # weight of the AuxK term in the papers
+# Of the AuxK term. Papers have 1/32, and k_aux d/2 instead of k: with both of
+# ours fewer latents are dead where k is small (benchmarks/aux_defaults.py).
+AUX_WEIGHT = 1 / 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,8 +82,9 @@ class Options(TypedDict, total=False):
 class AuxK:
   """The arguments of the AuxK term, see `aux_k`."""
 
-  k: int | None
+  k_aux: int | None
   weight: float
+  k: float | None
   choices: Mapping[str, Any]
 
   def terms(self, tracker: DeadTracker, d: int, n: int) -> dict[str, Term]:
@@ -91,26 +94,35 @@ class AuxK:
       tracker: rule that tracks dead latents.
       d, n: width, and number of latents.
     """
-    k = _k_aux(d, n, self.k)
+    k = _k_aux(d, n, self.k_aux, self.k)
     if not self.weight:
       return {}
     given = {"among": tracker, **self.choices}
     return {"aux": revival.aux_k(k, weight=self.weight, **given)}
 
 
-def aux_k(k_aux: int | None, aux_weight: float, **choices: Any) -> AuxK:
+def aux_k(
+  k_aux: int | None,
+  aux_weight: float,
+  k: float | None = None,
+  **choices: Any,
+) -> AuxK:
   """AuxK: dead latents learn to reconstruct the residual of the live ones.
 
   Args:
-    k_aux: dead latents revived per row; None: the power of two nearest d/2.
+    k_aux: dead latents revived per row; None: k, or where there is none the
+      power of two nearest d/2.
     aux_weight: weight of the term; 0 leaves it out.
+    k: mean number of active latents per row, where the method fixes it. A
+      latent that learns as one of many more has values too small to be among
+      the k largest.
     **choices: further arguments of `revival.aux_k`.
 
   Raises:
     InputError: the weight is negative.
   """
   limits.check_least("aux_weight", aux_weight, 0)
-  return AuxK(k_aux, aux_weight, choices)
+  return AuxK(k_aux, aux_weight, k, choices)
 
 
 def compose(
@@ -290,10 +302,11 @@ def _shown(given: Any) -> str:
   return given if isinstance(given, str) else type(given).__name__
 
 
-def _k_aux(d: int, n: int, k_aux: int | None) -> int:
-  """k_aux as given, else the power of two nearest d/2, at most n."""
+def _k_aux(d: int, n: int, k_aux: int | None, k: float | None) -> int:
+  """k_aux as given, else k, else the power of two nearest d/2; at most n."""
   if k_aux is None:
-    return min(revival.default_k_aux(d), n)
+    least = revival.default_k_aux(d) if k is None else max(1, round(k))
+    return min(least, n)
   if not 1 <= k_aux <= n:
     raise InputError("k_aux", k_aux, f"must be in [1, n={n}]", f"such as {n}")
   return k_aux

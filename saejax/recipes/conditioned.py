@@ -35,7 +35,7 @@ def tide(
 
       u = x exp(gamma(t)) + beta(t),   u_hat = TopK SAE of u
       x_hat = (u_hat - beta(t)) exp(-gamma(t))
-      loss = mean |x - x_hat|^2 / var(x | t) + 1/32 AuxK
+      loss = mean |x - x_hat|^2 / var(x | t) + 1/8 AuxK
 
   gamma and beta start at 0, as the plain SAE. The error is taken in x, since in
   u it would fall with gamma. AuxK compares shares of the error and stays in u.
@@ -54,8 +54,7 @@ def tide(
       coordinates at mean 0 and deviation 1 over the sample that weights are
       drawn with.
     window_rows: time constant of a timestep's running statistics, in rows.
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
@@ -79,7 +78,7 @@ def tide(
     init=partial(_modulated, k=k, kind=modulation, of=conditions),
     terms={"nmse": Term(fn=conditions.loss)},
     rules=(conditions,),
-    aux=common.aux_k(k_aux, aux_weight),
+    aux=common.aux_k(k_aux, aux_weight, k),
     transcodes=False,
     needs=("cond",),
   )
@@ -153,7 +152,7 @@ def layergroup(
 ) -> Recipe:
   """A TopK SAE for a group of layers, each divided by its own mean norm.
 
-      loss = |x' - x_hat'|^2 / var(x') + 1/32 AuxK,   x' = x / scale_layer
+      loss = |x' - x_hat'|^2 / var(x') + 1/8 AuxK,   x' = x / scale_layer
 
   A batch holds rows of all layers of the group, `Batch.cond` the number of the
   layer within it, as `data.streams` draws them. Gradients are clipped at norm
@@ -168,8 +167,7 @@ def layergroup(
     layers: number of layers in the group; needed if no scale is given.
     scale: mean norm of the rows of each layer; by default that of the sample
       that weights are drawn with.
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 

@@ -25,7 +25,7 @@ def kronsae(
   """KronSAE: each latent is a pair of units, active where both are.
 
       z_(e,i,j) = sqrt(p_(e,i) s_(e,j)) on the k largest, else 0
-      loss = mean_d (x - x_hat)^2 + 1/32 AuxK
+      loss = mean_d (x - x_hat)^2 + 1/8 AuxK
 
   averaged over rows, with p and s the base and extension units of head e, see
   `sae.kron`. It keeps its own encode and cannot be exported. Decoder rows,
@@ -45,8 +45,7 @@ def kronsae(
     q: extension units per head.
     shared: whether the extension units are the base units. With m = q = 1 this
       is TopK.
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
@@ -77,6 +76,6 @@ def kronsae(
       activation=activations.TopK(k),
     ),
     terms={"mse": Term(fn=losses.mse, weight=1 / d)},
-    aux=common.aux_k(k_aux, aux_weight),
+    aux=common.aux_k(k_aux, aux_weight, k),
     transcodes=False,
   )

@@ -41,7 +41,7 @@ def matryoshka(
   """Matryoshka SAE: BatchTopK whose first m latents also reconstruct x alone.
 
       x_hat_m = sum_{i < m} z_i w_i + b_dec
-      loss = sum_m c_m |x - x_hat_m|^2 / sum_m c_m + 1/32 AuxK
+      loss = sum_m c_m |x - x_hat_m|^2 / sum_m c_m + 1/8 AuxK
 
   summed over d, averaged over rows and over several m, the last of which is n.
   One selection serves all; AuxK is that of the whole code. Early latents become
@@ -69,8 +69,7 @@ def matryoshka(
     bias_only: count b_dec alone as one more prefix of weight 1.
     sort_decay: keep latents sorted by energy, averaged with this decay (0.95 in
       the code of sampled prefixes); None does not sort.
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
@@ -198,7 +197,7 @@ def hierarchical_topk(
 
       x_hat_j = b_dec + the j largest terms z_i w_i of the row
       loss = sum_{j in J} c_j |x - x_hat_j|^2 / (var(x) sum_{j in J} c_j)
-             + 1/32 AuxK
+             + 1/8 AuxK
 
   so that one SAE serves every k' <= k: set another TopK for fewer. Costs about
   one decode more than TopK whatever J is. The paper divides by nothing but |J|
@@ -212,8 +211,7 @@ def hierarchical_topk(
       with k: latents beyond the last rank would be kept and never trained.
     weights: weights of the ranks in J, 1 by default.
     normalise_weights: whether to divide by their sum.
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
@@ -248,7 +246,7 @@ def multi_topk(
 ) -> Recipe:
   """Multi-TopK: the error at k and, with a smaller weight, at 4 k.
 
-      loss = L(k) + L(4 k) / 8 + 1/32 AuxK,  L(k) = |x - x_hat_k|^2 / var(x)
+      loss = L(k) + L(4 k) / 8 + 1/8 AuxK,  L(k) = |x - x_hat_k|^2 / var(x)
 
   so that rows still make sense where more or fewer than k latents are kept. One
   pass keeps 4 k: its AuxK and its dead latents are those of 4 k, where OpenAI's
@@ -260,8 +258,7 @@ def multi_topk(
     k: active latents per row.
     factor: multiple of k, for the wider reconstruction.
     weight: weight of the wider reconstruction's error.
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 

@@ -27,7 +27,7 @@ def ortsae(
 ) -> Recipe:
   """OrtSAE: BatchTopK with a penalty on cosines between decoder rows.
 
-      loss = |x - x_hat|^2 + 1/32 AuxK + gamma mean_i max(s_i, 0)^2
+      loss = |x - x_hat|^2 + 1/8 AuxK + gamma mean_i max(s_i, 0)^2
 
   with s_i the largest cosine of row i with another one of its random chunk, see
   `orthogonality.nearest`; a member's own coefficient multiplies gamma. gamma is
@@ -42,8 +42,7 @@ def ortsae(
     chunk: maximum number of latents compared with each other.
     every: the penalty acts in one of this many steps; gamma is not rescaled.
     signed: whether negative s_i are penalised too.
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
@@ -77,7 +76,7 @@ def ra_sae(
   """RA-SAE: TopK with decoder rows near convex combinations of data points.
 
       W_dec = (A C + Lambda) exp(m),  A_i on the simplex, |Lambda_i| <= delta
-      loss = |x - x_hat|^2 / var(x) + 1/32 AuxK,  x_hat = z W_dec
+      loss = |x - x_hat|^2 / var(x) + 1/8 AuxK,  x_hat = z W_dec
 
   A and Lambda are put back after each update; there is no b_dec. The library of
   the authors normalises the encoder by batch and has no AuxK; the encoder here
@@ -93,8 +92,7 @@ def ra_sae(
     delta: largest |Lambda_i|, in the units of the prepared rows; 0 keeps rows
       inside the hull.
     multiplier: whether m is learned, else 0.
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
@@ -120,7 +118,7 @@ def ra_sae(
       multiplied=multiplier,
     ),
     terms={"nmse": Term(fn=losses.normalised_mse)},
-    aux=common.aux_k(k_aux, aux_weight),
+    aux=common.aux_k(k_aux, aux_weight, k),
     unit_norm=False,
     transcodes=False,
     gradient=constraints.without_decoder_bias,

@@ -30,7 +30,7 @@ def topk(
 ) -> Recipe:
   """TopK SAE: each row keeps its k largest pre-activations.
 
-      loss = |x - x_hat|^2 / var(x) + 1/32 |e - e_hat|^2 / var(e)
+      loss = |x - x_hat|^2 / var(x) + 1/8 |e - e_hat|^2 / var(e)
 
   with e = x - x_hat held fixed and e_hat its reconstruction from the k_aux
   largest dead latents (AuxK). Decoder rows have unit norm.
@@ -39,8 +39,7 @@ def topk(
     d: width of the activations.
     n: latents.
     k: active latents per row.
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
@@ -56,7 +55,7 @@ def topk(
     options,
     init=partial(initial.init, activation=activations.TopK(k)),
     terms={"nmse": Term(fn=losses.normalised_mse)},
-    aux=common.aux_k(k_aux, aux_weight),
+    aux=common.aux_k(k_aux, aux_weight, k),
   )
 
 
@@ -198,7 +197,7 @@ def abstopk(
 ) -> Recipe:
   """AbsTopK SAE: the k pre-activations of largest size, with their signs.
 
-      loss = |x - x_hat|^2 + 1/32 |e - e_hat|^2
+      loss = |x - x_hat|^2 + 1/8 |e - e_hat|^2
 
   with e = x - x_hat held fixed and e_hat its reconstruction from the k_aux dead
   latents of largest |a|, signed. One latent codes both ends of an axis. The
@@ -215,8 +214,7 @@ def abstopk(
     d: width of the activations.
     n: latents.
     k: active latents per row.
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
@@ -233,7 +231,7 @@ def abstopk(
     options,
     init=partial(initial.init, activation=activations.TopK(k, **kept)),
     terms={"mse": Term(fn=losses.mse)},
-    aux=common.aux_k(k_aux, aux_weight, normalised=False, **kept),
+    aux=common.aux_k(k_aux, aux_weight, k, normalised=False, **kept),
     optimizer=partial(common.adam, b2=0.99),
   )
 
@@ -255,8 +253,7 @@ def group_max(
     d: width of the activations.
     n: latents.
     k: number of groups, a divisor of n.
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
@@ -276,5 +273,5 @@ def group_max(
     options,
     init=partial(initial.init, activation=groups.GroupMax(k)),
     terms={"nmse": Term(fn=losses.normalised_mse)},
-    aux=common.aux_k(k_aux, aux_weight),
+    aux=common.aux_k(k_aux, aux_weight, k),
   )

@@ -43,7 +43,7 @@ def vsae(
 ) -> Recipe:
   """Variational TopK SAE: the k largest |z|, drawn from a Gaussian posterior.
 
-      loss = |x - x_hat|^2 + coefficient KL + 1/32 AuxK
+      loss = |x - x_hat|^2 + coefficient KL + 1/8 AuxK
 
   summed over d, over latents, and averaged over rows. See `sae.gaussian` for
   the posteriors. With "none", which is what the paper's configurations ran,
@@ -65,8 +65,7 @@ def vsae(
     kl_warmup: fraction of the run in which the coefficient rises from 0.
     posterior: "none", "fixed" or "learned".
     masked: whether the divergence sums over active latents only.
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
@@ -97,7 +96,7 @@ def vsae(
     ),
     terms={"mse": Term(fn=losses.mse), "kl": divergence},
     swept="coefficient",
-    aux=common.aux_k(k_aux, aux_weight, **kept),
+    aux=common.aux_k(k_aux, aux_weight, k, **kept),
     unit_norm=False,
   )
 
@@ -115,7 +114,7 @@ def topk_l2(
 ) -> Recipe:
   """TopK with a penalty on the squares of its latents, a control for `vsae`.
 
-      loss = |x - x_hat|^2 + coefficient |z|^2 + 1/32 AuxK
+      loss = |x - x_hat|^2 + coefficient |z|^2 + 1/8 AuxK
 
   summed over d and over latents, averaged over rows. Over "all" latents z is
   relu(a) before the selection: `vsae` with posterior "none" and twice the
@@ -128,8 +127,7 @@ def topk_l2(
     k: active latents per row.
     coefficient: weight of the penalty.
     over: which latents are penalised, those "kept" or "all".
-    k_aux: dead latents revived per row; by default the power of two nearest
-      d/2.
+    k_aux: dead latents revived per row; by default k.
     aux_weight: weight of the AuxK term; 0 leaves it out.
     **options: see `common.Options`.
 
@@ -147,7 +145,7 @@ def topk_l2(
     init=partial(initial.init, activation=activation(k)),
     terms={"mse": Term(fn=losses.mse), "l2": common.penalty(fn, coefficient)},
     swept="coefficient",
-    aux=common.aux_k(k_aux, aux_weight),
+    aux=common.aux_k(k_aux, aux_weight, k),
     finish=end,
   )
 

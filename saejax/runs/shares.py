@@ -1,6 +1,7 @@
 """Seconds of a run by what they were spent on: set-up, compiling, training, ..."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -30,6 +31,7 @@ class Shares:
     self._phases = [SETUP]
     self._since = time.monotonic()
     self._compiled: list[tuple[float, float]] = []  # disjoint intervals
+    self._hearing = threading.Lock()  # several threads may compile
 
   def __enter__(self) -> "Shares":
     jax.monitoring.register_event_duration_secs_listener(self._heard)
@@ -64,17 +66,19 @@ class Shares:
     """Moves the time of an event of the compiler out of its phase."""
     if not event.startswith("/jax/core/compile/"):
       return
-    end = time.monotonic()
-    start, before = end - seconds, 0.0
-    # Tracing a function includes that of the functions inside.
-    while self._compiled and self._compiled[-1][1] > start:
-      first, last = self._compiled.pop()
-      before += last - first
-      start = min(start, first)
-    self._compiled.append((start, end))
-    more = end - start - before
-    self._seconds[COMPILE] = self._seconds.get(COMPILE, 0.0) + more
-    self._seconds[self._phases[-1]] -= more
+    with self._hearing:
+      end = time.monotonic()
+      start, before = end - seconds, 0.0
+      # Tracing a function includes that of the functions inside; programs that
+      # compile at the same time share it.
+      while self._compiled and self._compiled[-1][1] > start:
+        first, last = self._compiled.pop()
+        before += last - first
+        start = min(start, first)
+      self._compiled.append((start, end))
+      more = end - start - before
+      self._seconds[COMPILE] = self._seconds.get(COMPILE, 0.0) + more
+      self._seconds[self._phases[-1]] -= more
 
   def seconds(self) -> dict[str, float]:
     """Seconds by phase so far; their sum is the age of the process."""

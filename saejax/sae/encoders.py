@@ -190,12 +190,14 @@ class Linear(Encoder):
     ordered: bool = True,
     magnitude: bool = False,
     among: Bool[Array, "n"] | None = None,
+    most: Int[Array, ""] | None = None,
   ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
     """The k largest pre-activations of each row and their latents.
 
     Largest first if `ordered`, else in the order of latents, which is faster.
     With `magnitude`, largest in size; their values keep their signs. Latents
-    that are not `among` those given come after all others, with value -inf.
+    that are not `among` those given come after all others, with value -inf;
+    with an upper bound of their number, `most`, few of them take less time.
     """
     W, b = self.affine(ctx.decoder)
     if among is not None:
@@ -209,6 +211,7 @@ class Linear(Encoder):
       ctx.dtype,
       ordered=ordered,
       magnitude=magnitude,
+      most=most,
     )
 
 

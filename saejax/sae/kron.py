@@ -111,13 +111,14 @@ class Kron(encoders.Encoder):
     ordered: bool = True,
     magnitude: bool = False,
     among: Bool[Array, "n"] | None = None,
+    most: Int[Array, ""] | None = None,
   ) -> tuple[Float[Array, "*b k"], Int[Array, "*b k"]]:
     """The k largest latents of each row, largest first.
 
     Other latents are not computed. With `among`, latents that are not among
     those given come after all others, with value -inf.
     """
-    del ordered, magnitude  # nothing is negative
+    del ordered, magnitude, most  # nothing is negative
     if among is None:
       return corner_top_k(*self.units(x, ctx), k)
     return topk.top_k(jnp.where(among, self(x, ctx).a, -jnp.inf), k)

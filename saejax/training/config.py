@@ -34,7 +34,7 @@ class TrainConfig:
   # every gradient is divided by its norm; none: the method's own, or unit
   clip_norm: float | Literal["unit", "off"] | None = None
   ema_decay: float | None = None  # of the average of weights kept; none: off
-  dead_after_tokens: int = 0  # 0: 10 million or a tenth of the run, if less
+  dead_after_tokens: int = 0  # 0: 10 million or a 50th of the run, if less
   engine: Literal["auto", "dense", "sparse"] = "auto"  # auto: sparse if it can
   # form of the kernels; auto: Pallas on a TPU where it is expected to pay
   kernels: Literal["auto", "xla", "pallas"] = "auto"

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training import sharding, step
+from saejax.training import compiling, sharding, step
 from saejax.training.member import Member as Member
 from saejax.training.member import own_programs, programs
 from saejax.training.recipe import Hyper, Recipe, RowSource, Stats
@@ -200,14 +200,15 @@ class Group:
       are waited for one by one, which also keeps forced CPU devices from
       running out of threads.
     """
+    room = max(most, len(batches))
+    filled = (*batches, *[batches[-1]] * (room - len(batches)))
+    self._compile(room, states, filled, len(batches))
     new, metrics, seconds = [], [], np.zeros(len(self.members))
     for i, (given, hyper) in enumerate(
       zip(self._programs, self._hypers, strict=True)
     ):
       start = time.perf_counter()
-      room = max(most, len(batches))
-      program = self._program(given, states[i], room)
-      filled = (*batches, *[batches[-1]] * (room - len(batches)))
+      program = self._compiled[given, room]
       state, out = program(states[i], hyper, filled, len(batches))
       if len(batches) < room:
         out = jax.tree.map(lambda a: a[: len(batches)], out)
@@ -265,21 +266,23 @@ class Group:
       seconds[:] = seconds[0] / len(self.members)
     return tuple(new), tuple(metrics), seconds
 
-  def _program(self, given: Any, state: step.TrainState, room: int):
-    if (given, room) not in self._compiled:
+  def _compile(self, room: int, states, batches, count: int) -> None:
+    """Compiles the programs with room for some batches that are missing."""
+    missing = {}
+    for given, hyper, state in zip(
+      self._programs, self._hypers, states, strict=True
+    ):
+      if (given, room) in self._compiled or (given, room) in missing:
+        continue
       where = sharding.state_shardings(self.mesh, state, stacked=self.stacked)
       jitted = jax.jit(
         partial(_several, self._steps[given]),
         donate_argnums=0,
         out_shardings=(where, None),
       )
-
-      def run(*args):
-        with jax.set_mesh(self.mesh):
-          return jitted(*args)
-
-      self._compiled[given, room] = run
-    return self._compiled[given, room]
+      with jax.set_mesh(self.mesh):
+        missing[given, room] = jitted.lower(state, hyper, batches, count)
+    self._compiled |= compiling.together(missing)
 
   def by_member(self, metrics: Sequence[step.Metrics]) -> dict[str, np.ndarray]:
     """Metrics on the host, [steps, members] each.

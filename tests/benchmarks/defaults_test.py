@@ -25,19 +25,35 @@ class DefaultsTest(absltest.TestCase):
       k=2,
       write=str(folder / "out.json"),
     )
-    tried = defaults.departures(15, 8000, 16)
+    tried = defaults.departures(config, 8000, 8)
     self.assertEqual(tried[0], {})
-    self.assertTrue(all(len(given) == 1 for given in tried[1:]))
-    some = [{}, {"learning_rate": 1e-4}, {defaults.B2: 0.9}, {"batch_rows": 64}]
+    self.assertTrue(all(len(given) == 1 for given in tried[1:-1]))
+    self.assertEqual(tried[-1]["k_aux"], 4)  # of the paper: d/2
+    some = [
+      {},
+      {"learning_rate": 1e-4},
+      {defaults.B2: 0.9},
+      {"batch_rows": 64},
+      tried[-1],
+    ]
     with mock.patch.object(defaults, "departures", lambda *_: some):
       defaults.main(config)
     found = json.loads((folder / "out.json").read_text())["settings"]
     self.assertEqual(
       [row["setting"] for row in found],
-      ["defaults", "learning_rate", "b2", "batch_rows"],
+      ["defaults", "learning_rate", "b2", "batch_rows", defaults.PAPERS],
     )
-    self.assertLen({row["FVU"] for row in found}, 4)
+    self.assertLen({row["FVU"] for row in found[:4]}, 4)
     self.assertLess(float(found[3]["FVU"]), float(found[1]["FVU"]))
+
+  def test_the_settings_given_are_those_that_depart(self):
+    config = defaults.DefaultsConfig(
+      rows="", held_out="", site="", settings=("k_aux", defaults.PAPERS)
+    )
+    tried = defaults.departures(config, 8000, 384)
+    self.assertEqual(tried[:2], [{}, {"k_aux": 64}])
+    self.assertEqual(tried[2]["k_aux"], 256)
+    self.assertLen(tried, 3)
 
 
 if __name__ == "__main__":

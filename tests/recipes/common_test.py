@@ -28,13 +28,17 @@ DEAD = {"dead_after_tokens": 20}
 
 class SettingsTest(parameterized.TestCase):
   @parameterized.parameters(
+    (D, N, {"k": 3}, 3),
+    (D, N, {"k": 2.6}, 3),  # of a mean over the batch
+    (D, N, {"k": 0.2}, 1),
     (D, N, {}, 4),  # also where n is at most 8 d
     (384, 4096, {}, 256),
     (64, 16, {}, 16),
-    (D, N, {"k_aux": 5}, 5),
+    (D, N, {"k_aux": 5, "k": 3}, 5),
   )
-  def test_k_aux_is_half_of_d_at_most_n(self, d, n, given, want):
-    self.assertEqual(common._k_aux(d, n, given.get("k_aux")), want)
+  def test_k_aux_is_k_or_half_of_d_at_most_n(self, d, n, given, want):
+    k_aux, k = given.get("k_aux"), given.get("k")
+    self.assertEqual(common._k_aux(d, n, k_aux, k), want)
 
   @parameterized.parameters(
     ("k_aux", N + 1),

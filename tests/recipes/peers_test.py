@@ -27,7 +27,7 @@ GOLDEN = safetensors.load_file(
 D, N, K = 8, 32, 3
 EPS, COEFFICIENT, TARGET = 0.4, 0.3, 5.0
 DEAD = {"dead_after_tokens": 10_000_000}
-AUX = {**DEAD, "k_aux": D // 2}
+AUX = {**DEAD, "k_aux": D // 2, "aux_weight": 1 / 32}  # theirs
 PREFIXES = (8, 16, 32)
 SPREAD = float(losses.variance(jnp.asarray(GOLDEN["x"])))
 SCALES = {"topk": SPREAD}  # theirs over ours
@@ -44,7 +44,9 @@ jumprelu = functools.partial(
 )
 CASES = {
   # Ours is divided by the spread of the rows.
-  "topk": lambda: row_sparse.topk(D, N, K, **AUX, aux_weight=1 / 32 / SPREAD),
+  "topk": lambda: row_sparse.topk(
+    D, N, K, **{**AUX, "aux_weight": 1 / 32 / SPREAD}
+  ),
   "batchtopk": lambda: batch_sparse.batchtopk(D, N, K, **AUX),
   # The mean over prefixes of terms weighted by 1/G.
   "matryoshka": lambda: nested.matryoshka(

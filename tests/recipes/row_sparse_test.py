@@ -216,11 +216,11 @@ class LimitsTest(parameterized.TestCase):
 
 
 class CompositionTest(parameterized.TestCase):
-  def test_topk_is_the_composition_of_the_paper(self):
+  def test_topk_is_the_composition_of_the_paper_but_for_auxk(self):
     recipe = row_sparse.topk(384, 1024, 8, dead_after_tokens=10**7)
     self.assertEqual(list(recipe.terms), ["nmse", "aux"])
     self.assertIs(recipe.terms["nmse"].fn, losses.normalised_mse)
-    self.assertEqual(recipe.terms["aux"].weight, 1 / 32)
+    self.assertEqual(recipe.terms["aux"].weight, 1 / 8)
     sae = jax.eval_shape(lambda: recipe.init(jax.random.key(0), sample=None))
     self.assertEqual(sae.activation, activations.TopK(8))
     self.assertTrue(sae.pre_bias)

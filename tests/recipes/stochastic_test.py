@@ -96,7 +96,7 @@ class VSAETest(parameterized.TestCase):
       options,
       init=init,
       terms={"mse": Term(fn=losses.mse)},
-      aux=common.aux_k(None, common.AUX_WEIGHT),
+      aux=common.aux_k(None, common.AUX_WEIGHT, 3),
       unit_norm=False,
     )
     few = lambda i: draw(i)[:16]

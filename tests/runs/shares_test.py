@@ -62,6 +62,15 @@ class SharesTest(absltest.TestCase):
       found = spent.seconds()
     self.assertEqual(found, {"set-up": 2, "train": 0, "compile": 13})
 
+  def test_programs_that_compile_at_the_same_time_count_once(self):
+    with shares.Shares() as spent, spent.during("train"):
+      self.heard(COMPILE, 5)
+      self.heard(COMPILE, 3)
+      self.now += 2
+      jax.monitoring.record_event_duration_secs(COMPILE, 9)  # since the first
+      found = spent.seconds()
+    self.assertEqual(found, {"set-up": 2, "train": 0, "compile": 10})
+
 
 class ProcessTest(absltest.TestCase):
   def test_a_compilation_is_heard_and_the_sum_is_the_age_of_the_process(self):

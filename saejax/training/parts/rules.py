@@ -132,18 +132,16 @@ def add_tokens(
 def dead_after(tokens: int) -> int:
   """Default number of tokens after which a latent is dead in a run of `tokens`.
 
-  10 million as in Gao et al. 2024, but at most a tenth of the run, so that short
-  runs also revive their dead latents. Where a latent is expected to fire only a
-  few times in that many tokens, as with k / n of 1 / 1,000 in short runs, a
-  shorter window takes rare latents for dead ones, and the error rises.
+  10 million as in Gao et al. 2024, but at most a fiftieth of the run, so that
+  short runs also revive their dead latents, and early.
 
   Args:
     tokens: tokens of the run.
 
   >>> dead_after(1_000_000)
-  100000
+  20000
   """
-  return max(1, min(10_000_000, tokens // 10))
+  return max(1, min(10_000_000, tokens // 50))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,9 +87,9 @@ class DeadTrackerTest(parameterized.TestCase):
     self.assertEqual({k: float(v) for k, v in metrics.items()}, {"dead": 0.5})
 
   @parameterized.parameters(
-    (5, 1), (300_000, 30_000), (10**8, 10**7), (10**11, 10**7)
+    (5, 1), (300_000, 6_000), (5 * 10**8, 10**7), (10**11, 10**7)
   )
-  def test_dead_after_a_tenth_of_the_run_or_ten_million(self, tokens, after):
+  def test_dead_after_a_fiftieth_of_the_run_or_ten_million(self, tokens, after):
     self.assertEqual(rules.dead_after(tokens), after)
 
 

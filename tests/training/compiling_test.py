@@ -1,0 +1,61 @@
+"""Tests of saejax.training.compiling."""
+
+import threading
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from saejax import machine
+from saejax.training import compiling
+
+
+class Meeting:
+  """A program whose compilation waits until others compile too."""
+
+  def __init__(self, name: str, barrier: threading.Barrier):
+    self.name, self.barrier = name, barrier
+
+  def compile(self) -> str:
+    self.barrier.wait(timeout=30)
+    return self.name
+
+
+class TogetherTest(parameterized.TestCase):
+  @parameterized.parameters(1, 2)
+  def test_programs_keep_their_names(self, cores):
+    lowered = {
+      factor: jax.jit(lambda x, f=factor: f * x).lower(jnp.ones(3))
+      for factor in (2.0, 3.0, 5.0)
+    }
+    with mock.patch.object(machine, "cores", return_value=cores):
+      compiled = compiling.together(lowered)
+    self.assertEqual([*compiled], [2.0, 3.0, 5.0])
+    for factor, program in compiled.items():
+      np.testing.assert_array_equal(program(jnp.ones(3)), np.full(3, factor))
+
+  def test_two_cores_compile_two_programs_at_the_same_time(self):
+    barrier = threading.Barrier(2)
+    programs = {name: Meeting(name, barrier) for name in "abcd"}
+    with mock.patch.object(machine, "cores", return_value=2):
+      found = compiling.together(programs)  # else the barrier breaks
+    self.assertEqual(found, {name: name for name in "abcd"})
+
+  def test_one_process_of_several_compiles_in_order(self):
+    order = []
+    programs = {
+      name: mock.Mock(compile=lambda name=name: order.append(name))
+      for name in "abcd"
+    }
+    with mock.patch.object(jax, "process_count", return_value=2):
+      compiling.together(programs)
+    self.assertEqual(order, [*"abcd"])
+
+  def test_none_is_none(self):
+    self.assertEqual(compiling.together({}), {})
+
+
+if __name__ == "__main__":
+  absltest.main()
