@@ -61,6 +61,15 @@ class EncodeSelectTest(parameterized.TestCase):
     temporary = program.memory_analysis().temp_size_in_bytes - copies
     self.assertLess(temporary, 0.125 * WHOLE)
 
+  def test_the_op_compiles_for_as_many_entries_as_lanes(self):
+    encode = partial(
+      encode_op.encode_topk, k=128, dtype="bfloat16", ordered=False
+    )
+    shapes = array(B, 256), array(256), array(N, 256), array(N)
+    self.assertIn(
+      "encode_candidates", tpu.compiled("v5e", encode, *shapes).as_text()
+    )
+
 
 class JumpReLUTest(parameterized.TestCase):
   @parameterized.parameters(*CHIPS)
