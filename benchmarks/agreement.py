@@ -51,7 +51,7 @@ from saejax.training import fit, members, sharding
 from saejax.training import recipe as recipes
 from saejax.training.config import TrainConfig
 
-ROWS, D, N, K, STEPS = 64, 16, 64, 4, 3
+ROWS, D, N, K, STEPS = 64, 16, 256, 4, 3
 DEVICES, MESH = 8, (1, 2, 4)
 SHARE = 1e-3
 TOLERANCES = {"loss": 1e-6, "gradients": 1e-5, "update": 1e-4}
