@@ -22,7 +22,7 @@ adam = partial(optax.adam, b1=0.9, b2=0.999, eps=6.25e-10)
 
 
 # Of the AuxK term. Papers have 1/32, and k_aux d/2 instead of k: with both of
-# ours fewer latents are dead where k is small (benchmarks/aux_defaults.py).
+# ours fewer latents are dead where k is small (benchmarks/defaults.py).
 AUX_WEIGHT = 1 / 8
 
 

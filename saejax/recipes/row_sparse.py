@@ -33,7 +33,9 @@ def topk(
       loss = |x - x_hat|^2 / var(x) + 1/8 |e - e_hat|^2 / var(e)
 
   with e = x - x_hat held fixed and e_hat its reconstruction from the k_aux
-  largest dead latents (AuxK). Decoder rows have unit norm.
+  largest dead latents (AuxK). Decoder rows have unit norm. In the paper k_aux is
+  the power of two nearest d/2 and the weight 1/32: where k is small, more latents
+  stay dead with these (benchmarks/README.md).
 
   Args:
     d: width of the activations.
