@@ -128,7 +128,7 @@ def decode(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _decode(values, rows, indices, W, size, ends, dtype):
-  shards = _Shards.of(size, W.shape[0])
+  shards = _Shards.build(size, W.shape[0])
   data, total = shards.data, len(ends) * shards.rows
 
   def body(values, rows, indices, W):
@@ -150,7 +150,7 @@ def _decode_forward(values, rows, indices, W, size, ends, dtype):
 
 def _decode_backward(size, ends, dtype, saved, g):
   values, rows, indices, W = saved
-  shards = _Shards.of(size, W.shape[0])
+  shards = _Shards.build(size, W.shape[0])
   data, latent = shards.data, shards.latent
 
   def body(values, rows, indices, W, g):
@@ -204,7 +204,7 @@ def _encoded_forward(values, rows, indices, x, b_pre, W, b):
 
 def _encoded_backward(saved, g):
   rows, indices, x, b_pre, W = saved
-  shards = _Shards.of(x.shape[0], W.shape[0])
+  shards = _Shards.build(x.shape[0], W.shape[0])
   data, latent, ends = shards.data, shards.latent, (W.shape[0],)
 
   def body(g, rows, indices, x, W):
@@ -354,7 +354,7 @@ class _Shards:
   latents: int
 
   @classmethod
-  def of(cls, rows: int, n: int) -> "_Shards":
+  def build(cls, rows: int, n: int) -> "_Shards":
     data = mesh.axis_or_none(mesh.DATA, rows)
     latent = mesh.axis_or_none(mesh.LATENT, n)
     return cls(

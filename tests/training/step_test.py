@@ -10,7 +10,6 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from saejax.kernels.fused_encode import batch
 from saejax.recipes import batch_sparse, nested, row_sparse
 from saejax.training import step
 from saejax.training.parts import constraints, losses, rules, schedules
@@ -78,6 +77,9 @@ def gradients(state):
   return jax.tree.map(lambda m: m / 0.1, state.opt_state[0].mu)
 
 
+CLIPPED = {"dead_after_tokens": 32, "clip_norm": 0.3}
+batchtopk = functools.partial(batch_sparse.batchtopk, **CLIPPED)
+matryoshka = functools.partial(nested.matryoshka, **CLIPPED)
 CASES = {  # recipe, rows, tolerance of gradients, dead latents
   "usual": (plain(), 32, 1e-5, False),
   "k_is_1_ragged": (plain(7, 37, 1), 31, 1e-5, False),
@@ -95,22 +97,8 @@ CASES = {  # recipe, rows, tolerance of gradients, dead latents
     True,
   ),
   "bfloat16": (plain(dtype="bfloat16"), 32, 2e-2, False),
-  "batch": (
-    batch_sparse.batchtopk(
-      8, 40, 2.5, k_aux=5, dead_after_tokens=32, clip_norm=0.3
-    ),
-    32,
-    1e-5,
-    True,
-  ),
-  "prefixes": (
-    nested.matryoshka(
-      8, 40, 2, aux_weight=0, dead_after_tokens=32, clip_norm=0.3
-    ),
-    32,
-    1e-5,
-    False,
-  ),
+  "batch": (batchtopk(8, 40, 2.5, k_aux=5), 32, 1e-5, True),
+  "prefixes": (matryoshka(8, 40, 2, aux_weight=0), 32, 1e-5, False),
 }
 
 
@@ -192,30 +180,6 @@ class EnginesTest(parameterized.TestCase):
     )
     self.assertEqual(auto.as_text(), sparse.as_text())
     self.assertNotEqual(auto.as_text(), dense.as_text())
-
-  @parameterized.parameters((40, 1, "dense"), (128, 2, "sparse"))
-  def test_auto_of_a_batch_is_sparse_from_64_latents_per_kept(self, n, k, want):
-    recipe = batch_sparse.batchtopk(8, n, k, dead_after_tokens=10**6)
-    self.assertEqual(start(recipe).sae.engine("auto", train=True), want)
-    self.assertEqual(start(recipe).sae.engine("auto"), "dense")
-
-  @parameterized.parameters(False, True)
-  def test_a_batch_that_candidates_do_not_hold_is_done_over(self, stacked):
-    recipe = CASES["batch"][0]
-    state, (x,) = start(recipe, dead=True), batches(1, 32, 8)
-    hyper = HYPER
-    if stacked:
-      two = lambda a: jnp.stack([a, a])
-      state, hyper = jax.tree.map(two, state), jax.tree.map(two, HYPER)
-    make = functools.partial(step.make_step, recipe, stacked=stacked)
-    want, metrics = jax.jit(make(engine="dense"))(state, hyper, x)
-    for candidates, redone in ((1, 1), (16, 0)):
-      with mock.patch.multiple(batch, BATCH_BYTES=0, CANDIDATES=candidates):
-        got, found = jax.jit(make(engine="sparse"))(state, hyper, x)
-      np.testing.assert_array_equal(found["redone"], redone)
-      np.testing.assert_allclose(found["loss"], metrics["loss"], rtol=1e-5)
-      toy.assert_trees_close(got.sae, want.sae, rtol=1e-4, atol=2e-5)
-      toy.assert_trees_equal(got.stats, want.stats)
 
   @parameterized.parameters("dense", "sparse")
   def test_loss_falls(self, engine):
