@@ -14,9 +14,9 @@ def together(
 ) -> dict[Hashable, Compiled]:
   """Compiles programs, as many at a time as there are cores.
 
-  A compilation of a step mostly keeps one core busy and releases Python's lock,
-  so that two cores take about half the time. Processes that share a program
-  compile in one order, since some back ends agree on choices meanwhile.
+  A compilation of a step mostly keeps one core busy and releases Python's lock.
+  Processes that share a program compile in one order, since some back ends agree
+  on choices meanwhile.
 
   Args:
     programs: traced and lowered programs by name.

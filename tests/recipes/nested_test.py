@@ -91,6 +91,7 @@ class LimitsTest(parameterized.TestCase):
       ranks=(3, 12),
       weights=(1, 1 / 8),
       normalise_weights=False,
+      k_aux=3,
       **DEAD,
     )
     close(loss_and_gradients(got, engine=engine), loss_and_gradients(want))
