@@ -11,7 +11,7 @@ from saejax.training import sharding
 SIZES = step_programs.Sizes(rows=256, d=64, n=1024, k=16)
 MESH = (1, 2, 4)
 ROWS, D, OWN = SIZES.rows // MESH[1], SIZES.d, SIZES.n // MESH[2]
-K_AUX, PREFIXES = 32, 4  # of a reconstruction of its own, beside the whole
+K_AUX, PREFIXES = SIZES.k, 4  # of a reconstruction of its own, beside the whole
 # Gathered: values and indices of the candidates of every shard.
 CODE, AUX_CODE = (2, ROWS, MESH[2] * SIZES.k), (2, ROWS, MESH[2] * K_AUX)
 # Of activation size: what is gathered, and how many [B, d] are summed, without
