@@ -14,7 +14,6 @@ from saejax.training import sharding
 from tests import compiled, tpu
 
 SIZES = step_programs.Sizes(rows=8192, d=768, n=65536, k=32)
-K_AUX = 512
 KERNELS = {
   "topk": ["encode_candidates", "encode_largest"],
   "jumprelu": ["jumprelu_forward", "jumprelu_backward"],
@@ -56,13 +55,11 @@ class TpuCompileTest(parameterized.TestCase):
     # XLA sorts the indices of scatters.
     for sizes in compiled.sorts(text):
       self.assertLessEqual(math.prod(sizes), rows * k)
-    code, aux_code = (2, rows, 2 * k), (2, rows, 2 * K_AUX)
+    code = aux_code = (2, rows, 2 * k)  # k_aux is k
     gathered, summed = self.exchanged(text, shape, False)
     self.assertEqual((gathered, summed), ([code], [(rows, d)]))
     gathered, summed = self.exchanged(text, shape, True)
-    self.assertEqual(gathered, [code, aux_code])
-    # And the gradients of AuxK's values.
-    self.assertEqual(summed, [(rows, d), (rows, d), (rows, K_AUX)])
+    self.assertEqual((gathered, summed), ([code, aux_code], [(rows, d)] * 2))
 
   def test_batchtopk_gathers_the_candidates_of_rows_once(self):
     shape = (1, 2, 2)
