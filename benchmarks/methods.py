@@ -65,7 +65,7 @@ UNALIKE = (
   " They precede the division of all gradients by their norm: only those of the "
   "methods marked ², whose loss sums squares over d, were in effect divided, which "
   "lowers the FVU by up to 5 %. Differences of less than that between methods "
-  "marked and not marked cannot be judged."
+  "marked and not marked cannot be judged. They precede AuxK's present defaults too."
 )
 # Papers of variants that differ from their recipe's.
 PAPERS = {"mutual_choice_zipf": "2411.02124"}
