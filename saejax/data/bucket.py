@@ -1,13 +1,12 @@
-"""Collects rows into buckets, with the counts that make resuming exact."""
+"""Collects the rows of a source into buckets."""
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from saejax.data.rows import Block
+from saejax.data.rows import Block, Resume, Span
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -15,104 +14,81 @@ class Bucket:
   """Rows ready to be written.
 
   Attributes:
+    span: place of its span among those asked for.
     values: every column [rows, ...].
-    resume: the resume point: "at" is the position of the last block and "rows"
-      the number of its rows in this bucket and earlier ones.
-    dropped: number of rows dropped by each rule, over the blocks that began in
-      this bucket.
-    read: units the source read for those blocks, such as tokens.
+    resume: where the source goes on after them.
+    dropped: number of rows dropped by each rule.
+    read: units that the source read, such as tokens.
   """
 
+  span: int
   values: dict[str, np.ndarray]
-  resume: dict[str, Any]
+  resume: Resume
   dropped: dict[str, int]
   read: int
 
 
 class Collector:
-  """Collects blocks of a source into full buckets.
-
-  A block is counted in the bucket where it begins; after a restart the block at
-  the resume point is read again, and only its rows beyond `skip` are used.
-
-  Args:
-    bucket_rows: rows per bucket.
-    wanted: rows to collect in all.
-    skip: rows of the first block that earlier buckets hold.
+  """Collects the blocks of spans, one bucket per span.
 
   Attributes:
-    wanted: rows still to collect.
     rows: rows collected so far.
     read: units read so far.
     dropped: rows dropped so far, by rule.
   """
 
-  def __init__(self, bucket_rows: int, wanted: int, skip: int):
-    self.wanted = wanted
+  def __init__(self):
     self.rows = self.read = 0
     self.dropped: collections.Counter[str] = collections.Counter()
-    self._bucket_rows, self._skip = bucket_rows, skip
-    self._start()
 
-  def _start(self) -> None:
-    self._size = min(self._bucket_rows, self.wanted)
-    self._values: dict[str, np.ndarray] = {}
-    self._filled = 0
-    self._dropped: collections.Counter[str] = collections.Counter()
-    self._read = 0
-
-  def add(self, block: Block) -> Iterator[Bucket]:
-    """Adds the rows of a block.
+  def buckets(
+    self, blocks: Iterable[Block], spans: Sequence[Span]
+  ) -> Iterator[Bucket]:
+    """Yields a bucket for each span that has a block.
 
     Args:
-      block: the next block of the source.
-
-    Yields:
-      Full buckets.
+      blocks: blocks of the spans, in order.
+      spans: the spans.
     """
-    if not self._skip:
-      for counter in (self.dropped, self._dropped):
-        counter.update(block.dropped)
+    parts = _Parts()
+    for block in blocks:
+      if parts.last is not None and parts.last.span != block.span:
+        yield parts.bucket()
+        parts = _Parts()
+      span = spans[block.span]
+      parts.add(block, span.stop - span.start)
+      self.rows += len(block.values["x"])
       self.read += block.read
-      self._read += block.read
-    used, self._skip = self._skip, 0
-    rows = len(block.values["x"])
-    while used < rows and self.wanted:
-      taken = min(self._size - self._filled, rows - used)
-      self._append({k: v[used : used + taken] for k, v in block.values.items()})
-      used, self.wanted = used + taken, self.wanted - taken
-      if self._filled == self._size:
-        yield self._end(block.position, used)
+      self.dropped.update(block.dropped)
+    if parts.last is not None:
+      yield parts.bucket()
 
-  def rest(self, position: Mapping[str, Any]) -> Bucket | None:
-    """Returns the last, partial bucket, or None where it is empty.
 
-    Args:
-      position: position after the last block.
-    """
-    return self._end(position, 0) if self._filled else None
+class _Parts:
+  """The rows of one bucket, in arrays of their largest size."""
 
-  @property
-  def pending(self) -> tuple[dict[str, int], int]:
-    """Dropped rows by rule and units read since the last bucket."""
-    return dict(self._dropped), self._read
+  def __init__(self):
+    self.last: Block | None = None
+    self._values: dict[str, np.ndarray] = {}
+    self._rows = self._read = 0
+    self._dropped: collections.Counter[str] = collections.Counter()
 
-  def _append(self, part: Mapping[str, np.ndarray]) -> None:
-    for name, column in part.items():
+  def add(self, block: Block, size: int) -> None:
+    stop = self._rows + len(block.values["x"])
+    for name, column in block.values.items():
       if name not in self._values:
-        shape = (self._size, *column.shape[1:])
-        self._values[name] = np.empty(shape, column.dtype)
-      stop = self._filled + len(column)
-      self._values[name][self._filled : stop] = column
-    self._filled += len(part["x"])
-    self.rows += len(part["x"])
+        self._values[name] = np.empty((size, *column.shape[1:]), column.dtype)
+      self._values[name][self._rows : stop] = column
+    self._rows, self.last = stop, block
+    self._dropped.update(block.dropped)
+    self._read += block.read
 
-  def _end(self, position: Mapping[str, Any], rows: int) -> Bucket:
-    full = Bucket(
-      values={k: v[: self._filled] for k, v in self._values.items()},
-      resume={"at": dict(position), "rows": rows},
+  def bucket(self) -> Bucket:
+    assert self.last is not None
+    return Bucket(
+      span=self.last.span,
+      values={k: v[: self._rows] for k, v in self._values.items()},
+      resume=self.last.resume,
       dropped=dict(self._dropped),
       read=self._read,
     )
-    self._start()
-    return full

@@ -84,7 +84,7 @@ def array_rows(
 def _digest(source: rows.ArrayRows) -> str:
   """SHA-256 of all values, block by block."""
   digest = hashlib.sha256()
-  for block in source.blocks(None, source.rows):
+  for block in source.blocks([rows.Span(0, source.rows)]):
     for values in block.values.values():
       digest.update(
         np.ascontiguousarray(values).reshape(-1).view(np.uint8).data

@@ -1,9 +1,8 @@
-"""Fills a store from a row source, resuming where an earlier call stopped.
+"""Fills a store from a row source, in one process or several.
 
 Blocks are collected into a bucket, and a thread shuffles and writes one bucket
-while the next is filled, so at most two are in memory. After each bucket the
-ledger has the resume point: a block, and the number of its rows already used.
-Repeating the call after a kill resumes there and gives the same bytes as an
+while the next is filled, so at most two are in memory. Repeating the call after
+a kill writes the buckets that the ledger lacks, and gives the same bytes as an
 uninterrupted run.
 """
 
@@ -11,14 +10,26 @@ import concurrent.futures
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from saejax import durable
 from saejax.data import bucket, files
-from saejax.data.rows import HELD_OUT, TRAIN, ArrayRows, RowSource
-from saejax.data.store import create, manifest, reader, writer
+from saejax.data.rows import (
+  HELD_OUT,
+  TRAIN,
+  ArrayRows,
+  Block,
+  Resume,
+  RowSource,
+  Span,
+)
+from saejax.data.store import create, ledger, manifest, reader, writer
+from saejax.data.store import place as places
+from saejax.data.store import repair as repairing
 from saejax.data.store.columns import Column
+from saejax.data.store.place import Local, Path
+from saejax.data.store.share import Share
 from saejax.errors import InputError
 
 Progress = Callable[[dict[str, Any]], None]
@@ -26,7 +37,7 @@ Progress = Callable[[dict[str, Any]], None]
 
 def harvest(
   source: Any,
-  folder: str | pathlib.Path,
+  folder: Path,
   *,
   rows: int,
   held_out_rows: int = 0,
@@ -98,7 +109,7 @@ def harvest(
       shard_rows=shard_rows,
       chunk_rows=chunk_rows,
     )
-    path = pathlib.Path(folder) / f"store-{durable.digest(meta)[:16]}"
+    path = places.at(folder) / f"store-{durable.digest(meta)[:16]}"
     stores.append(fill(part, path, meta, progress=progress))
   return stores[0], stores[1]
 
@@ -141,7 +152,7 @@ def describe(
 
 def fill(
   source: RowSource,
-  path: pathlib.Path,
+  path: Path,
   meta: Mapping[str, Any],
   *,
   progress: Progress | None = None,
@@ -152,7 +163,7 @@ def fill(
 
   Args:
     source: the rows.
-    path: folder of the store.
+    path: folder or URL of the store.
     meta: metadata as returned by `describe`.
     progress: called about once per second with a dict: phase (the split), rows,
       rows_wanted, complete, and for this call seconds, rows_per_second, units
@@ -162,20 +173,102 @@ def fill(
     InputError: the source gives no rows, or the disk is full or not writable;
       finished buckets are kept.
   """
-  if (path / manifest.NAME).exists():
-    return reader.open(path)
+  place = places.at(path)
+  fill_share(source, place, meta, progress=progress)
+  return reader.open(place)
+
+
+def fill_share(
+  source: RowSource,
+  path: Path,
+  meta: Mapping[str, Any],
+  *,
+  share: Share = Share(),
+  repair: bool = False,
+  progress: Progress | None = None,
+) -> bool:
+  """Writes one process's buckets of a store that are missing.
+
+  A bucket has the rows that the source counts in its range. Those that the
+  source then drops by their values are left out, so that what is in a bucket
+  depends on no other, and the store not on the number of processes.
+
+  Args:
+    source: the rows.
+    path: folder or URL of the store.
+    meta: metadata as returned by `describe`.
+    share: the buckets of this process.
+    repair: whether to read what is there, and to write what is damaged again.
+    progress: as for `fill`.
+
+  Returns:
+    Whether the store is complete; other processes may still be writing it.
+
+  Raises:
+    InputError: as `fill`, another process writes these buckets, or what is
+      written again has other rows than before.
+  """
+  place = places.at(path)
+  complete = manifest.NAME in place.read([manifest.NAME])
+  if complete and not repair:
+    return True
   # Prepared before the folder is created, so that a refusal leaves no folder.
-  prepared = None if path.exists() else source.prepare(None)
-  out = writer.Writer(path, meta, files=source.files)
-  try:
-    check_space(path, out.columns, out.meta["rows"] - out.rows)
-    prepared = prepared or source.prepare(out.calibration)
-    if out.calibration is None and prepared is not None:
-      out.calibrate(prepared)
-    _fill(source, out, progress or (lambda _: None))
-  finally:
-    out.close()
-  return reader.open(path)
+  new = not place.read([manifest.META])
+  prepared = source.prepare(None) if new else None
+  again = repairing.discard(place, meta, share) if repair else set()
+  with writer.Writer(
+    place, meta, files=source.files, share=share, again=again
+  ) as out:
+    there = set(out.entries) - again
+    left = [b for b in range(_buckets(meta)) if share.owns(b)]
+    left = [b for b in left if b not in there]
+    if left:
+      if isinstance(place, Local):
+        check_space(place.folder, out.columns, _rows(meta, left))
+      if out.calibration is None:
+        prepared = prepared or source.prepare(None)
+        if prepared is not None:
+          out.calibrate(prepared)
+      source.prepare(out.calibration)  # of the process that was first
+      _fill(source, out, left, progress or (lambda _: None))
+    return _finish(source, out)
+
+
+def _buckets(meta: Mapping[str, Any]) -> int:
+  return -(-meta["rows"] // meta["bucket_rows"])
+
+
+def _span(meta: Mapping[str, Any], bucket: int) -> Span:
+  size = meta["bucket_rows"]
+  return Span(bucket * size, min((bucket + 1) * size, meta["rows"]))
+
+
+def _rows(meta: Mapping[str, Any], buckets: Sequence[int]) -> int:
+  spans = [_span(meta, bucket) for bucket in buckets]
+  return sum(span.stop - span.start for span in spans)
+
+
+def _finish(source: RowSource, out: writer.Writer) -> bool:
+  """Completes the store, if all its buckets are there."""
+  out.refresh()
+  buckets = _buckets(out.meta)
+  if buckets - 1 not in out.entries:  # or the source has fewer
+    size = out.meta["bucket_rows"]
+    buckets = -(-source.count(out.meta["rows"]) // size)
+  if set(range(buckets)) <= set(out.entries) and not out.rows:
+    raise _all_dropped(out)
+  return out.finish(buckets)
+
+
+def _all_dropped(out: writer.Writer) -> InputError:
+  counts = ledger.stats(list(out.entries.values()), out.columns)["dropped"]
+  dropped = ", ".join(f"{k} {v}" for k, v in counts.items() if v)
+  return InputError(
+    "source",
+    str(out.place),
+    f"must give rows, and every row was dropped ({dropped or 'no rows read'})",
+    "use other data, or relax the rules that drop rows",
+  )
 
 
 def check_space(
@@ -209,38 +302,23 @@ def check_space(
     )
 
 
-def _fill(source: RowSource, out: writer.Writer, progress: Progress) -> None:
-  """Reads blocks from the resume point and writes buckets."""
-  resume = out.resume or {"at": None, "rows": 0}
-  collect = bucket.Collector(
-    bucket_rows=out.meta["bucket_rows"],
-    wanted=out.meta["rows"] - out.rows,
-    skip=resume["rows"],
-  )
-  report = _Report(out, progress)
+def _fill(
+  source: RowSource,
+  out: writer.Writer,
+  left: Sequence[int],
+  progress: Progress,
+) -> None:
+  """Writes buckets."""
+  before = [out.entries[b] for b in sorted(out.entries) if b < left[0]]
+  resume = Resume(**before[-1]["resume"]) if before else None
+  spans = [_span(out.meta, bucket) for bucket in left]
+  collect = bucket.Collector()
+  report = _Report(out, collect, _rows(out.meta, left), progress)
   with _Background(out) as write:
-    if collect.wanted:
-      wanted = collect.wanted + resume["rows"]
-      for block in source.blocks(resume["at"], wanted):
-        for full in collect.add(block):
-          write(full)
-        report(collect)
-        if not collect.wanted:
-          break
-    last = collect.rest(source.end)
-    if last is not None:
-      write(last)
-  if not out.rows:
-    dropped = ", ".join(f"{k} {v}" for k, v in collect.dropped.items() if v)
-    raise InputError(
-      "source",
-      out.path,
-      f"must give rows, and every row was dropped ({dropped or 'no rows read'})",
-      "use other data, or relax the rules that drop rows",
-    )
-  dropped, read = collect.pending
-  out.finish(dropped=dropped, read=read)
-  report(collect, last=True)
+    blocks = report.during(source.blocks(spans, resume))
+    for full in collect.buckets(blocks, spans):
+      write(left[full.span], full)
+  report(last=True)
 
 
 class _Background:
@@ -254,12 +332,13 @@ class _Background:
   def __enter__(self) -> "_Background":
     return self
 
-  def __call__(self, full: bucket.Bucket) -> None:
+  def __call__(self, number: int, full: bucket.Bucket) -> None:
     self._wait()
     self._writing = self._pool.submit(
       self._out.write,
+      number,
       full.values,
-      resume=full.resume,
+      resume=full.resume._asdict(),
       dropped=full.dropped,
       read=full.read,
     )
@@ -279,26 +358,41 @@ class _Background:
 class _Report:
   """Reports the progress of this call about once per second."""
 
-  def __init__(self, out: writer.Writer, progress: Progress):
-    self._phase, self._wanted = out.meta["split"], out.meta["rows"]
-    self._before, self._progress = out.rows, progress
+  def __init__(
+    self,
+    out: writer.Writer,
+    collect: bucket.Collector,
+    wanted: int,
+    progress: Progress,
+  ):
+    self._phase, self._collect = out.meta["split"], collect
+    entries = out.entries.items()
+    own = [entry for number, entry in entries if out.share.owns(number)]
+    self._before = ledger.rows(own)
+    self._wanted, self._progress = self._before + wanted, progress
     self._began = self._told = time.monotonic()
 
-  def __call__(self, collect: bucket.Collector, last: bool = False) -> None:
+  def during(self, blocks: Iterable[Block]) -> Iterator[Block]:
+    """The same blocks, reported on as they go by."""
+    for block in blocks:
+      yield block
+      self()
+
+  def __call__(self, last: bool = False) -> None:
     now = time.monotonic()
     if now - self._told < 1.0 and not last:
       return
     self._told = now
-    seconds = now - self._began
+    seconds, rows = now - self._began, self._collect.rows
     self._progress(
       {
         "phase": self._phase,
-        "rows": self._before + collect.rows,
+        "rows": self._before + rows,
         "rows_wanted": self._wanted,
-        "read": collect.read,
+        "read": self._collect.read,
         "seconds": seconds,
-        "rows_per_second": collect.rows / max(seconds, 1e-9),
-        "dropped": dict(collect.dropped),
+        "rows_per_second": rows / max(seconds, 1e-9),
+        "dropped": dict(self._collect.dropped),
         "complete": last,
       }
     )

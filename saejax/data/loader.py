@@ -271,7 +271,7 @@ def fields(
     raise InputError(
       "columns",
       ", ".join(names),
-      f"must include x and be columns of the store {store.path}: "
+      f"must include x and be columns of the store {store.place}: "
       f"{', '.join(store.columns)}",
       f"write a store with {', '.join(missing) or 'x'}",
     )
@@ -310,7 +310,7 @@ def _source(
     raise InputError(
       "grouped",
       grouped,
-      f"the store {store.path} has no groups of rows",
+      f"the store {store.place} has no groups of rows",
       "write the store with group=COLUMN",
     )
   return Windows(

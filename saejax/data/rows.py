@@ -5,8 +5,8 @@ A harvest writes any of these into a store. Text through a model is one
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,19 +17,40 @@ TRAIN, HELD_OUT = "train", "held_out"
 _BLOCK_ROWS = 8192
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Block:
-  """Some rows of a source.
+class Span(NamedTuple):
+  """Rows [start, stop) of a source, as it counts them."""
+
+  start: int
+  stop: int
+
+
+class Resume(NamedTuple):
+  """A place where a source can go on.
 
   Attributes:
-    position: start of the block, JSON-serialisable; the source resumes there.
+    at: JSON-serialisable position, as the source gives it.
+    row: number of the first row there.
+  """
+
+  at: Mapping[str, Any]
+  row: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Block:
+  """Some rows of a span.
+
+  Attributes:
+    span: place of the span among those asked for.
     values: every column [rows, ...]; rows may be 0.
+    resume: the source goes on there to give what follows the block.
     dropped: rows left out, by rule.
     read: units read for it, such as tokens.
   """
 
-  position: dict[str, Any]
+  span: int
   values: dict[str, np.ndarray]
+  resume: Resume
   dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
   read: int = 0
 
@@ -66,20 +87,26 @@ class RowSource(Protocol):
     """
     ...
 
-  def blocks(
-    self, position: Mapping[str, Any] | None, wanted: int
-  ) -> Iterator[Block]:
-    """Yields blocks from a position on, deterministically.
+  def count(self, most: int) -> int:
+    """The number of rows, at most `most`, without computing them.
 
-    Args:
-      position: of a block, or the end; None for the beginning.
-      wanted: rows that will be used; no work is started for more.
+    Rows that only their values show to be dropped are counted.
     """
     ...
 
-  @property
-  def end(self) -> Mapping[str, Any]:
-    """The position after the last block."""
+  def blocks(
+    self, spans: Sequence[Span], resume: Resume | None = None
+  ) -> Iterator[Block]:
+    """Yields the rows of spans, deterministically.
+
+    What it gives for a span does not depend on the other spans. No work is done
+    for rows that are in none.
+
+    Args:
+      spans: in order, without overlap. What is after the last row is left out.
+      resume: where to begin, at most at the first row of the first span; None
+        for the beginning.
+    """
     ...
 
 
@@ -93,7 +120,7 @@ class ArrayRows:
     about: {"arrays": SHA-256 of the values, ...}.
     group: as of `RowSource`.
     first: the row of the arrays that is row 0 of the source.
-    count: rows of the source; None for all from there on.
+    length: rows of the source; None for all from there on.
   """
 
   arrays: Mapping[str, Any]
@@ -102,35 +129,38 @@ class ArrayRows:
   group: Mapping[str, Any] | None = None
   files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
   first: int = 0
-  count: int | None = None
+  length: int | None = None
 
   @property
   def rows(self) -> int:
     """Number of rows."""
-    if self.count is not None:
-      return self.count
+    if self.length is not None:
+      return self.length
     return len(self.arrays["x"]) - self.first
-
-  @property
-  def end(self) -> dict[str, int]:
-    return {"row": self.rows}
 
   def prepare(
     self, recorded: Mapping[str, Any] | None
   ) -> Mapping[str, Any] | None:
     return None
 
+  def count(self, most: int) -> int:
+    return min(self.rows, most)
+
   def blocks(
-    self, position: Mapping[str, Any] | None, wanted: int
+    self, spans: Sequence[Span], resume: Resume | None = None
   ) -> Iterator[Block]:
-    first = position["row"] if position else 0
-    for start in range(first, self.rows, _BLOCK_ROWS):
-      stop = min(start + _BLOCK_ROWS, self.rows)
-      values = {
-        name: declarations.native(array[self.first + start : self.first + stop])
-        for name, array in self.arrays.items()
-      }
-      yield Block({"row": start}, values, read=stop - start)
+    for number, span in enumerate(spans):
+      last = min(span.stop, self.rows)
+      for start in range(span.start, last, _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, last)
+        values = {
+          name: declarations.native(
+            array[self.first + start : self.first + stop]
+          )
+          for name, array in self.arrays.items()
+        }
+        resume = Resume({}, stop)
+        yield Block(number, values, resume, read=stop - start)
 
   def part(self, start: int, stop: int) -> "ArrayRows":
     """Rows [start, stop) as a source of their own; none are read.
@@ -143,5 +173,5 @@ class ArrayRows:
       self,
       about={**self.about, "part": [start, stop]},
       first=self.first + start,
-      count=stop - start,
+      length=stop - start,
     )

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from saejax import durable
 from saejax.data.store import manifest, writer
+from saejax.data.store import place as places
 from saejax.data.store.columns import Column
 from saejax.data.text import corpus as text
 from saejax.data.text import subject
@@ -67,7 +67,10 @@ class HarvestConfig:
   nonfinite: str = "refuse"  # rows with NaN or infinity: refuse or keep
   dtype: str = "bfloat16"  # dtype of stored rows, bfloat16 or float32
   seed: int = 0  # seed for shuffling
-  dir: str = "runs/stores"  # folder of the stores
+  dir: str = "runs/stores"  # folder of the stores, or s3://, gs://
+  # URL of a server that speaks S3; by default AWS_ENDPOINT_URL, or that of AWS
+  endpoint: str = ""
+  compression: str = ""  # of the stored rows: zstd, or none where empty
 
   def __post_init__(self):
     for name in (
@@ -106,6 +109,7 @@ class HarvestConfig:
       ("dtype", ("bfloat16", "float32")),
       ("special_tokens", subject.SPECIAL_TOKENS),
       ("nonfinite", ("refuse", "keep")),
+      ("compression", ("", "zstd")),
     ):
       named = ", ".join(filter(None, known))
       rule = f"must be one of {named}{' or empty' * ('' in known)}"
@@ -254,6 +258,7 @@ def meta(
     "capacity": -(-rows // config.bucket_rows) * config.bucket_rows,
     "shuffled": train,
     "seed": config.seed if train else 0,
+    **({"compression": config.compression} if config.compression else {}),
     **source.meta,
   }
 
@@ -268,11 +273,12 @@ def drop_first(config: HarvestConfig, source: subject.Subject) -> int:
   return source.drop_first if config.drop_first < 0 else config.drop_first
 
 
-def path(config: HarvestConfig, meta: Mapping[str, Any]) -> pathlib.Path:
-  """The folder of the store with this metadata.
+def path(config: HarvestConfig, meta: Mapping[str, Any]) -> places.Place:
+  """Where the store with this metadata is.
 
   Args:
-    config: settings of the harvest; its dir is used.
+    config: settings of the harvest; its dir and endpoint are used.
     meta: metadata of the store, whose hash is the name of the folder.
   """
-  return pathlib.Path(config.dir) / f"store-{durable.digest(meta)[:16]}"
+  folder = places.at(config.dir, endpoint=config.endpoint or None)
+  return folder / f"store-{durable.digest(meta)[:16]}"

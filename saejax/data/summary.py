@@ -46,7 +46,7 @@ def inspect(
   }
   shards = [shard for line in store.lines for shard in line["shards"].values()]
   facts |= {
-    "path": str(store.path),
+    "path": str(store.place),
     "content": store.content,
     "columns": {name: c.to_json() for name, c in store.columns.items()},
     "d": store.d,

@@ -25,7 +25,7 @@ def check(store: Store, columns: tuple[str, ...]) -> None:
     if name in FIELDS and name not in store.columns:
       raise InputError(
         "held_out",
-        store.path,
+        str(store.place),
         f"must have the column {name} of the training store",
         "give the held-out store of the same harvest",
       )

@@ -1,13 +1,16 @@
 """The stores of a run: harvested, sampled, described."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from saejax import terminal
 from saejax.data import harvest
+from saejax.data.store import place as places
 from saejax.data.store.reader import Store
+from saejax.data.store.share import Share
 from saejax.data.text import corpus, subject
 from saejax.errors import InputError
 from saejax.sae import files
@@ -25,6 +28,32 @@ def harvested(
     config: settings of the harvest.
     source: the model; by default that of the settings.
   """
+  with _progress() as progress:
+    return harvest.harvest(config, source=source, progress=progress)
+
+
+def harvested_share(
+  config: harvest.HarvestConfig, *, share: Share, repair: bool
+) -> list[tuple[places.Place, bool]]:
+  """Harvests one process's buckets of both stores.
+
+  Args:
+    config: settings of the harvest.
+    share: which process this is, of how many.
+    repair: whether what is damaged is harvested again.
+
+  Returns:
+    Where the training and the held-out store are, and whether each is complete.
+  """
+  with _progress() as progress:
+    return harvest.harvest_share(
+      config, share=share, repair=repair, progress=progress
+    )
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+  """Shows the progress of a harvest on standard error."""
   screen = terminal.Screen(sys.stderr)
   shown = 0.0
 
@@ -48,7 +77,7 @@ def harvested(
     )
 
   try:
-    return harvest.harvest(config, source=source, progress=progress)
+    yield progress
   finally:
     screen.end()
 
@@ -68,14 +97,14 @@ def check_held_out(store: Store, held_out: Store) -> None:
   if store.d != held_out.d:
     raise InputError(
       "held_out",
-      held_out.path,
+      str(held_out.place),
       f"must have d={store.d} as the training store, has d={held_out.d}",
       remedy,
     )
   if store.content == held_out.content:
     raise InputError(
       "held_out",
-      held_out.path,
+      str(held_out.place),
       "must have other rows than the training store",
       remedy,
     )
@@ -86,7 +115,7 @@ def check_held_out(store: Store, held_out: Store) -> None:
     if opened.meta.get("split") == wrong:
       raise InputError(
         field,
-        opened.path,
+        str(opened.place),
         f"must not be the {wrong} split of a harvest (see its metadata)",
         "exchange store and held_out, or give another store",
       )
@@ -98,7 +127,7 @@ def check_held_out(store: Store, held_out: Store) -> None:
     if lines:
       raise InputError(
         "held_out",
-        held_out.path,
+        str(held_out.place),
         f"the training store has {lines[0]}",
         remedy,
       )
@@ -158,7 +187,7 @@ def describe(store: Store, held_out: Store) -> dict[str, Any]:
 
 def _about(store: Store) -> dict[str, Any]:
   return {
-    "store": str(store.path.absolute()),
+    "store": str(places.absolute(store.place)),
     "content": store.content,
     "rows": store.rows,
   }

@@ -73,8 +73,8 @@ class FilesTest(parameterized.TestCase):
       def __getattr__(self, name):
         return getattr(source, name)
 
-      def blocks(self, position, wanted):
-        found = source.blocks(position, wanted)
+      def blocks(self, spans, resume=None):
+        found = source.blocks(spans, resume)
         yield from itertools.islice(found, 3)
         raise KeyboardInterrupt
 

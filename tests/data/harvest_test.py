@@ -13,6 +13,7 @@ from absl.testing import absltest, parameterized
 from saejax import durable
 from saejax.data import harvest
 from saejax.data.store import ledger, reader
+from saejax.data.store import place as places
 from saejax.data.text import corpus as text
 from saejax.errors import InputError
 from tests import shared
@@ -127,10 +128,25 @@ class HarvestTest(parameterized.TestCase):
     np.testing.assert_array_equal(bad, all_["tok"] == 2 + ord("c"))
     self.assertEqual(train.stats["nonfinite_rows"], bad.sum())
 
-  def test_exactly_the_rows_wanted(self):
+  def test_the_rows_wanted_but_for_outliers_among_them(self):
     for rows in (1, 511, 512, 513):
       train, _ = self.harvest(name=f"s{rows}", rows=rows)
-      self.assertEqual(train.rows, rows)
+      outliers = train.stats["dropped"]["outlier"]
+      self.assertEqual(train.rows + outliers, rows)
+      every, _ = self.harvest(name=f"all{rows}", rows=rows, outlier_multiple=0)
+      self.assertEqual(every.rows, rows)
+
+  def test_a_bucket_with_outliers_leaves_a_gap_before_the_next(self):
+    train, _ = self.harvest()
+    starts = [start for start, _ in train.intervals]
+    self.assertEqual(starts, [0, 512, 1024, 1536])
+    self.assertLess(train.intervals[0][1], 512)
+    with self.assertRaises(IndexError):
+      train.read(511, 512)
+    found = train.take([stop - 1 for _, stop in train.intervals], "tok")
+    np.testing.assert_array_equal(
+      found["tok"], [train.read(b - 1, b, "tok")[0] for _, b in train.intervals]
+    )
 
   def test_held_out_documents_are_whole_and_fit(self):
     _, held_out = self.harvest(held_out_rows=500)
@@ -159,7 +175,7 @@ class HarvestTest(parameterized.TestCase):
     config = self.config()
     meta = harvest.meta(config, source=tiny.source())
     train, _ = self.harvest()
-    self.assertEqual(train.path, harvest.path(config, meta))
+    self.assertEqual(train.place, harvest.path(config, meta))
     self.assertRegex(train.path.name, "^store-[0-9a-f]{16}$")
     self.assertEqual(
       train.path.name, f"store-{durable.digest(train.meta)[:16]}"
@@ -199,7 +215,9 @@ class HarvestTest(parameterized.TestCase):
     self.harvest(progress=told.append)
     last = {record["phase"]: record for record in told}
     self.assertEqual(list(last), ["train", "held_out"])
-    self.assertEqual(last["train"]["rows"], 2000)
+    dropped = last["train"]["dropped"]["outlier"]
+    self.assertEqual(last["train"]["rows"] + dropped, 2000)
+    self.assertEqual(last["train"]["rows_wanted"], 2000)
     self.assertTrue(all(record["complete"] for record in last.values()))
     self.assertGreater(last["train"]["rows_per_second"], 0)
 
@@ -236,10 +254,10 @@ class HarvestTest(parameterized.TestCase):
     self.assertGreater(stops_seen, 1)
 
   def _leave_debris(self, folder):
-    """What a kill may leave: a torn line, a shard and a lock nobody names."""
+    """What a kill may leave: drafts, a shard and a lock that nobody names."""
     path = max(folder.iterdir(), key=lambda p: p.stat().st_mtime_ns)
-    with (path / "ledger" / "00000.jsonl").open("ab") as file:
-      file.write(b'{"kind":"bucket","buck')
+    (path / "ledger").mkdir(exist_ok=True)
+    (path / "ledger" / "00000000.json.77.tmp").write_bytes(b'{"bucket":0,"fi')
     if not (path / "x" / "c" / "7").exists():
       (path / "x" / "c" / "7").mkdir(parents=True)
       (path / "x" / "c" / "7" / "0").write_bytes(b"half a shard")
@@ -262,11 +280,7 @@ class HarvestTest(parameterized.TestCase):
     with self.assertRaises(Stop):
       self.harvest(source=tiny.source(function=counts))
     (path,) = (self.folder / "stores").iterdir()
-    written = sum(
-      line["rows"]
-      for line in ledger.unfinished(path)
-      if line["kind"] == "bucket"
-    )
+    written = ledger.rows(ledger.read(places.at(path)).values())
     # A bucket in the making, one being written, batches under way.
     self.assertGreaterEqual(written, 1700 - 120 - 2 * 512 - 3 * 90)
 
@@ -302,13 +316,12 @@ class HarvestTest(parameterized.TestCase):
     code = f"""
       import pathlib, resource, sys, time
       from saejax.data import harvest
-      from saejax.data.store import ledger
+      from saejax.data.store import ledger, place as places
       from saejax.errors import InputError
       from tests.data import tiny
       def first_bucket_is_written():  # in the background
         folder = pathlib.Path({str(self.folder / "full")!r})
-        lines = [x for path in folder.iterdir() for x in ledger.unfinished(path)]
-        return any(x["kind"] == "bucket" for x in lines)
+        return any(ledger.read(places.at(path)) for path in folder.iterdir())
       config = tiny.config(
         pathlib.Path({str(self.corpus)!r}),
         pathlib.Path({str(self.folder / "full")!r}),
@@ -342,10 +355,10 @@ class HarvestTest(parameterized.TestCase):
     (path,) = (self.folder / "full").iterdir()
     with self.assertRaisesRegex(InputError, "must be complete"):
       reader.open(path)
-    lines = [x for x in ledger.unfinished(path) if x["kind"] == "bucket"]
-    self.assertLen(lines, 1)
-    for name, recorded in lines[0]["shards"].items():
-      self.assertEqual(list(durable.checksum(path / name)), recorded)
+    (entry,) = ledger.read(places.at(path)).values()
+    for name, size in entry["shards"].items():
+      self.assertEqual((path / name).stat().st_size, size)
+    self.assertEqual(reader.open(path, growing=True).rows, entry["rows"])
     self.harvest(name="full", bucket_rows=1024, shard_rows=1024)
     self.assertEqual(
       tiny.files(self.folder / "full"), tiny.files(self.folder / "whole")

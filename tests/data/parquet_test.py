@@ -10,7 +10,7 @@ import pyarrow as pa
 from absl.testing import absltest, parameterized
 from pyarrow import parquet as pq
 
-from saejax.data import files, fill, parquet
+from saejax.data import files, fill, parquet, rows
 from saejax.errors import InputError
 
 ROWS, D = 300, 4
@@ -75,13 +75,13 @@ class ParquetTest(parameterized.TestCase):
     path = self.write({"x": pairs, **target})
     found = files.array_rows(path)
     self.assertEqual(found.columns["x"].shape, (2, 2))
-    (block,) = found.blocks(None, ROWS)
+    (block,) = found.blocks([rows.Span(0, ROWS)])
     np.testing.assert_array_equal(block.values["x"], X.reshape(ROWS, 2, 2))
     np.testing.assert_array_equal(block.values["target"], X[:, :3])
 
   def test_one_column_of_any_name_is_x(self):
     found = files.array_rows(self.write({"embedding": lists(X)}))
-    (block,) = found.blocks(None, ROWS)
+    (block,) = found.blocks([rows.Span(0, ROWS)])
     np.testing.assert_array_equal(block.values["x"], X)
 
   def test_rows_are_read_by_row_group_and_resume_at_any_block(self):
@@ -97,7 +97,7 @@ class ParquetTest(parameterized.TestCase):
     self.enter_context(mock.patch("saejax.data.rows._BLOCK_ROWS", 50))
     source = files.array_rows(path)
     read.clear()
-    blocks = list(source.part(100, 300).blocks({"row": 50}, 150))
+    blocks = list(source.part(100, 300).blocks([rows.Span(50, 200)]))
     self.assertEqual(read, [2, 3, 4])
     values = np.concatenate([block.values["x"] for block in blocks])
     np.testing.assert_array_equal(values, X[150:])

@@ -2,7 +2,8 @@
 
 Run as a script, it harvests until it is done or killed, and prints a line for
 each forward pass:
-  python -m tests.data.tiny CORPUS DIR SECONDS_A_FORWARD
+  python -m tests.data.tiny CORPUS DIR SECONDS_A_FORWARD \\
+    [BUCKET_ROWS PROCESS PROCESSES]
 """
 
 import pathlib
@@ -14,6 +15,7 @@ import numpy as np
 
 from saejax.data import harvest
 from saejax.data.store import reader, writer
+from saejax.data.store.share import Share
 from saejax.data.text import subject
 
 CLS, SEP, OUTLIER_ID, USER_ID = 0, 1, 2 + ord("!"), 2 + ord("?")
@@ -112,7 +114,7 @@ def files(folder: pathlib.Path) -> dict[str, bytes]:
   return {
     str(path.relative_to(folder)): path.read_bytes()
     for path in sorted(folder.rglob("*"))
-    if path.is_file() and path.name != writer.MADE
+    if path.is_file() and path.parent.name != writer.MADE
   }
 
 
@@ -123,8 +125,10 @@ def everything(found: reader.Store) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-  where, folder, seconds = sys.argv[1:]
-  harvest.harvest(
-    config(pathlib.Path(where), pathlib.Path(folder)),
+  where, folder, seconds, *rest = sys.argv[1:]
+  bucket_rows, process, processes = map(int, rest or ("512", "0", "1"))
+  harvest.harvest_share(
+    config(pathlib.Path(where), pathlib.Path(folder), bucket_rows=bucket_rows),
+    share=Share(process, processes),
     source=source(told(float(seconds))),
   )

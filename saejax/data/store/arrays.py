@@ -8,30 +8,36 @@ that was not written is an error and never gives zeros.
 """
 
 import os
-import pathlib
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from saejax.data.store import place as places
 from saejax.data.store.columns import Column
+from saejax.data.store.place import Place
 from saejax.errors import InputError
 
 _BYTES = [
   {"name": "bytes", "configuration": {"endian": "little"}},
   {"name": "crc32c"},
 ]
+_COMPRESSIONS: dict[str | None, list[dict[str, Any]]] = {
+  None: [],
+  "zstd": [{"name": "zstd", "configuration": {"level": 3}}],
+}
 _PROCESS = os.getpid()
 
 
 def create(
-  path: pathlib.Path, meta: Mapping[str, Any], columns: Mapping[str, Column]
+  place: Place, meta: Mapping[str, Any], columns: Mapping[str, Column]
 ) -> dict[str, Any]:
   """Opens the arrays of a store for writing; creates missing ones.
 
   Args:
-    path: folder of the store.
+    place: the store.
     meta: its metadata; capacity, chunk_rows and shard_rows are used.
     columns: its columns.
 
@@ -40,33 +46,34 @@ def create(
   """
   import tensorstore as ts  # only where there is a store
 
-  check_process(path)
+  check_process(place)
   found = {}
   for name, column in columns.items():
-    spec = _spec(path / name) | {
+    spec = _spec(place, name) | {
       "metadata": _metadata(meta, column),
       # Chunks of zeros are stored too: an absent chunk is always a missing one.
       "store_data_equal_to_fill_value": True,
     }
     try:
-      found[name] = ts.open(spec, create=True, open=True).result()
+      opening = ts.open(spec, create=True, open=True, context=places.context())
+      found[name] = place.wait(opening)
     except ValueError as error:
-      if "os_error_code" in str(error):
-        raise  # of the disk
+      if not re.match("FAILED_PRECONDITION|INVALID_ARGUMENT", str(error)):
+        raise  # of the disk or the object store
       raise InputError(
         "path",
-        path / name / "zarr.json",
+        str(place / f"{name}/zarr.json"),
         f"must describe the array of the store ({error})",
         "delete the folder and write it again",
       ) from error
   return found
 
 
-def open_(path: pathlib.Path, name: str) -> Any:
+def open_(place: Place, name: str) -> Any:
   """Opens one array for reading.
 
   Args:
-    path: folder of the store.
+    place: the store.
     name: name of the column.
 
   Returns:
@@ -74,27 +81,36 @@ def open_(path: pathlib.Path, name: str) -> Any:
   """
   import tensorstore as ts
 
-  check_process(path)
-  return ts.open(
-    _spec(path / name) | {"fill_missing_data_reads": False}, open=True
-  ).result()
+  check_process(place)
+  spec = _spec(place, name) | {"fill_missing_data_reads": False}
+  return place.wait(ts.open(spec, open=True, context=places.context()))
 
 
-def shard_files(
-  name: str, column: Column, first: int, rows: int, shard_rows: int
-) -> list[str]:
-  """Names, relative to the store, of the shards that hold rows of a column.
+def shards(
+  name: str, column: Column, first: int, rows: int, meta: Mapping[str, Any]
+) -> list[tuple[str, int | None]]:
+  """Names, relative to the store, and sizes of the shards with rows of a column.
 
   Args:
     name: name of the column.
     column: its declaration.
-    first: first row.
+    first: first row, a multiple of shard_rows.
     rows: number of rows.
-    shard_rows: rows per shard.
+    meta: metadata of the store; shard_rows, chunk_rows and compression are used.
+
+  Returns:
+    (name, bytes) of each; the size of a compressed shard is not known, None.
   """
-  rest = "/0" * len(column.shape)
-  shards = range(first // shard_rows, -(-(first + rows) // shard_rows))
-  return [f"{name}/c/{i}{rest}" for i in shards]
+  shard, chunk = meta["shard_rows"], meta["chunk_rows"]
+  found = []
+  for start in range(0, rows, shard):
+    chunks = -(-min(shard, rows - start) // chunk)
+    # Each chunk and the index, of 16 bytes a chunk, end with a checksum.
+    size = chunks * (chunk * column.row_bytes + 4) + shard // chunk * 16 + 4
+    rest = "/0" * len(column.shape)
+    file = f"{name}/c/{(first + start) // shard}{rest}"
+    found.append((file, None if meta.get("compression") else size))
+  return found
 
 
 def checksums(
@@ -120,11 +136,11 @@ def _checksum(name: str, first: int, values: np.ndarray) -> int:
   return zlib.crc32(flat, start)
 
 
-def check_process(path: pathlib.Path) -> None:
+def check_process(place: object) -> None:
   """Raises an error in a forked child, where TensorStore could abort or hang.
 
   Args:
-    path: folder of the store, for the message.
+    place: the store, for the message.
 
   Raises:
     InputError: the process was forked after this module was imported.
@@ -132,15 +148,14 @@ def check_process(path: pathlib.Path) -> None:
   if os.getpid() != _PROCESS:
     raise InputError(
       "path",
-      path,
+      str(place),
       "a store cannot be used in a forked child process",
       "use threads, or start processes by spawn",
     )
 
 
-def _spec(path: pathlib.Path) -> dict[str, Any]:
-  kvstore = {"driver": "file", "path": str(path.resolve())}
-  return {"driver": "zarr3", "kvstore": kvstore}
+def _spec(place: Place, name: str) -> dict[str, Any]:
+  return {"driver": "zarr3", "kvstore": place.kvstore(name)}
 
 
 def _metadata(meta: Mapping[str, Any], column: Column) -> dict[str, Any]:
@@ -149,7 +164,7 @@ def _metadata(meta: Mapping[str, Any], column: Column) -> dict[str, Any]:
     "name": "sharding_indexed",
     "configuration": {
       "chunk_shape": [meta["chunk_rows"], *shape],
-      "codecs": _BYTES,
+      "codecs": [_BYTES[0], *_COMPRESSIONS[meta.get("compression")], _BYTES[1]],
       "index_codecs": _BYTES,
       "index_location": "end",
     },

@@ -1,7 +1,6 @@
 """Writes stores from arrays in memory, such as your own activations."""
 
 import hashlib
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from saejax import durable
 from saejax.data.store import columns as declarations
 from saejax.data.store import manifest, reader, writer
+from saejax.data.store import place as places
 from saejax.data.store.columns import Column
 from saejax.errors import InputError
 
@@ -17,7 +17,7 @@ BUCKET_ROWS, SHARD_ROWS, CHUNK_ROWS = 131_072, 32_768, 4_096
 
 
 def write_store(
-  path: str | pathlib.Path,
+  path: places.Path,
   columns: Mapping[str, Any] | np.ndarray,
   *,
   about: Mapping[str, Any] | None = None,
@@ -32,7 +32,7 @@ def write_store(
   """Writes a store from arrays, or opens it if an equal call wrote it.
 
   Args:
-    path: folder of the store.
+    path: folder of the store, or its URL, see `place.at`.
     columns: arrays [rows, ...] by name, stored as given, or only x [rows, d].
       "x" is the activations; training also reads "target", "cond", "score" and
       "weight"; other columns, such as "doc", are provenance.
@@ -87,21 +87,20 @@ def write_store(
     "split": split,
     **sizes,
   }
-  path = pathlib.Path(path)
-  if (path / manifest.NAME).is_file():
-    store = reader.open(path)
+  place = places.at(path)
+  if manifest.NAME in place.read([manifest.NAME]):
+    store = reader.open(place)
     if durable.digest(store.meta) == durable.digest(meta):
       return store
-  out = writer.Writer(path, meta)
-  try:
-    for start in range(out.rows, rows, bucket_rows):
-      part = {k: v[start : start + bucket_rows] for k, v in values.items()}
-      stop = start + len(part["x"])
-      out.write(part, resume={"row": stop}, read=len(part["x"]))
-    out.finish()
-  finally:
-    out.close()
-  return reader.open(path)
+  with writer.Writer(place, meta) as out:
+    buckets = -(-rows // bucket_rows)
+    for bucket in range(buckets):
+      if bucket not in out.entries:
+        part = slice(bucket * bucket_rows, (bucket + 1) * bucket_rows)
+        of_bucket = {name: v[part] for name, v in values.items()}
+        out.write(bucket, of_bucket, read=len(of_bucket["x"]))
+    out.finish(buckets)
+  return reader.open(place)
 
 
 def _rows(values: Mapping[str, np.ndarray]) -> int:

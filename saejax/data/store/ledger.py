@@ -1,114 +1,103 @@
-"""The ledger of a store: one fsynced line per finished bucket.
+"""The ledger of a store: one object per finished bucket.
 
-Shards that no line names count as not written. Each line has a checksum over
-itself and the checksum before it. In an unfinished store an incomplete last
-line is ignored; in a complete store it is an error.
+An entry is written once, after the shards of its bucket, and only where there
+is none. Shards that no entry names count as not written. An entry depends on
+the store's metadata and rows alone, and not on which process wrote it.
 """
 
-import fcntl
-import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from saejax import durable
-from saejax.data.store import arrays, manifest
+from saejax.data.store import arrays, manifest, sums
 from saejax.data.store.columns import Column
+from saejax.data.store.place import Place
 from saejax.errors import InputError
 
 FOLDER = "ledger"
-_REMEDY = "delete the store's folder and write it again"
 
 
-def read(path: pathlib.Path, names: Iterable[str]) -> list[dict[str, Any]]:
-  """Reads the ledgers of a complete store.
+def name(bucket: int) -> str:
+  """Name of the entry of a bucket.
 
   Args:
-    path: folder of the store.
-    names: paths of its ledgers, relative to the folder.
+    bucket: number of the bucket.
+
+  >>> name(12)
+  'ledger/00000012.json'
+  """
+  return f"{FOLDER}/{bucket:08d}.json"
+
+
+def read(
+  place: Place, names: Iterable[str] | None = None
+) -> dict[int, dict[str, Any]]:
+  """Reads the entries of a store.
+
+  Args:
+    place: the store.
+    names: names of the entries; by default all that are there.
 
   Returns:
-    All lines, ordered by first row.
+    Entries by bucket, in order.
 
   Raises:
-    InputError: a line is damaged or missing; names the file.
+    InputError: an entry is damaged or has another name; names it.
   """
-  lines: list[dict[str, Any]] = []
-  for name in names:
-    content = (path / name).read_bytes()
-    parsed, end = parse(path / name, content)
-    if end < len(content):
-      raise manifest.broken(
-        path / name, f"the line at byte {end} is incomplete"
-      )
-    lines += parsed
-  return sorted(lines, key=lambda line: line.get("first", -1))
+  if names is None:
+    names = [n for n in place.names(FOLDER) if n.endswith(".json")]
+  entries = {}
+  for file, content in sorted(place.read(names).items()):
+    entry = parse(place, file, content)
+    entries[entry["bucket"]] = entry
+  return entries
 
 
-def unfinished(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads all ledgers of a store that may be unfinished.
-
-  Incomplete last lines are ignored.
+def parse(place: Place, file: str, content: bytes) -> dict[str, Any]:
+  """Parses an entry.
 
   Args:
-    path: folder of the store.
-
-  Returns:
-    All lines, ordered by first row.
-  """
-  lines: list[dict[str, Any]] = []
-  for file in sorted((path / FOLDER).glob("*.jsonl")):
-    lines += parse(file, file.read_bytes())[0]
-  return sorted(lines, key=lambda line: line.get("first", -1))
-
-
-def parse(
-  path: pathlib.Path, content: bytes
-) -> tuple[list[dict[str, Any]], int]:
-  """Parses the intact lines of a ledger, ignoring an incomplete last line.
-
-  Args:
-    path: the ledger, for errors.
+    place: the store, for errors.
+    file: name of the entry.
     content: its bytes.
 
-  Returns:
-    (lines, their size in bytes).
-
   Raises:
-    InputError: a line is damaged, or one before it is missing.
+    InputError: it differs from what was written.
   """
-  lines: list[dict[str, Any]] = []
-  end, before = 0, ""
-  for raw in content.splitlines(keepends=True):
-    if not raw.endswith(b"\n") and end + len(raw) == len(content):
-      break
-    line = durable.parse_json(
-      raw, f"{path} (byte {end})", field="path", remedy=_REMEDY
-    )
-    if not durable.is_sealed(line, before):
-      raise InputError(
-        "path",
-        path,
-        f"the line at byte {end} differs from its checksum, or one before it "
-        "is missing",
-        _REMEDY,
-      )
-    lines.append(line)
-    before, end = line[durable.SUM], end + len(raw)
-  return lines, end
+  remedy = "repair the store: repeat its harvest with --repair"
+  entry = durable.parse_json(content, str(place / file), remedy=remedy)
+  bucket = entry.get("bucket")
+  if (
+    not durable.is_sealed(entry)
+    or not isinstance(bucket, int)
+    or file != name(bucket)
+    or content != encoded(entry)
+  ):
+    rule = "differs from its checksum"
+    raise InputError("path", str(place / file), rule, remedy)
+  return entry
+
+
+def encoded(entry: Mapping[str, Any]) -> bytes:
+  """The bytes of an entry.
+
+  Args:
+    entry: the entry, with its checksum.
+  """
+  return durable.canonical(entry).encode() + b"\n"
 
 
 def check(
-  path: pathlib.Path,
-  lines: Iterable[Mapping[str, Any]],
+  place: Place,
+  entries: Iterable[Mapping[str, Any]],
   meta: Mapping[str, Any],
   columns: Mapping[str, Column],
 ) -> None:
-  """Checks that bucket lines agree with the metadata of a store.
+  """Checks that entries agree with the metadata of a store.
 
   Args:
-    path: folder of the store.
-    lines: bucket lines of its ledgers.
+    place: the store, for errors.
+    entries: entries of its ledger.
     meta: metadata of the store.
     columns: declarations of its columns.
 
@@ -116,99 +105,74 @@ def check(
     InputError: a bucket has other rows, chunks or shards than the metadata
       allow.
   """
-  seen = set()
-  for line in lines:
-    bucket, first, rows = (line[n] for n in ("bucket", "first", "rows"))
+  for entry in entries:
+    bucket, first, rows = (entry[n] for n in ("bucket", "first", "rows"))
     size = meta["bucket_rows"]
-    number = -(-rows // meta["chunk_rows"])
     holds = (
       all(isinstance(n, int) for n in (bucket, first, rows))
-      and bucket not in seen
       and first == bucket * size
       and first >= 0
-      and 1 <= rows <= size
+      and 0 <= rows <= size
       and first + rows <= meta["capacity"]
       # Checked before anything of this length is allocated.
-      and set(line["chunks"]) == set(columns)
-      and all(len(found) == number for found in line["chunks"].values())
+      and set(entry["chunks"]) == set(columns)
     )
     if holds:
+      number = -(-rows // meta["chunk_rows"])
+      holds = all(len(found) == number for found in entry["chunks"].values())
+    if holds:
       shards = {
-        file
-        for name, column in columns.items()
-        for file in arrays.shard_files(
-          name, column, first, rows, meta["shard_rows"]
-        )
+        file: size
+        for column, about in columns.items()
+        for file, size in arrays.shards(column, about, first, rows, meta)
       }
-      holds = set(line["shards"]) == shards
+      holds = entry["shards"] == shards
     if not holds:
       raise manifest.broken(
-        path / FOLDER,
+        place / name(bucket),
         f"bucket {bucket} of {rows} rows does not agree with the metadata",
       )
-    seen.add(bucket)
 
 
-class Ledger:
-  """One host's ledger, open for appending and locked against a second writer.
+def rows(entries: Iterable[Mapping[str, Any]]) -> int:
+  """Number of rows of buckets.
 
   Args:
-    path: the file; it is created where it does not exist, and an incomplete
-      last line is cut off.
-
-  Attributes:
-    lines: the lines of the file.
-
-  Raises:
-    InputError: another process is writing it, or a line is damaged.
+    entries: their entries.
   """
+  return sum(entry["rows"] for entry in entries)
 
-  def __init__(self, path: pathlib.Path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Unbuffered, so that a failed write leaves no bytes to be written later.
-    self._file = path.open("ab+", buffering=0)
-    try:
-      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      self._file.close()
-      raise InputError(
-        "path",
-        path.parent.parent,
-        "is being written by another process",
-        "wait for that process or stop it",
-      ) from error
-    self._file.seek(0)
-    try:
-      self.lines, end = parse(path, self._file.read())
-    except InputError:
-      self._file.close()
-      raise
-    self._file.truncate(end)
-    durable.sync_folder(path.parent)
 
-  def append(self, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Appends a line and syncs it; after a failure the file is unchanged.
+def stats(
+  entries: list[dict[str, Any]], declared: Mapping[str, Column]
+) -> dict[str, Any]:
+  """Computes counts of rows, and the moments of each float column.
 
-    Args:
-      record: contents of the line.
+  Args:
+    entries: entries of the buckets, in order.
+    declared: declarations of the columns.
 
-    Returns:
-      The line, with its checksum.
-    """
-    before = self.lines[-1][durable.SUM] if self.lines else ""
-    line = durable.seal(record, before)
-    end = self._file.seek(0, os.SEEK_END)
-    try:
-      rest = memoryview(durable.canonical(line).encode() + b"\n")
-      while rest:
-        rest = rest[self._file.write(rest) :]
-      os.fsync(self._file.fileno())
-    except OSError:
-      os.ftruncate(self._file.fileno(), end)
-      raise
-    self.lines.append(line)
-    return line
-
-  def close(self) -> None:
-    """Releases the lock."""
-    self._file.close()
+  Returns:
+    {"columns": the result of `sums.stats` by name, "rows", "read", "dropped"}.
+  """
+  counts: dict[str, int] = {}
+  for entry in entries:
+    for rule, count in entry["dropped"].items():
+      counts[rule] = counts.get(rule, 0) + count
+  moments = {
+    name: sums.stats(
+      sums.merge(
+        (sums.Sums.from_json(entry["sums"][name]) for entry in entries),
+        d=column.size,
+      ),
+      column.shape,
+    )
+    for name, column in declared.items()
+    if column.is_float
+  }
+  return {
+    "columns": moments,
+    "rows": rows(entries),
+    "read": sum(entry["read"] for entry in entries),
+    "dropped": counts,
+  }

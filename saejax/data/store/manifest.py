@@ -1,107 +1,124 @@
-"""The manifest of a store: sizes and checksums of all its files.
+"""The manifest of a store: sizes of its shards, checksums of all other files.
 
 It is written last, so that a store with a manifest is complete. Its SHA-256 is
-the identity of the store's content. Opening a store checks all sizes and the
-contents of small files; `verify` checks all contents.
+the identity of the store's content, since the ledger has a SHA-256 of the rows
+of each bucket. Opening a store checks sizes and the contents of small files.
 """
 
 import hashlib
-import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from saejax import durable
+from saejax.data.store import place as places
+from saejax.data.store.place import Place
 from saejax.errors import InputError
 
 NAME = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 META, STATS = "meta.json", "stats.json"
-REMEDY = (
-  "restore the store from a copy, or delete its folder and write it again"
-)
+CALIBRATION = "calibration.json"
+REMEDY = "restore the store from a copy, or repeat its harvest with --repair"
 
 
 def write(
-  path: pathlib.Path,
+  place: Place,
   small: Iterable[str],
-  shards: Mapping[str, Sequence[Any]],
+  shards: Mapping[str, int | None],
 ) -> None:
   """Writes the manifest.
 
   Args:
-    path: folder of the store.
+    place: the store.
     small: names of files other than shards; their checksums are computed here.
-    shards: [size, SHA-256] of each shard, by name.
+    shards: size of each shard, by name; None where it is not known.
   """
-  files = {name: list(durable.checksum(path / name)) for name in small}
-  files |= {name: list(value) for name, value in shards.items()}
-  record = durable.seal(
-    {"format": FORMAT, "files": files, "shards": sorted(shards)}
-  )
-  durable.write_file(path / NAME, durable.canonical(record).encode() + b"\n")
+  files = {
+    name: [len(content), hashlib.sha256(content).hexdigest()]
+    for name, content in place.read(small).items()
+  }
+  record = {"format": FORMAT, "files": files, "shards": dict(shards)}
+  place.write(NAME, _encoded(durable.seal(record)))
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, Any], str]:
-  """Reads the manifest and compares it with the folder.
+def _encoded(record: Mapping[str, Any]) -> bytes:
+  return durable.canonical(record).encode() + b"\n"
 
-  Every file must exist with its size; files other than shards must also have
-  their checksum.
+
+def read(place: Place) -> tuple[dict[str, Any], dict[str, bytes], str]:
+  """Reads the manifest and compares it with the store.
+
+  Every shard must exist, with its size; other files must have their checksum.
 
   Args:
-    path: folder of the store.
+    place: the store.
 
   Returns:
-    (manifest, SHA-256 of its file).
+    (manifest, contents of the files other than shards, SHA-256 of the manifest).
 
   Raises:
     InputError: the manifest or a file is damaged or missing; names the file.
   """
-  content = (path / NAME).read_bytes()
-  record = durable.parse_json(content, path / NAME, remedy=REMEDY)
-  if record.get("format") != FORMAT:
-    raise broken(path / NAME, f"the format must be {FORMAT}")
-  canonical = durable.canonical(record).encode() + b"\n"
-  if not durable.is_sealed(record) or canonical != content:
-    raise broken(path / NAME, "differs from its own checksum")
-  shards = set(record["shards"])
+  content = places.one(place, NAME)
+  if content is None:
+    raise broken(place / NAME, "the file is missing")
+  record = parse(place, content)
+  files = place.read(record["files"])
   for name, (size, digest) in record["files"].items():
-    file = path / name
-    if not file.is_file():
-      raise broken(file, "the file is missing")
-    if file.stat().st_size != size:
-      raise broken(file, f"the file must have {size} bytes")
-    if name not in shards and _checksum(file)[1] != digest:
-      raise broken(file, "differs from the checksum in the manifest")
-  return record, hashlib.sha256(content).hexdigest()
+    if name not in files:
+      raise broken(place / name, "the file is missing")
+    if len(files[name]) != size:
+      raise broken(place / name, f"the file must have {size} bytes")
+    if hashlib.sha256(files[name]).hexdigest() != digest:
+      raise broken(place / name, "differs from the checksum in the manifest")
+  for name, size in record["shards"].items():
+    if fault := place.fault(name, size):
+      raise broken(place / name, fault)
+  return record, files, hashlib.sha256(content).hexdigest()
 
 
-def verify(path: pathlib.Path, record: Mapping[str, Any]) -> None:
-  """Compares every file with its size and checksum in the manifest.
+def parse(place: Place, content: bytes) -> dict[str, Any]:
+  """Parses a manifest.
 
   Args:
-    path: folder of the store.
-    record: the manifest.
+    place: the store, for errors.
+    content: its bytes.
 
   Raises:
-    InputError: a file is missing, damaged or unreadable; names the file.
+    InputError: it is damaged, or of another format.
   """
-  for name, recorded in record["files"].items():
-    if list(_checksum(path / name)) != recorded:
-      raise broken(path / name, "differs from the checksum in the manifest")
+  record = durable.parse_json(content, str(place / NAME), remedy=REMEDY)
+  if record.get("format") != FORMAT:
+    raise broken(place / NAME, f"the format must be {FORMAT}")
+  if not durable.is_sealed(record) or _encoded(record) != content:
+    raise broken(place / NAME, "differs from its own checksum")
+  return record
 
 
-def _checksum(file: pathlib.Path) -> tuple[int, str]:
-  try:
-    return durable.checksum(file)
-  except OSError as error:
-    raise broken(file, f"cannot be read ({error.strerror})") from error
+def calibration(place: Place) -> dict[str, Any] | None:
+  """What was measured before the first row of a store; None for nothing.
+
+  Args:
+    place: the store.
+
+  Raises:
+    InputError: the record is damaged.
+  """
+  content = places.one(place, CALIBRATION)
+  if content is None:
+    return None
+  where = place / CALIBRATION
+  record = durable.parse_json(content, str(where), remedy=REMEDY)
+  if not durable.is_sealed(record):
+    raise broken(where, "differs from its checksum")
+  return {k: v for k, v in record.items() if k != durable.SUM}
 
 
-def broken(path: pathlib.Path, rule: str) -> InputError:
+def broken(path: object, rule: str) -> InputError:
   """Returns the error for a damaged file.
 
   Args:
     path: the file.
     rule: the violated rule.
   """
-  return InputError("path", path, rule, REMEDY)
+  return InputError("path", str(path), rule, REMEDY)

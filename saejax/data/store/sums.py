@@ -82,7 +82,7 @@ def summed(x: np.ndarray) -> Sums:
   >>> summed(np.ones((3, 2))).x.tolist()
   [3.0, 3.0]
   """
-  x = x.reshape(len(x), -1)
+  x = x.reshape(len(x), math.prod(x.shape[1:]))
   parts = [_of_chunk(x[i : i + _CHUNK_ROWS]) for i in _starts(len(x))]
   return merge(parts, d=x.shape[-1])
 

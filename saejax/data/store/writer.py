@@ -1,19 +1,21 @@
 """Writes a store bucket by bucket, so that writing can resume after any kill.
 
-A bucket is permuted, its shards are written whole, and then one ledger line
-names them. Before that line the bucket does not exist: files that a killed
-process left beyond its ledger are deleted on the next start. The manifest is
-written last and makes the store complete.
+A bucket is permuted, its shards are written whole, and then one entry of the
+ledger names them. Before that entry the bucket does not exist: files that a
+killed process left are deleted on the next start. The manifest is written last
+and makes the store complete. Buckets do not depend on each other, so that any
+process can write any of them, and again.
 """
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import itertools
 import json
-import pathlib
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,12 @@ import numpy as np
 from saejax import durable
 from saejax.data import shuffle
 from saejax.data.store import arrays, columns, ledger, manifest, sums
+from saejax.data.store import place as places
+from saejax.data.store.place import KEPT, Local, Path
+from saejax.data.store.share import Share
 from saejax.errors import InputError
 
-MADE = "made.jsonl"  # time, host and versions; no result depends on it
+MADE = "made"  # folder of times, hosts and versions; no result depends on it
 
 
 def check_sizes(meta: Mapping[str, Any]) -> None:
@@ -52,217 +57,255 @@ def check_sizes(meta: Mapping[str, Any]) -> None:
       )
 
 
-class Writer:
-  """Writes the buckets of one host into a store; `finish` completes it.
+class Writer(contextlib.ExitStack):
+  """Writes buckets of one process into a store; `finish` completes it.
+
+  A context manager, which holds the store's lock.
 
   Attributes:
-    path: folder of the store.
+    place: where the store is.
     meta: metadata of the store.
     columns: declarations of its columns.
+    share: which buckets are this process's.
+    entries: entries of the ledger that have been seen, by bucket.
   """
 
   def __init__(
     self,
-    path: pathlib.Path,
+    path: Path,
     meta: Mapping[str, Any],
     *,
     files: Mapping[str, bytes] | None = None,
-    host: int = 0,
-    hosts: int = 1,
+    share: Share = Share(),
+    again: Collection[int] = (),
   ):
-    """Creates the store, or opens an unfinished one to resume writing.
+    """Creates the store, or opens one to write what is missing.
 
     Args:
-      path: folder of the store.
+      path: folder or URL of the store.
       meta: metadata: format, columns, capacity, bucket_rows, shard_rows,
         chunk_rows, shuffled, seed, group, and further descriptions.
       files: further small files of the store, by name.
-      host: index of this process, which writes buckets host, host + hosts, ...
-      hosts: number of processes that write the store.
+      share: which buckets are this process's.
+      again: buckets with an entry whose shards will be written again.
 
     Raises:
       InputError: the folder cannot be written, has other metadata, is damaged,
         or is being written by another process.
     """
+    super().__init__()
     check_sizes(meta)
-    self.path, self.meta = path, dict(meta)
+    self.place, self.meta = places.at(path), dict(meta)
     self.columns = columns.from_json(self.meta["columns"])
-    self._host, self._hosts = host, hosts
+    self.share = share
+    self.entries: dict[int, dict[str, Any]] = {}
     self._files = dict(files or {})
-    with _disk_errors(path):
-      path.mkdir(parents=True, exist_ok=True)
-      self._check_folder()
-      self._ledger = ledger.Ledger(path / ledger.FOLDER / f"{host:05d}.jsonl")
-      try:
-        self._check_meta()
-        self._check_lines()
-        if hosts == 1:
-          self._clean()
-        self._write_files()
-        self._arrays = arrays.create(path, self.meta, self.columns)
-        self._note()
-      except BaseException:
-        self._ledger.close()
-        raise
+    with self._failures(), contextlib.ExitStack() as held:
+      self._check_place()
+      held.enter_context(share.locked(self.place))
+      self.refresh()
+      self._check_shards(again)
+      self._clean()
+      # The metadata are last, so that where they exist, the others do.
+      content = durable.canonical(self.meta).encode()
+      places.write_all(self.place, {**self._files, manifest.META: content})
+      self._arrays = arrays.create(self.place, self.meta, self.columns)
+      self._note()
+      self.push(held.pop_all())
 
-  def _check_folder(self) -> None:
-    own = {ledger.FOLDER, *self.columns}
-    own |= {name.split("/")[0] for name in self._files}
-    if (self.path / manifest.META).exists():
+  def _failures(self) -> contextlib.AbstractContextManager[None]:
+    return self.place.failures("the rows", KEPT)
+
+  def _check_place(self) -> None:
+    """Refuses a place of something else, and makes a local folder."""
+    found = places.one(self.place, manifest.META)
+    if found == durable.canonical(self.meta).encode():
       return
-    for entry in self.path.iterdir():
-      if entry.name not in own and not entry.name.endswith(".tmp"):
+    if found is not None:
+      raise InputError(
+        "path",
+        str(self.place),
+        "has a store with other settings",
+        "give another folder",
+      )
+    if not isinstance(self.place, Local):
+      return
+    own = {ledger.FOLDER, MADE, *self.columns}
+    own |= {name.split("/")[0] for name in self._files}
+    self.place.folder.mkdir(parents=True, exist_ok=True)
+    for entry in self.place.folder.iterdir():
+      ours = entry.name in own or entry.name.startswith(".lock-")
+      if not ours and not entry.name.endswith(".tmp"):
         raise InputError(
           "path",
-          self.path,
+          str(self.place),
           f"must be a store or empty, and has {entry.name}",
           "give another folder",
         )
 
-  def _check_meta(self) -> None:
-    file = self.path / manifest.META
-    wanted = durable.canonical(self.meta).encode()
-    if file.exists() and file.read_bytes() != wanted:
-      raise InputError(
-        "path",
-        self.path,
-        "has a store with other settings",
-        "give another folder",
-      )
+  def refresh(self) -> None:
+    """Reads the entries that were added to the ledger."""
+    self.entries |= ledger.read(self.place)
+    entries = self.entries.values()
+    ledger.check(self.place, entries, self.meta, self.columns)
 
-  def _check_lines(self) -> None:
+  def _check_shards(self, again: Collection[int]) -> None:
     """Checks sizes of the ledger's shards; reading checks their contents."""
-    ledger.check(self.path, self.lines, self.meta, self.columns)
-    for line in self.lines:
-      for name, (size, _) in line["shards"].items():
-        file = self.path / name
-        if not file.is_file() or file.stat().st_size != size:
-          raise manifest.broken(file, f"the shard must have {size} bytes")
+    for bucket, entry in self.entries.items():
+      if bucket in again:
+        continue
+      for name, size in entry["shards"].items():
+        if fault := self.place.fault(name, size):
+          raise manifest.broken(self.place / name, fault)
 
   def _clean(self) -> None:
-    """Deletes shards that no ledger line names, locks and temporary files."""
-    known = {name for line in self.lines for name in line["shards"]}
-    for name in self.columns:
-      for file in sorted((self.path / name).glob("c/**/*")):
-        if file.is_file() and str(file.relative_to(self.path)) not in known:
-          file.unlink()
-    for pattern in ("*.tmp", "*/*.tmp", "*/*.__lock"):
-      for file in self.path.glob(pattern):
-        file.unlink()
+    """Deletes what a kill left: shards that no entry names, locks, drafts.
 
-  def _write_files(self) -> None:
-    # meta.json is last, so that where it exists, the others do.
-    content = durable.canonical(self.meta).encode()
-    for name, wanted in {**self._files, manifest.META: content}.items():
-      file = self.path / name
-      if not file.is_file() or file.read_bytes() != wanted:
-        durable.write_file(file, wanted)
+    Other processes may be writing theirs.
+    """
+    if not isinstance(self.place, Local):
+      return  # where no object is half written
+    known = {n for e in self.entries.values() for n in e["shards"]}
+    shards = self.meta["bucket_rows"] // self.meta["shard_rows"]
+    for column in self.columns:
+      for name in self.place.names(f"{column}/c"):
+        at = name.split("/")[2].split(".")[0]
+        own = at.isdecimal() and self.share.owns(int(at) // shards)
+        if own and name not in known:
+          self.place.remove(name)
+    if self.share.processes == 1:
+      for pattern in ("*.tmp", "*/*.tmp", "*/*.__lock"):
+        for file in self.place.folder.glob(pattern):
+          file.unlink()
 
   def _note(self) -> None:
-    """Appends time, host and versions; no result depends on them."""
+    """Records time, host and versions; no result depends on them."""
     names = ("jax", "jaxlib", "numpy", "tensorstore", "tokenizers")
     versions = {"python": platform.python_version()} | {
       name: importlib.metadata.version(name) for name in names
     }
+    now = datetime.datetime.now(datetime.UTC)
     record = {
-      "time": datetime.datetime.now(datetime.UTC).isoformat(),
+      "time": now.isoformat(),
       "host": platform.node(),
+      "process": [self.share.process, self.share.processes],
       "rows": self.rows,
       "versions": versions,
     }
-    with (self.path / MADE).open("a", encoding="utf-8") as file:
-      file.write(json.dumps(record) + "\n")
-
-  @property
-  def lines(self) -> list[dict[str, Any]]:
-    """Bucket lines of the ledger."""
-    return [line for line in self._ledger.lines if line["kind"] == "bucket"]
+    name = f"{now:%Y%m%dT%H%M%S.%f}-{platform.node()}-{os.getpid()}.json"
+    self.place.write(f"{MADE}/{name}", json.dumps(record).encode() + b"\n")
 
   @property
   def calibration(self) -> dict[str, Any] | None:
     """Calibration recorded by `calibrate`, or None."""
-    for line in self._ledger.lines:
-      if line["kind"] == "calibration":
-        return line["calibration"]
-    return None
+    return manifest.calibration(self.place)
 
   @property
   def rows(self) -> int:
-    """Number of rows written by this host."""
-    return sum(line["rows"] for line in self.lines)
+    """Number of rows written, by all processes."""
+    return ledger.rows(self.entries.values())
 
-  @property
-  def resume(self) -> dict[str, Any] | None:
-    """Resume point after the last bucket; None before the first."""
-    return self.lines[-1]["resume"] if self.lines else None
-
-  def calibrate(self, calibration: Mapping[str, Any]) -> None:
-    """Records measurements made before the first row.
+  def calibrate(self, measured: Mapping[str, Any]) -> None:
+    """Records measurements made before the first row, unless there are some.
 
     Args:
-      calibration: the measurements, JSON-serialisable.
+      measured: the measurements, JSON-serialisable.
     """
-    record = {"kind": "calibration", "calibration": dict(calibration)}
-    with _disk_errors(self.path):
-      self._ledger.append(record)
+    record = durable.canonical(durable.seal(measured)).encode()
+    with self._failures():
+      self.place.add(manifest.CALIBRATION, record)
 
   def write(
     self,
+    bucket: int,
     values: Mapping[str, np.ndarray],
     *,
-    resume: Mapping[str, Any],
+    resume: Mapping[str, Any] | None = None,
     dropped: Mapping[str, int] | None = None,
     read: int = 0,
   ) -> dict[str, Any]:
-    """Writes the next bucket and its ledger line; durable when it returns.
+    """Writes a bucket and its entry; durable when it returns.
+
+    A bucket that has an entry is written again only to restore its shards.
 
     Args:
-      values: every column [rows, ...] in its dtype; `bucket_rows` rows, fewer
-        in the last bucket only.
-      resume: resume point of the next bucket, JSON-serialisable.
-      dropped: rows dropped by each rule since the last bucket.
-      read: units that the source read since the last bucket, such as tokens.
+      bucket: number of the bucket.
+      values: every column [rows, ...] in its dtype; at most `bucket_rows` rows.
+      resume: where the source goes on after it, JSON-serialisable.
+      dropped: rows of it that each rule dropped.
+      read: units that the source read for it, such as tokens.
 
     Returns:
-      The ledger line.
+      The entry.
 
     Raises:
-      InputError: a column has another dtype or shape, or the disk is full.
+      InputError: a column has another dtype or shape, the disk is full, or the
+        bucket has an entry of other rows.
       ValueError: columns are missing.
     """
     if columns.declare(values, self.columns).keys() != self.columns.keys():
       raise ValueError(
         f"columns must be {set(self.columns)}, got {set(values)}"
       )
-    number = self._host + self._hosts * len(self.lines)
-    rows, first = len(values["x"]), number * self.meta["bucket_rows"]
     if self.meta["shuffled"]:
-      order = self._order(rows, number)
+      order = self._order(len(values["x"]), bucket)
       values = {name: column[order] for name, column in values.items()}
-    with _disk_errors(self.path):
-      shards = self._write_shards(values, first)
-      return self._ledger.append(
-        {
-          "kind": "bucket",
-          "bucket": number,
-          "first": first,
-          "rows": rows,
-          "sums": {
-            name: sums.summed(values[name]).to_json()
-            for name, column in self.columns.items()
-            if column.is_float
-          },
-          "chunks": {
-            name: arrays.checksums(
-              name, first, values[name], self.meta["chunk_rows"]
-            )
-            for name in self.columns
-          },
-          "resume": dict(resume),
-          "dropped": dict(dropped or {}),
-          "read": read,
-          "shards": shards,
-        }
+    entry = self._entry(bucket, values, resume or {}, dropped or {}, read)
+    self._check_same(entry, self.entries.get(bucket))
+    with self._failures():
+      self._write_shards(values, entry["first"])
+      content = ledger.encoded(entry)
+      name = ledger.name(bucket)
+      if not self.place.add(name, content):
+        there = self.place.read([name])[name]
+        self._check_same(entry, ledger.parse(self.place, name, there))
+    self.entries[bucket] = entry
+    return entry
+
+  def _entry(
+    self,
+    bucket: int,
+    values: Mapping[str, np.ndarray],
+    resume: Mapping[str, Any],
+    dropped: Mapping[str, int],
+    read: int,
+  ) -> dict[str, Any]:
+    rows, first = len(values["x"]), bucket * self.meta["bucket_rows"]
+    entry = {
+      "bucket": bucket,
+      "first": first,
+      "rows": rows,
+      "resume": dict(resume),
+      "dropped": dict(dropped),
+      "read": read,
+      "sums": {},
+      "chunks": {},
+      "contents": {},
+      "shards": {},
+    }
+    for name, column in self.columns.items():
+      x = values[name]
+      if column.is_float:
+        entry["sums"][name] = sums.summed(x).to_json()
+      entry["chunks"][name] = arrays.checksums(
+        name, first, x, self.meta["chunk_rows"]
+      )
+      flat = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+      entry["contents"][name] = hashlib.sha256(flat.data).hexdigest()
+      entry["shards"] |= arrays.shards(name, column, first, rows, self.meta)
+    return durable.seal(entry)
+
+  def _check_same(
+    self, ours: Mapping[str, Any], theirs: Mapping[str, Any] | None
+  ) -> None:
+    """Refuses to write a bucket over one of other rows."""
+    if theirs is not None and ours != theirs:
+      raise InputError(
+        "path",
+        str(self.place / ledger.name(ours["bucket"])),
+        "has other rows than those that were computed now",
+        "write it with the hardware and versions of the other buckets (see "
+        f"{MADE}/), or into another folder",
       )
 
   def _order(self, rows: int, bucket: int) -> np.ndarray:
@@ -274,99 +317,55 @@ class Writer:
       rows, group, shuffle.BUCKET, self.meta["seed"], bucket
     )
 
-  def _write_shards(
-    self, values: Mapping[str, np.ndarray], first: int
-  ) -> dict[str, list[Any]]:
-    """Writes whole shards; returns [size, SHA-256] of each by name."""
+  def _write_shards(self, values: Mapping[str, np.ndarray], first: int) -> None:
     rows, shard = len(values["x"]), self.meta["shard_rows"]
-    writes = [
-      self._arrays[name][first + i : first + min(i + shard, rows)].write(
-        values[name][i : i + shard]
-      )
+    parts = [
+      (name, i, values[name][i : i + shard])
       for i in range(0, rows, shard)
       for name in self.columns
     ]
+    writes = [
+      self._arrays[name][first + i : first + i + len(part)].write(part)
+      for name, i, part in parts
+    ]
+    size = sum(part.nbytes for _, _, part in parts)
     for write in writes:
-      write.result()
-    return {
-      file: list(durable.checksum(self.path / file))
-      for name, column in self.columns.items()
-      for file in arrays.shard_files(name, column, first, rows, shard)
-    }
+      self.place.wait(write, size=size)
 
-  def finish(
-    self, *, dropped: Mapping[str, int] | None = None, read: int = 0
-  ) -> None:
+  def finish(self, buckets: int) -> bool:
     """Writes stats.json and the manifest, which make the store complete.
 
     Args:
-      dropped: rows dropped after the last bucket.
-      read: units read after the last bucket.
-    """
-    lines = [x for x in ledger.unfinished(self.path) if x["kind"] == "bucket"]
-    counts = dict(dropped or {})
-    for line in lines:
-      for rule, count in line["dropped"].items():
-        counts[rule] = counts.get(rule, 0) + count
-    stats = {
-      "columns": total(lines, self.columns),
-      "rows": sum(line["rows"] for line in lines),
-      "read": read + sum(line["read"] for line in lines),
-      "dropped": counts,
-      "calibration": self.calibration,
-    }
-    with _disk_errors(self.path):
-      content = durable.canonical(stats).encode()
-      durable.write_file(self.path / manifest.STATS, content)
-      manifest.write(
-        self.path,
-        self._small(),
-        {name: x for line in lines for name, x in line["shards"].items()},
-      )
-    self.close()
+      buckets: number of buckets that the source has.
 
-  def _small(self) -> list[str]:
+    Returns:
+      Whether it is complete: False where other processes are not done.
+    """
+    with self._failures():
+      self.refresh()
+      if set(self.entries) != set(range(buckets)):
+        return False
+      entries = [self.entries[bucket] for bucket in range(buckets)]
+      stats = durable.canonical(self._stats(entries)).encode()
+      places.write_all(self.place, {manifest.STATS: stats})
+      if places.one(self.place, manifest.NAME) is None:
+        shards = {n: size for e in entries for n, size in e["shards"].items()}
+        manifest.write(self.place, self._small(buckets), shards)
+    return True
+
+  def _stats(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    return ledger.stats(entries, self.columns) | {
+      "calibration": self.calibration
+    }
+
+  def _small(self, buckets: int) -> list[str]:
     """Returns the names of files other than shards."""
-    ledgers = sorted((self.path / ledger.FOLDER).glob("*.jsonl"))
+    calibrated = [manifest.CALIBRATION] * (self.calibration is not None)
     return [
       manifest.META,
       manifest.STATS,
-      *(f"{ledger.FOLDER}/{file.name}" for file in ledgers),
+      *calibrated,
+      *(ledger.name(bucket) for bucket in range(buckets)),
       *sorted(self._files),
       *(f"{name}/zarr.json" for name in self.columns),
     ]
-
-  def close(self) -> None:
-    """Releases the store's lock."""
-    self._ledger.close()
-
-
-def total(
-  lines: list[dict[str, Any]], declared: Mapping[str, columns.Column]
-) -> dict[str, Any]:
-  """Computes the moments of each float column over bucket lines.
-
-  Args:
-    lines: bucket lines of ledgers.
-    declared: declarations of the columns.
-
-  Returns:
-    The result of `sums.stats` by column name.
-  """
-  return {
-    name: sums.stats(
-      sums.merge(
-        (sums.Sums.from_json(line["sums"][name]) for line in lines),
-        d=column.size,
-      ),
-      column.shape,
-    )
-    for name, column in declared.items()
-    if column.is_float
-  }
-
-
-def _disk_errors(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
-  return durable.disk_errors(
-    path, what="the rows", kept="finished buckets are kept"
-  )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from saejax.data.store import place as places
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
 from saejax.models import tokenizer
@@ -79,11 +80,11 @@ def _index(store: Store) -> "Index":
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(store: Store) -> Any:
-  path = store.path / "tokenizer"
-  if not path.is_dir() or not set(COLUMNS) <= set(store.columns):
+  path = places.local(store.place, "tokenizer")
+  if path is None or not set(COLUMNS) <= set(store.columns):
     raise InputError(
       "store",
-      store.path,
+      str(store.place),
       f"must have a tokenizer and the columns {', '.join(COLUMNS)}",
       "harvest from a model with a tokenizer",
     )

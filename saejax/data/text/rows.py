@@ -9,8 +9,8 @@ a position is the place of a forward batch.
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,24 @@ from saejax.data.text import feasibility, rules, subject, windows
 from saejax.errors import InputError
 
 _AHEAD = 1  # forward batches on the device beside the one on the host
+
+
+class _Forward(NamedTuple):
+  """A forward pass under way.
+
+  Attributes:
+    batch: its tokens.
+    first: number of its first row.
+    span: place of the first span that it has rows of.
+    values: columns that come from the model, [B, T, ...].
+    norm: norms of x, [B, T] or [B, T, sites].
+  """
+
+  batch: windows.Batch
+  first: int
+  span: int
+  values: dict[str, jax.Array]
+  norm: jax.Array
 
 
 class TextRows:
@@ -117,43 +135,54 @@ class TextRows:
       self.config, self.corpus, self.part, self.plan, self._encode
     )
 
-  @property
-  def end(self) -> dict[str, int]:
-    return windows.Point(len(self.documents), 0, 0)._asdict()
+  def count(self, most: int) -> int:
+    total = 0
+    for document in self.documents:
+      if total >= most:
+        break
+      total += self.plan.rows(self._encode(document))
+    return min(total, most)
 
   def blocks(
-    self, position: Mapping[str, Any] | None, wanted: int
+    self, spans: Sequence[rows.Span], resume: rows.Resume | None = None
   ) -> Iterator[rows.Block]:
-    start = windows.Point(**position) if position else windows.START
-    batches = windows.batches(self.plan, self.documents, self._encode, start)
-    waiting: collections.deque = collections.deque()
-    coming = 0
-    while wanted > 0:
-      # No batch is begun whose rows would not be wanted.
-      batch = next(batches, None) if coming < wanted else None
-      if batch is not None:
-        found = self._forward(batch)
-        for array in jax.tree.leaves(found):
-          array.copy_to_host_async()
-        waiting.append((batch, found))
-        coming += int(batch.keep.sum())
-      if waiting and (batch is None or len(waiting) > _AHEAD):
-        batch, (values, norm) = waiting.popleft()
-        coming -= int(batch.keep.sum())
-        values = {name: np.asarray(value) for name, value in values.items()}
-        block = self._block(batch, values, np.asarray(norm))
-        wanted -= len(block.values["x"])
-        yield block
-      elif not waiting:
-        return
+    waiting: collections.deque[_Forward] = collections.deque()
+    for batch, first, span in self._batches(spans, resume):
+      waiting.append(self._forward(batch, first, span))
+      if len(waiting) > _AHEAD:
+        yield from self._blocks(waiting.popleft(), spans)
+    for forward in waiting:
+      yield from self._blocks(forward, spans)
+
+  def _batches(
+    self, spans: Sequence[rows.Span], resume: rows.Resume | None
+  ) -> Iterator[tuple[windows.Batch, int, int]]:
+    """Forward batches with rows of spans, the number of the first row of each,
+    and the place of its first span.
+    """
+    if not spans:
+      return
+    start, first = windows.START, 0
+    if resume is not None:
+      start, first = windows.Point(**resume.at), resume.row
+    number = 0
+    for batch in windows.batches(
+      self.plan, self.documents, self._encode, start
+    ):
+      while first >= spans[number].stop:
+        number += 1
+        if number == len(spans):
+          return
+      stop = first + max(int(batch.keep.sum()), 1)
+      if stop > spans[number].start:
+        yield batch, first, number
+      first += int(batch.keep.sum())
 
   def _encode(self, document: int) -> np.ndarray:
     return self.corpus.encode(document, self.source.encode)
 
-  def _forward(
-    self, batch: windows.Batch
-  ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The columns of a batch that come from the model, and norms of x."""
+  def _forward(self, batch: windows.Batch, first: int, span: int) -> "_Forward":
+    """Starts the forward pass of a batch."""
     found = {"x": self.source.forward(batch.ids, batch.mask)}
     if self.config.cond == "layer" and self.source.sites > 1:
       found["x"] = _drawn(found["x"], self._layers(batch))
@@ -162,7 +191,9 @@ class TextRows:
     values, norm = _stored(found, dtype=self.config.dtype)
     if self.source.score is not None:
       values["score"] = self.source.score(batch.ids, batch.mask)
-    return values, norm
+    for array in jax.tree.leaves((values, norm)):
+      array.copy_to_host_async()
+    return _Forward(batch, first, span, values, norm)
 
   def _layers(self, batch: windows.Batch) -> np.ndarray:
     """The place of the layer that is drawn for each token, [B, T] int32."""
@@ -171,36 +202,41 @@ class TextRows:
     drawn = bits.random_raw(batch.ids.size) % np.uint64(self.source.sites)
     return drawn.astype(np.int32).reshape(batch.ids.shape)
 
-  def _block(
-    self,
-    batch: windows.Batch,
-    values: Mapping[str, np.ndarray],
-    norm: np.ndarray,
-  ) -> rows.Block:
-    """The rows of a batch that pass all rules, and how many each rule drops."""
+  def _blocks(
+    self, forward: "_Forward", spans: Sequence[rows.Span]
+  ) -> Iterator[rows.Block]:
+    """The rows of a batch that pass all rules, a block for each span."""
+    batch = forward.batch
+    values = {name: np.asarray(v) for name, v in forward.values.items()}
+    values |= {"doc": batch.doc, "pos": batch.pos, "tok": batch.ids}
     cond = batch.pos
     limit = self._limit
     if self.config.cond == "layer":
       cond = self._layers(batch)
       limit = limit[cond]
+    if self.config.cond:
+      values["cond"] = cond
+    norm = np.asarray(forward.norm)
     # Rows that are not finite are no outliers: they have been allowed.
     outlier = _any_site(norm > limit) & self._finite(batch, values, norm)
-    keep = batch.keep & ~outlier
-    found = {name: value[keep] for name, value in values.items()}
-    found |= {
-      "doc": batch.doc[keep],
-      "pos": batch.pos[keep],
-      "tok": batch.ids[keep],
-    }
-    if self.config.cond:
-      found["cond"] = cond[keep]
-    outliers = int(batch.keep.sum() - keep.sum())
-    return rows.Block(
-      position=batch.point._asdict(),
-      values=found,
-      dropped=batch.dropped | {rules.OUTLIER: outliers},
-      read=batch.tokens,
-    )
+    row = forward.first + np.cumsum(batch.keep).reshape(batch.keep.shape) - 1
+    last = forward.first + int(batch.keep.sum())
+    for number in range(forward.span, len(spans)):
+      span = spans[number]
+      if span.start >= last and number > forward.span:
+        break
+      begins = span.start <= forward.first < span.stop
+      keep = batch.keep & (span.start <= row) & (row < span.stop)
+      dropped = {rules.OUTLIER: int((keep & outlier).sum())}
+      keep &= ~outlier
+      yield rows.Block(
+        span=number,
+        values={name: value[keep] for name, value in values.items()},
+        resume=rows.Resume(batch.point._asdict(), forward.first),
+        # A batch is counted where it begins.
+        dropped=(batch.dropped if begins else {}) | dropped,
+        read=batch.tokens if begins else 0,
+      )
 
   def _finite(
     self,

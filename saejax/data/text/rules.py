@@ -104,7 +104,7 @@ def from_store(store: Store) -> RowRules:
   if "drop_first" not in meta:
     raise InputError(
       "store",
-      store.path,
+      str(store.place),
       "must be a harvest of text that records its rules for rows",
       "harvest it again",
     )

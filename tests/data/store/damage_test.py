@@ -12,7 +12,9 @@ from absl.testing import absltest, parameterized
 from saejax import durable
 from saejax.data import summary
 from saejax.data.store import create, ledger, manifest, reader, writer
+from saejax.data.store import place as places
 from saejax.errors import InputError
+from tests.data import tiny
 
 SMALL = {"bucket_rows": 64, "shard_rows": 32, "chunk_rows": 8}
 
@@ -34,7 +36,7 @@ class DamageTest(parameterized.TestCase):
     super().setUp()
     self.path = pathlib.Path(self.create_tempdir().full_path) / "store"
     self.made = make(self.path)
-    self.ledger = self.path / "ledger" / "00000.jsonl"
+    self.entry = self.path / "ledger" / "00000001.json"
 
   def refuse(self, message, call=use):
     with self.assertRaisesRegex(InputError, message) as caught:
@@ -51,64 +53,57 @@ class DamageTest(parameterized.TestCase):
     """A manifest that fits whatever is there: damage by someone with tools."""
     (self.path / manifest.NAME).unlink()
     shards = {str(f.relative_to(self.path)) for f in self.path.glob("*/c/**/*")}
-    files = {
-      str(f.relative_to(self.path)): durable.checksum(f)
+    files = [
+      str(f.relative_to(self.path))
       for f in self.path.rglob("*")
-      if f.is_file() and f.name != writer.MADE
-    }
+      if f.is_file() and f.parent.name != writer.MADE
+    ]
     manifest.write(
-      self.path,
+      places.at(self.path),
       [f for f in files if f not in shards],
-      {name: found for name, found in files.items() if name in shards},
+      {f: (self.path / f).stat().st_size for f in files if f in shards},
     )
 
   # --- the ledger ------------------------------------------------------------
 
-  def test_the_last_byte_of_the_ledger(self):
-    content = bytearray(self.ledger.read_bytes())
+  def test_the_last_byte_of_an_entry(self):
+    content = bytearray(self.entry.read_bytes())
     content[-1] ^= 1
-    self.ledger.write_bytes(content)
-    self.refuse("00000.jsonl: differs")
+    self.entry.write_bytes(content)
+    self.refuse("00000001.json: differs")
     self.sum_again()
-    self.refuse("00000.jsonl: the line at byte .* is incomplete")
+    self.refuse("00000001.json: must be JSON")
 
-  @parameterized.parameters("lost", "doubled", "swapped", "other rows")
-  def test_lines_of_the_ledger(self, damage):
-    lines = self.ledger.read_bytes().splitlines(keepends=True)
-    self.assertLen(lines, 3)
-    found = {
-      "lost": [lines[0], lines[2]],
-      "doubled": [lines[0], lines[1], lines[1], lines[2]],
-      "swapped": [lines[1], lines[0], lines[2]],
-      "other rows": [lines[0].replace(b'"rows":64', b'"rows":32'), *lines[1:]],
+  @parameterized.parameters("other rows", "renamed", "blanks")
+  def test_an_entry_that_was_changed(self, damage):
+    content = self.entry.read_bytes()
+    changed = {
+      "other rows": content.replace(b'"rows":64', b'"rows":32'),
+      "renamed": (self.path / "ledger" / "00000000.json").read_bytes(),
+      "blanks": content.replace(b'"rows":64', b'"rows": 64'),
     }[damage]
-    self.ledger.write_bytes(b"".join(found))
-    self.refuse("00000.jsonl")
+    self.assertNotEqual(changed, content)
+    self.entry.write_bytes(changed)
+    self.refuse("00000001.json: ")
     self.sum_again()
-    self.refuse("00000.jsonl: the line at byte .* differs from its checksum")
+    self.refuse("00000001.json: differs from its checksum")
 
-  def test_a_lost_last_line_with_sums_made_again(self):
-    lines = self.ledger.read_bytes().splitlines(keepends=True)
-    self.ledger.write_bytes(b"".join(lines[:-1]))
+  def test_a_lost_entry(self):
+    self.entry.unlink()
+    self.refuse("00000001.json: the file is missing")
     self.sum_again()
-    self.refuse("ledger: must have 150 rows, has 128")
+    self.refuse("ledger: must have 150 rows, has 86")
 
   @parameterized.parameters(10**18, -1, "many", 65, None, 1.5)
   def test_rows_that_cannot_be(self, rows):
-    lines, before = [], ""
-    for raw in self.ledger.read_bytes().splitlines():
-      line = json.loads(raw)
-      if line["bucket"] == 0:
-        line["rows"] = rows
-      line = durable.seal(line, before)
-      before = line["sum"]
-      lines.append(durable.canonical(line).encode() + b"\n")
-    self.ledger.write_bytes(b"".join(lines))
+    entry = json.loads(self.entry.read_bytes())
+    entry = durable.seal(entry | {"rows": rows})
+    self.entry.write_bytes(ledger.encoded(entry))
     self.sum_again()
     self.refuse("path=.*")
 
-  def test_a_second_ledger_is_not_read(self):
-    shutil.copy(self.ledger, self.ledger.with_name("00001.jsonl"))
+  def test_an_entry_that_the_manifest_lacks_is_not_read(self):
+    shutil.copy(self.entry, self.entry.with_name("00000007.json"))
     np.testing.assert_array_equal(
       use(self.path)["x"], self.made.whole("x")["x"]
     )
@@ -134,12 +129,12 @@ class DamageTest(parameterized.TestCase):
       self.refuse("path=.*store")
 
   def test_unreadable_files_are_named(self):
-    for name in ("meta.json", "stats.json", "ledger/00000.jsonl"):
+    for name in ("meta.json", "stats.json", "ledger/00000000.json"):
       file = self.path / name
       content = file.read_bytes()
       file.unlink()
       file.mkdir()
-      self.refuse("path=.*(is missing|must be a store)")
+      self.refuse(f"path=.*{name}: cannot be read")
       file.rmdir()
       file.write_bytes(content)
     use(self.path)
@@ -152,7 +147,7 @@ class DamageTest(parameterized.TestCase):
   def test_another_format(self):
     record = json.loads((self.path / manifest.NAME).read_bytes())
     (self.path / manifest.NAME).write_text(json.dumps(record | {"format": 9}))
-    self.refuse("manifest.json: the format must be 2")
+    self.refuse("manifest.json: the format must be 3")
 
   # --- shards ----------------------------------------------------------------
 
@@ -246,45 +241,40 @@ class DamageTest(parameterized.TestCase):
       damaged = bytearray(content)
       damaged[at] ^= 1
       shard.write_bytes(damaged)
-      self.refuse("c/1/0: differs", lambda path: reader.open(path).verify())
+      self.refuse("x: a shard", lambda path: reader.open(path).verify())
     shard.write_bytes(content)
     self.made.verify()
 
   # --- unfinished stores -----------------------------------------------------
 
-  def unfinished(self, torn=b""):
+  def unfinished(self):
     """A store of which two of three buckets were written."""
     meta = self.made.meta
     all_ = {name: v[:128] for name, v in self.made.whole("x", "doc").items()}
     shutil.rmtree(self.path)
-    out = writer.Writer(self.path, meta)
-    for start in (0, 64):
-      part = {name: v[start : start + 64] for name, v in all_.items()}
-      out.write(part, resume={"document": start}, read=64)
-    out.close()
-    with self.ledger.open("ab") as file:
-      file.write(torn)
+    with writer.Writer(self.path, meta) as out:
+      for bucket in (0, 1):
+        part = {n: v[64 * bucket : 64 * bucket + 64] for n, v in all_.items()}
+        out.write(bucket, part, read=64)
     return meta
 
-  def test_a_torn_last_line_was_never_there(self):
-    meta = self.unfinished(torn=b'{"bucket":2,"dro')
-    out = writer.Writer(self.path, meta)
-    out.close()
-    self.assertEqual(out.rows, 128)
-    self.assertEndsWith(self.ledger.read_bytes(), b"}\n")
-
-  @parameterized.parameters(
-    (b'"document":64', b'"document":65'), (b'"read":64', b'"read":46')
-  )
-  def test_a_resume_point_that_changed(self, old, new):
+  def test_a_draft_of_an_entry_was_never_there(self):
     meta = self.unfinished()
-    self.rewrite(self.ledger, old, new)
+    draft = self.entry.with_name("00000002.json.1234.tmp")
+    draft.write_bytes(b'{"bucket":2,"dro')
+    with writer.Writer(self.path, meta) as out:
+      self.assertEqual(out.rows, 128)
+    self.assertFalse(draft.exists())
+
+  def test_an_entry_that_changed(self):
+    meta = self.unfinished()
+    self.rewrite(self.entry, b'"read":64', b'"read":46')
     self.refuse("differs from its checksum", lambda p: writer.Writer(p, meta))
 
   def test_a_shard_that_is_gone(self):
     meta = self.unfinished()
     self.shards()[1].unlink()
-    self.refuse("x/c/1/0: the shard must", lambda p: writer.Writer(p, meta))
+    self.refuse("x/c/1/0: the file is", lambda p: writer.Writer(p, meta))
 
   def test_array_metadata_of_an_unfinished_store(self):
     meta = self.unfinished()
@@ -294,28 +284,21 @@ class DamageTest(parameterized.TestCase):
 
   def test_a_second_writer(self):
     meta = self.unfinished()
-    first = writer.Writer(self.path, meta)
-    try:
+    with writer.Writer(self.path, meta):
       self.refuse("another process", lambda p: writer.Writer(p, meta))
-    finally:
-      first.close()
+    writer.Writer(self.path, meta).close()
+    self.assertEmpty(list(self.path.glob(".lock-*")))
 
-
-class LedgerTest(absltest.TestCase):
-  def test_a_line_torn_anywhere_was_never_there(self):
-    path = pathlib.Path(self.create_tempdir().full_path) / "ledger" / "0.jsonl"
-    first = ledger.Ledger(path)
-    first.append({"kind": "bucket", "bucket": 0})
-    first.append({"kind": "bucket", "bucket": 1})
-    first.close()
-    content = path.read_bytes()
-    second_line = content.index(b"\n") + 1
-    for cut in range(second_line, len(content)):
-      path.write_bytes(content[:cut])
-      again = ledger.Ledger(path)
-      again.close()
-      self.assertLen(again.lines, 1)
-      self.assertEqual(path.stat().st_size, second_line)
+  def test_a_bucket_is_written_over_only_by_the_same_rows(self):
+    meta = self.unfinished()
+    before = tiny.files(self.path)
+    found = reader.open(self.path, growing=True).whole("x", "doc")
+    with writer.Writer(self.path, meta | {"shuffled": True}) as out:
+      part = {name: v[:64] for name, v in found.items()}
+      other = {**part, "x": part["x"] + 1}
+      with self.assertRaisesRegex(InputError, "00000000.json: has other rows"):
+        out.write(0, other, read=64)
+    self.assertEqual(tiny.files(self.path), before)
 
 
 if __name__ == "__main__":
