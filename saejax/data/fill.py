@@ -222,13 +222,13 @@ def fill_share(
     there = set(out.entries) - again
     left = [b for b in range(_buckets(meta)) if share.owns(b)]
     left = [b for b in left if b not in there]
+    if (left or repair) and out.calibration is None:
+      prepared = prepared or source.prepare(None)
+      if prepared is not None:
+        out.calibrate(prepared)
     if left:
       if isinstance(place, Local):
         check_space(place.folder, out.columns, _rows(meta, left))
-      if out.calibration is None:
-        prepared = prepared or source.prepare(None)
-        if prepared is not None:
-          out.calibrate(prepared)
       source.prepare(out.calibration)  # of the process that was first
       _fill(source, out, left, progress or (lambda _: None))
     return _finish(source, out)

@@ -66,11 +66,11 @@ def _discard_small(
   """Removes small files that are not what was written."""
   wanted = durable.canonical(meta).encode()
   found = place.read([manifest.META, manifest.NAME, manifest.CALIBRATION])
-  if found.get(manifest.META, wanted) != wanted:
-    # The folder is named by its metadata.
+  if found.get(manifest.META) != wanted:
+    # The folder of a harvest is named by its metadata.
     if durable.digest(meta)[:16] not in place.name:
       return  # of another store, which its writer refuses
-    place.remove(manifest.META)
+    place.write(manifest.META, wanted)
   recorded: Mapping[str, Any] = {}
   if manifest.NAME in found:
     try:

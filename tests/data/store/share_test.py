@@ -94,12 +94,12 @@ class ShareTest(parameterized.TestCase):
     class Writing:
       def __enter__(self):
         command = [sys.executable, "-m", "tests.data.tiny", str(test.corpus)]
-        command += [str(test.folder / name), "30", "256"]
+        command += [str(test.folder / name), "1", "256"]
         command += [str(share.process), str(share.processes)]
         self.process = subprocess.Popen(
           command, cwd=shared.ROOT, stdout=subprocess.PIPE
         )
-        for _ in range(2):  # the second is after the calibration
+        for _ in range(3):  # the third is after the calibration
           self.process.stdout.readline()
         return self.refused
 
