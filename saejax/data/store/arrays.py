@@ -58,7 +58,9 @@ def create(
       opening = ts.open(spec, create=True, open=True, context=places.context())
       found[name] = place.wait(opening)
     except ValueError as error:
-      if not re.match("FAILED_PRECONDITION|INVALID_ARGUMENT|DATA_LOSS", str(error)):
+      if not re.match(
+        "FAILED_PRECONDITION|INVALID_ARGUMENT|DATA_LOSS", str(error)
+      ):
         raise  # of the disk or the object store
       raise InputError(
         "path",

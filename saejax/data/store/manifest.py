@@ -71,9 +71,8 @@ def read(place: Place) -> tuple[dict[str, Any], dict[str, bytes], str]:
       raise broken(place / name, f"the file must have {size} bytes")
     if hashlib.sha256(files[name]).hexdigest() != digest:
       raise broken(place / name, "differs from the checksum in the manifest")
-  for name, size in record["shards"].items():
-    if fault := place.fault(name, size):
-      raise broken(place / name, fault)
+  if fault := place.fault(record["shards"]):
+    raise broken(place / fault[0], fault[1])
   return record, files, hashlib.sha256(content).hexdigest()
 
 

@@ -25,6 +25,7 @@ _SECONDS = 30.0  # an object store that answers nothing for so long is dead
 _BYTES_PER_SECOND = 1e6  # slowest transfer that is waited for
 # TensorStore's own retries would go on for over a minute.
 _RETRIES = {"max_retries": 3, "initial_delay": "100ms", "max_delay": "500ms"}
+_FEW = 64  # objects that are looked for one by one, instead of in a listing
 _DRIVERS = ("s3", "gs", "memory")
 
 
@@ -64,10 +65,14 @@ class Place(Protocol):
     """The names of all objects below a folder, sorted."""
     ...
 
-  def fault(self, name: str, size: int | None) -> str | None:
-    """What is wrong with an object that should have a size, if anything is.
+  def fault(self, sizes: Mapping[str, int | None]) -> tuple[str, str] | None:
+    """Looks for objects and compares their sizes, where these can be seen.
 
-    The size is compared where it can be seen without reading the object.
+    Args:
+      sizes: size by name; None where it is not known.
+
+    Returns:
+      The first object that is not as it should be, and what is wrong with it.
     """
     ...
 
@@ -168,12 +173,13 @@ class Local:
       str(path.relative_to(self.folder)) for path in files if path.is_file()
     )
 
-  def fault(self, name: str, size: int | None) -> str | None:
-    file = self.folder / name
-    if not file.is_file():
-      return "the file is missing"
-    if size is not None and file.stat().st_size != size:
-      return f"the file must have {size} bytes"
+  def fault(self, sizes: Mapping[str, int | None]) -> tuple[str, str] | None:
+    for name, size in sizes.items():
+      file = self.folder / name
+      if not file.is_file():
+        return name, "the file is missing"
+      if size is not None and file.stat().st_size != size:
+        return name, f"the file must have {size} bytes"
     return None
 
   def kvstore(self, name: str) -> dict[str, Any]:
@@ -221,10 +227,6 @@ class Objects:
     spec = self.kvstore("")
     return self.wait(ts.KvStore.open(spec, context=context()))
 
-  @functools.cached_property
-  def _listed(self) -> frozenset[str]:
-    return frozenset(self.names())
-
   def read(self, names: Iterable[str]) -> dict[str, bytes]:
     with self.failures("reads"):
       reads = {name: self._store.read(name) for name in names}
@@ -262,9 +264,19 @@ class Objects:
     with self.failures("lists"):
       return sorted(k.decode() for k in self.wait(self._store.list(keys)))
 
-  def fault(self, name: str, size: int | None) -> str | None:
-    # One listing for all; the checksums of chunks cover the size.
-    return None if name in self._listed else "the object is missing"
+  def fault(self, sizes: Mapping[str, int | None]) -> tuple[str, str] | None:
+    # The checksums of chunks cover the sizes.
+    if len(sizes) > _FEW:
+      there = frozenset(self.names())
+    else:
+      with self.failures("reads"):
+        heads = {
+          name: self._store.read(name, byte_range=slice(0, 1)) for name in sizes
+        }
+        found = {name: self.wait(head) for name, head in heads.items()}
+      there = {name for name, head in found.items() if head.state == "value"}
+    missing = [name for name in sizes if name not in there]
+    return (missing[0], "the object is missing") if missing else None
 
   def kvstore(self, name: str) -> dict[str, Any]:
     scheme, _, rest = self.url.partition("://")

@@ -379,9 +379,8 @@ class Store:
     Raises:
       InputError: a shard is damaged or missing; names it.
     """
-    for name, size in line["shards"].items():
-      if fault := self.place.fault(name, size):
-        raise manifest.broken(self.place / name, fault)
+    if fault := self.place.fault(line["shards"]):
+      raise manifest.broken(self.place / fault[0], fault[1])
     start, stop = line["first"], line["first"] + line["rows"]
     for name in self.columns:
       digest = hashlib.sha256()

@@ -151,12 +151,12 @@ class Writer(contextlib.ExitStack):
 
   def _check_shards(self, again: Collection[int]) -> None:
     """Checks sizes of the ledger's shards; reading checks their contents."""
+    shards: dict[str, int | None] = {}
     for bucket, entry in self.entries.items():
-      if bucket in again:
-        continue
-      for name, size in entry["shards"].items():
-        if fault := self.place.fault(name, size):
-          raise manifest.broken(self.place / name, fault)
+      if bucket not in again:
+        shards |= entry["shards"]
+    if fault := self.place.fault(shards):
+      raise manifest.broken(self.place / fault[0], fault[1])
 
   def _clean(self) -> None:
     """Deletes what a kill left: shards that no entry names, locks, drafts.
