@@ -21,6 +21,8 @@ COMMANDS = {
   "train": "saejax.studies.train",
   "scaling": "saejax.studies.scaling",
   "verify": "saejax.studies.verify",
+  "info": "saejax.studies.info",
+  "merge": "saejax.studies.merge",
   "allocation": "saejax.studies.allocation",
   "architectures": "saejax.studies.architectures",
   "bias_adaptation": "saejax.studies.bias_adaptation",

@@ -8,10 +8,12 @@ exit code 2.
 """
 
 import dataclasses
+import os
 import pathlib
 
 from saejax import durable
-from saejax.data.store import manifest, reader
+from saejax.data.store import ledger, manifest, reader
+from saejax.data.store import place as places
 from saejax.errors import InputError
 from saejax.runs import folder as run_folder
 from saejax.sae import files
@@ -39,14 +41,14 @@ def main(config: Config) -> None:
     config: the folders.
   """
   for name in config.path:
-    print(f"{name}: {verified(pathlib.Path(name).expanduser())}")
+    print(f"{name}: {verified(name)}")
 
 
-def verified(path: pathlib.Path) -> str:
+def verified(name: str) -> str:
   """What a folder holds, once all of it was read and compared.
 
   Args:
-    path: folder of a store, a saved SAE or a run.
+    name: folder of a store, a saved SAE or a run; or URL of a store.
 
   Returns:
     A line of text: the kind of folder, its sizes, and "sound".
@@ -54,10 +56,12 @@ def verified(path: pathlib.Path) -> str:
   Raises:
     InputError: a damage, naming the file; or a folder of none of these.
   """
-  if (path / manifest.NAME).exists() or (path / "ledger").exists():
-    store = reader.open(path)
+  place = places.at(os.path.expanduser(name))
+  if place.read([manifest.NAME]) or place.names(ledger.FOLDER):
+    store = reader.open(place)
     store.verify()
     return f"store of {store.rows:,} rows, content {store.content}: sound"
+  path = pathlib.Path(str(place))
   if (path / files.STRUCTURE).exists():
     sae = files.load(path)
     return f"SAE with n={sae.n}, d={sae.d}: sound"

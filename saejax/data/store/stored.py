@@ -48,7 +48,10 @@ class Store:
       "variance" are float64 arrays of the column's shape.
     stats: counts of rows, and moments of x over all axes but d, `sums.pooled`.
     lines: the ledger's entries, one per bucket with rows, by first row.
+    small: names of further files, such as those of the tokenizer.
   """
+
+  small: tuple[str, ...] = ()
 
   def __init__(
     self,
@@ -90,7 +93,11 @@ class Store:
       durable.parse_json(found[name], str(place / name), remedy=manifest.REMEDY)
       for name in (manifest.META, manifest.STATS)
     )
-    return cls(place, meta, entries, stats, content)
+    store = cls(place, meta, entries, stats, content)
+    own = {manifest.META, manifest.STATS, manifest.CALIBRATION, *names}
+    own |= {f"{name}/zarr.json" for name in store.columns}
+    store.small = tuple(name for name in found if name not in own)
+    return store
 
   @classmethod
   def growing(cls, place: Local | Objects, meta: dict[str, Any]) -> "Store":
@@ -137,7 +144,16 @@ class Store:
     return f"Store({str(self.place)!r}, rows={self.rows}, d={self.d})"
 
   def __getstate__(self) -> dict[str, Any]:
-    kept = ("place", "meta", "content", "columns", "moments", "stats", "lines")
+    kept = (
+      "place",
+      "meta",
+      "content",
+      "columns",
+      "moments",
+      "stats",
+      "lines",
+      "small",
+    )
     return {name: self.__dict__[name] for name in kept}
 
   @property
