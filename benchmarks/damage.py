@@ -132,7 +132,9 @@ def _moved(rng: random.Random, how: str, lines: list[bytes]) -> list[bytes]:
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted(
-    p for p in folder.rglob("*") if p.is_file() and p.name not in IGNORED
+    p
+    for p in folder.rglob("*")
+    if p.is_file() and not {p.name, p.parent.name} & {*IGNORED}
   )
 
 

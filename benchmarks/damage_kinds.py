@@ -24,7 +24,7 @@ from saejax.sae import activations, files, initial
 from saejax.training import checkpoint, log, loop
 
 ROWS, D = 300, 4
-IGNORED = (".lock", "made.jsonl")  # files that decide nothing
+IGNORED = (".lock", "made")  # files and folders that decide nothing
 FINGERPRINT = {"recipe": "topk", "environment": {"cores": 2}}
 
 
@@ -64,7 +64,7 @@ def _write_part(folder: pathlib.Path) -> None:
   write = writer.Writer.write
 
   def once(self, *arguments, **keywords):
-    if self.lines:
+    if self.entries:
       raise KeyboardInterrupt
     return write(self, *arguments, **keywords)
 

@@ -27,7 +27,7 @@ _NAMES = {
   "init": "saejax.sae.initial",
   "fit": "saejax.runs.fitting",
   "fit_grid": "saejax.runs.fitting",
-  "harvest": "saejax.data.fill",
+  "harvest": "saejax.data.files",
   "load": "saejax.sae.files",
   "open_store": "saejax.data.store.reader:open",
   "save": "saejax.sae.files",
@@ -94,7 +94,7 @@ if TYPE_CHECKING:
   from saejax import sae as sae
   from saejax import studies as studies
   from saejax import training as training
-  from saejax.data.fill import harvest as harvest
+  from saejax.data.files import harvest as harvest
   from saejax.data.store.create import write_store as write_store
   from saejax.data.store.reader import Store as Store
   from saejax.data.store.reader import open as open_store

@@ -17,9 +17,12 @@ import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
-from saejax.data import parquet, rows
+from saejax import durable
+from saejax.data import fill, parquet
+from saejax.data import rows as rows_lib
 from saejax.data.store import columns as declarations
-from saejax.data.store import create
+from saejax.data.store import create, reader
+from saejax.data.store import place as places
 from saejax.errors import InputError
 
 _SAFETENSORS = {
@@ -36,7 +39,7 @@ def array_rows(
   *,
   about: Mapping[str, Any] | None = None,
   group: str | None = None,
-) -> rows.ArrayRows:
+) -> rows_lib.ArrayRows:
   """A row source of arrays in memory or on disk.
 
   Args:
@@ -73,7 +76,7 @@ def array_rows(
   if group is not None:
     key = {n: np.asarray(a[:]) for n, a in arrays.items() if n == group}
     grouped = {"column": group, "rows": create.group_rows(key, group)}
-  array_source = rows.ArrayRows(
+  array_source = rows_lib.ArrayRows(
     arrays=arrays, columns=declarations.declare(first), about={}, group=grouped
   )
   return dataclasses.replace(
@@ -81,10 +84,89 @@ def array_rows(
   )
 
 
-def _digest(source: rows.ArrayRows) -> str:
+def harvest(
+  source: Any,
+  folder: places.Path,
+  *,
+  rows: int,
+  held_out_rows: int = 0,
+  shuffle_seed: int = 0,
+  bucket_rows: int = create.BUCKET_ROWS,
+  shard_rows: int = create.SHARD_ROWS,
+  chunk_rows: int = create.CHUNK_ROWS,
+  progress: fill.Progress | None = None,
+) -> tuple[reader.Store, reader.Store | None]:
+  """Writes the rows of arrays into a training and a held-out store.
+
+  The last rows are held out, in order; the first `rows` of the others are
+  shuffled. Repeating the call resumes after a kill at any moment, or opens the
+  stores if they are complete.
+
+  Args:
+    source: arrays or their path, see `array_rows`, or an `ArrayRows`.
+    folder: parent of the two stores, whose names follow from their metadata.
+    rows: maximum number of rows in the training store.
+    held_out_rows: rows of the held-out store; 0 for none.
+    shuffle_seed: seed for shuffling.
+    bucket_rows: rows shuffled together.
+    shard_rows: rows per file.
+    chunk_rows: rows per chunk, the unit of reading.
+    progress: see `fill.fill`.
+
+  Returns:
+    (training store, held-out store or None).
+
+  Raises:
+    InputError: the arrays cannot be read or have too few rows.
+
+  >>> import tempfile
+  >>> import numpy as np
+  >>> x = np.arange(20, dtype=np.float32).reshape(10, 2)
+  >>> train, held_out = harvest(
+  ...   x, tempfile.mkdtemp(), rows=8, held_out_rows=2
+  ... )
+  >>> train.rows, held_out.rows
+  (8, 2)
+  """
+  if not isinstance(source, rows_lib.ArrayRows):
+    source = array_rows(source)
+  group = (source.group or {"rows": 1})["rows"]
+  held = held_out_rows - held_out_rows % group
+  left = source.rows - held
+  if left < 1 or rows < group or held_out_rows < 0:
+    raise InputError(
+      "held_out_rows",
+      held_out_rows,
+      f"must be in [0, {source.rows - 1}], to leave some of the {source.rows} "
+      "rows for training",
+      f"use at most {source.rows - 1}, or pass more rows",
+    )
+  stop = min(rows - rows % group, left)
+  stores = []
+  for split, part, seed in (
+    (rows_lib.TRAIN, source.part(0, stop), shuffle_seed),
+    (rows_lib.HELD_OUT, source.part(left, source.rows), None),
+  ):
+    if not part.rows:
+      return stores[0], None
+    meta = fill.describe(
+      part,
+      rows=part.rows,
+      split=split,
+      shuffle_seed=seed,
+      bucket_rows=bucket_rows,
+      shard_rows=shard_rows,
+      chunk_rows=chunk_rows,
+    )
+    path = places.at(folder) / f"store-{durable.digest(meta)[:16]}"
+    stores.append(fill.fill(part, path, meta, progress=progress))
+  return stores[0], stores[1]
+
+
+def _digest(source: rows_lib.ArrayRows) -> str:
   """SHA-256 of all values, block by block."""
   digest = hashlib.sha256()
-  for block in source.blocks([rows.Span(0, source.rows)]):
+  for block in source.blocks([rows_lib.Span(0, source.rows)]):
     for values in block.values.values():
       digest.update(
         np.ascontiguousarray(values).reshape(-1).view(np.uint8).data

@@ -14,17 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from saejax import durable
-from saejax.data import bucket, files
-from saejax.data.rows import (
-  HELD_OUT,
-  TRAIN,
-  ArrayRows,
-  Block,
-  Resume,
-  RowSource,
-  Span,
-)
-from saejax.data.store import create, ledger, manifest, reader, writer
+from saejax.data import bucket
+from saejax.data.rows import Block, Resume, RowSource, Span
+from saejax.data.store import ledger, manifest, reader, writer
 from saejax.data.store import place as places
 from saejax.data.store import repair as repairing
 from saejax.data.store.columns import Column
@@ -33,85 +25,6 @@ from saejax.data.store.share import Share
 from saejax.errors import InputError
 
 Progress = Callable[[dict[str, Any]], None]
-
-
-def harvest(
-  source: Any,
-  folder: Path,
-  *,
-  rows: int,
-  held_out_rows: int = 0,
-  shuffle_seed: int = 0,
-  bucket_rows: int = create.BUCKET_ROWS,
-  shard_rows: int = create.SHARD_ROWS,
-  chunk_rows: int = create.CHUNK_ROWS,
-  progress: Progress | None = None,
-) -> tuple[reader.Store, reader.Store | None]:
-  """Writes the rows of arrays into a training and a held-out store.
-
-  The last rows are held out, in order; the first `rows` of the others are
-  shuffled. Repeating the call resumes after a kill at any moment, or opens the
-  stores if they are complete.
-
-  Args:
-    source: arrays or their path, see `files.array_rows`, or an `ArrayRows`.
-    folder: parent of the two stores, whose names follow from their metadata.
-    rows: maximum number of rows in the training store.
-    held_out_rows: rows of the held-out store; 0 for none.
-    shuffle_seed: seed for shuffling.
-    bucket_rows: rows shuffled together.
-    shard_rows: rows per file.
-    chunk_rows: rows per chunk, the unit of reading.
-    progress: see `fill`.
-
-  Returns:
-    (training store, held-out store or None).
-
-  Raises:
-    InputError: the arrays cannot be read or have too few rows.
-
-  >>> import tempfile
-  >>> import numpy as np
-  >>> x = np.arange(20, dtype=np.float32).reshape(10, 2)
-  >>> train, held_out = harvest(
-  ...   x, tempfile.mkdtemp(), rows=8, held_out_rows=2
-  ... )
-  >>> train.rows, held_out.rows
-  (8, 2)
-  """
-  if not isinstance(source, ArrayRows):
-    source = files.array_rows(source)
-  group = (source.group or {"rows": 1})["rows"]
-  held = held_out_rows - held_out_rows % group
-  left = source.rows - held
-  if left < 1 or rows < group or held_out_rows < 0:
-    raise InputError(
-      "held_out_rows",
-      held_out_rows,
-      f"must be in [0, {source.rows - 1}], to leave some of the {source.rows} "
-      "rows for training",
-      f"use at most {source.rows - 1}, or pass more rows",
-    )
-  stop = min(rows - rows % group, left)
-  stores = []
-  for split, part, seed in (
-    (TRAIN, source.part(0, stop), shuffle_seed),
-    (HELD_OUT, source.part(left, source.rows), None),
-  ):
-    if not part.rows:
-      return stores[0], None
-    meta = describe(
-      part,
-      rows=part.rows,
-      split=split,
-      shuffle_seed=seed,
-      bucket_rows=bucket_rows,
-      shard_rows=shard_rows,
-      chunk_rows=chunk_rows,
-    )
-    path = places.at(folder) / f"store-{durable.digest(meta)[:16]}"
-    stores.append(fill(part, path, meta, progress=progress))
-  return stores[0], stores[1]
 
 
 def describe(

@@ -45,10 +45,10 @@ class FilesTest(parameterized.TestCase):
 
   @parameterized.parameters(".npz", ".safetensors", ".zarr", ".zarr3")
   def test_every_kind_gives_the_store_of_the_arrays(self, kind):
-    train, held_out = fill.harvest(
+    train, held_out = files.harvest(
       self.write(kind), self.folder, rows=200, held_out_rows=50, **SMALL
     )
-    same, _ = fill.harvest(arrays(), self.folder / "b", rows=200, **SMALL)
+    same, _ = files.harvest(arrays(), self.folder / "b", rows=200, **SMALL)
     found = train.whole("x", "target", "user")
     np.testing.assert_array_equal(np.sort(found["user"]), np.arange(200))
     for name, values in arrays().items():
@@ -62,7 +62,7 @@ class FilesTest(parameterized.TestCase):
   def test_one_array_is_x_and_bfloat16_stays(self):
     x = arrays()["x"].astype(ml_dtypes.bfloat16)
     np.save(self.folder / "a.npy", x)
-    train, none = fill.harvest(self.folder / "a.npy", self.folder, rows=10**6)
+    train, none = files.harvest(self.folder / "a.npy", self.folder, rows=10**6)
     self.assertIsNone(none)
     self.assertEqual((train.rows, train.columns["x"].dtype), (ROWS, "bfloat16"))
 
@@ -108,10 +108,10 @@ class FilesTest(parameterized.TestCase):
 
   def test_too_few_rows_to_hold_out(self):
     with self.assertRaisesRegex(InputError, "held_out_rows=300"):
-      fill.harvest(arrays(), self.folder, rows=10, held_out_rows=300)
+      files.harvest(arrays(), self.folder, rows=10, held_out_rows=300)
 
   def test_an_equal_write_store_has_the_same_rows(self):
-    train, _ = fill.harvest(arrays(), self.folder, rows=ROWS, **SMALL)
+    train, _ = files.harvest(arrays(), self.folder, rows=ROWS, **SMALL)
     other = create.write_store(self.folder / "w", arrays(), **SMALL)
     for name in arrays():
       np.testing.assert_array_equal(

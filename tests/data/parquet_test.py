@@ -10,7 +10,7 @@ import pyarrow as pa
 from absl.testing import absltest, parameterized
 from pyarrow import parquet as pq
 
-from saejax.data import files, fill, parquet, rows
+from saejax.data import files, parquet, rows
 from saejax.errors import InputError
 
 ROWS, D = 300, 4
@@ -52,7 +52,7 @@ class ParquetTest(parameterized.TestCase):
 
   def harvest(self, source, name="stores") -> tuple[Any, Any]:
     where = self.folder / name
-    return fill.harvest(source, where, rows=200, held_out_rows=50, **SMALL)
+    return files.harvest(source, where, rows=200, held_out_rows=50, **SMALL)
 
   @parameterized.parameters(*LAYOUTS)
   def test_every_layout_gives_the_store_of_the_arrays(self, layout):

@@ -1,11 +1,13 @@
 """Opens stores."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from saejax import durable
-from saejax.data.store import arrays, manifest
+from saejax.data.store import arrays, ledger, manifest
 from saejax.data.store import place as places
+from saejax.data.store.columns import from_json
 from saejax.data.store.stored import Store as Store
 from saejax.errors import InputError
 
@@ -49,12 +51,10 @@ def open(  # pylint: disable=redefined-builtin
         "repeat the command that wrote it; it resumes where it stopped",
       )
     if manifest.NAME in found:
-      store = Store.complete(place)
+      store = _complete(place)
     else:
       where = str(place / manifest.META)
-      store = Store.growing(
-        place, durable.parse_json(found[manifest.META], where)
-      )
+      store = _growing(place, durable.parse_json(found[manifest.META], where))
   except OSError as error:
     raise manifest.broken(
       error.filename or place, f"cannot be read ({error.strerror})"
@@ -93,3 +93,66 @@ def described(store: Store, field: str) -> Any:
   if field in ("layer", "point"):
     return (store.meta.get("site") or {}).get(field)
   return store.meta.get(field)
+
+
+def _complete(place: places.Place) -> Store:
+  """Reads a store that has a manifest.
+
+  Args:
+    place: where it is.
+
+  Raises:
+    InputError: it is damaged; names the file.
+  """
+  _, found, content = manifest.read(place)
+  names = sorted(n for n in found if n.startswith(ledger.FOLDER + "/"))
+  entries = [ledger.parse(place, name, found[name]) for name in names]
+  meta, stats = (
+    durable.parse_json(found[name], str(place / name), remedy=manifest.REMEDY)
+    for name in (manifest.META, manifest.STATS)
+  )
+  store = Store(place, meta, entries, stats, content)
+  own = {manifest.META, manifest.STATS, manifest.CALIBRATION, *names}
+  own |= {f"{name}/zarr.json" for name in store.columns}
+  store.small = tuple(name for name in found if name not in own)
+  return store
+
+
+def _growing(place: places.Place, meta: dict[str, Any]) -> Store:
+  """Reads what is there of a store that is being written.
+
+  Args:
+    place: where it is.
+    meta: its metadata.
+
+  Raises:
+    InputError: it is damaged, or no bucket is there; names the file.
+  """
+  entries = list(ledger.read(place).values())
+  if not ledger.rows(entries):
+    raise InputError(
+      "path",
+      str(place),
+      "must have a finished bucket",
+      "wait for it, or repeat the command that wrote it",
+    )
+  return of_entries(place, meta, entries)
+
+
+def of_entries(
+  place: places.Place,
+  meta: dict[str, Any],
+  entries: list[dict[str, Any]],
+) -> Store:
+  """The store that has these buckets.
+
+  Args:
+    place: where it is.
+    meta: its metadata.
+    entries: entries of the buckets, in order.
+  """
+  stats = ledger.stats(entries, from_json(meta["columns"]))
+  stats |= {"calibration": manifest.calibration(place)}
+  marks = "".join(entry[durable.SUM] for entry in entries)
+  content = hashlib.sha256(marks.encode()).hexdigest()
+  return Store(place, meta, entries, stats, content)

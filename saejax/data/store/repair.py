@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from saejax import durable
-from saejax.data.store import arrays, ledger, manifest
+from saejax.data.store import arrays, ledger, manifest, reader
 from saejax.data.store.columns import Column, from_json
 from saejax.data.store.place import Place
 from saejax.data.store.share import Share
-from saejax.data.store.stored import Store
 from saejax.errors import InputError
 
 
@@ -46,7 +45,7 @@ def discard(
     entries[entry["bucket"]] = entry
   if not entries:
     return set()
-  store = Store.of_entries(place, dict(meta), list(entries.values()))
+  store = reader.of_entries(place, dict(meta), list(entries.values()))
   again = set()
   for bucket, entry in sorted(entries.items()):
     if not share.owns(bucket):

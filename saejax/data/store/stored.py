@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from saejax import durable
 from saejax.data.store import arrays, ledger, manifest, sums
 from saejax.data.store.columns import Column, from_json
 from saejax.data.store.place import Local, Objects
@@ -75,70 +74,6 @@ class Store:
         place / ledger.FOLDER,
         f"must have {self.stats['rows']} rows, has {self.rows}",
       )
-
-  @classmethod
-  def complete(cls, place: Local | Objects) -> "Store":
-    """Reads a store that has a manifest.
-
-    Args:
-      place: where it is.
-
-    Raises:
-      InputError: it is damaged; names the file.
-    """
-    _, found, content = manifest.read(place)
-    names = sorted(n for n in found if n.startswith(ledger.FOLDER + "/"))
-    entries = [ledger.parse(place, name, found[name]) for name in names]
-    meta, stats = (
-      durable.parse_json(found[name], str(place / name), remedy=manifest.REMEDY)
-      for name in (manifest.META, manifest.STATS)
-    )
-    store = cls(place, meta, entries, stats, content)
-    own = {manifest.META, manifest.STATS, manifest.CALIBRATION, *names}
-    own |= {f"{name}/zarr.json" for name in store.columns}
-    store.small = tuple(name for name in found if name not in own)
-    return store
-
-  @classmethod
-  def growing(cls, place: Local | Objects, meta: dict[str, Any]) -> "Store":
-    """Reads what is there of a store that is being written.
-
-    Args:
-      place: where it is.
-      meta: its metadata.
-
-    Raises:
-      InputError: it is damaged, or no bucket is there; names the file.
-    """
-    entries = list(ledger.read(place).values())
-    if not ledger.rows(entries):
-      raise InputError(
-        "path",
-        str(place),
-        "must have a finished bucket",
-        "wait for it, or repeat the command that wrote it",
-      )
-    return cls.of_entries(place, meta, entries)
-
-  @classmethod
-  def of_entries(
-    cls,
-    place: Local | Objects,
-    meta: dict[str, Any],
-    entries: list[dict[str, Any]],
-  ) -> "Store":
-    """The store that has these buckets.
-
-    Args:
-      place: where it is.
-      meta: its metadata.
-      entries: entries of the buckets, in order.
-    """
-    stats = ledger.stats(entries, from_json(meta["columns"]))
-    stats |= {"calibration": manifest.calibration(place)}
-    marks = "".join(entry[durable.SUM] for entry in entries)
-    content = hashlib.sha256(marks.encode()).hexdigest()
-    return cls(place, meta, entries, stats, content)
 
   def __repr__(self) -> str:
     return f"Store({str(self.place)!r}, rows={self.rows}, d={self.d})"

@@ -11,7 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.data import harvest, loader
-from saejax.data.store import create, reader
+from saejax.data.store import create, objects, reader
 from saejax.data.store import place as places
 from saejax.data.store.share import Share
 from saejax.errors import InputError
@@ -154,7 +154,7 @@ class S3Test(parameterized.TestCase):
 
   def test_a_server_that_never_answers(self):
     endpoint = self.faulty(lambda *_: "hang")
-    self.enterContext(mock.patch.object(places, "_SECONDS", 1.0))
+    self.enterContext(mock.patch.object(objects, "_SECONDS", 1.0))
     began = time.monotonic()
     for use in (
       self.write,
