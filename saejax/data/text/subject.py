@@ -183,6 +183,8 @@ def _sites(
 def _described(sites: Sequence[taps.Site]) -> dict[str, Any]:
   """The fields of a site; a list where those of several differ."""
   found = [dataclasses.asdict(site) for site in sites]
+  for one in found:
+    del one["columns"]  # follows from the layout, and stores have no such field
   return {
     name: value
     if all(one[name] == value for one in found)
