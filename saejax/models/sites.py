@@ -114,7 +114,7 @@ def put(output: Any, site: taps.Site, value: Any) -> Any:
   """
   if _is_tensor(output):
     return value
-  index = site.index or 0
+  index: Any = site.index or 0
   if isinstance(output, tuple):
     parts = list(output)
     parts[index] = value

@@ -302,8 +302,10 @@ class _Watch:
 
   def has_all(self, calls: int) -> bool:
     """Whether the site has all it needs, of so many calls of the module."""
-    last = self.site.call in (sites_lib.LAST, sites_lib.ALL)
-    return self._ended >= (calls if last else self.site.call + 1)
+    call = self.site.call
+    if isinstance(call, int) and call >= 0:
+      calls = call + 1
+    return self._ended >= calls
 
   def require(self) -> None:
     """Refuses a site whose call did not happen."""

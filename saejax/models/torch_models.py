@@ -149,7 +149,7 @@ def digest(model: Any) -> str:
   """
   torch = library()
   found = hashlib.sha256(repr(model).encode())
-  config = getattr(model, "config", None)
+  config: Any = getattr(model, "config", None)
   if hasattr(config, "to_dict"):
     settings = dict(config.to_dict())
     for name in ("_name_or_path", "transformers_version"):

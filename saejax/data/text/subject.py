@@ -48,6 +48,8 @@ class Subject:
       that are never rows.
     vocabulary: number of ids of the model; 0 for no limit.
     max_positions: maximum number of tokens per window; 0 for no limit.
+    one_row: whether a window is one row, at its last token, as where
+      activations are pooled over tokens.
     window_bytes: number of tokens -> lower bound of the bytes of a forward pass
       per window; None counts x only.
     meta: identity of model, tokenizer and site, JSON-serialisable.
@@ -65,6 +67,7 @@ class Subject:
   drop_first: int = 0
   vocabulary: int = 0
   max_positions: int = 0
+  one_row: bool = False
   window_bytes: Callable[[int], int] | None = None
   meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
@@ -121,7 +124,7 @@ def at_site(
       "name a causal language model",
     )
   words = tokenizer.load(path)
-  prefix, suffix = _frame(words, special_tokens, name)
+  prefix, suffix = frame(words, special_tokens, name)
   roles = (i for i in (words.bos, words.cls, words.sep) if i is not None)
   special = frozenset((*roles, *prefix, *suffix))
   remedy = "use the tokenizer and the weights of one model"
@@ -159,11 +162,20 @@ def at_site(
       "tokenizer": files.tokenizer_hash(),
       "site": {"layer": layer, "point": point} | _described(sites),
     },
-    files={
-      f"tokenizer/{file}": files.read_bytes(file)
-      for file in filter(files.has, hub.TOKENIZER_FILES)
-    },
+    files=tokenizer_files(files),
   )
+
+
+def tokenizer_files(files: checkpoint.Checkpoint) -> dict[str, bytes]:
+  """Returns the files of a tokenizer by their names in a store.
+
+  Args:
+    files: the checkpoint.
+  """
+  return {
+    f"tokenizer/{file}": files.read_bytes(file)
+    for file in filter(files.has, hub.TOKENIZER_FILES)
+  }
 
 
 def _sites(
@@ -193,10 +205,19 @@ def _described(sites: Sequence[taps.Site]) -> dict[str, Any]:
   }
 
 
-def _frame(
+def frame(
   words: tokenizer.Tokenizer, special_tokens: str, name: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """Returns the special tokens before and after each window."""
+  """Returns the special tokens before and after each window.
+
+  Args:
+    words: the tokenizer.
+    special_tokens: one of `SPECIAL_TOKENS`, see `at_site`.
+    name: name of the model, for errors.
+
+  Raises:
+    InputError: the tokenizer has no tokens to add.
+  """
   if special_tokens == "none":
     return (), ()
   if special_tokens == "tokenizer":
