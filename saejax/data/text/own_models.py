@@ -238,9 +238,10 @@ class _Torch:
     site: taps.Site,
     call: Callable[[Any, Any, Any], Any] | None,
   ):
-    for field, wanted in (("branch", "both"), ("rows", "mask")):
-      if getattr(site, field) != wanted and site.pool == "none":
-        raise _not_of_tokens(site, field, wanted)
+    if site.branch != "both":
+      raise _not_of_tokens(site, "branch", "both")
+    if site.rows != "mask" and site.pool == "none":
+      raise _not_of_tokens(site, "rows", "mask")
     if site.call == sites.ALL:
       raise _not_of_tokens(site, "call", "a number")
     if model.training:
