@@ -257,22 +257,75 @@ class _Forward:
   """Reads the sites of a model, which is loaded at the first call."""
 
   def __init__(self, name: str, sites: Sequence[str]):
-    self._name, self._sites = name, sites
+    self.name, self.sites = name, sites
 
   @functools.cached_property
   def _model(self) -> models.Model:
-    return models.load(self._name)
+    return models.load(self.name)
+
+  def read(
+    self, ids: np.ndarray, mask: np.ndarray, sites: Sequence[str]
+  ) -> dict[str, jax.Array]:
+    """Tensors of the model at any of its sites."""
+    return taps.read(self._model, ids, mask, sites)
+
+  def rows(self, found: Mapping[str, jax.Array], shape: tuple) -> jax.Array:
+    """Rows at the own sites, of tensors for ids of a shape."""
+    # Heads are joined: the width of a row is that of all of them.
+    x = [found[site].reshape(*shape, -1) for site in self.sites]
+    return x[0] if len(x) == 1 else jnp.stack(x, axis=2)
 
   def __call__(self, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
-    found = taps.read(self._model, ids, mask, self._sites)
-    # Heads are joined: the width of a row is that of all of them.
-    x = [found[site].reshape(*ids.shape, -1) for site in self._sites]
-    return x[0] if len(x) == 1 else jnp.stack(x, axis=2)
+    return self.rows(self.read(ids, mask, self.sites), ids.shape)
 
   def entropy(self, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
     """Entropy of the prediction at each token [B, T], in nats."""
     self._model.check(ids, mask)
     return _entropy(self._model, ids, mask)
+
+
+def shared(
+  source: Subject, target: Subject | None
+) -> tuple[Subject, Subject | None]:
+  """Returns source and target that are read in one forward pass.
+
+  They are returned as they are where they are not sites of one model of
+  `at_site`. The target is to be asked for with the same array of ids.
+
+  Args:
+    source: the subject of x.
+    target: that of the reconstruction target, or None.
+  """
+  ends = [one.forward for one in (source, target) if one is not None]
+  first, second = ends[0], ends[-1]
+  if (
+    target is None
+    or not isinstance(first, _Forward)
+    or not isinstance(second, _Forward)
+    or first.name != second.name
+  ):
+    return source, target
+  both = _Both(first, second)
+  return (
+    dataclasses.replace(source, forward=functools.partial(both, 0)),
+    dataclasses.replace(target, forward=functools.partial(both, 1)),
+  )
+
+
+class _Both:
+  """Reads the sites of two forwards of one model, and keeps the last batch."""
+
+  def __init__(self, first: _Forward, second: _Forward):
+    self._ends = first, second
+    self._last: tuple[Any, tuple] = None, ()
+
+  def __call__(self, end: int, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
+    if self._last[0] is not ids:
+      first, second = self._ends
+      sites = list(dict.fromkeys([*first.sites, *second.sites]))
+      found = first.read(ids, mask, sites)
+      self._last = ids, tuple(e.rows(found, ids.shape) for e in self._ends)
+    return self._last[1][end]
 
 
 @jax.jit
