@@ -8,7 +8,8 @@ ids: the next document is of the part with the smallest
 
 The mix ends where the first part does, so that its shares hold to the end; the
 rest of the others is left out. A document of an earlier part is left out of later
-ones. The order depends on contents and weights alone.
+ones; documents of an array of ids and of JSON lines are never equal. The order
+depends on contents and weights alone.
 """
 
 import dataclasses

@@ -124,14 +124,13 @@ class OwnModelsTest(Harvests):
       self.assertEqual(ids[rows["pos"][row]], rows["tok"][row])
     self.assert_trains(train, held_out)
 
-  def test_a_module_is_harvested_and_trained_on(self):
-    train, held_out = self.harvest(of_nnx())
+  def test_a_module_is_harvested(self):
+    train, _ = self.harvest(of_nnx())
     rows = tiny.everything(train)
     module = net()
     h = module.table(rows["tok"])
     want = h + jax.nn.relu(module.blocks[0].linear(h))
     np.testing.assert_allclose(rows["x"], want, rtol=1e-5, atol=1e-5)
-    self.assert_trains(train, held_out)
 
   def test_other_weights_or_another_name_give_another_store(self):
     paths = {
