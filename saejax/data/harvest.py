@@ -76,7 +76,7 @@ def harvest_share(
     InputError: as `harvest`, or as `fill.fill_share`.
   """
   source = source or spec.subject_of(config)
-  target = target or spec.target(config)
+  source, target = subject.shared(source, target or spec.target(config))
   feasibility.check_context(config, source)
   feasibility.check_memory(config, source, target)
   corpus = spec.corpus_of(config)

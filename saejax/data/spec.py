@@ -45,7 +45,8 @@ class HarvestConfig:
   # framing of windows: tokenizer, as the tokenizer frames a text; add, CLS and
   # SEP or else BOS; or none
   special_tokens: str = "tokenizer"
-  corpus: str = "python-docs"  # or folder, glob, file, hf:NAME, ids:FILE
+  # or folder, glob, file, hf:NAME, ids:FILE, mix:0.7*A,0.3*B; docs/corpora.md
+  corpus: str = "python-docs"
   field: str = "text"  # field of the text in JSON lines and hf:, or a.b inside
   skip_null: bool = False  # leave out documents whose field is null
   rows: int = 300_000  # maximum number of rows in the training store

@@ -33,31 +33,41 @@ Edit: TypeAlias = collections.abc.Callable[[Array], Array]
 class Site:
   """The location of activations, sufficient to find them in any framework.
 
+  Sites of our own families have the defaults from `rows` on; `models.sites` and
+  `models.torch_hooks` read and write all others.
+
   Attributes:
     name: name of the tap.
-    module: dotted path of the module in transformers.
-    call: number of the call of the module in a forward pass; -1 is the last.
-    port: "in" for the module's first input, "out" for its output.
-    index: element of an output that is a tuple, or None. Versions differ in
-      whether these modules return a tuple or the tensor.
+    module: dotted path of the module, in transformers for our own families.
+    call: number of the call of the module in a forward pass; -1 is the last, and
+      "all" are all of them.
+    port: "in" for the module's first input, "out" for its output, "diff" for
+      output - input, "pair" for both.
+    index: element of an output that is a tuple, or its name, or None for the
+      first. Versions differ in whether modules return a tuple or the tensor.
     layout: axes of the module's tensor: "BTD" for B rows of T tokens of width D,
       "BT(HD)" for H heads of width D joined; "BT(QKV)" where the heads of
       queries, keys and values are joined in this order, and "BT(H3D)" where each
-      head's query, key and value are, of which the site is one part.
-    rows: selection of rows: "mask" for those of the attention mask.
-    branch: selection of the halves of a guided batch: "both".
-    pool: pooling over tokens: "none".
+      head's query, key and value are, of which the site is one part. Others name
+      their axes in the same way, with C or D for the width, such as "BCHW".
+    rows: selection of rows: "mask" for those of the attention mask, or "all".
+    branch: selection of the halves of a guided batch: "both", or "uncond" for
+      the first half and "cond" for the second.
+    pool: pooling over tokens: "none", "mean", "max", "sum" or "last".
+    columns: (groups, start, stop) where the site is part of the width, which is
+      divided into equal groups; the part is columns start to stop of each.
   """
 
   name: str
   module: str
-  call: int = -1
+  call: int | str = -1
   port: str = "out"
-  index: int | None = None
+  index: int | str | None = None
   layout: str = family_lib.PLAIN
   rows: str = "mask"
   branch: str = "both"
   pool: str = "none"
+  columns: tuple[int, int, int] | None = None
 
 
 def resolve(
@@ -93,7 +103,29 @@ def resolve(
   outer = point in family_lib.OUTER_POINTS
   module, port, index, layout = family.sites[point]
   name = point if outer else f"layers.{layer}.{point}"
-  return Site(name, module.format(layer), port=port, index=index, layout=layout)
+  return Site(
+    name,
+    module.format(layer),
+    port=port,
+    index=index,
+    layout=layout,
+    columns=_columns(config, point, layout),
+  )
+
+
+def _columns(
+  config: model_lib.Config, point: str, layout: str
+) -> tuple[int, int, int] | None:
+  """The part that queries, keys or values are of a joined tensor."""
+  if layout == family_lib.INTERLEAVED:
+    start = "qkv".index(point) * config.head
+    return config.heads, start, start + config.head
+  if layout == family_lib.FUSED:
+    sizes = [n * config.head for n in (config.heads, *[config.key_heads] * 2)]
+    ends = list(itertools.accumulate(sizes, initial=0))
+    at = "qkv".index(point)
+    return 1, ends[at], ends[at + 1]
+  return None
 
 
 def _one_of(candidates: collections.abc.Iterable) -> str:

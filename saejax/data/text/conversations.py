@@ -7,7 +7,8 @@ less padding is needed. "block" cuts the concatenated conversations into blocks
 regardless of their ends; it is the baseline that FAST improves on.
 
 Special tokens are kept, since FAST's metric is measured on them. To harvest
-conversations, write their ids with `text.write_ids` and use `as_conversations`.
+conversations, write their ids with `corpus.write_ids` and use `as_conversations`;
+for the rows of some roles only, such as the assistant's, see `turns`.
 
 References:
   Li et al., Training Superior Sparse Autoencoders for Instruct Models, 2025,

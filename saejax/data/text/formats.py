@@ -99,7 +99,7 @@ class Files:
   ):
     self._paths, self._document, self._all_lines = paths, document, all_lines
     self._sniffed: dict[pathlib.Path, bool] = {}
-    self._spool: _Spool | None = None
+    self._spool: Spool | None = None
 
   @functools.cached_property
   def _starts(self) -> list[int]:
@@ -157,7 +157,7 @@ class Files:
     return self._document(record, where)
 
   def _keep(self, text: str) -> int:
-    self._spool = self._spool or _Spool()
+    self._spool = self._spool or Spool()
     return self._starts[-1] + self._spool.add(text)
 
   def read(self, place: int) -> str:
@@ -183,7 +183,7 @@ class Files:
     return self._parse(line, f"{path} at byte {offset}") or ""
 
 
-class _Spool:
+class Spool:
   """Texts in an unnamed temporary file; a place is the offset of a text."""
 
   def __init__(self):
@@ -198,6 +198,11 @@ class _Spool:
     return durable.disk_errors(place, field="harvest.corpus", what=what)
 
   def add(self, text: str) -> int:
+    """Keeps a text and returns its place.
+
+    Args:
+      text: the text.
+    """
     content, place = text.encode(), self._end
     with self._disk_errors():
       self._file.write(_LENGTH.pack(len(content)) + content)
@@ -206,6 +211,11 @@ class _Spool:
     return place
 
   def read(self, place: int) -> str:
+    """Reads a text.
+
+    Args:
+      place: its place, from `add`.
+    """
     handle = self._file.fileno()
     (length,) = _LENGTH.unpack(os.pread(handle, _LENGTH.size, place))
     content = b""

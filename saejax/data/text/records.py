@@ -81,24 +81,42 @@ def _names(record: Any) -> str:
 def token_ids(record: Any, where: str) -> str:
   """Returns the token ids in the field "ids" as text, separated by blanks.
 
+  A token is ~id where the field "rows", if there is one, has 0: it is never a row.
+
   Args:
     record: the record.
     where: location of the record, for errors.
 
   Raises:
-    InputError: the record has no list of token ids.
+    InputError: the record has no list of token ids, or no 0 or 1 for each.
 
   >>> token_ids({"ids": [3, 5]}, "line 1")
   '3 5'
+  >>> token_ids({"ids": [3, 5], "rows": [0, 1]}, "line 1")
+  '-4 5'
   """
   ids = record.get("ids") if isinstance(record, dict) else None
   if not isinstance(ids, list) or not all(
     type(i) is int and 0 <= i < 2**31 for i in ids
   ):
-    raise InputError(
-      "harvest.corpus",
-      where,
-      "every line must be an object whose 'ids' is a list of token ids",
-      "write the file with data.text.corpus.write_ids",
-    )
-  return " ".join(map(str, ids))
+    raise _no_ids(where, "whose 'ids' is a list of token ids")
+  if "rows" not in record:
+    return " ".join(map(str, ids))
+  rows = record["rows"]
+  if (
+    not isinstance(rows, list)
+    or len(rows) != len(ids)
+    or not all(type(row) in (int, bool) and row in (0, 1) for row in rows)
+  ):
+    raise _no_ids(where, "whose 'rows', if any, has 0 or 1 for each of its ids")
+  pairs = zip(ids, rows, strict=True)
+  return " ".join(str(i if row else ~i) for i, row in pairs)
+
+
+def _no_ids(where: str, rule: str) -> InputError:
+  return InputError(
+    "harvest.corpus",
+    where,
+    f"every line must be an object {rule}",
+    "write the file with data.text.corpus.write_ids",
+  )

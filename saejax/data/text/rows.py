@@ -84,6 +84,7 @@ class TextRows:
         special=source.special,
         first=about["drop_first"],
         drop_ids=config.drop_ids,
+        one_row=source.one_row,
       ),
     )
     self.calibration: Mapping[str, Any] | None = None

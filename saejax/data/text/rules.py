@@ -5,6 +5,8 @@ A token is dropped, by the first rule that holds,
   first     if it is one of the first positions of its window, whatever it is:
             some models put a norm a hundred times larger there;
   drop_ids  if it is one of the user's ids;
+  corpus    if the corpus says so, as of all but an assistant's words;
+  not_last  if a window is one row and it is not the last token of its window;
   outlier   if its norm is above a multiple of the median norm.
 
 An SAE has seen no such row, so an edit of a forward pass must not replace one:
@@ -22,6 +24,19 @@ from saejax.data.store.reader import Store
 from saejax.errors import InputError
 
 SPECIAL, FIRST, USER, OUTLIER = "special", "first", "drop_ids", "outlier"
+CORPUS, NOT_LAST = "corpus", "not_last"
+
+
+def shown(ids: Int[np.ndarray, "*b"]) -> Int[np.ndarray, "*b"]:
+  """Returns the ids that a model sees; a corpus writes ~id where no row is.
+
+  Args:
+    ids: tokens of documents.
+
+  >>> shown(np.asarray([5, ~7])).tolist()
+  [5, 7]
+  """
+  return np.where(ids < 0, ~ids, ids)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,12 +49,14 @@ class RowRules:
       special tokens around the window included.
     drop_ids: further ids that are never rows.
     limits: largest norm of a row, one per site; infinite where there is none.
+    one_row: whether only the last token of a window is a row.
   """
 
   special: frozenset[int] = frozenset()
   first: int = 0
   drop_ids: tuple[int, ...] = ()
   limits: tuple[float, ...] = (float("inf"),)
+  one_row: bool = False
 
   def dropped(
     self,
@@ -50,14 +67,25 @@ class RowRules:
     """Returns the tokens that each rule of ids and positions drops.
 
     Args:
-      ids: tokens.
-      real: which tokens exist.
+      ids: tokens, with ~id for those that are no rows, see `shown`.
+      real: which tokens exist; a window's follow each other.
       position: position of each token in its window.
     """
-    special = real & np.isin(ids, sorted(self.special))
-    first = real & ~special & (position < self.first)
-    user = real & ~special & ~first & np.isin(ids, self.drop_ids)
-    return {SPECIAL: special, FIRST: first, USER: user}
+    kept, seen = real.copy(), shown(ids)
+    position = np.broadcast_to(position, real.shape)
+    last = np.ones(real.shape, bool)
+    last[..., :-1] = ~real[..., 1:] | (position[..., 1:] <= position[..., :-1])
+    found = {}
+    for rule, dropped in (
+      (SPECIAL, np.isin(seen, sorted(self.special))),
+      (FIRST, position < self.first),
+      (USER, np.isin(seen, self.drop_ids)),
+      (CORPUS, ids < 0),
+      (NOT_LAST, ~last & self.one_row),
+    ):
+      found[rule] = kept & dropped
+      kept &= ~dropped
+    return found
 
   def guarded(
     self,

@@ -9,20 +9,24 @@ import os
 import pathlib
 import sysconfig
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
 
 from saejax.data.text import formats, records
 from saejax.errors import InputError
 
+Document: TypeAlias = str | np.ndarray  # a text, or ids [T] int32
+
 
 class Source(Protocol):
-  """A source of the texts of a corpus."""
+  """A source of the documents of a corpus."""
 
-  def texts(self) -> Iterator[tuple[int, str]]:
-    """Yields every document once, as (place, text)."""
+  def texts(self) -> Iterator[tuple[int, Document]]:
+    """Yields every document once, as (place, document)."""
     ...
 
-  def read(self, place: int) -> str:
+  def read(self, place: int) -> Document:
     """Reads a document.
 
     Args:
@@ -72,17 +76,27 @@ class PythonDocs:
 class HuggingFace:
   """A Hugging Face dataset, memory-mapped; the place is the row.
 
+  With a limit it is streamed, in its order, up to this many documents, whose
+  texts are kept in a temporary file; the place is the offset in it.
+
   Args:
-    corpus: "hf:NAME", "hf:NAME:CONFIG" or "hf:NAME:CONFIG:SPLIT".
+    corpus: "hf:NAME", "hf:NAME:CONFIG" or "hf:NAME:CONFIG:SPLIT", and
+      ":first=LIMIT" behind it where it is streamed.
     document: extracts the document of a record.
 
   Raises:
-    InputError: datasets is not installed, or the dataset cannot be loaded.
+    InputError: datasets is not installed, the dataset cannot be loaded, or the
+      limit is no number.
   """
 
   def __init__(self, corpus: str, document: records.Document):
-    name, config, part = (corpus.removeprefix("hf:").split(":") + ["", ""])[:3]
+    parts = corpus.removeprefix("hf:").split(":")
+    self._limit: int | None = None
+    if parts[-1].startswith("first="):
+      self._limit = _limit(corpus, parts.pop().removeprefix("first="))
+    name, config, part = (parts + ["", ""])[:3]
     self._name, self._document = corpus, document
+    self._spool: formats.Spool | None = None
     try:
       datasets = importlib.import_module("datasets")
     except ImportError as error:
@@ -94,24 +108,61 @@ class HuggingFace:
       ) from error
     try:
       self._rows = datasets.load_dataset(
-        name, config or None, split=part or "train"
+        name,
+        config or None,
+        split=part or "train",
+        streaming=self._limit is not None,
       )
     except Exception as error:  # the hub raises errors of many packages
-      raise InputError(
-        "harvest.corpus",
-        corpus,
-        f"must be a dataset that can be loaded ({type(error).__name__}: "
-        f"{error})",
-        "correct hf:NAME:CONFIG:SPLIT, or check the network",
-      ) from error
+      raise self._unloaded(error) from error
 
   def texts(self) -> Iterator[tuple[int, str]]:
     """Yields every document once, as (place, text)."""
-    for place, record in enumerate(self._rows):
+    left = self._limit
+    rows = enumerate(self._records())
+    while left is None or left > 0:
+      place, record = next(rows, (0, None))
+      if record is None:
+        return
       text = self._document(record, f"row {place} of {self._name}")
-      if text is not None:
-        yield place, text
+      if text is None:
+        continue
+      if left is not None:
+        self._spool = self._spool or formats.Spool()
+        left, place = left - 1, self._spool.add(text)
+      yield place, text
+
+  def _records(self) -> Iterator[Any]:
+    rows = iter(self._rows)
+    while True:
+      try:
+        yield next(rows)
+      except StopIteration:
+        return
+      except Exception as error:  # of the network, while streaming
+        raise self._unloaded(error) from error
 
   def read(self, place: int) -> str:
     """Reads a document, see `Source.read`."""
+    if self._spool is not None:
+      return self._spool.read(place)
     return self._document(self._rows[place], f"row {place}") or ""
+
+  def _unloaded(self, error: Exception) -> InputError:
+    return InputError(
+      "harvest.corpus",
+      self._name,
+      f"must be a dataset that can be loaded ({type(error).__name__}: {error})",
+      "correct hf:NAME:CONFIG:SPLIT, or check the network",
+    )
+
+
+def _limit(corpus: str, number: str) -> int:
+  if not number.isdecimal() or int(number) < 1:
+    raise InputError(
+      "harvest.corpus",
+      corpus,
+      f"must have a number of documents of at least 1, and has {number!r}",
+      "write hf:NAME:CONFIG:SPLIT:first=100000",
+    )
+  return int(number)

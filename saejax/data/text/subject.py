@@ -48,6 +48,8 @@ class Subject:
       that are never rows.
     vocabulary: number of ids of the model; 0 for no limit.
     max_positions: maximum number of tokens per window; 0 for no limit.
+    one_row: whether a window is one row, at its last token, as where
+      activations are pooled over tokens.
     window_bytes: number of tokens -> lower bound of the bytes of a forward pass
       per window; None counts x only.
     meta: identity of model, tokenizer and site, JSON-serialisable.
@@ -65,6 +67,7 @@ class Subject:
   drop_first: int = 0
   vocabulary: int = 0
   max_positions: int = 0
+  one_row: bool = False
   window_bytes: Callable[[int], int] | None = None
   meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
@@ -121,7 +124,7 @@ def at_site(
       "name a causal language model",
     )
   words = tokenizer.load(path)
-  prefix, suffix = _frame(words, special_tokens, name)
+  prefix, suffix = frame(words, special_tokens, name)
   roles = (i for i in (words.bos, words.cls, words.sep) if i is not None)
   special = frozenset((*roles, *prefix, *suffix))
   remedy = "use the tokenizer and the weights of one model"
@@ -159,11 +162,20 @@ def at_site(
       "tokenizer": files.tokenizer_hash(),
       "site": {"layer": layer, "point": point} | _described(sites),
     },
-    files={
-      f"tokenizer/{file}": files.read_bytes(file)
-      for file in filter(files.has, hub.TOKENIZER_FILES)
-    },
+    files=tokenizer_files(files),
   )
+
+
+def tokenizer_files(files: checkpoint.Checkpoint) -> dict[str, bytes]:
+  """Returns the files of a tokenizer by their names in a store.
+
+  Args:
+    files: the checkpoint.
+  """
+  return {
+    f"tokenizer/{file}": files.read_bytes(file)
+    for file in filter(files.has, hub.TOKENIZER_FILES)
+  }
 
 
 def _sites(
@@ -183,6 +195,8 @@ def _sites(
 def _described(sites: Sequence[taps.Site]) -> dict[str, Any]:
   """The fields of a site; a list where those of several differ."""
   found = [dataclasses.asdict(site) for site in sites]
+  for one in found:
+    del one["columns"]  # follows from the layout, and stores have no such field
   return {
     name: value
     if all(one[name] == value for one in found)
@@ -191,10 +205,19 @@ def _described(sites: Sequence[taps.Site]) -> dict[str, Any]:
   }
 
 
-def _frame(
+def frame(
   words: tokenizer.Tokenizer, special_tokens: str, name: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """Returns the special tokens before and after each window."""
+  """Returns the special tokens before and after each window.
+
+  Args:
+    words: the tokenizer.
+    special_tokens: one of `SPECIAL_TOKENS`, see `at_site`.
+    name: name of the model, for errors.
+
+  Raises:
+    InputError: the tokenizer has no tokens to add.
+  """
   if special_tokens == "none":
     return (), ()
   if special_tokens == "tokenizer":
@@ -234,22 +257,75 @@ class _Forward:
   """Reads the sites of a model, which is loaded at the first call."""
 
   def __init__(self, name: str, sites: Sequence[str]):
-    self._name, self._sites = name, sites
+    self.name, self.sites = name, sites
 
   @functools.cached_property
   def _model(self) -> models.Model:
-    return models.load(self._name)
+    return models.load(self.name)
+
+  def read(
+    self, ids: np.ndarray, mask: np.ndarray, sites: Sequence[str]
+  ) -> dict[str, jax.Array]:
+    """Tensors of the model at any of its sites."""
+    return taps.read(self._model, ids, mask, sites)
+
+  def rows(self, found: Mapping[str, jax.Array], shape: tuple) -> jax.Array:
+    """Rows at the own sites, of tensors for ids of a shape."""
+    # Heads are joined: the width of a row is that of all of them.
+    x = [found[site].reshape(*shape, -1) for site in self.sites]
+    return x[0] if len(x) == 1 else jnp.stack(x, axis=2)
 
   def __call__(self, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
-    found = taps.read(self._model, ids, mask, self._sites)
-    # Heads are joined: the width of a row is that of all of them.
-    x = [found[site].reshape(*ids.shape, -1) for site in self._sites]
-    return x[0] if len(x) == 1 else jnp.stack(x, axis=2)
+    return self.rows(self.read(ids, mask, self.sites), ids.shape)
 
   def entropy(self, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
     """Entropy of the prediction at each token [B, T], in nats."""
     self._model.check(ids, mask)
     return _entropy(self._model, ids, mask)
+
+
+def shared(
+  source: Subject, target: Subject | None
+) -> tuple[Subject, Subject | None]:
+  """Returns source and target that are read in one forward pass.
+
+  They are returned as they are where they are not sites of one model of
+  `at_site`. The target is to be asked for with the same array of ids.
+
+  Args:
+    source: the subject of x.
+    target: that of the reconstruction target, or None.
+  """
+  ends = [one.forward for one in (source, target) if one is not None]
+  first, second = ends[0], ends[-1]
+  if (
+    target is None
+    or not isinstance(first, _Forward)
+    or not isinstance(second, _Forward)
+    or first.name != second.name
+  ):
+    return source, target
+  both = _Both(first, second)
+  return (
+    dataclasses.replace(source, forward=functools.partial(both, 0)),
+    dataclasses.replace(target, forward=functools.partial(both, 1)),
+  )
+
+
+class _Both:
+  """Reads the sites of two forwards of one model, and keeps the last batch."""
+
+  def __init__(self, first: _Forward, second: _Forward):
+    self._ends = first, second
+    self._last: tuple[Any, tuple] = None, ()
+
+  def __call__(self, end: int, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
+    if self._last[0] is not ids:
+      first, second = self._ends
+      sites = list(dict.fromkeys([*first.sites, *second.sites]))
+      found = first.read(ids, mask, sites)
+      self._last = ids, tuple(e.rows(found, ids.shape) for e in self._ends)
+    return self._last[1][end]
 
 
 @jax.jit

@@ -41,7 +41,7 @@ class Window(NamedTuple):
   Attributes:
     document: number of the document in the corpus.
     start: position of the first token in the document.
-    ids: tokens, without special tokens around them.
+    ids: tokens, without special tokens around them; ~id where one is no row.
   """
 
   document: int
@@ -209,6 +209,7 @@ def _batch(plan: Plan, point: Point, windows: Sequence[Window]) -> Batch:
   own = real & ~framed
   dropped = plan.rules.dropped(ids, own, np.arange(T)[None])
   dropped[rules.SPECIAL] |= framed
+  ids = rules.shown(ids)
   return Batch(
     point=point,
     ids=ids,
@@ -217,6 +218,10 @@ def _batch(plan: Plan, point: Point, windows: Sequence[Window]) -> Batch:
     doc=doc,
     pos=pos,
     dropped={PADDING: int((~real).sum())}
-    | {rule: int(found.sum()) for rule, found in dropped.items()},
+    | {
+      rule: int(found.sum())
+      for rule, found in dropped.items()
+      if found.any() or rule not in (rules.CORPUS, rules.NOT_LAST)
+    },
     tokens=int(own.sum()),
   )

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from unittest import mock
 
 import numpy as np
 import tokenizers
@@ -135,6 +136,32 @@ class SubjectTest(parameterized.TestCase):
       for store in (train, held_out):
         x = tiny.everything(store)["x"].astype(np.float32)
         self.assertTrue(np.isfinite(x).all())
+
+  def test_source_and_target_of_one_model_are_read_in_one_forward(self):
+    folder = self.folder()
+    alone = [subject.at_site(folder, 1, p) for p in ("mlp_in", "mlp_out")]
+    source, target = subject.shared(*alone)
+    reads = []
+
+    def read(model, ids, mask, sites):
+      reads.append(sites)
+      return taps_read(model, ids, mask, sites)
+
+    taps_read = taps.read
+    with mock.patch.object(taps, "read", read):
+      for seed in range(2):
+        ids = np.random.default_rng(seed).integers(0, 40, (2, 6), np.int32)
+        mask = np.ones((2, 6), bool)
+        x, y = source.forward(ids, mask), target.forward(ids, mask)
+        self.assertLen(reads, seed + 1)
+        np.testing.assert_allclose(x, alone[0].forward(ids, mask), rtol=1e-6)
+        np.testing.assert_allclose(y, alone[1].forward(ids, mask), rtol=1e-6)
+        del reads[seed + 1 :]
+    self.assertEqual(reads[0], ["layers.1.mlp_in", "layers.1.mlp_out"])
+    # Subjects of two models, or of none, are left as they are.
+    other = subject.at_site(self.folder(), 1, "mlp_out")
+    self.assertIs(subject.shared(source, other)[1], other)
+    self.assertEqual(subject.shared(alone[0], None), (alone[0], None))
 
   def test_memory_of_a_window_grows_with_what_the_model_holds(self):
     found = subject.at_site(self.folder(), 0, "resid_post")
