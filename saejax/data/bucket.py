@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -31,35 +31,42 @@ class Bucket:
 class Collector:
   """Collects the blocks of spans, one bucket per span.
 
+  Args:
+    spans: the spans, in order.
+
   Attributes:
     rows: rows collected so far.
     read: units read so far.
     dropped: rows dropped so far, by rule.
   """
 
-  def __init__(self):
+  def __init__(self, spans: Sequence[Span]):
     self.rows = self.read = 0
     self.dropped: collections.Counter[str] = collections.Counter()
+    self._spans = spans
+    self._parts = _Parts()
 
-  def buckets(
-    self, blocks: Iterable[Block], spans: Sequence[Span]
-  ) -> Iterator[Bucket]:
-    """Yields a bucket for each span that has a block.
+  def add(self, block: Block) -> Iterator[Bucket]:
+    """Adds a block.
 
     Args:
-      blocks: blocks of the spans, in order.
-      spans: the spans.
+      block: the next block of the spans.
+
+    Yields:
+      The bucket of the span before, where it is the first of its span.
     """
-    parts = _Parts()
-    for block in blocks:
-      if parts.last is not None and parts.last.span != block.span:
-        yield parts.bucket()
-        parts = _Parts()
-      span = spans[block.span]
-      parts.add(block, span.stop - span.start)
-      self.rows += len(block.values["x"])
-      self.read += block.read
-      self.dropped.update(block.dropped)
+    last = self._parts.last
+    if last is not None and last.span != block.span:
+      yield from self.end()
+    span = self._spans[block.span]
+    self._parts.add(block, span.stop - span.start)
+    self.rows += len(block.values["x"])
+    self.read += block.read
+    self.dropped.update(block.dropped)
+
+  def end(self) -> Iterator[Bucket]:
+    """Yields the bucket that was begun, if there is one."""
+    parts, self._parts = self._parts, _Parts()
     if parts.last is not None:
       yield parts.bucket()
 

@@ -7,15 +7,22 @@ uninterrupted run.
 """
 
 import concurrent.futures
+import contextlib
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import (
+  Callable,
+  Generator,
+  Iterator,
+  Mapping,
+  Sequence,
+)
+from typing import Any, NamedTuple
 
 from saejax import durable
 from saejax.data import bucket
-from saejax.data.rows import Block, Resume, RowSource, Span
+from saejax.data.rows import Resume, RowSource, Span
 from saejax.data.store import ledger, manifest, reader, writer
 from saejax.data.store import place as places
 from saejax.data.store import repair as repairing
@@ -87,41 +94,73 @@ def fill(
       finished buckets are kept.
   """
   place = places.at(path)
-  fill_share(source, place, meta, progress=progress)
+  fill_shares([Job(source, place, meta)], progress=progress)
   return reader.open(place)
 
 
-def fill_share(
-  source: RowSource,
-  path: Path,
-  meta: Mapping[str, Any],
+class Job(NamedTuple):
+  """A store to be filled.
+
+  Attributes:
+    source: the rows.
+    path: folder or URL of the store.
+    meta: metadata as returned by `describe`.
+  """
+
+  source: RowSource
+  path: Path
+  meta: Mapping[str, Any]
+
+
+def fill_shares(
+  jobs: Sequence[Job],
   *,
   share: Share = Share(),
   repair: bool = False,
   progress: Progress | None = None,
-) -> bool:
-  """Writes one process's buckets of a store that are missing.
+) -> list[bool]:
+  """Writes one process's buckets that are missing of one or more stores.
 
   A bucket has the rows that the source counts in its range. Those that the
   source then drops by their values are left out, so that what is in a bucket
-  depends on no other, and the store not on the number of processes.
+  depends on no other, and the store not on the number of processes. The sources
+  are read side by side, so that they may share work, such as forward passes.
 
   Args:
-    source: the rows.
-    path: folder or URL of the store.
-    meta: metadata as returned by `describe`.
+    jobs: the stores.
     share: the buckets of this process.
     repair: whether to read what is there, and to write what is damaged again.
     progress: as for `fill`.
 
   Returns:
-    Whether the store is complete; other processes may still be writing it.
+    For each store, whether it is complete; other processes may still write it.
 
   Raises:
     InputError: as `fill`, another process writes these buckets, or what is
       written again has other rows than before.
   """
-  place = places.at(path)
+  complete: dict[int, bool] = {}
+  with contextlib.ExitStack() as held:
+    filling = {}
+    for number, job in enumerate(jobs):
+      filling[number] = _filling(job, share, repair, progress)
+      held.callback(filling[number].close)
+    at = dict.fromkeys(filling, 0)
+    while at:  # the one that is behind goes on
+      number = min(at, key=lambda n: at[n])
+      try:
+        at[number] = next(filling[number])
+      except StopIteration as end:
+        complete[number] = end.value
+        del at[number]
+  return [complete[number] for number in range(len(jobs))]
+
+
+def _filling(
+  job: Job, share: Share, repair: bool, progress: Progress | None
+) -> Generator[int, None, bool]:
+  """Fills a store; yields the number of the row that it is at."""
+  source, place, meta = job.source, places.at(job.path), job.meta
   complete = manifest.NAME in place.read([manifest.NAME])
   if complete and not repair:
     return True
@@ -143,7 +182,7 @@ def fill_share(
       if isinstance(place, Local):
         check_space(place.folder, out.columns, _rows(meta, left))
       source.prepare(out.calibration)  # of the process that was first
-      _fill(source, out, left, progress or (lambda _: None))
+      yield from _fill(source, out, left, progress or (lambda _: None))
     return _finish(source, out)
 
 
@@ -220,16 +259,20 @@ def _fill(
   out: writer.Writer,
   left: Sequence[int],
   progress: Progress,
-) -> None:
-  """Writes buckets."""
+) -> Iterator[int]:
+  """Writes buckets; yields the number of the row that it is at."""
   before = [out.entries[b] for b in sorted(out.entries) if b < left[0]]
   resume = Resume(**before[-1]["resume"]) if before else None
   spans = [_span(out.meta, bucket) for bucket in left]
-  collect = bucket.Collector()
+  collect = bucket.Collector(spans)
   report = _Report(out, collect, _rows(out.meta, left), progress)
   with _Background(out) as write:
-    blocks = report.during(source.blocks(spans, resume))
-    for full in collect.buckets(blocks, spans):
+    for block in source.blocks(spans, resume):
+      for full in collect.add(block):
+        write(left[full.span], full)
+      report()
+      yield block.resume.row
+    for full in collect.end():
       write(left[full.span], full)
   report(last=True)
 
@@ -284,12 +327,6 @@ class _Report:
     self._before = ledger.rows(own)
     self._wanted, self._progress = self._before + wanted, progress
     self._began = self._told = time.monotonic()
-
-  def during(self, blocks: Iterable[Block]) -> Iterator[Block]:
-    """The same blocks, reported on as they go by."""
-    for block in blocks:
-      yield block
-      self()
 
   def __call__(self, last: bool = False) -> None:
     now = time.monotonic()

@@ -5,16 +5,21 @@ documents whole and in order. `data.fill` writes them, `data.text.rows` makes
 the rows.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from saejax.data import fill, spec
 from saejax.data.fill import Progress
 from saejax.data.spec import HarvestConfig as HarvestConfig
 from saejax.data.spec import meta as meta
 from saejax.data.spec import path as path
 from saejax.data.store import manifest, reader
+from saejax.data.store import place as places
 from saejax.data.store.place import Local, Place
 from saejax.data.store.share import Share
 from saejax.data.text import corpus as text
 from saejax.data.text import feasibility, rows, subject
+from saejax.errors import InputError
 
 
 def harvest(
@@ -42,12 +47,31 @@ def harvest(
 
   Raises:
     InputError: settings, model or corpus are invalid, or the disk is full or
-      not writable, raised before the model runs where possible; or
-      activations are not finite. Finished buckets are kept.
+      not writable, raised before the model runs where possible; activations
+      are not finite; or several sites are wanted. Finished buckets are kept.
   """
-  found = harvest_share(config, source=source, target=target, progress=progress)
-  train, held_out = (reader.open(place) for place, _ in found)
-  return train, held_out
+  if config.sites:
+    raise InputError(
+      "harvest.sites",
+      config.sites,
+      "must be empty where one training store is wanted",
+      "use harvest.layer and harvest.point, or saejax harvest",
+    )
+  site = Site(config, source, target)
+  train, held_out = _harvest([site], Share(), False, progress)
+  return reader.open(train[0].place), reader.open(held_out[0].place)
+
+
+class Written(NamedTuple):
+  """A store that a harvest writes.
+
+  Attributes:
+    place: where it is.
+    complete: whether all processes have written their buckets.
+  """
+
+  place: Place
+  complete: bool
 
 
 def harvest_share(
@@ -58,11 +82,13 @@ def harvest_share(
   source: subject.Subject | None = None,
   target: subject.Subject | None = None,
   progress: Progress | None = None,
-) -> list[tuple[Place, bool]]:
-  """Harvests one process's buckets of both stores.
+) -> list[tuple[Written, Written]]:
+  """Harvests one process's buckets of the stores of each site.
 
   Processes need not start together, nor know of each other. The stores are
-  those of a single process, byte for byte.
+  those of a single process, byte for byte. Several sites are read in one
+  forward pass; the stores of each are those of a harvest of that site alone, up
+  to the rounding of another compiled program.
 
   Args:
     config, source, target, progress: as for `harvest`.
@@ -70,37 +96,79 @@ def harvest_share(
     repair: whether to read what is there, and to harvest what is damaged again.
 
   Returns:
-    Where the training and the held-out store are, and whether each is complete.
+    (training store, held-out store) of each site; one site without
+    config.sites.
 
   Raises:
-    InputError: as `harvest`, or as `fill.fill_share`.
+    InputError: as `harvest`, or as `fill.fill_shares`.
   """
-  source = source or spec.subject_of(config)
-  source, target = subject.shared(source, target or spec.target(config))
-  feasibility.check_context(config, source)
-  feasibility.check_memory(config, source, target)
-  corpus = spec.corpus_of(config)
-  feasibility.check_ids(config, source, corpus)
-  both = []
-  for part in (text.TRAIN, text.HELD_OUT):
-    about = meta(config, part, source=source, corpus=corpus, target=target)
-    both.append(rows.TextRows(config, source, corpus, part, about, target))
-    _check(both[-1], path(config, about))
-  found: list[tuple[Place, bool]] = []
-  for of_part in both:
-    # One threshold for both: the median norm is that of the training part.
-    of_part.calibration = manifest.calibration(found[0][0]) if found else None
-    place = path(config, of_part.about)
-    complete = fill.fill_share(
-      of_part,
-      place,
-      of_part.about,
-      share=share,
-      repair=repair,
-      progress=progress,
+  configs = spec.sites(config)
+  if config.sites and (source or target):
+    raise ValueError(
+      "source and target are of one site, config.sites of several"
     )
-    found.append((place, complete))
-  return found
+  sites = [Site(one, source, target) for one in configs]
+  train, held_out = _harvest(sites, share, repair, progress)
+  return list(zip(train, held_out, strict=True))
+
+
+class Site(NamedTuple):
+  """What is harvested into a training and a held-out store.
+
+  Attributes:
+    config: settings of one site.
+    source, target: as for `harvest`.
+  """
+
+  config: HarvestConfig
+  source: subject.Subject | None
+  target: subject.Subject | None
+
+
+def _harvest(
+  sites: Sequence[Site],
+  share: Share,
+  repair: bool,
+  progress: Progress | None,
+) -> tuple[list[Written], list[Written]]:
+  """Harvests the training and the held-out stores of sites."""
+  subjects = []
+  for config, source, target in sites:
+    subjects.append(source or spec.subject_of(config))
+    target = target or spec.target(config)
+    subjects += [] if target is None else [target]
+  subjects = subject.shared(subjects)
+  corpus = spec.corpus_of(sites[0].config)
+  parts: tuple[list[rows.TextRows], list[rows.TextRows]] = [], []
+  for config, _, target in sites:
+    source = subjects.pop(0)
+    wanted = target is not None or config.target_point
+    target = subjects.pop(0) if wanted else None
+    feasibility.check_context(config, source)
+    feasibility.check_memory(config, source, target, stores=len(sites))
+    feasibility.check_ids(config, source, corpus)
+    for name, of_part in zip((text.TRAIN, text.HELD_OUT), parts, strict=True):
+      about = meta(config, name, source=source, corpus=corpus, target=target)
+      found = rows.TextRows(config, source, corpus, name, about, target)
+      _check(found, path(config, about))
+      of_part.append(found)
+  written: list[list[Written]] = []
+  for of_part in parts:
+    jobs = []
+    for number, found in enumerate(of_part):
+      if written:
+        # One threshold for both: the median norm is that of the training part.
+        of_train = written[0][number].place
+        found.calibration = manifest.calibration(of_train)
+      jobs.append(fill.Job(found, path(found.config, found.about), found.about))
+    done = fill.fill_shares(jobs, share=share, repair=repair, progress=progress)
+    written.append(
+      [
+        Written(places.at(job.path), complete)
+        for job, complete in zip(jobs, done, strict=True)
+      ]
+    )
+  return written[0], written[1]
 
 
 def _check(source: rows.TextRows, place: Place) -> None:

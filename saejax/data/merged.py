@@ -186,5 +186,6 @@ def merge(
     chunk_rows=chunk_rows,
   )
   place = places.at(folder) / f"store-{durable.digest(meta)[:16]}"
-  fill.fill_share(source, place, meta, share=share, progress=progress)
+  job = fill.Job(source, place, meta)
+  fill.fill_shares([job], share=share, progress=progress)
   return place

@@ -12,6 +12,7 @@ from saejax.data.store.columns import Column
 from saejax.data.text import corpus as text
 from saejax.data.text import subject
 from saejax.errors import InputError
+from saejax.models import taps
 
 PROVENANCE = {
   "doc": Column(dtype="int64", about="number of the document"),
@@ -34,6 +35,9 @@ class HarvestConfig:
   # that of one layer drawn for each token
   layers: tuple[int, ...] = ()
   point: str = "resid_post"  # resid_pre, resid_mid, resid_post, ...
+  # several sites instead of layer and point, such as layers.3.mlp_out: one
+  # forward pass for all, a training and a held-out store for each
+  sites: tuple[str, ...] = ()
   target_point: str = ""  # site of the column target; none where empty
   target_layer: int = -1  # layer of the target; -1 for that of x
   # the column cond: position (in the document), layer (its place in layers), or
@@ -96,6 +100,10 @@ class HarvestConfig:
     _check(self, "drop_first", self.drop_first >= -1, "must be at least -1")
     fraction = self.held_out_fraction
     _check(self, "held_out_fraction", 0 < fraction < 1, "must lie in (0, 1)")
+    rule = "must be different sites"
+    _check(self, "sites", len(set(self.sites)) == len(self.sites), rule)
+    rule = "must be empty beside harvest.sites"
+    _check(self, "layers", not (self.layers and self.sites), rule)
     layers = self.layers
     rule = "must be different layers, from 0"
     ok = len(set(layers)) == len(layers) and min(layers, default=0) >= 0
@@ -127,6 +135,31 @@ def _check(config: HarvestConfig, name: str, holds: bool, rule: str) -> None:
     raise InputError(
       f"harvest.{name}", value, rule, f"correct --harvest.{name}"
     )
+
+
+def sites(config: HarvestConfig) -> list[HarvestConfig]:
+  """The settings of each site; those that are given where there is one.
+
+  Args:
+    config: settings of the harvest.
+
+  Raises:
+    InputError: there is no such site.
+  """
+  if not config.sites:
+    return [config]
+  found = []
+  for name in config.sites:
+    try:
+      layer, point = taps.parse(name)
+    except InputError as error:
+      raise error.renamed("harvest.sites") from error
+    if layer is None:
+      layer = subject.outer_layer(config.model, point)
+    found.append(
+      dataclasses.replace(config, sites=(), layer=layer, point=point)
+    )
+  return found
 
 
 def target(config: HarvestConfig) -> subject.Subject | None:

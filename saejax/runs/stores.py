@@ -34,8 +34,8 @@ def harvested(
 
 def harvested_share(
   config: harvest.HarvestConfig, *, share: Share, repair: bool
-) -> list[tuple[places.Place, bool]]:
-  """Harvests one process's buckets of both stores.
+) -> list[tuple[harvest.Written, harvest.Written]]:
+  """Harvests one process's buckets of the stores of each site.
 
   Args:
     config: settings of the harvest.
@@ -43,7 +43,7 @@ def harvested_share(
     repair: whether what is damaged is harvested again.
 
   Returns:
-    Where the training and the held-out store are, and whether each is complete.
+    (training store, held-out store) of each site.
   """
   with _progress() as progress:
     return harvest.harvest_share(

@@ -2,7 +2,8 @@
 
     python experiments/harvest.py --harvest.layer=3 --harvest.rows=300000
 
-Prints the folders of the two stores, for experiments/train.py. The same command
+Prints the folders of the two stores, for experiments/train.py; those of each site
+with --harvest.sites. The same command
 resumes after a kill, and returns at once where both are complete. Several
 processes, on one machine or many, write the stores together where each is given
 its number:
@@ -33,7 +34,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-  """Harvests both stores, or resumes, and prints their folders.
+  """Harvests the stores, or resumes, and prints their folders.
 
   Args:
     config: settings of the command.
@@ -43,5 +44,5 @@ def main(config: Config) -> None:
     share=Share(config.process, config.processes),
     repair=config.repair,
   )
-  for place, complete in found:
+  for place, complete in (store for site in found for store in site):
     print(place if complete else f"{place} (other processes are not done)")

@@ -106,7 +106,7 @@ class MergedTest(parameterized.TestCase):
     found = harvest.harvest_share(
       config, share=Share(1, 2), source=tiny.source()
     )
-    lines = dict(info.described(found[0][0]))
+    lines = dict(info.described(found[0][0].place))
     self.assertEqual(
       lines["state"], "being written, or stopped; buckets not there: 0, 2"
     )

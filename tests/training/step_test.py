@@ -107,14 +107,20 @@ def run(case: str, engine: str, steps: int = 20):
   """Losses of all steps, the first step's gradients, the last state."""
   recipe, rows, _, dead = CASES[case]
   state = start(recipe, dead=dead)
-  one = jax.jit(step.make_step(recipe, engine=engine))
+  body, traces = step.make_step(recipe, engine=engine), []
+
+  @jax.jit
+  def one(*arguments):
+    traces.append(arguments)
+    return body(*arguments)
+
   found, first = [], None
   for x in batches(steps, rows, state.sae.d):
     state, metrics = one(state, HYPER, x)
     found.append(jax.device_get(metrics))
     first = first or state
-  if one._cache_size() != 1:
-    raise AssertionError("compiled again on a later step")
+  if len(traces) != 1:
+    raise AssertionError(f"traced {len(traces)} times: {traces}")
   return found, gradients(first), state
 
 

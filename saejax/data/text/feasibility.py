@@ -145,6 +145,8 @@ def check_memory(
   config: spec.HarvestConfig,
   source: subject.Subject,
   target: subject.Subject | None = None,
+  *,
+  stores: int = 1,
 ) -> None:
   """Checks that forward batches and buckets fit in memory.
 
@@ -154,6 +156,7 @@ def check_memory(
     config: settings of the harvest.
     source: the model.
     target: the model and site of the reconstruction target, if any.
+    stores: stores that are filled at the same time.
 
   Raises:
     InputError: a batch or bucket does not fit; states the bytes.
@@ -172,7 +175,7 @@ def check_memory(
       f"lower it; {most} windows would fit" if most else "lower it",
     )
   columns = spec.columns(config, source, target).values()
-  row = sum(column.row_bytes for column in columns)
+  row = stores * sum(column.row_bytes for column in columns)
   # One bucket is filled while another is shuffled into a copy and written.
   need = (
     3 * row * min(config.bucket_rows, max(config.rows, config.held_out_rows))

@@ -1,5 +1,6 @@
 """The subject of a harvest: a model that maps tokens to activations at a site."""
 
+import collections
 import dataclasses
 import functools
 import math
@@ -112,9 +113,7 @@ def at_site(
   """
   path = hub.resolve(name)
   files = checkpoint.at(path)
-  file = files.config()
-  family = models.FAMILIES[file.choice("model_type", models.FAMILIES, "")]
-  config = family.read_config(file)
+  family, config = _settings(files)
   sites = _sites(config, layer, point)
   if score and not family.causal:
     raise InputError(
@@ -176,6 +175,26 @@ def tokenizer_files(files: checkpoint.Checkpoint) -> dict[str, bytes]:
     f"tokenizer/{file}": files.read_bytes(file)
     for file in filter(files.has, hub.TOKENIZER_FILES)
   }
+
+
+def _settings(
+  files: checkpoint.Checkpoint,
+) -> tuple[family_lib.Family, models.Config]:
+  file = files.config()
+  family = models.FAMILIES[file.choice("model_type", models.FAMILIES, "")]
+  return family, family.read_config(file)
+
+
+def outer_layer(name: str, point: str) -> int:
+  """Returns the layer that a point outside layers belongs to.
+
+  Args:
+    name: path, `package:NAME/path` or Hugging Face name, see `hub.resolve`.
+    point: "embed", of the first layer, or "final_norm", of the last.
+  """
+  if point == "embed":
+    return 0
+  return _settings(checkpoint.at(hub.resolve(name)))[1].layers - 1
 
 
 def _sites(
@@ -284,48 +303,52 @@ class _Forward:
     return _entropy(self._model, ids, mask)
 
 
-def shared(
-  source: Subject, target: Subject | None
-) -> tuple[Subject, Subject | None]:
-  """Returns source and target that are read in one forward pass.
+def shared(subjects: Sequence[Subject]) -> list[Subject]:
+  """Returns subjects of which those of one model are read in one forward pass.
 
-  They are returned as they are where they are not sites of one model of
-  `at_site`. The target is to be asked for with the same array of ids.
+  Others than those of `at_site` are returned as they are. A batch is computed
+  once where it is asked for again before a few others.
 
   Args:
-    source: the subject of x.
-    target: that of the reconstruction target, or None.
+    subjects: the subjects.
   """
-  ends = [one.forward for one in (source, target) if one is not None]
-  first, second = ends[0], ends[-1]
-  if (
-    target is None
-    or not isinstance(first, _Forward)
-    or not isinstance(second, _Forward)
-    or first.name != second.name
-  ):
-    return source, target
-  both = _Both(first, second)
-  return (
-    dataclasses.replace(source, forward=functools.partial(both, 0)),
-    dataclasses.replace(target, forward=functools.partial(both, 1)),
-  )
+  of_model: dict[str, list[_Forward]] = {}
+  for one in subjects:
+    if isinstance(one.forward, _Forward):
+      of_model.setdefault(one.forward.name, []).append(one.forward)
+  together = {
+    name: _Together(forwards)
+    for name, forwards in of_model.items()
+    if len(forwards) > 1
+  }
+  return [
+    dataclasses.replace(
+      one,
+      forward=functools.partial(together[one.forward.name], one.forward),
+    )
+    if isinstance(one.forward, _Forward) and one.forward.name in together
+    else one
+    for one in subjects
+  ]
 
 
-class _Both:
-  """Reads the sites of two forwards of one model, and keeps the last batch."""
+class _Together:
+  """Reads the sites of several forwards of one model, and keeps the last few."""
 
-  def __init__(self, first: _Forward, second: _Forward):
-    self._ends = first, second
-    self._last: tuple[Any, tuple] = None, ()
+  def __init__(self, forwards: Sequence[_Forward]):
+    self._forwards = forwards
+    self._last: collections.deque = collections.deque(maxlen=4)
 
-  def __call__(self, end: int, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
-    if self._last[0] is not ids:
-      first, second = self._ends
-      sites = list(dict.fromkeys([*first.sites, *second.sites]))
-      found = first.read(ids, mask, sites)
-      self._last = ids, tuple(e.rows(found, ids.shape) for e in self._ends)
-    return self._last[1][end]
+  def __call__(
+    self, forward: _Forward, ids: np.ndarray, mask: np.ndarray
+  ) -> jax.Array:
+    for known, real, found in self._last:
+      if np.array_equal(known, ids) and np.array_equal(real, mask):
+        return forward.rows(found, ids.shape)
+    sites = dict.fromkeys(site for one in self._forwards for site in one.sites)
+    found = self._forwards[0].read(ids, mask, list(sites))
+    self._last.append((ids, mask, found))
+    return forward.rows(found, ids.shape)
 
 
 @jax.jit

@@ -47,11 +47,11 @@ class ShareTest(parameterized.TestCase):
     order = random.Random(processes).sample(range(processes), processes)
     for process in order:
       found = self.harvest("many", Share(process, processes), **changes)
-      done.append([complete for _, complete in found])
+      done.append([store.complete for store in found[0]])
     self.assertEqual(tiny.files(self.folder / "many"), whole)
     self.assertEqual(done[-1], [True, True])
     self.assertFalse(done[0][0])
-    reader.open(found[0][0]).verify()
+    reader.open(found[0][0].place).verify()
 
   def test_a_process_computes_its_own_rows_alone(self):
     computed = []
@@ -75,7 +75,7 @@ class ShareTest(parameterized.TestCase):
     with self._writing("a", Share(1, 2)) as refused:
       refused("is being written by another process 1 of 2", Share(1, 2))
       found = self.harvest("a", Share(0, 2))  # beside the other
-      self.assertFalse(found[0][1])
+      self.assertFalse(found[0][0].complete)
 
   def test_a_process_that_counts_other_processes(self):
     with self._writing("a", Share(1, 2)) as refused:
@@ -167,7 +167,7 @@ class ShareTest(parameterized.TestCase):
   def test_what_is_damaged_or_gone_is_harvested_again(self, name):
     found = self.harvest("a")
     before = tiny.files(self.folder / "a")
-    file = found[0][0].folder / name
+    file = found[0][0].place.folder / name
     content = file.read_bytes()
     middle = len(content) // 2
     for damage in (
@@ -186,18 +186,18 @@ class ShareTest(parameterized.TestCase):
       self.assertEqual(tiny.files(self.folder / "a"), before, name)
       # One bucket of 256 rows at most, and the median norm of 100.
       self.assertLess(sum(computed), 256 + 3 * 90 + 200, name)
-      reader.open(found[0][0]).verify()
+      reader.open(found[0][0].place).verify()
 
   def test_a_repair_that_gives_other_rows_is_refused(self):
     found = self.harvest("a")
-    shard = found[0][0].folder / "x/c/3/0"
+    shard = found[0][0].place.folder / "x/c/3/0"
     shard.unlink()
     with self.assertRaisesRegex(InputError, "00000003.json: has other rows"):
       self.harvest(
         "a", function=lambda i, m: 2 * tiny.forward(i, m), repair=True
       )
     self.harvest("a", repair=True)
-    reader.open(found[0][0]).verify()
+    reader.open(found[0][0].place).verify()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import tokenizers
 from absl.testing import absltest, parameterized
 
 from saejax.data import harvest
+from saejax.data.store import reader
 from saejax.data.text import subject
 from saejax.errors import InputError
 from saejax.models import model as models
@@ -140,7 +141,7 @@ class SubjectTest(parameterized.TestCase):
   def test_source_and_target_of_one_model_are_read_in_one_forward(self):
     folder = self.folder()
     alone = [subject.at_site(folder, 1, p) for p in ("mlp_in", "mlp_out")]
-    source, target = subject.shared(*alone)
+    source, target = subject.shared(alone)
     reads = []
 
     def read(model, ids, mask, sites):
@@ -160,8 +161,55 @@ class SubjectTest(parameterized.TestCase):
     self.assertEqual(reads[0], ["layers.1.mlp_in", "layers.1.mlp_out"])
     # Subjects of two models, or of none, are left as they are.
     other = subject.at_site(self.folder(), 1, "mlp_out")
-    self.assertIs(subject.shared(source, other)[1], other)
-    self.assertEqual(subject.shared(alone[0], None), (alone[0], None))
+    self.assertIs(subject.shared([source, other])[1], other)
+    self.assertEqual(subject.shared([alone[0]]), [alone[0]])
+
+  def test_several_sites_are_harvested_in_one_forward_into_a_store_each(self):
+    folder, where = self.folder(), self.create_tempdir().full_path
+    corpus = pathlib.Path(where) / "corpus"
+    corpus.mkdir()
+    for i in range(12):
+      words = np.random.default_rng(i).integers(0, 40, 60)
+      text = " ".join(f"w{word}" for word in words)
+      (corpus / f"{i}.txt").write_text(text)
+
+    def config(name, **changes):
+      same = {"model": str(folder), "forward_batch": 4, "drop_ids": ()}
+      return tiny.config(corpus, pathlib.Path(where) / name, **same, **changes)
+
+    sites = ("layers.0.resid_post", "layers.1.mlp_hidden", "embed")
+    forwards = []
+
+    def read(*arguments):
+      forwards.append(arguments)
+      return taps_read(*arguments)
+
+    taps_read = taps.read
+    with mock.patch.object(taps, "read", read):
+      found = harvest.harvest_share(config("all", sites=sites))
+    several = len(forwards)
+    self.assertLen(found, 3)
+    for name, stores in zip(sites, found, strict=True):
+      layer, point = taps.parse(name)
+      forwards.clear()
+      with mock.patch.object(taps, "read", read):
+        alone = harvest.harvest(config(name, layer=layer or 0, point=point))
+      self.assertLess(several, len(forwards) + 20)  # and median norms
+      for one, other in zip(stores, alone, strict=True):
+        self.assertTrue(one.complete)
+        self.assertEqual(one.place.name, other.place.name)
+        one = reader.open(one.place)
+        for column, values in other.whole(*other.columns).items():
+          np.testing.assert_allclose(
+            one.whole(column)[column].astype(np.float64),
+            values.astype(np.float64),
+            rtol=1e-5,
+            atol=1e-5,
+          )
+    with self.assertRaisesRegex(InputError, "harvest.sites=nowhere"):
+      harvest.harvest_share(config("no", sites=("nowhere",)))
+    with self.assertRaisesRegex(InputError, "harvest.sites=.*one training"):
+      harvest.harvest(config("no", sites=sites))
 
   def test_memory_of_a_window_grows_with_what_the_model_holds(self):
     found = subject.at_site(self.folder(), 0, "resid_post")
