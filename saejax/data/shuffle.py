@@ -11,6 +11,10 @@ LAYERS = 5
 BUFFER = 6
 RESERVOIR = 7
 TOKEN_LAYERS = 8
+STREAM_CHUNKS = 9
+STREAM_ROWS = 10
+LANES = 11
+DOCUMENTS = 12
 
 
 def permutation(size: int, *key: int) -> np.ndarray:
