@@ -162,6 +162,7 @@ class _Window:
     while self._reads:
       self._reads[-1].result()
       self._reads.pop()
+    self._order.result()
 
   def cancel(self) -> None:
     """Drops the reads that did not start."""
@@ -195,7 +196,9 @@ class _Window:
 
   def _read(self, name: str, which: np.ndarray, starts: np.ndarray) -> None:
     """Reads chunks of a column into its buffer."""
-    kept = self._order.result()[1]
+    # Without rows to leave out, reading need not wait for the order.
+    whole = len(self._needed) == starts[-1]
+    kept = None if whole else self._order.result()[1]
     intervals = [(int(a), int(b)) for a, b in self._chunks[which]]
     buffer = self.buffers[name]
     values = self._store.read_each(intervals, name)
