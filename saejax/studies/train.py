@@ -45,8 +45,8 @@ class Config:
   train: TrainConfig = TrainConfig()
 
   def __post_init__(self):
-    for name, value in (("store", self.store), ("held_out", self.held_out)):
-      if not value or "" in value:
+    for name, values in (("store", self.store), ("held_out", [self.held_out])):
+      if not values or "" in values:
         rule = "must name the folder of a store"
         raise InputError(name, "", rule, "see experiments/harvest.py")
 
