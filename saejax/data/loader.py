@@ -136,6 +136,11 @@ class LoaderIterator(grain.DatasetIterator):
       self._pool.shutdown(cancel_futures=True)
     super().close()
 
+  def __del__(self):
+    # Unlike Grain's, it does not close: a pool of threads ends by itself, and
+    # cannot be shut down where Python ends.
+    pass
+
   def _buffers(self) -> dict[str, np.ndarray]:
     """Arrays [items, item bytes] for a batch."""
     loader = self._loader
