@@ -5,7 +5,7 @@
 
 Stores of bfloat16 rows with documents of 128 rows are written below the folder
 and are left there. Rounds are interleaved: in each, every contender reads all
-rows of a store once (peers take batches for about as long), starting with
+rows of a store, a million at least (peers take 24 batches), starting with
 another one each time. Ratios are taken within a round; medians are given.
 
   chunks    the store's chunks, read in order one after the other
@@ -39,6 +39,7 @@ from saejax.data.store import create, reader
 
 HERE = pathlib.Path(__file__).parent
 DOCUMENT = 128  # rows per document
+LEAST_ROWS = 1_000_000  # of a sample
 WINDOW = 64  # chunks that are requested at once
 PEERS = ("sae_lens", "dictionary_learning")
 PEAK = """
@@ -91,24 +92,28 @@ def store(folder: pathlib.Path, rows: int, d: int) -> reader.Store:
 def contenders(
   found: reader.Store, batch_rows: int
 ) -> dict[str, Callable[[], int]]:
-  """What reads a store once and returns the number of rows, by name.
+  """What reads a store and returns the number of rows, by name.
+
+  A small store is read again until it is a million rows, as in training.
 
   Args:
     found: the store.
     batch_rows: rows per batch.
   """
 
+  passes = max(1, LEAST_ROWS // found.rows)
+
   def chunks() -> int:
-    return sum(len(found.read(a, b)) for a, b in found.chunks)
+    return sum(len(found.read(a, b)) for a, b in found.chunks * passes)
 
   def windows() -> int:
-    count, every = 0, found.chunks
+    count, every = 0, found.chunks * passes
     for i in range(0, len(every), WINDOW):
       count += sum(map(len, found.read_each(every[i : i + WINDOW])))
     return count
 
   def batches() -> int:
-    data = loader.batches(found, batch_rows=batch_rows, seed=0)
+    data = loader.batches(found, batch_rows=batch_rows, seed=0, epochs=passes)
     return sum(len(batch["x"]) for batch in data)
 
   return {"chunks": chunks, "windows": windows, "loader": batches}

@@ -47,6 +47,13 @@ class Stream:
     """Windows per epoch, which differ by one chunk at most."""
     return -(-len(self.chunks) // self.window_chunks)
 
+  @functools.cached_property
+  def most(self) -> int:
+    """Upper bound on the items of a window."""
+    sizes = np.sort(self.chunks[:, 1] - self.chunks[:, 0])
+    count = -(-len(self.chunks) // self.windows)
+    return int(sizes[-count:].sum()) // self.group
+
   def window(self, index: int) -> np.ndarray:
     """Returns the chunks of a window, [c, 2], in the order drawn.
 

@@ -142,11 +142,14 @@ class _Window:
     starts = np.concatenate([[0], np.cumsum(sizes)]) // self._stream.group
     items = int(starts[-1])
     group = self._stream.group
+    # Room for the needed part of the largest window: buffers that grow would
+    # leave holes in the heap.
+    room = -(-len(self._needed) * self._stream.most // items)
     for name in (*columns, "row"):
       width = group * (8 if name == "row" else _bytes(self._store, name))
       held = self.buffers.get(name)
       if held is None or len(held) < len(self._needed):
-        self.buffers[name] = np.empty((len(self._needed), width), np.uint8)
+        self.buffers[name] = np.empty((room, width), np.uint8)
     self._order = pool.submit(self._permuted, items)
     by_place = np.argsort(self._chunks[:, 0], kind="stable")
     for name in columns:

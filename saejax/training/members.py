@@ -155,7 +155,7 @@ class Group:
         for given, key in zip(self._programs, keys, strict=True)
       )
     return tuple(
-      jax.device_put(s, where)
+      sharding.place(s, where)
       for s, where in zip(states, self.shardings(states), strict=True)
     )
 

@@ -171,3 +171,15 @@ def rows_part(mesh: Mesh, batch_rows: int) -> dict[str, int]:
   if whole or batch_rows % size or first % size:
     return {"process_index": 0, "process_count": 1}
   return {"process_index": first // size, "process_count": batch_rows // size}
+
+
+def place(tree: PyTree, where: PyTree) -> PyTree:
+  """Places arrays that are equal in all processes.
+
+  Args:
+    tree: arrays on the default device.
+    where: the sharding of each.
+  """
+  if all(s.is_fully_addressable for s in jax.tree.leaves(where)):
+    return jax.device_put(tree, where)
+  return jax.jit(lambda tree: tree, out_shardings=where)(tree)
