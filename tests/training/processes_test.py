@@ -8,11 +8,13 @@ import subprocess
 import sys
 import textwrap
 
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
 from saejax.data import loader
 from saejax.data.store import create
+from saejax.training import orbax_io
 from tests import shared
 
 ROWS, BATCH = 2_000, 48
@@ -74,6 +76,17 @@ class ProcessesTest(absltest.TestCase):
       self.assertEqual(process.returncode, 0, err)
       found = json.loads(out.splitlines()[-1])  # collectives print before it
       np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+  def test_a_position_saved_by_more_processes_is_read(self):
+    path = pathlib.Path(self.create_tempdir().full_path) / "1"
+    arrays = {"a": jnp.arange(3)}
+    orbax_io.begin(path, arrays, '{"batches": 3}').result()
+    (file,) = path.rglob("process-0-of-1.json")
+    file.rename(file.with_name("process-0-of-2.json"))
+    abstract = {"a": orbax_io.abstract(arrays["a"])}
+    found, position = orbax_io.load(path, abstract, position=True)
+    self.assertEqual(json.loads(position), {"batches": 3})
+    np.testing.assert_array_equal(found["a"], arrays["a"])
 
 
 if __name__ == "__main__":
