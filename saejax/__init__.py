@@ -21,6 +21,7 @@ _NAMES = {
   "DenseLatents": "saejax.sae.latents",
   "SparseLatents": "saejax.sae.latents",
   "InputError": "saejax.errors",
+  "Mix": "saejax.data.mix",
   "Store": "saejax.data.store.reader",
   "about": "saejax.sae.files",
   "evaluate": "saejax.evals.held_out",
@@ -53,6 +54,7 @@ __all__ = [
   "SAE",
   "DenseLatents",
   "InputError",
+  "Mix",
   "SparseLatents",
   "Store",
   "about",
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
   from saejax import studies as studies
   from saejax import training as training
   from saejax.data.files import harvest as harvest
+  from saejax.data.mix import Mix as Mix
   from saejax.data.store.create import write_store as write_store
   from saejax.data.store.reader import Store as Store
   from saejax.data.store.reader import open as open_store

@@ -9,9 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from saejax.data import shuffle
+from saejax.data import mix as mixes
+from saejax.data import mixing, shuffle
+from saejax.data.mix import Mix
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
+
+MEASURE_BATCHES = 100  # batches per measured one
 
 
 class Batches(Protocol):
@@ -53,20 +57,25 @@ class Batches(Protocol):
 
 
 class StoreBatches:
-  """Shuffled batches of a store through Grain.
+  """Shuffled batches of a store or mix, of this process.
 
   Args:
-    store: the store to read.
+    store: what to read.
     **reading: arguments of `loader.batches`.
+
+  Attributes:
+    process_count: number of processes that a batch is split over.
   """
 
-  def __init__(self, store: Store, **reading: Any):
+  def __init__(self, store: Store | Mix, **reading: Any):
     from saejax.data import loader  # Grain is imported only where it reads
 
     self.store = store
     self.fields = loader.fields(store, reading.get("columns"))
+    self.process_count: int = reading.get("process_count", 1)
     self._group = store.group_rows if reading.get("grouped") else 1
     self._batches: Any = iter(loader.batches(store, **reading))
+    self._mixing: mixing.Mixing | None = None
 
   def __enter__(self) -> "StoreBatches":
     return self
@@ -81,7 +90,7 @@ class StoreBatches:
     return next(self._batches)
 
   def get_state(self) -> Any:
-    """Returns the position of the Grain iterator."""
+    """Returns the position of the loader's iterator."""
     return self._batches.get_state()
 
   def set_state(self, state: Any) -> None:
@@ -91,6 +100,29 @@ class StoreBatches:
       state: a position returned by `get_state`.
     """
     self._batches.set_state(state)
+
+  def measure(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Measures the batch given last, if it is the first of a hundred.
+
+    Args:
+      batch: the batch.
+
+    Returns:
+      Passes over each store so far, and where rows have a document the entropy
+      of documents in the batch and in uniform draws, see `mixing`.
+    """
+    if self._batches.get_state()["batches"] % MEASURE_BATCHES != 1:
+      return {}
+    epochs = self._batches.epochs
+    names = ["epochs"] if len(epochs) == 1 else None
+    names = names or [f"epochs_{i}" for i in range(len(epochs))]
+    found = dict(zip(names, epochs, strict=True))
+    if mixing.DOCUMENT in self.store.columns:
+      if self._mixing is None:
+        self._mixing = mixing.Mixing(self.store, len(batch["row"]))
+      found["doc_entropy"] = self._mixing.entropy(batch["row"])
+      found["doc_entropy_uniform"] = self._mixing.uniform
+    return found
 
   def sample(self, rows: int) -> dict[str, np.ndarray]:
     """Samples rows of finite x from blocks spread over the store.
@@ -121,9 +153,7 @@ class StoreBatches:
 
   def close(self) -> None:
     """Stops the threads that read ahead."""
-    close = getattr(self._batches, "close", None)
-    if close:
-      close()
+    self._batches.close()
 
 
 class IteratorBatches:
@@ -236,12 +266,12 @@ class IteratorBatches:
 
 
 def spread(
-  store: Store, rows: int, column: str = "x", *, blocks: int = 16
+  store: Store | Mix, rows: int, column: str = "x", *, blocks: int = 16
 ) -> np.ndarray:
   """Reads rows of a column in blocks spread evenly over a store.
 
   Args:
-    store: the store.
+    store: the store, or a mix, of whose stores each has its share.
     rows: approximate number of rows; all rows where the store has fewer.
     column: name of the column.
     blocks: minimum number of blocks.
@@ -249,6 +279,16 @@ def spread(
   Returns:
     Array [rows, ...] in the dtype of the store.
   """
+  if isinstance(store, Mix):
+    parts = mixes.parts(store)
+    total = sum(weight for _, weight in parts)
+    whole = [-(-rows * weight // total) for _, weight in parts]
+    return np.concatenate(
+      [
+        spread(one, count, column, blocks=blocks)
+        for (one, _), count in zip(parts, whole, strict=True)
+      ]
+    )
   if store.rows <= rows:
     return store.whole(column)[column]
   chunks = store.chunks

@@ -1,10 +1,18 @@
-"""Shuffled batches of a store, as a Grain pipeline with exact state.
+"""Shuffled batches of stores, as a Grain dataset with exact state.
 
-An epoch permutes the chunks of the store by (seed, epoch), deals them into
-windows, reads a window at once and permutes its rows by (seed, epoch, window).
-Windows are cut into batches; the remainder of a window goes into the next
-batch, across epochs too, and the remainder at the end is dropped. No row
-repeats within an epoch. Order and state are independent of threads and buffers.
+`order` defines the order: an epoch permutes the chunks of a store by (seed,
+epoch), cuts them into windows and permutes the rows of a window by (seed, epoch,
+window). Batches are cut from one sequence: the remainder of a window goes into
+the next batch, across epochs too, and the remainder at the end is dropped. No
+row repeats within an epoch of a store.
+
+Order and position depend on no number of processes, threads or windows read
+ahead: batch i has the same rows in the same order everywhere, of which each
+process gets its slice, and any number of processes resumes at a position.
+
+A process keeps in memory only the rows of its slices, but reads all chunks that
+they lie in. With one lane this is the whole store in each of P processes; with L
+lanes, a part max(1/L, 1/P) of it. The number of lanes is part of the order.
 
 A batch has the store's training columns, by name. Where rows form groups
 (pairs, sites, neighbours), groups can be read as units: groups are shuffled,
@@ -12,329 +20,293 @@ and a field has shape [batch, rows per group, ...].
 """
 
 import dataclasses
-import functools
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any
 
 import grain
 import numpy as np
 
-from saejax.data import shuffle
-from saejax.data.store import reader as stores
-from saejax.errors import InputError
+from saejax.data import order
+from saejax.data import plan as plans
+from saejax.data.mix import Mix
+from saejax.data.plan import fields as fields
+from saejax.data.reading import Reader
+from saejax.data.store.reader import Store
 
-_WINDOW_BYTES = 2**28  # maximum size of a window; about four are in memory
 
-
-@dataclasses.dataclass(frozen=True)
-class Windows:
-  """Random access to windows of shuffled rows: {column: [r, ...], "row": [r]}.
+@dataclasses.dataclass(eq=False)
+class Loader(grain.IterDataset):
+  """Dataset of the batches of a process; made by `batches`.
 
   Attributes:
-    store: the store.
-    seed: seed of all permutations.
-    epochs: passes over the store; None for no end.
-    window_chunks: maximum number of chunks per window; fewer where a window
-      would exceed 256 MiB.
+    store: the store or mix.
     columns: columns to read.
-    grouped: whether groups are read as units.
-    process_index: index of this process, which reads one window of each round.
-    process_count: number of processes that share the store.
+    plan: which rows each batch has.
+    order: settings that determine the order; part of a position.
+    count: number of batches; None for no end.
+    process_index, process_count: the slice of this process.
+    read_threads, ahead_windows: as for `batches`.
   """
 
-  store: stores.Store
-  seed: int
-  epochs: int | None
-  window_chunks: int
-  columns: tuple[str, ...] = ("x",)
-  grouped: bool = False
+  store: Store | Mix
+  columns: tuple[str, ...]
+  plan: order.Plan
+  order: Mapping[str, Any]
+  count: int | None
   process_index: int = 0
   process_count: int = 1
+  read_threads: int = 2
+  ahead_windows: int = 1
 
-  def __repr__(self) -> str:
-    # Grain compares this text when a checkpoint is restored, so it must not
-    # contain a path or an address.
-    return (
-      f"Windows(rows={self.store.rows}, seed={self.seed}, "
-      f"epochs={self.epochs}, window_chunks={self.window_chunks}, "
-      f"columns={self.columns}, grouped={self.grouped}, "
-      f"process={self.process_index}/{self.process_count})"
+  def __post_init__(self):
+    super().__init__()
+
+  def __str__(self) -> str:
+    return f"Loader({dict(self.order)})"
+
+  def __iter__(self) -> "LoaderIterator":
+    return LoaderIterator(self)
+
+
+class LoaderIterator(grain.DatasetIterator):
+  """Iterator over the batches of a `Loader`.
+
+  Its position is {"batches": number of batches given, "order": settings}.
+
+  Args:
+    loader: the dataset.
+  """
+
+  def __init__(self, loader: Loader):
+    super().__init__()
+    self._loader, self._done = loader, 0
+    self._readers: dict[tuple[int, int], Reader] = {}
+    self._pool: futures.ThreadPoolExecutor | None = None
+    items = loader.plan.batch_items // loader.process_count
+    self._items = items
+    self._slice = (
+      loader.process_index * items,
+      (loader.process_index + 1) * items,
     )
 
-  @functools.cached_property
-  def chunks(self) -> np.ndarray:
-    """(start, stop) row of each chunk, [chunks, 2]."""
-    return np.asarray(self.store.chunks, np.int64).reshape(-1, 2)
+  def __next__(self) -> dict[str, np.ndarray]:
+    self._assert_not_closed()
+    loader = self._loader
+    if loader.count is not None and self._done >= loader.count:
+      raise StopIteration
+    try:
+      out = self._buffers()
+      place = 0
+      for stream, first, stop in loader.plan.cut(self._done, *self._slice):
+        self._reader(stream).read(out, place, place + stop - first)
+        place += stop - first
+    except BaseException:
+      self._drop()  # a stream may be ahead of another
+      raise
+    self._done += 1
+    return {name: self._shaped(name, values) for name, values in out.items()}
 
-  @functools.cached_property
-  def an_epoch(self) -> int:
-    """Windows per epoch, over all processes."""
-    row = sum(self.store.columns[name].row_bytes for name in self.columns)
-    most = _WINDOW_BYTES // (self.store.meta["chunk_rows"] * row)
-    most = max(1, min(self.window_chunks, most))
-    count = -(-len(self.chunks) // most)
-    # Whole rounds of one window per process, none of them empty.
-    rounds = -(-count // self.process_count)
-    rounds = min(rounds, len(self.chunks) // self.process_count)
-    return rounds * self.process_count
+  def get_state(self) -> dict[str, Any]:
+    """Returns the position, equal in all processes and JSON-serialisable."""
+    return {"batches": self._done, "order": dict(self._loader.order)}
 
-  def __len__(self) -> int:
-    if self.epochs is None:
-      return sys.maxsize
-    return self.epochs * self.an_epoch // self.process_count
-
-  def parts(self, index: int) -> tuple[np.ndarray, int, int]:
-    """Returns the chunks of one of this process's windows.
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Moves to a position, saved by any number of processes.
 
     Args:
-      index: number of the window in this process, over all epochs.
+      state: a position returned by `get_state`.
 
-    Returns:
-      (chunks [c, 2], epoch, number of the window within the epoch).
+    Raises:
+      InputError: the position is of another order of rows, or is none.
     """
-    # Windows differ by a chunk, so processes rotate in every round.
-    turn = (self.process_index + index) % self.process_count
-    number = turn + index * self.process_count
-    epoch, window = divmod(number, self.an_epoch)
-    order = shuffle.permutation(
-      len(self.chunks), shuffle.CHUNKS, self.seed, epoch
-    )
-    # Windows of an epoch differ by one chunk at most.
-    edges = np.arange(self.an_epoch + 1) * len(self.chunks) // self.an_epoch
-    return self.chunks[order[edges[window] : edges[window + 1]]], epoch, window
+    plans.check_position(state, self._loader.order)
+    self._drop()
+    self._done = state["batches"]
 
   @property
-  def group_rows(self) -> int:
-    """Number of consecutive rows shuffled as a unit."""
-    return self.store.group_rows if self.grouped else 1
+  def epochs(self) -> list[float]:
+    """Passes over each store so far."""
+    return self._loader.plan.epochs(self._done)
 
-  def items(self, index: int) -> int:
-    """Returns the number of rows of a window, or of groups if grouped.
+  def close(self) -> None:
+    """Stops the threads that read ahead."""
+    self._drop()
+    if self._pool is not None:
+      self._pool.shutdown(cancel_futures=True)
+    super().close()
 
-    Args:
-      index: number of the window in this process.
-    """
-    chunks = self.parts(index)[0]
-    return int((chunks[:, 1] - chunks[:, 0]).sum()) // self.group_rows
+  def __del__(self):
+    # Unlike Grain's, it does not close: a pool of threads ends by itself, and
+    # cannot be shut down where Python ends.
+    pass
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    chunks, epoch, window = self.parts(index)
-    row = np.concatenate([np.arange(a, b) for a, b in chunks])
-    group = self.group_rows
-    order = shuffle.grouped(
-      len(row), group, shuffle.ROWS, self.seed, epoch, window
-    )
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    intervals = [(int(a), int(b)) for a, b in chunks]
-    fields = {n: self._column(n, intervals, place) for n in self.columns}
-    fields["row"] = row[order]
-    if not self.grouped:
-      return fields
-    return {k: v.reshape(-1, group, *v.shape[1:]) for k, v in fields.items()}
+  def _buffers(self) -> dict[str, np.ndarray]:
+    """Arrays [items, item bytes] for a batch."""
+    loader = self._loader
+    widths = {n: loader.store.columns[n].row_bytes for n in loader.columns}
+    widths["row"] = 8
+    group = loader.plan.streams[0][0].group
+    return {
+      name: np.empty((self._items, group * width), np.uint8)
+      for name, width in widths.items()
+    }
 
-  def _column(
-    self, name: str, intervals: list[tuple[int, int]], place: np.ndarray
-  ) -> np.ndarray:
-    column = self.store.columns[name]
-    out = np.empty((len(place), *column.shape), np.dtype(column.dtype))
-    start = 0
-    # Each row is copied once, directly to its shuffled place.
-    for part in self.store.read_each(intervals, name):
-      out[place[start : start + len(part)]] = part
-      start += len(part)
-    return out
+  def _shaped(self, name: str, values: np.ndarray) -> np.ndarray:
+    """The bytes of a column as an array in its dtype and shape."""
+    shape: tuple[int, ...] = ()
+    dtype = np.dtype(np.int64)
+    if name != "row":
+      column = self._loader.store.columns[name]
+      shape, dtype = column.shape, np.dtype(column.dtype)
+    group = self._loader.plan.streams[0][0].group
+    if self._loader.order["grouped"]:
+      shape = (group, *shape)
+    return values.reshape(-1).view(dtype).reshape(self._items, *shape)
+
+  def _reader(self, stream: tuple[int, int]) -> Reader:
+    """The reader of a stream, at the position of the iterator."""
+    loader = self._loader
+    if self._pool is None:
+      self._pool = futures.ThreadPoolExecutor(loader.read_threads, "loader")
+    if stream not in self._readers:
+      lane, number = stream
+      store, offset = loader.store, 0
+      if isinstance(store, Mix):
+        store, offset = store.stores[number], store.offsets[number]
+      self._readers[stream] = Reader(
+        store,
+        loader.plan.streams[lane][number],
+        loader.columns,
+        self._spans(stream),
+        pool=self._pool,
+        ahead=loader.ahead_windows,
+        offset=offset,
+      )
+    return self._readers[stream]
+
+  def _spans(self, wanted: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Items of a stream that this process needs from here on."""
+    plan, count = self._loader.plan, self._loader.count
+    batch, own = self._done, self._slice
+    while count is None or batch < count:
+      for stream, first, stop in plan.cut(batch, *own):
+        if stream == wanted:
+          yield first, stop
+      batch += 1
+
+  def _drop(self) -> None:
+    for reader in self._readers.values():
+      reader.cancel()
+    self._readers = {}
 
 
 def batches(
-  store: stores.Store,
+  store: Store | Mix,
   *,
   batch_rows: int,
   seed: int,
   epochs: int | None = 1,
   window_chunks: int = 64,
+  lanes: int = 1,
   columns: Sequence[str] | None = None,
   grouped: bool = False,
   process_index: int = 0,
   process_count: int = 1,
-  read_threads: int = 1,
+  read_threads: int = 2,
   ahead_windows: int = 1,
-) -> grain.IterDataset:
-  """Builds the pipeline of shuffled batches of a store.
+) -> Loader:
+  """Builds the dataset of shuffled batches of a store or a mix of stores.
 
-  Iterators have exact `get_state` and `set_state` and can be checkpointed with
-  Orbax. Memory is about (ahead_windows + 3) windows.
+  Iterators have exact `get_state` and `set_state`, `close`, and can be
+  checkpointed with Orbax.
+
+  Memory in a process is at most (ahead_windows + 1) W / P, where W is the size
+  of the windows, at most 256 MiB over all lanes and stores unless a single
+  chunk of each exceeds that, plus read_threads requests of 2 x 32 MiB (or 2
+  chunks, if larger), 48 bytes per row of a window, and a batch.
 
   Args:
-    store: the store.
-    batch_rows: rows per batch of this process, or groups if grouped.
+    store: the store or mix.
+    batch_rows: rows per batch over all processes, or groups if grouped.
     seed: seed of the order, which differs between epochs.
-    epochs: passes over the store; None for no end.
-    window_chunks: maximum number of chunks mixed in a window.
+    epochs: passes over the store, or over as many rows as the mix has; None for
+      no end.
+    window_chunks: maximum number of chunks mixed in a window; fewer where
+      windows would exceed 256 MiB.
+    lanes: parts that the chunks are dealt to. A batch has equally many rows of
+      each, so that up to this number of processes read nothing twice.
     columns: columns to read; by default all that the store declares for
       training, such as x, target and cond.
-    grouped: reads groups as units: fields are [batch_rows, G, ...] and "row"
-      [batch_rows, G], where G is the number of rows per group.
-    process_index: index of this process.
-    process_count: number of processes; together they read each row once per
-      epoch, and all give the same number of batches.
+    grouped: reads groups as units: fields are [items, G, ...] and "row"
+      [items, G], where G is the number of rows per group.
+    process_index: index of this process, which gets that slice of each batch.
+    process_count: number of processes, a divisor of batch_rows.
     read_threads: threads that read windows; affects speed only.
     ahead_windows: windows read ahead; affects speed and memory only.
 
   Returns:
-    Dataset of {column: [batch_rows, ...] as stored, "row": [batch_rows] int64}.
+    Dataset of {column: [batch_rows / process_count, ...] as stored, "row":
+    [batch_rows / process_count] int64}.
 
   Raises:
     InputError: the store has fewer rows than a batch or no such column, or an
       argument is out of range.
   """
-  source = _source(
-    store, seed, epochs, window_chunks, process_index, process_count, grouped
+  plan, settings = plans.make(
+    store,
+    batch_rows=batch_rows,
+    seed=seed,
+    epochs=epochs,
+    window_chunks=window_chunks,
+    lanes=lanes,
+    columns=columns,
+    grouped=grouped,
   )
-  names = fields(store, columns)
-  source = dataclasses.replace(source, columns=names)
-  if batch_rows < 1:
-    raise InputError(
-      "batch_rows", batch_rows, "must be at least 1", "use 1 or more"
-    )
-  limit = _count(source, batch_rows)
-  items = store.rows // source.group_rows
-  if limit == 0 or items < batch_rows * process_count:
-    what = "groups" if grouped else "rows"
-    raise InputError(
-      "batch_rows",
-      batch_rows,
-      f"must be at most the {what} of the store ({items}), in each of "
-      f"{process_count} process(es)",
-      f"use at most {items}, or write a store of more rows",
-    )
-  options = grain.ReadOptions(
-    num_threads=read_threads, prefetch_buffer_size=ahead_windows
+  plans.check_processes(store, batch_rows, process_index, process_count)
+  plans.check_size(store, plan)
+  return Loader(
+    store,
+    plans.fields(store, columns),
+    plan,
+    settings,
+    None if epochs is None else plan.count(epochs),
+    process_index,
+    process_count,
+    read_threads,
+    ahead_windows,
   )
-  windows = grain.MapDataset.source(source).to_iter_dataset(options)
-  pipeline = grain.experimental.RebatchIterDataset(
-    windows, batch_rows, drop_remainder=True
-  )
-  if limit is not None and process_count > 1:
-    pipeline = grain.experimental.LimitIterDataset(pipeline, limit)
-  return pipeline
 
 
 def count_batches(
-  store: stores.Store,
+  store: Store | Mix,
   *,
   batch_rows: int,
   seed: int,
   epochs: int = 1,
   window_chunks: int = 64,
+  lanes: int = 1,
   columns: Sequence[str] | None = None,
   grouped: bool = False,
-  process_count: int = 1,
 ) -> int:
-  """Returns the number of batches per process that `batches` gives.
+  """Returns the number of batches that `batches` gives.
 
   Args:
-    store: the store.
-    batch_rows: rows per batch, or groups if grouped.
-    seed: seed of the order.
-    epochs: passes over the store.
-    window_chunks: maximum number of chunks mixed in a window.
-    columns: columns to read.
-    grouped: whether groups are read as units.
-    process_count: number of processes.
+    store: the store or mix.
+    batch_rows, seed, epochs, window_chunks, lanes, columns, grouped: as for
+      `batches`.
 
   Raises:
     InputError: there is no such column, or an argument is out of range.
   """
-  source = _source(
-    store, seed, epochs, window_chunks, 0, process_count, grouped
-  )
-  source = dataclasses.replace(source, columns=fields(store, columns))
-  return _count(source, batch_rows) or 0
-
-
-def fields(
-  store: stores.Store, columns: Sequence[str] | None = None
-) -> tuple[str, ...]:
-  """Returns the names of the columns that `batches` reads.
-
-  Args:
-    store: the store.
-    columns: names of columns; by default those declared for training.
-
-  Raises:
-    InputError: the store has no such column, or x is not among them.
-  """
-  names = store.trained if columns is None else tuple(columns)
-  missing = [name for name in names if name not in store.columns]
-  if missing or "x" not in names:
-    raise InputError(
-      "columns",
-      ", ".join(names),
-      f"must include x and be columns of the store {store.place}: "
-      f"{', '.join(store.columns)}",
-      f"write a store with {', '.join(missing) or 'x'}",
-    )
-  return tuple(dict.fromkeys(names))
-
-
-def _source(
-  store: stores.Store,
-  seed: int,
-  epochs: int | None,
-  window_chunks: int,
-  process_index: int,
-  process_count: int,
-  grouped: bool,
-) -> Windows:
-  for name, value, least in (
-    ("seed", seed, 0),
-    ("epochs", 1 if epochs is None else epochs, 1),
-    ("window_chunks", window_chunks, 1),
-  ):
-    if value < least:
-      rule = f"must be at least {least}"
-      raise InputError(name, value, rule, f"use {least} or more")
-  if not 0 <= process_index < process_count:
-    raise ValueError(
-      f"process_index must be in [0, {process_count}), got {process_index}"
-    )
-  if len(store.chunks) < process_count:
-    raise InputError(
-      "chunk_rows",
-      store.meta["chunk_rows"],
-      f"the store has {len(store.chunks)} chunks for {process_count} processes",
-      "harvest with a smaller chunk_rows, or train in fewer processes",
-    )
-  if grouped and store.group_rows == 1:
-    raise InputError(
-      "grouped",
-      grouped,
-      f"the store {store.place} has no groups of rows",
-      "write the store with group=COLUMN",
-    )
-  return Windows(
+  plan, _ = plans.make(
     store,
-    seed,
-    epochs,
-    window_chunks,
+    batch_rows=batch_rows,
+    seed=seed,
+    epochs=epochs,
+    window_chunks=window_chunks,
+    lanes=lanes,
+    columns=columns,
     grouped=grouped,
-    process_index=process_index,
-    process_count=process_count,
   )
-
-
-def _count(source: Windows, batch_rows: int) -> int | None:
-  """Returns the minimum number of batches over processes; None if endless."""
-  if source.process_count == 1:
-    if source.epochs is None:
-      return None
-    items = source.store.rows // source.group_rows
-    return items * source.epochs // batch_rows
-  if source.epochs is None:
-    return None
-  counts = []
-  for process in range(source.process_count):
-    own = dataclasses.replace(source, process_index=process)
-    counts.append(sum(own.items(i) for i in range(len(own))) // batch_rows)
-  return min(counts)
+  return plan.count(epochs)

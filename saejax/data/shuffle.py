@@ -11,6 +11,10 @@ LAYERS = 5
 BUFFER = 6
 RESERVOIR = 7
 TOKEN_LAYERS = 8
+STREAM_CHUNKS = 9
+STREAM_ROWS = 10
+LANES = 11
+DOCUMENTS = 12
 
 
 def permutation(size: int, *key: int) -> np.ndarray:
@@ -27,8 +31,12 @@ def permutation(size: int, *key: int) -> np.ndarray:
   >>> permutation(4, ROWS, 0).tolist() == permutation(4, ROWS, 0).tolist()
   True
   """
-  bits = np.random.Philox(np.random.SeedSequence(key))
-  return np.argsort(bits.random_raw(size), kind="stable")
+  bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(size)
+  order = np.argsort(bits)  # with SIMD, but ties in any order
+  drawn = bits[order]
+  if (drawn[1:] == drawn[:-1]).any():
+    order = np.argsort(bits, kind="stable")
+  return order
 
 
 def grouped(size: int, group: int, *key: int) -> np.ndarray:

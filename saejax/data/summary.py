@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from saejax.data import loader
+from saejax.data import loader, mixing
 from saejax.data.store import reader as stores
 
 
@@ -30,8 +30,10 @@ def inspect(
 
   Returns:
     A dict that JSON can store. Where the store has the column `key`, "keys" is
-      its number of distinct values, and "entropy" the mean over batches of its
-      normalised entropy; below 0.8 batches are poorly mixed.
+      its number of distinct values, "entropy" the mean over batches of its
+      normalised entropy (below 0.8 batches are poorly mixed), and
+      "entropy_of_uniform" its ratio to that of uniformly drawn rows, which
+      shuffling should bring near 1.
 
   Raises:
     InputError: there is no store, or a shard is missing or differs from its
@@ -57,16 +59,20 @@ def inspect(
   }
   if key not in store.columns:
     return facts
+  rows = min(batch_rows, store.rows)
   pipeline = loader.batches(
     store,
-    batch_rows=min(batch_rows, store.rows),
+    batch_rows=rows,
     seed=seed,
     columns=tuple(dict.fromkeys(("x", key))),
   )
-  mixing = [entropy(b[key]) for b in itertools.islice(pipeline, batches)]
+  taken = list(itertools.islice(pipeline, batches))
+  measure = mixing.Mixing(store, rows, key=key)
+  found = float(np.mean([measure.entropy(b["row"]) for b in taken]))
   return facts | {
     "keys": len(np.unique(store.whole(key)[key])),
-    "entropy": float(np.mean(mixing)),
+    "entropy": float(np.mean([entropy(b[key]) for b in taken])),
+    "entropy_of_uniform": found / measure.uniform if measure.uniform else 1.0,
   }
 
 

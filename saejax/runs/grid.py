@@ -18,12 +18,14 @@ import numpy as np
 
 from saejax import durable, terminal
 from saejax.data import loader
+from saejax.data import mix as mixes
 from saejax.data.batches import StoreBatches
+from saejax.data.mix import Mix
 from saejax.data.store import quality
 from saejax.data.store.reader import Store
 from saejax.evals import reconstruction
 from saejax.recipes import arguments, catalogue, common
-from saejax.runs import held_out, stores
+from saejax.runs import held_out, reading, stores
 from saejax.runs.config import SAEConfig
 from saejax.runs.shares import Shares
 from saejax.sae import activations, files
@@ -42,7 +44,7 @@ class Grid:
 
   Attributes:
     path: the run folder.
-    store: rows to train on.
+    store: rows to train on, of a store or a mix.
     held_out: rows to evaluate on.
     sae: which SAEs.
     train: how they are trained.
@@ -50,31 +52,24 @@ class Grid:
   """
 
   path: pathlib.Path
-  store: Store
+  store: Store | Mix
   held_out: Store
   sae: SAEConfig
   train: loop.TrainConfig
   shares: Shares = dataclasses.field(default_factory=Shares)
 
   def __post_init__(self):
-    quality.check_rows(self.store)
-    stores.check_held_out(self.store, self.held_out)
+    for store, _ in mixes.parts(self.store):
+      quality.check_rows(store)
+      stores.check_held_out(store, self.held_out)
+      if self.sae.residual_of:
+        stores.check_stage(store, self.sae.residual_of)
     held_out.check(self.held_out, self.columns)
-    if self.sae.residual_of:
-      stores.check_stage(self.store, self.sae.residual_of)
 
   @functools.cached_property
   def reading(self) -> dict[str, Any]:
     """Arguments that fix the order in which the loader gives rows."""
-    train, epochs = self.train, self.train.epochs
-    if train.steps is not None:
-      epochs = -(-train.steps * train.batch_rows // self.store.rows)
-    return {
-      "batch_rows": train.batch_rows,
-      "seed": train.seed,
-      "epochs": epochs,
-      "window_chunks": train.window_chunks,
-    }
+    return reading.order(self.train)
 
   @functools.cached_property
   def total_steps(self) -> int:
@@ -91,7 +86,7 @@ class Grid:
   @functools.cached_property
   def mean(self) -> np.ndarray:
     """Mean of the training rows, in the frame of the prep."""
-    return reconstruction.frame_mean(self.prep, self.store)
+    return reading.mean(self.prep, self.store)
 
   @property
   def target(self) -> common.Target | None:
@@ -120,8 +115,9 @@ def train(grid: Grid) -> list[dict[str, Any]]:
     L0 and FVU in the training form at the training batch size, and `density`,
     the histogram.
   """
-  for doubt in quality.warnings(grid.store):
-    terminal.say(f"warning: {doubt}")
+  for store, _ in mixes.parts(grid.store):
+    for doubt in quality.warnings(store):
+      terminal.say(f"warning: {doubt}")
   points: list[dict[str, Any]] = []
   for n in grid.sae.n:
     done = grid.path / f"n{n}" / "points.json"
@@ -141,7 +137,8 @@ def train(grid: Grid) -> list[dict[str, Any]]:
 def _train_group(grid: Grid, n: int) -> list[loop.Trained]:
   """Trains the members with n latents."""
   rated = held_out.sample(grid.held_out, grid.columns, grid.train.eval_rows)
-  with StoreBatches(grid.store, **grid.reading) as batches:
+  part = reading.part(grid.train)
+  with StoreBatches(grid.store, **grid.reading, **part) as batches:
     try:
       return loop.train(
         lambda **swept: recipe(

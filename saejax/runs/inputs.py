@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from saejax.data import mix as mixes
 from saejax.data import shuffle
 from saejax.data.batches import Batches, IteratorBatches, StoreBatches
+from saejax.data.mix import Mix
 from saejax.data.store import quality
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
 from saejax.sae.context import FIELDS, Batch, as_batch
-from saejax.training import sources
+from saejax.training import sharding, sources
 from saejax.training.config import TrainConfig
 
 HELD_OUT = 0.05  # held-out share of an array, if no held-out rows are given
@@ -28,7 +30,7 @@ class Rows:
 
   Attributes:
     arrays: arrays by field, for rows in memory; otherwise None.
-    store: the store, for rows on disk; otherwise None.
+    store: the store or mix, for rows on disk; otherwise None.
     stream: batches, for rows that can only be read in order; otherwise None.
     held_out: held-out rows: arrays, a batch or a store.
     stats: "mean" [d] and "mean_square" of x.
@@ -90,13 +92,16 @@ class Rows:
     if self.stream is not None:
       return sources.Stream(self.stream)
     rows = self.store.rows if self.arrays is None else len(self.arrays["x"])
-    order = {
+    order: dict[str, Any] = {
       "batch_rows": config.batch_rows,
       "seed": config.seed,
       "epochs": -(-steps * config.batch_rows // rows),
     }
     if self.arrays is None:
-      return sources.Stream(StoreBatches(self.store, **order))
+      order["epochs"] = None  # the steps are the end
+      mesh = sharding.make_mesh(config.mesh)
+      part = sharding.rows_part(mesh, config.batch_rows)
+      return sources.Stream(StoreBatches(self.store, **order, **part))
     return sources.of_arrays(self.arrays, steps, config.mesh, **order)
 
 
@@ -121,7 +126,7 @@ def given(x: Any, held_out: Any) -> Rows:
   """Converts the arguments of `fit` to rows.
 
   Args:
-    x: an array [rows, d], a mapping of fields or a `Batch`; a `Store`; `Batches`
+    x: an array [rows, d], a mapping of fields or a `Batch`; a `Store`; a `Mix`; `Batches`
       with a position; or an iterator of batches.
     held_out: array, batch or store to evaluate on; if None, 5 % of the rows of an
       array in memory.
@@ -130,8 +135,9 @@ def given(x: Any, held_out: Any) -> Rows:
     InputError: rows are not finite, too few or all equal, a field has another
       number of rows, or there are no held-out rows or none with a target.
   """
-  if isinstance(x, Store):
-    quality.check_rows(x)
+  if isinstance(x, Store | Mix):
+    for store, _ in mixes.parts(x):
+      quality.check_rows(store)
     held_out = _needed(held_out, "a store")
     target = x.moments["target"] if "target" in x.trained else None
     _check_target(target is not None, held_out)

@@ -8,6 +8,7 @@ from typing import Any
 
 from saejax import terminal
 from saejax.data import harvest
+from saejax.data.mix import Mix
 from saejax.data.store import place as places
 from saejax.data.store.reader import Store
 from saejax.data.store.share import Share
@@ -169,18 +170,18 @@ def _declared(one: Any, other: Any) -> Any:
   return one
 
 
-def describe(store: Store, held_out: Store) -> dict[str, Any]:
+def describe(store: Store | Mix, held_out: Store) -> dict[str, Any]:
   """Returns facts about the rows of a run, for its results.
 
   Args:
-    store: the training store.
+    store: the training store or mix.
     held_out: the held-out store.
   """
   return {
     "model": store.meta.get("model"),
     "site": store.meta.get("site"),
     "corpus": store.meta.get("corpus"),
-    "train": _about(store),
+    "train": _about_mix(store) if isinstance(store, Mix) else _about(store),
     "held_out": _about(held_out),
   }
 
@@ -190,4 +191,13 @@ def _about(store: Store) -> dict[str, Any]:
     "store": str(places.absolute(store.place)),
     "content": store.content,
     "rows": store.rows,
+  }
+
+
+def _about_mix(mix: Mix) -> dict[str, Any]:
+  parts = zip(mix.stores, mix.weights, strict=True)
+  return {
+    "stores": [_about(store) | {"weight": weight} for store, weight in parts],
+    "content": mix.content,
+    "rows": mix.rows,
   }

@@ -8,12 +8,14 @@ Writes the trained SAEs, metrics and results.json to the run folder.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
+from saejax.data.mix import Mix
 from saejax.data.store import reader
 from saejax.errors import InputError
 from saejax.report import results
 from saejax.runs import folder as run_folder
-from saejax.runs import grid, preflight, stores
+from saejax.runs import grid, preflight, reading, stores
 from saejax.runs.config import SAEConfig
 from saejax.terminal import say
 from saejax.training.loop import TrainConfig
@@ -34,15 +36,17 @@ class Config:
   """Settings of the command."""
 
   run_dir: str = "runs/train"  # folder of this run
-  store: str  # folder of the training store
+  # folder of the training store; or several, as FOLDER:WEIGHT,FOLDER:WEIGHT with
+  # shares of each batch, or without weights in proportion to their rows
+  store: tuple[str, ...]
   held_out: str  # folder of the held-out store
   harvest: Expected = Expected()
   sae: SAEConfig = SAEConfig()
   train: TrainConfig = TrainConfig()
 
   def __post_init__(self):
-    for name in ("store", "held_out"):
-      if not getattr(self, name):
+    for name, values in (("store", self.store), ("held_out", [self.held_out])):
+      if not values or "" in values:
         rule = "must name the folder of a store"
         raise InputError(name, "", rule, "see experiments/harvest.py")
 
@@ -53,7 +57,7 @@ def main(config: Config) -> None:
   Args:
     config: settings of the command.
   """
-  store = opened("store", config.store, config.harvest)
+  store = training_store(config.store, config.harvest)
   held_out = opened("held_out", config.held_out, config.harvest)
   sweep = grid.Grid(
     path=pathlib.Path(config.run_dir),
@@ -70,6 +74,7 @@ def main(config: Config) -> None:
     columns=sweep.columns,
     target=sweep.target,
   )
+  reading.check(store, config.train)
   contents = {"store": store.content, "held_out": held_out.content}
   with run_folder.opened(config.run_dir, config, stores=contents) as folder:
     say(preflight.line(store.rows, store.d, config.sae, config.train))
@@ -78,6 +83,38 @@ def main(config: Config) -> None:
       config=config, points=points, data=stores.describe(store, held_out)
     )
     results.write(found, folder)
+
+
+def training_store(
+  values: Sequence[str], expected: Expected
+) -> reader.Store | Mix:
+  """The store at a path, or the mix of several stores.
+
+  Args:
+    values: folders, each followed by :WEIGHT or none.
+    expected: required metadata of each.
+
+  Raises:
+    InputError: a store is missing or damaged, or stores cannot be mixed.
+  """
+  paths, weights = zip(*map(_weighted, values), strict=True)
+  found = [opened("store", path, expected) for path in paths]
+  given = [weight for weight in weights if weight is not None]
+  if len(found) == 1 and not given:
+    return found[0]
+  try:
+    return Mix(tuple(found), tuple(given))
+  except InputError as error:
+    raise error.renamed("store") from error
+
+
+def _weighted(value: str) -> tuple[str, float | None]:
+  """The folder and the weight of FOLDER:WEIGHT; None for no weight."""
+  path, colon, weight = value.rpartition(":")
+  try:
+    return (path, float(weight)) if colon else (value, None)
+  except ValueError:
+    return value, None
 
 
 def opened(flag: str, path: str, expected: Expected) -> reader.Store:

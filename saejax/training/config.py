@@ -48,6 +48,9 @@ class TrainConfig:
   # steps are small
   steps_per_dispatch: int | None = None
   window_chunks: int = 64  # chunks of the store that are mixed
+  # parts that a store's chunks are dealt to: up to as many processes read no
+  # chunk twice
+  lanes: int = 1
   nonfinite: Literal["stop", "skip"] = "stop"  # policy on non-finite numbers
   # steps between checkpoints; a shorter run writes none
   checkpoint_steps: int = 500
@@ -64,6 +67,7 @@ class TrainConfig:
       "epochs",
       "learning_rate_n",
       "window_chunks",
+      "lanes",
       "checkpoint_steps",
       "eval_rows",
       "log_steps",
@@ -119,6 +123,8 @@ class TrainConfig:
       del found[name]
     if not self.native:  # as runs from before this setting have it
       del found["native"]
+    if self.lanes == 1:
+      del found["lanes"]
     return found
 
   def rate(self, n: int) -> float:

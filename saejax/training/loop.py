@@ -127,6 +127,7 @@ def train(
   states = group.init(
     source.sample(SAMPLE_ROWS) if sample is None else as_batch(sample)
   )
+  due = lambda step: groups.dispatch_steps(step, total_steps, at_once, config)
   step, seconds = 0, np.zeros(len(members), np.float32)
   with contextlib.ExitStack() as stack:
     stack.enter_context(dispatch.kernels(config.kernels, native=config.native))
@@ -160,11 +161,13 @@ def train(
       log.saved()
 
     while step < total_steps:
-      count = groups.dispatch_steps(step, total_steps, at_once, config)
+      count = due(step)
       with log.waiting():
         feed = source.take(step, count, most=at_once)
       states, metrics, spent = feed.run(group, states)
       seconds += spent
+      with log.waiting():
+        source.ahead(due(step + count), group)  # while the step runs
       watch.add(step, feed, metrics)
       step += count
       log.progress(step, step * config.batch_rows)
@@ -172,10 +175,7 @@ def train(
         save(kept)
       if kept and (number := _stop_signal(step)):
         save(kept)
-        kept.wait()
-        name = signal.Signals(number).name
-        log.line(f"{kept.path.name}: stopped by {name}, saved at step {step:,}")
-        raise interrupt.Stopped(number)
+        raise _stopped(kept, number, step, log)
     watch.finish()
     log.progress(step, step * config.batch_rows, force=True)
     return _trained(group, states, source, seconds)
@@ -244,6 +244,16 @@ def _is_due(step: int, count: int, total_steps: int, cadence: int) -> bool:
   """
   done = step == total_steps and total_steps >= cadence
   return step % cadence < count or done
+
+
+def _stopped(
+  kept: "RunFolder", number: int, step: int, log: RunLog
+) -> interrupt.Stopped:
+  """Waits for the checkpoint of a stopped run, and says so."""
+  kept.wait()
+  name = signal.Signals(number).name
+  log.line(f"{kept.path.name}: stopped by {name}, saved at step {step:,}")
+  return interrupt.Stopped(number)
 
 
 def _stop_signal(step: int) -> int | None:

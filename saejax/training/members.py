@@ -155,7 +155,7 @@ class Group:
         for given, key in zip(self._programs, keys, strict=True)
       )
     return tuple(
-      jax.device_put(s, where)
+      sharding.place(s, where)
       for s, where in zip(states, self.shardings(states), strict=True)
     )
 
@@ -170,13 +170,14 @@ class Group:
       for s in states
     )
 
-  def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
+  def put(self, batch: Mapping[str, np.ndarray], parts: int = 1) -> Batch:
     """Places a batch on the devices; entries that `Batch` lacks are dropped.
 
     Args:
       batch: arrays by field, equally many rows each.
+      parts: processes that each have a part of the batch, see `sharding.put`.
     """
-    return jax.device_put(as_batch(batch), sharding.rows_sharding(self.mesh))
+    return sharding.put(self.mesh, as_batch(batch), parts)
 
   def run(
     self,

@@ -58,7 +58,10 @@ def load(
 
 
 class _Position(ocp.StatefulCheckpointable):
-  """The iterator's position as text, one file per process."""
+  """The iterator's position as text, one file per process.
+
+  Positions are equal in all processes, so that any number of them can read it.
+  """
 
   def __init__(self, text: str | None):
     self.text = text
@@ -72,7 +75,10 @@ class _Position(ocp.StatefulCheckpointable):
 
   async def load(self, directory: Any) -> Any:
     async def read() -> None:
-      self.text = (directory / self._file()).read_text()
+      file = directory / self._file()
+      if not file.exists():  # saved by another number of processes
+        (file, *_) = directory.glob("process-0-of-*.json")
+      self.text = file.read_text()
 
     return read()
 

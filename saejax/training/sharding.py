@@ -6,6 +6,8 @@ rows. Which arrays these are is defined by the axes that fields and rules name
 (`saejax.sae.part`, `training.state.axes`).
 """
 
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -14,6 +16,7 @@ from saejax.errors import InputError
 from saejax.sae.axes import HEAD, LATENT, STAGE, Axes
 from saejax.training import state as states
 
+PyTree = Any
 AXES = ("ensemble", "data", "latent")
 
 
@@ -126,3 +129,57 @@ def rows_sharding(mesh: Mesh) -> NamedSharding:
     mesh: the mesh.
   """
   return NamedSharding(mesh, P("data"))
+
+
+def put(mesh: Mesh, batch: PyTree, parts: int = 1) -> PyTree:
+  """Places a batch on the devices; returns before it is there.
+
+  Args:
+    mesh: the mesh.
+    batch: arrays [rows, ...] of the host.
+    parts: parts that the batch is split into; the arrays are the part of this
+      process, see `rows_part`.
+  """
+  where = rows_sharding(mesh)
+  if parts == 1:
+    return jax.device_put(batch, where)
+
+  def of_process(part):
+    shape = (len(part) * parts, *part.shape[1:])
+    return jax.make_array_from_process_local_data(where, part, shape)
+
+  return jax.tree.map(of_process, batch)
+
+
+def rows_part(mesh: Mesh, batch_rows: int) -> dict[str, int]:
+  """Returns which part of each batch this process needs on its devices.
+
+  Args:
+    mesh: the mesh.
+    batch_rows: rows per batch.
+
+  Returns:
+    process_index and process_count of `loader.batches`: 0 of 1 where the rows
+    of the process are not one of equal consecutive parts.
+  """
+  here = rows_sharding(mesh).addressable_devices_indices_map((batch_rows,))
+  held = [index[0].indices(batch_rows)[:2] for index in here.values() if index]
+  first = min((a for a, _ in held), default=0)
+  stop = max((b for _, b in held), default=batch_rows)
+  size = stop - first
+  whole = sum(b - a for a, b in set(held)) != size
+  if whole or batch_rows % size or first % size:
+    return {"process_index": 0, "process_count": 1}
+  return {"process_index": first // size, "process_count": batch_rows // size}
+
+
+def place(tree: PyTree, where: PyTree) -> PyTree:
+  """Places arrays that are equal in all processes.
+
+  Args:
+    tree: arrays on the default device.
+    where: the sharding of each.
+  """
+  if all(s.is_fully_addressable for s in jax.tree.leaves(where)):
+    return jax.device_put(tree, where)
+  return jax.jit(lambda tree: tree, out_shardings=where)(tree)

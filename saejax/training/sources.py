@@ -4,8 +4,9 @@ A source has an exact position, gives the next batches of a run, and can be
 sampled for initial weights and for estimates after training.
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,10 @@ class Feed(Protocol):
     """Numbers of the rows of batch i of the feed; None if it has none."""
     ...
 
+  def measured(self, i: int) -> Mapping[str, float]:
+    """Facts about the rows of batch i of the feed, by name; mostly none."""
+    ...
+
 
 class Source(Protocol):
   """Rows to train on.
@@ -53,6 +58,17 @@ class Source(Protocol):
       step: step of the first batch.
       count: number of batches.
       most: largest count of the run.
+    """
+    ...
+
+  def ahead(self, count: int, group: Any) -> None:
+    """Starts moving the next batches to the devices while a step runs.
+
+    The position does not change, and errors are raised by `take`.
+
+    Args:
+      count: number of batches.
+      group: the `members.Group` that will be stepped on them.
     """
     ...
 
@@ -116,13 +132,39 @@ def of_arrays(
   return Drawn(draw, steps, arrays=None if sample_batches else arrays)
 
 
+class _Taken(NamedTuple):
+  """A batch of a stream.
+
+  Attributes:
+    put: the batch on the devices; None if it is not there yet.
+    batch: the batch on the host, until it is on the devices.
+    rows: row numbers.
+    measured: facts about the rows.
+    position: of the stream after the batch.
+  """
+
+  put: Batch | None
+  batch: Mapping[str, np.ndarray] | None
+  rows: np.ndarray | None
+  measured: Mapping[str, float]
+  position: Any
+
+
 class Stream:
-  """A stream of batches on the host."""
+  """A stream of batches on the host.
+
+  The batches that `ahead` moves to the devices are taken from the stream, but
+  the position is that after the last batch that `take` gave.
+  """
 
   is_drawn = False
 
   def __init__(self, batches: Batches):
     self._batches = batches
+    self._ahead: collections.deque[_Taken] = collections.deque()
+    self._error: Exception | None = None  # of reading ahead
+    self._position: Any = None  # after the last batch given, if read ahead
+    self._parts: int = getattr(batches, "process_count", 1)
 
   @property
   def fields(self) -> tuple[str, ...]:
@@ -142,7 +184,7 @@ class Stream:
     taken = []
     for done in range(step, step + count):
       try:
-        taken.append(next(self._batches))
+        taken.append(self._ahead.popleft() if self._ahead else self._next())
       except StopIteration:
         raise InputError(
           "steps",
@@ -150,39 +192,78 @@ class Stream:
           f"the stream ended after {done} batches",
           "lower it or give more batches",
         ) from None
-    return _Read(taken, most)
+      self._position = taken[-1].position
+    return _Read(taken, most, self._parts)
+
+  def ahead(self, count: int, group: Any) -> None:
+    """Reads the next batches and starts moving them to the devices.
+
+    Args:
+      count: number of batches.
+      group: where to, see `members.Group.put`.
+    """
+    if self._position is None:
+      self._position = self._batches.get_state()
+    try:
+      while self._error is None and len(self._ahead) < count:
+        self._ahead.append(_moved(self._next(), group, self._parts))
+    except Exception as error:  # it belongs to a later step
+      self._error = error
 
   def sample(self, rows: int) -> Batch:
     """Returns the stream's sample, on the default device."""
     return jax.tree.map(jnp.asarray, as_batch(self._batches.sample(rows)))
 
   def get_state(self) -> Any:
-    """The position of the stream."""
-    return self._batches.get_state()
+    """The position of the stream after the batches that were taken."""
+    if self._position is None:
+      return self._batches.get_state()
+    return self._position
 
   def set_state(self, state: Any) -> None:
     """Goes to a position."""
     self._batches.set_state(state)
+    self._ahead.clear()
+    self._error, self._position = None, None
 
   def close(self) -> None:
     """Stops the stream's threads, if it has any."""
+    self._ahead.clear()
     getattr(self._batches, "close", lambda: None)()
+
+  def _next(self) -> _Taken:
+    if self._error is not None:
+      raise self._error
+    batch = next(self._batches)
+    measure = getattr(self._batches, "measure", lambda _: {})
+    position = self._batches.get_state()
+    return _Taken(None, batch, batch.get("row"), measure(batch), position)
+
+
+def _moved(taken: _Taken, group: Any, parts: int) -> _Taken:
+  """The batch on the devices, without its arrays on the host."""
+  if taken.put is not None:
+    return taken
+  return taken._replace(put=group.put(taken.batch, parts), batch=None)
 
 
 class _Read:
-  """Batches on the host."""
+  """Batches on the host or on the devices."""
 
-  def __init__(self, batches: Sequence[Mapping[str, np.ndarray]], most: int):
-    self._batches, self._most = batches, most
-    self._rows = [batch.get("row") for batch in batches]
+  def __init__(self, taken: Sequence[_Taken], most: int, parts: int):
+    self._taken, self._most, self._parts = taken, most, parts
 
   def run(self, group: Any, states: Any) -> tuple[Any, Any, np.ndarray]:
-    xs = [group.put(batch) for batch in self._batches]
-    self._batches = ()  # a feed is kept for its row numbers
+    xs = [_moved(taken, group, self._parts).put for taken in self._taken]
+    # A feed is kept for its row numbers.
+    self._taken = [t._replace(put=None, batch=None) for t in self._taken]
     return group.run(states, xs, most=self._most)
 
   def rows(self, i: int) -> np.ndarray | None:
-    return self._rows[i]
+    return self._taken[i].rows
+
+  def measured(self, i: int) -> Mapping[str, float]:
+    return self._taken[i].measured
 
 
 class Drawn:
@@ -231,6 +312,9 @@ class Drawn:
     self._done = step + count
     return _Span(self._draw, step, step + count)
 
+  def ahead(self, count: int, group: Any) -> None:
+    """Nothing is on the host."""
+
   def sample(self, rows: int) -> Batch:
     """Evenly spaced rows; whole batches, at least as many, without arrays."""
     if self._arrays is not None:
@@ -268,3 +352,6 @@ class _Span:
     batch: Any = self._draw(jnp.asarray(self._start + i, jnp.int32))
     has = isinstance(batch, Mapping) and "row" in batch
     return np.asarray(batch["row"]) if has else None
+
+  def measured(self, i: int) -> Mapping[str, float]:
+    return {}

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from saejax import durable
+from saejax.data import mixing
 from saejax.errors import InputError
 from saejax.training.config import TrainConfig
 from saejax.training.log import RunLog
 from saejax.training.sources import Feed
 
 AHEAD = 2  # dispatches under way before the host waits for the oldest
+ROWS = "rows"  # kind of the records about rows
 REDONE_SHARE = 0.1  # of the steps, above which it is said
 
 Observe = Callable[[int, Mapping[str, np.ndarray]], None]
@@ -69,6 +71,8 @@ class Watch:
     # Metrics that `finish` sums up, [steps, members] of each dispatch.
     self._clipped: list[np.ndarray] = []
     self._redone: list[np.ndarray] = []
+    # Entropy of documents in batches and in uniform draws; None after a warning.
+    self._mixed: list[tuple[float, float]] | None = []
 
   def add(self, step: int, feed: Feed, metrics: Any) -> None:
     """Takes the metrics of a dispatch that began at a step.
@@ -101,6 +105,7 @@ class Watch:
       NonFiniteError: see `loop.train`.
     """
     self.check_all()
+    self._check_mixing(least=1)
     if self._redone:
       redone = np.concatenate(self._redone)[:, 0]
       if (share := redone.mean()) > REDONE_SHARE:
@@ -146,12 +151,37 @@ class Watch:
       if not alive[i].any() and not self.all_frozen:
         self._stop(step, feed.rows(i), "no member's loss is finite")
       done = step + 1
+      if measured := feed.measured(i):
+        self._record_rows(done, measured)
       if done % self.config.log_steps == 0 or done == self.total_steps:
         scalars = {
           name: {key: value[i, m] for key, value in values.items()}
           for m, name in enumerate(names)
         }
         self.log.record(done, done * self.config.batch_rows, scalars)
+
+  def _record_rows(self, done: int, measured: Mapping[str, float]) -> None:
+    """Records facts about the rows of a batch."""
+    tokens = done * self.config.batch_rows
+    self.log.record(done, tokens, {ROWS: measured}, kind=ROWS)
+    if self._mixed is not None and "doc_entropy" in measured:
+      pair = measured["doc_entropy"], measured["doc_entropy_uniform"]
+      self._mixed.append(pair)
+      self._check_mixing(least=3)
+
+  def _check_mixing(self, least: int) -> None:
+    """Warns once where batches have fewer documents than uniform draws."""
+    if self._mixed is None or len(self._mixed) < least:
+      return
+    found, uniform = np.mean(self._mixed, axis=0)
+    if found < mixing.LEAST * uniform:
+      self._mixed = None
+      self.log.line(
+        f"warning: the entropy of documents in a batch is {found:.3f}, "
+        f"{found / uniform:.1%} of that of uniformly drawn rows "
+        f"({uniform:.3f}): raise --train.window_chunks, or harvest with "
+        "smaller chunks or larger buckets"
+      )
 
   def _stop(
     self, step: int, rows: np.ndarray | None, why: str, rows_ok: bool = True

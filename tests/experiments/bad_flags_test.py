@@ -36,6 +36,7 @@ TRAIN = {
   "--train.mesh": ("1,x,1", "a"),
   "--train.steps_per_dispatch": ("0", "-1"),
   "--train.window_chunks": ("0",),
+  "--train.lanes": ("0",),
   "--train.nonfinite": ("ignore",),
   "--train.checkpoint_steps": ("0", "-1"),
   "--train.eval_rows": ("0",),

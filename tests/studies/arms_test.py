@@ -91,7 +91,11 @@ class ArmsTest(absltest.TestCase):
       np.testing.assert_array_equal(next(stream)["x"], draw(i)["x"])
 
   def test_settings_of_stores_are_refused(self):
-    for field, value in (("window_chunks", 8), ("eval_rows", 100)):
+    for field, value in (
+      ("window_chunks", 8),
+      ("lanes", 2),
+      ("eval_rows", 100),
+    ):
       config = dataclasses.replace(CONFIG, **{field: value})
       with self.assertRaisesRegex(InputError, f"train.{field}={value}"):
         arms.check(config)

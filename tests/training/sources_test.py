@@ -200,6 +200,60 @@ class SampleTest(absltest.TestCase):
     other.set_state(json.loads(json.dumps(source.get_state())))
     self.assertEqual(other.get_state(), {"batches": 7})
 
+  def test_batches_read_ahead_are_moved_once_and_do_not_count(self):
+    moved = []
+
+    class Group:
+      def put(self, batch, parts):
+        moved.append(batch["row"].tolist())
+        return len(moved)
+
+      def run(self, states, xs, *, most):
+        return states, xs, np.zeros(1)
+
+    order = streams.array_batches({"x": X}, batch_rows=100, seed=0)
+    rows = [order.order(i).tolist() for i in range(5)]
+    source, group = sources.Stream(order), Group()
+    feed = source.take(0, 1)
+    self.assertEqual(feed.run(group, None)[1], [1])
+    source.ahead(2, group)
+    source.ahead(2, group)  # they are there
+    self.assertEqual(moved, rows[:3])
+    self.assertEqual(source.get_state(), {"batches": 1})
+    feed = source.take(1, 3)  # two of them, and one that was not read
+    self.assertEqual(source.get_state(), {"batches": 4})
+    self.assertEqual(feed.run(group, None)[1], [2, 3, 4])
+    self.assertEqual([feed.rows(i).tolist() for i in range(3)], rows[1:4])
+    source.ahead(2, group)  # the stream has one more: the end is a later error
+    source.take(4, 1)
+    with self.assertRaisesRegex(InputError, "ended after 5 batches"):
+      source.take(5, 1)
+    source.set_state({"batches": 3})
+    source.ahead(1, group)
+    self.assertEqual(source.get_state(), {"batches": 3})
+    self.assertEqual(source.take(3, 1).rows(0).tolist(), rows[3])
+
+  def test_errors_of_reading_ahead_belong_to_their_step(self):
+    class Broken:
+      fields, given = ("x",), 0
+
+      def __next__(self):
+        self.given += 1
+        if self.given == 2:
+          raise InputError("store", "s", "is damaged", "repair it")
+        return {"x": X[:4]}
+
+      def get_state(self):
+        return self.given
+
+    group = mock.Mock()
+    source = sources.Stream(Broken())
+    source.take(0, 1)
+    source.ahead(1, group)
+    self.assertEqual(source.get_state(), 1)
+    with self.assertRaisesRegex(InputError, "is damaged"):
+      source.take(1, 1)
+
   def test_a_stream_that_ends_early_says_when(self):
     stream = streams.array_batches({"x": X}, batch_rows=100, seed=0)
     with self.assertRaisesRegex(InputError, "the stream ended after 5 batches"):
