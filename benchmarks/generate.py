@@ -7,7 +7,7 @@ Greedy, float32, with a cache of keys and values, `--tokens` new tokens after
 prompts of 16. Both have a process of their own and the same prompts, threads and
 allocator setting (`step_contenders.MALLOC`). Rounds are interleaved, beginning
 with another one each time; a ratio is taken within a round, and medians and
-quartiles over rounds are given. A sample is one call, without compilation, since
+quartiles over rounds are given, tokens per second of all rows. A sample is one call, without compilation, since
 both have been called before; one during which others used more than `--busy` of
 the cores is taken again. The generated ids of both are compared.
 
@@ -20,6 +20,7 @@ import datetime
 import json
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 import step_contenders
@@ -53,13 +54,18 @@ class Config:
     checks.positive(self, "busy")
 
 
-def case(chosen: Config, name: str, rows: int) -> dict:
+def case(
+  chosen: Config, name: str, rows: int
+) -> tuple[dict[str, Any], dict[str, str]]:
   """Measures one model and number of prompts.
 
   Args:
     chosen: the settings.
     name: name of the model.
     rows: number of prompts.
+
+  Returns:
+    (tokens per second of both and their ratio, versions).
   """
   path = checkpoint.at(hub.resolve(name)).path
   file = path.name if path.is_file() else ""
@@ -76,7 +82,7 @@ def case(chosen: Config, name: str, rows: int) -> dict:
   scripts = {"saejax": ("generate_ours.py", sys.executable)}
   if chosen.peers_python:
     scripts["transformers"] = ("generate_peers.py", chosen.peers_python)
-  made = {
+  made: dict[str, step_contenders.Contender] = {
     each: step_contenders.Contender(each, *command, tuned=True)
     for each, command in scripts.items()
   }
@@ -92,32 +98,33 @@ def case(chosen: Config, name: str, rows: int) -> dict:
     order = order[1:] + order[:1]
   for contender in made.values():
     contender.close()
-  own = np.array(rate["saejax"])
-  ratios = {e: own / np.array(r) for e, r in rate.items() if e != "saejax"}
-  share = lambda values: np.percentile(values, (25, 50, 75)).round(3).tolist()
-  return {
-    "model": name.rsplit("/", 1)[-1],
-    "rows": rows,
-    "tokens_per_second": {each: share(r) for each, r in rate.items()},
-    "times_theirs": {each: share(r) for each, r in ratios.items()},
-    "same_ids": len({v.pop("ids") for v in versions.values()}) == 1,
-    "versions": versions,
-  }
+  found = {"model": name.rsplit("/", 1)[-1], "rows": rows}
+  for each, own in rate.items():
+    found[each] = round(float(np.median(own)), 1)
+  if "transformers" in rate:
+    ratios = np.array(rate["saejax"]) / np.array(rate["transformers"])
+    low, middle, high = np.percentile(ratios, (25, 50, 75))
+    found["ratio"] = round(float(middle), 2)
+    found["quartiles"] = f"{low:.2f} to {high:.2f}"
+  found["same ids"] = len({v.pop("ids") for v in versions.values()}) == 1
+  return found, {k: n for v in versions.values() for k, n in v.items()}
 
 
 def main(chosen: Config) -> int:
-  found = []
+  found, versions = [], {}
   for name in chosen.models:
     for rows in chosen.rows:
-      found.append(case(chosen, name, rows))
-      print(json.dumps(found[-1]), flush=True)
+      row, used = case(chosen, name, rows)
+      found.append(row)
+      versions |= used
+      print(json.dumps(row), flush=True)
   about = {
     "date": datetime.date.today().isoformat(),
     "environment": machine.environment(),
+    "versions": versions,
     "tokens": chosen.tokens,
     "prompt": PROMPT,
     "rounds": chosen.rounds,
-    "quartiles": [25, 50, 75],
     "results": found,
   }
   if chosen.write:
