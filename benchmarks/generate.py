@@ -54,13 +54,28 @@ class Config:
     checks.positive(self, "busy")
 
 
+Contenders = dict[str, step_contenders.Contender]
+
+
+def started(chosen: Config) -> Contenders:
+  """Starts the processes of ours and, if there is a Python for it, theirs."""
+  scripts = {"saejax": ("generate_ours.py", sys.executable)}
+  if chosen.peers_python:
+    scripts["transformers"] = ("generate_peers.py", chosen.peers_python)
+  return {
+    each: step_contenders.Contender(each, *command, tuned=True)
+    for each, command in scripts.items()
+  }
+
+
 def case(
-  chosen: Config, name: str, rows: int
+  chosen: Config, made: Contenders, name: str, rows: int
 ) -> tuple[dict[str, Any], dict[str, str]]:
   """Measures one model and number of prompts.
 
   Args:
     chosen: the settings.
+    made: the contenders.
     name: name of the model.
     rows: number of prompts.
 
@@ -79,13 +94,6 @@ def case(
     "tokens": chosen.tokens,
     "threads": chosen.threads,
   }
-  scripts = {"saejax": ("generate_ours.py", sys.executable)}
-  if chosen.peers_python:
-    scripts["transformers"] = ("generate_peers.py", chosen.peers_python)
-  made: dict[str, step_contenders.Contender] = {
-    each: step_contenders.Contender(each, *command, tuned=True)
-    for each, command in scripts.items()
-  }
   versions = {each: c.build(0, **request) for each, c in made.items()}
   order = list(made)
   rate: dict[str, list[float]] = {each: [] for each in order}
@@ -96,9 +104,7 @@ def case(
       )
       rate[each].append(1e3 * rows * chosen.tokens / sample.ms)
     order = order[1:] + order[:1]
-  for contender in made.values():
-    contender.close()
-  found = {"model": name.rsplit("/", 1)[-1], "rows": rows}
+  found: dict[str, Any] = {"model": name.rsplit("/", 1)[-1], "rows": rows}
   for each, own in rate.items():
     found[each] = round(float(np.median(own)), 1)
   if "transformers" in rate:
@@ -111,25 +117,27 @@ def case(
 
 
 def main(chosen: Config) -> int:
-  found, versions = [], {}
-  for name in chosen.models:
-    for rows in chosen.rows:
-      row, used = case(chosen, name, rows)
-      found.append(row)
-      versions |= used
-      print(json.dumps(row), flush=True)
-  about = {
+  about: dict[str, Any] = {
     "date": datetime.date.today().isoformat(),
     "environment": machine.environment(),
-    "versions": versions,
+    "versions": {},
     "tokens": chosen.tokens,
     "prompt": PROMPT,
     "rounds": chosen.rounds,
-    "results": found,
+    "results": [],
   }
-  if chosen.write:
-    text = json.dumps(about, indent=1)
-    pathlib.Path(chosen.write).write_text(text + "\n")
+  for name in chosen.models:
+    made = started(chosen)
+    for rows in chosen.rows:
+      row, used = case(chosen, made, name, rows)
+      about["results"].append(row)
+      about["versions"] |= used
+      print(json.dumps(row), flush=True)
+      if chosen.write:
+        text = json.dumps(about, indent=1)
+        pathlib.Path(chosen.write).write_text(text + "\n")
+    for contender in made.values():
+      contender.close()
   return 0
 
 

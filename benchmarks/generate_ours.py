@@ -1,5 +1,6 @@
 """Generation with saejax, for generate.py; see `serving` for what it is asked."""
 
+import functools
 import hashlib
 
 import jax
@@ -7,6 +8,8 @@ import serving
 
 from saejax import models
 from saejax.models import generate
+
+load = functools.cache(models.load)  # once for all numbers of rows
 
 
 def build(name, path, folder, file, prompts, tokens, threads):
@@ -19,7 +22,7 @@ def build(name, path, folder, file, prompts, tokens, threads):
     prompts: ids of each prompt.
     tokens: tokens per prompt.
   """
-  model = models.load(path)
+  model = load(path)
 
   def step():
     return generate.generate(

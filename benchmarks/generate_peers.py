@@ -3,9 +3,25 @@
 Run with the Python of an environment with PyTorch and transformers.
 """
 
+import functools
 import hashlib
 
 import serving
+
+
+@functools.cache  # once for all numbers of rows
+def load(folder, file):
+  """The model in float32.
+
+  Args:
+    folder: folder of the model.
+    file: GGUF file in it, or "".
+  """
+  import transformers
+
+  return transformers.AutoModelForCausalLM.from_pretrained(
+    folder, gguf_file=file or None, dtype="float32"
+  ).eval()
 
 
 def build(name, path, folder, file, prompts, tokens, threads):
@@ -24,9 +40,7 @@ def build(name, path, folder, file, prompts, tokens, threads):
   import transformers
 
   torch.set_num_threads(threads)
-  model = transformers.AutoModelForCausalLM.from_pretrained(
-    folder, gguf_file=file or None, dtype="float32"
-  ).eval()
+  model = load(folder, file)
   ids = torch.tensor(prompts, dtype=torch.long)
 
   def step():

@@ -67,10 +67,6 @@ class Edit(flax.struct.PyTreeNode):
       there is a state. Leaves of a state have the sequences as first axis.
     state: state of one sequence before its first token, a pytree; None for an
       edit without a state.
-
-  >>> Edit(lambda h, context: jnp.where(context.step[..., None] >= 0, 2 * h, h))
-  ... # doctest: +ELLIPSIS
-  Edit(function=<function ...>, state=None)
   """
 
   function: Callable

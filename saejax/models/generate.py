@@ -237,7 +237,8 @@ def _run(
   progress = decoding.prefill(model, rows, ids, never, length=length)
   stopped: dict[int, tuple[int, str]] = {}  # row -> (tokens, text)
   for until in text.looks(max_tokens):
-    progress = decoding.proceed(model, rows, progress, until)
+    if until > 1:  # the first token is drawn by `prefill`
+      progress = decoding.proceed(model, rows, progress, until)
     done = np.array(progress.done)
     if text.stops:
       drawn = np.asarray(progress.ids)[:count]
@@ -305,12 +306,9 @@ def _ids(
     _check(name, prompt, many, "must be a text or a list of ids", wrap)
     ids = np.asarray(prompt)
     if mask is not None:
-      fits = (
-        np.shape(mask)[:1] == (len(prompts),) and mask[r].shape == ids.shape
-      )
-      shapes = "must have the shape of prompts"
-      _check("mask", np.shape(mask), fits, shapes)
-      ids = ids[np.asarray(mask[r], bool)]
+      fits = np.shape(mask) == (len(prompts), *ids.shape)
+      _check("mask", np.shape(mask), fits, "must have the shape of prompts")
+      ids = ids[np.asarray(mask, bool)[r]]
     some = "must have at least one id; start with BOS or text"
     _check(name, f"[{r}] = []", len(ids) > 0, some)
     whole = np.issubdtype(ids.dtype, np.integer)
