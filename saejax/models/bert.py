@@ -170,7 +170,7 @@ def forward(
     h = tap("resid_pre", h)
     qkv = ops.linear(h, p["qkv"]).reshape(B, T, 3, config.heads, config.head)
     q, k, v = (tap(name, qkv[:, :, i]) for i, name in enumerate("qkv"))
-    z, cache = ops.attend(view, l, q, k, v, cache, scale=config.head**-0.5)
+    z, cache = ops.attend(view, q, k, v, cache, scale=config.head**-0.5)
     a = ops.linear(ops.joined(tap("z", z)), p["out"])
     h = ops.layer_norm(h + tap("attn_out", a), p["norm_mid"], config.eps)
     h = tap("resid_mid", h)

@@ -233,8 +233,8 @@ def forward(
   ids: Int[Array, "B T"],
   view: ops.View,
   tap: stack.Tap,
-  cache: ops.Cache | None = None,
-) -> tuple[Float[Array, "B T d"], ops.Cache | None]:
+  cache: ops.Caches | None = None,
+) -> tuple[Float[Array, "B T d"], ops.Caches | None]:
   """Computes the last hidden state, after the last norm.
 
   Args:
@@ -266,7 +266,7 @@ def forward(
     q = rotary.rotate(norm(q, p.get("norm_q")), turn)
     k = rotary.rotate(norm(k, p.get("norm_k")), turn)
     z, cache = ops.attend(
-      seen, l, q, k, v, cache, scale=config.scale, cap=config.score_cap
+      seen, q, k, v, cache, scale=config.scale, cap=config.score_cap
     )
     a = ops.linear(ops.joined(tap("z", z)), p["out"])
     h = tap("resid_mid", h + tap("attn_out", norm(a, p.get("norm_attn"))))

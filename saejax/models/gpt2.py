@@ -151,8 +151,8 @@ def forward(
   ids: Int[Array, "B T"],
   view: ops.View,
   tap: stack.Tap,
-  cache: ops.Cache | None = None,
-) -> tuple[Float[Array, "B T d"], ops.Cache | None]:
+  cache: ops.Caches | None = None,
+) -> tuple[Float[Array, "B T d"], ops.Caches | None]:
   """Computes the last hidden state, after the last norm.
 
   Args:
@@ -179,7 +179,7 @@ def forward(
     a = a.reshape(B, T, 3, config.heads, config.head)
     q, k, v = (tap(name, a[:, :, i]) for i, name in enumerate("qkv"))
     scale = stack.pick(scales, l)
-    z, cache = ops.attend(view, l, q, k, v, cache, scale=scale)
+    z, cache = ops.attend(view, q, k, v, cache, scale=scale)
     a = ops.linear(ops.joined(tap("z", z)), p["out"])
     h = tap("resid_mid", h + tap("attn_out", a))
     m = tap("mlp_in", ops.layer_norm(h, p["norm_mid"], config.eps))

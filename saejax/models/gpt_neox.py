@@ -173,8 +173,8 @@ def forward(
   ids: Int[Array, "B T"],
   view: ops.View,
   tap: stack.Tap,
-  cache: ops.Cache | None = None,
-) -> tuple[Float[Array, "B T d"], ops.Cache | None]:
+  cache: ops.Caches | None = None,
+) -> tuple[Float[Array, "B T d"], ops.Caches | None]:
   """Computes the last hidden state, after the last norm.
 
   Args:
@@ -196,7 +196,7 @@ def forward(
     q, k, v = (tap(name, a[:, :, i]) for i, name in enumerate("qkv"))
     q, k = rotary.rotate(q, turn), rotary.rotate(k, turn)
     scale = config.head**-0.5
-    z, cache = ops.attend(view, l, q, k, v, cache, scale=scale)
+    z, cache = ops.attend(view, q, k, v, cache, scale=scale)
     a = ops.linear(ops.joined(tap("z", z)), p["out"])
     mid = h + tap("attn_out", a)
     if not config.parallel:

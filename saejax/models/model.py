@@ -195,7 +195,7 @@ class Model(flax.struct.PyTreeNode):
     self,
     ids: Int[Array, "B T"],
     view: ops.View,
-    cache: ops.Cache | None,
+    cache: ops.Caches | None,
     *,
     tap: stack.Tap = stack.untouched,
   ) -> tuple[Float[Array, "B T d"], Any]:

@@ -6,7 +6,7 @@ softmax and rotations are computed in float32.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -110,8 +110,8 @@ def soft_cap(x: Float[Array, "*b"], cap: float | None) -> Float[Array, "*b"]:
 
 def attention(
   q: Float[Array, "B T H h"],
-  k: Float[Array, "B S K h"],
-  v: Float[Array, "B S K h"],
+  k: Float[Array, "B K S h"],
+  v: Float[Array, "B K S h"],
   visible: Bool[Array, "B #T S"],
   scale: float | Float[Array, ""],
   cap: float | None = None,
@@ -131,12 +131,12 @@ def attention(
     cap: soft cap of the scores, see `soft_cap`.
   """
   B, T, H, h = q.shape
-  K = k.shape[2]
+  K = k.shape[1]
   # Query heads of a group are adjacent: [B, K, H/K * T, h].
   q = (q.astype(jnp.float32) * scale).astype(q.dtype)
   q = q.reshape(B, T, K, H // K, h)
   q = q.transpose(0, 2, 3, 1, 4).reshape(B, K, -1, h)
-  k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+  k = k.swapaxes(2, 3)
   lowest = jnp.finfo(jnp.float32).min
   bias = jnp.where(visible, 0.0, lowest)[:, None]
   if bias.shape[2] > 1:
@@ -259,15 +259,20 @@ def _view(
 
 
 class Cache(NamedTuple):
-  """Keys and values of all layers, [L, B, S, K, h]."""
+  """Keys and values of a layer."""
 
-  keys: Float[Array, "L B S K h"]
-  values: Float[Array, "L B S K h"]
+  keys: Float[Array, "B K S h"]
+  values: Float[Array, "B K S h"]
+
+
+# Per layer, or stacked with leaves [L, ...] where the weights are, see `stack`.
+# A layer's are arrays of their own, or XLA would copy those of all layers at each
+# layer.
+Caches: TypeAlias = Cache | tuple[Cache, ...]
 
 
 def attend(
   view: View,
-  l: int | Int[Array, ""],
   q: Float[Array, "B T H h"],
   k: Float[Array, "B T K h"],
   v: Float[Array, "B T K h"],
@@ -280,23 +285,27 @@ def attend(
 
   Args:
     view: which keys each token sees, and where the cache gets the new ones.
-    l: number of the layer in the cache.
+      Without such a place the tokens are the first ones: they see one another,
+      and their keys are put at the start of the cache.
     q: queries.
     k: keys of the tokens.
     v: values of the tokens.
-    cache: keys and values of the tokens before, or None.
+    cache: keys and values of the tokens before in this layer, or None.
     scale: factor of the scores.
     cap: soft cap of the scores.
 
   Returns:
     (output of the heads, the cache with the new keys and values).
   """
+  k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
   if cache is not None:
-    put = lambda whole, new: jax.lax.dynamic_update_slice(
-      whole, new[None], (l, 0, view.at, 0, 0)
+    at = 0 if view.at is None else view.at
+    put = lambda whole, new: jax.lax.dynamic_update_slice_in_dim(
+      whole, new, at, axis=2
     )
     cache = Cache(put(cache.keys, k), put(cache.values, v))
-    k, v = cache.keys[l], cache.values[l]
+    if view.at is not None:
+      k, v = cache
   return attention(q, k, v, view.visible, scale, cap), cache
 
 

@@ -52,28 +52,33 @@ def run(
   """Runs the layers.
 
   Args:
-    block: (number of the layer, its weights, h, cache, tap) -> (h, cache), with
-      a tap that gets the name of a point; the number is traced in a scan.
+    block: (number of the layer, its weights, h, its cache, tap) -> (h, cache),
+      with a tap that gets the name of a point; the number is traced in a scan.
     layers: weights per layer, a tuple or stacked.
     h: residual stream.
     tap: tap of the model; in a scan no layer that it acts on, see `Edits`.
-    cache: keys and values of all layers, or None.
+    cache: keys and values per layer, as `layers` are, or None.
   """
   if isinstance(layers, tuple):
+    caches = [None] * len(layers) if cache is None else list(cache)
     for l, p in enumerate(layers):
-      h, cache = block(l, p, h, cache, _of_layer(tap, l))
-    return h, cache
+      h, caches[l] = block(l, p, h, caches[l], _of_layer(tap, l))
+    return h, None if cache is None else tuple(caches)
+
+  def one(carry, l, tap):
+    h, cache = carry
+    p, own = jax.tree.map(lambda a: a[l], (layers, cache))
+    h, own = block(l, p, h, own, tap)
+    return h, jax.tree.map(lambda a, new: a.at[l].set(new), cache, own)
 
   def body(carry, l):
-    p = jax.tree.map(lambda a: a[l], layers)
-    return block(l, p, *carry, lambda point, h: h), None
+    return one(carry, l, lambda point, h: h), None
 
   for part in _parts(jax.tree.leaves(layers)[0].shape[0], tap):
     if len(part) > 1:
       (h, cache), _ = jax.lax.scan(body, (h, cache), jnp.asarray(part))
     else:
-      p = jax.tree.map(lambda a, l=part[0]: a[l], layers)
-      h, cache = block(part[0], p, h, cache, _of_layer(tap, part[0]))
+      h, cache = one((h, cache), part[0], _of_layer(tap, part[0]))
   return h, cache
 
 

@@ -15,18 +15,18 @@ import dataclasses
 import itertools
 import re
 from functools import partial
-from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax import errors
+from saejax.models import edits as edits_lib
 from saejax.models import family as family_lib
 from saejax.models import model as model_lib
 from saejax.models import ops, stack
 
 POINTS = family_lib.POINTS
-Edit: TypeAlias = collections.abc.Callable[[Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,45 +252,77 @@ def _canonical(model: model_lib.Model, site: str) -> str:
   return resolve(model, *parse(site, model.family)).name
 
 
+def named(
+  model: model_lib.Model, edits: collections.abc.Mapping[str, edits_lib.AnyEdit]
+) -> dict[str, edits_lib.Edit]:
+  """Returns edits by the names of their sites in saejax.
+
+  Args:
+    model: the model.
+    edits: edits by name of a site in any of the forms above.
+
+  Raises:
+    InputError: there is no such site, or two edits have one site.
+  """
+  found: dict[str, edits_lib.Edit] = {}
+  for site, edit in edits.items():
+    try:
+      name = _canonical(model, site)
+    except errors.InputError as error:
+      raise error.renamed(edits_lib.FIELD) from None
+    if name in found:
+      raise errors.InputError(
+        edits_lib.FIELD,
+        list(edits),
+        f"must be of different sites, but two are of {name}",
+        "join them in one function",
+      )
+    found[name] = edits_lib.prepared(edit)
+  return found
+
+
 def write(
   model: model_lib.Model,
   ids: Int[Array, "B T"],
   mask: Bool[Array, "B T"],
-  edits: collections.abc.Mapping[str, Edit],
+  edits: collections.abc.Mapping[str, edits_lib.AnyEdit],
+  *,
+  prompt: Int[Array, "B"] | None = None,
 ) -> Float[Array, "B T o"]:
-  """Computes the model's output with h replaced by edits[site](h) at each site.
+  """Computes the model's output with h replaced by the edit of each site.
 
-  Edits are closures, so the function is not compiled; use it inside jax.jit. An
-  edit by an SAE should leave alone the rows that its harvest dropped, see
-  `data.text.rules`.
+  The function is not compiled, since edits may be closures; use it inside
+  jax.jit. An edit by an SAE should leave alone the rows that its harvest
+  dropped, see `data.text.rules`.
 
   Args:
     model: the model.
     ids: token ids.
     mask: which tokens are real.
-    edits: functions of h, of the shape of the point, by name of a site in any
-      of the forms above.
+    edits: edits of h, of the shape of the point, by name of a site in any of
+      the forms above; functions of h, or see `edits`.
+    prompt: number of tokens of each row's prompt, by default all; the others
+      are generated ones to an edit.
 
   Returns:
     Logits of a causal model, the last hidden state of an encoder.
 
   Raises:
-    InputError: there is no such site, an id is outside the vocabulary, or the
-      model is causal and has no language head.
-    ValueError: an edit changes the shape or dtype, or two edits have one site.
+    InputError: there is no such site, two edits have one site, an edit changes
+      the shape or dtype, an id is outside the vocabulary, or the model is
+      causal and has no language head.
   """
-  named = {_canonical(model, site): edit for site, edit in edits.items()}
-  if len(named) < len(edits):
-    raise ValueError(f"edits must be of different sites, got {list(edits)}")
-
-  def checked(name: str, edit: Edit, h: Array) -> Array:
-    edited = edit(h)
-    if edited.shape != h.shape or edited.dtype != h.dtype:
-      raise ValueError(
-        f"the edit of {name} must return {h.dtype} {h.shape},"
-        f" got {edited.dtype} {edited.shape}"
-      )
-    return edited
-
-  at = {name: partial(checked, name, edit) for name, edit in named.items()}
-  return model(ids, mask, tap=stack.Edits(at))
+  found = named(model, edits)
+  model.check(ids, mask)
+  ids, mask = jnp.where(mask, ids, 0), jnp.asarray(mask)
+  positions = ops.positions(mask)
+  prompt = jnp.sum(mask, axis=1) if prompt is None else jnp.asarray(prompt)
+  context = edits_lib.Context(
+    ids=ids,
+    mask=mask,
+    positions=positions,
+    step=positions - prompt.astype(jnp.int32)[:, None],
+    sequence=jnp.arange(len(ids), dtype=jnp.int32),
+  )
+  tap, _ = edits_lib.tap(found, context, edits_lib.starts(found, len(ids)))
+  return model(ids, mask, tap=tap)

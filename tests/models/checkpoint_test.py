@@ -151,11 +151,9 @@ class GgufModelTest(parameterized.TestCase):
     model = models.load(str(gguf_files.GOLDEN))
     found = generate.generate(
       model,
-      total_tokens=1,
+      [[1, 9]],
       max_tokens=6,
-      prompt=[1, 9],
       temperature=0,
-      batch_rows=1,
     )
     forward = jax.jit(lambda ids, mask: model(ids, mask))
     ids = [1, 9]

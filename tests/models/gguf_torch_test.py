@@ -120,11 +120,9 @@ class GgufTest(parameterized.TestCase):
     prompt = self.words.encode(PROMPTS[0])
     found = generate.generate(
       self.model,
-      total_tokens=1,
+      [prompt],
       max_tokens=12,
-      prompt=prompt.tolist(),
       temperature=0,
-      batch_rows=1,
     )
     want = self.torch_model.generate(
       torch.tensor(prompt[None], dtype=torch.long),

@@ -167,10 +167,9 @@ class LoadTest(parameterized.TestCase):
       taps.read(m, ids, mask, ["layers.1.resid_post"]) for m in (model, whole)
     ]
     np.testing.assert_array_equal(*(next(iter(r.values())) for r in read))
-    settings = {"total_tokens": 1, "max_tokens": 1, "prompt": [1]}
     for use in (
       lambda: model(ids, mask),
-      lambda: generate.generate(model, **settings),
+      lambda: generate.generate(model, [[1]], max_tokens=1),
       lambda: taps.write(model, ids, mask, {"layers.0.mlp_out": lambda h: h}),
     ):
       with self.assertRaisesRegex(

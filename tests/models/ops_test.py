@@ -11,6 +11,11 @@ from absl.testing import absltest, parameterized
 from saejax.models import bert, ops, rotary
 
 
+def by_head(x):
+  """Keys or values [B, S, K, h] as `attention` takes them."""
+  return jnp.asarray(x).swapaxes(1, 2)
+
+
 class AttentionTest(parameterized.TestCase):
   @parameterized.product(heads=[1, 4, 6], shared=[1, 2])
   def test_equals_the_definition_head_by_head(self, heads, shared):
@@ -22,7 +27,7 @@ class AttentionTest(parameterized.TestCase):
     visible = np.random.default_rng(3).random((B, T, T)) < 0.6
     visible[:, :, 0] = True
     got = ops.attention(
-      jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), jnp.asarray(visible), 0.7
+      jnp.asarray(q), by_head(k), by_head(v), jnp.asarray(visible), 0.7
     ).reshape(B, T, heads * shared, h)
     for i in range(heads * shared):
       scores = 0.7 * q[:, :, i] @ k[:, :, i // shared].swapaxes(1, 2)
@@ -33,18 +38,23 @@ class AttentionTest(parameterized.TestCase):
 
   def test_a_query_that_sees_nothing_is_finite(self):
     q = jnp.full((1, 3, 2, 4), 1e3)
-    out = ops.attention(q, q, q, jnp.zeros((1, 1, 3), bool), 1.0)
+    out = ops.attention(
+      q, by_head(q), by_head(q), jnp.zeros((1, 1, 3), bool), 1.0
+    )
     np.testing.assert_allclose(out, 1e3)
 
   def test_large_scores_do_not_overflow(self):
     q = jnp.full((1, 3, 2, 4), 1e4)
-    out = ops.attention(q, q, q, jnp.ones((1, 1, 3), bool), 1.0)
+    out = ops.attention(
+      q, by_head(q), by_head(q), jnp.ones((1, 1, 3), bool), 1.0
+    )
     np.testing.assert_allclose(out, 1e4)
 
   def test_soft_cap_bounds_scores(self):
     q = jax.random.normal(jax.random.key(0), (1, 3, 2, 4)) * 10
     k, v = q[:, ::-1], jnp.eye(12)[None, :3, :8].reshape(1, 3, 2, 4)
-    out = ops.attention(q, k, v, jnp.ones((1, 1, 3), bool), 1.0, cap=2.0)
+    seen = jnp.ones((1, 1, 3), bool)
+    out = ops.attention(q, by_head(k), by_head(v), seen, 1.0, cap=2.0)
     scores = 2 * np.tanh(np.einsum("bthd,bshd->bhts", q, k) / 2)
     p = jax.nn.softmax(jnp.asarray(scores), axis=-1)
     want = np.einsum("bhts,bshd->bthd", p, v)

@@ -40,16 +40,14 @@ class SmolLM2Test(absltest.TestCase):
     self.assertAlmostEqual(found, 3.553, delta=0.005 * 3.553)
 
   def test_the_capital_of_france(self):
-    prompt = self.words.encode("The capital of France is").tolist()
     found = generate.generate(
       self.model,
-      total_tokens=1,
+      ["The capital of France is"],
+      words=self.words,
       max_tokens=2,
-      prompt=prompt,
       temperature=0,
-      batch_rows=1,
     )
-    self.assertStartsWith(self.words.decode(found.ids[0]), " Paris")
+    self.assertStartsWith(found.texts[0], " Paris")
 
   def test_the_first_position_is_a_sink_that_a_multiple_misses(self):
     ids = self.windows(4, 32)

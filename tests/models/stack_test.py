@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.models import generate, stack, taps
+from saejax.models import decoding, stack, taps
 from saejax.models import model as model_lib
 from tests.models import golden
 
@@ -77,10 +77,10 @@ class ScannedTest(Base):
     @functools.partial(jax.jit, static_argnames="last")
     def one_by_one(model, last):
       def step(cache, at):
-        logits, cache = generate.next_logits(model, cache, ids[:, at], at)
+        logits, cache = decoding.next_logits(model, cache, ids[:, at], at)
         return cache, logits
 
-      cache = generate.empty_cache(model, len(ids), last)
+      cache = decoding.empty_cache(model, len(ids), last)
       return jax.lax.scan(step, cache, jnp.arange(last))[1].swapaxes(0, 1)
 
     last = ids.shape[1]

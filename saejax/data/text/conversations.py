@@ -22,6 +22,7 @@ import importlib
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -75,16 +76,38 @@ TEMPLATES = {
 }
 
 
-def render(path: str | pathlib.Path, turns: Sequence[Turn]) -> str:
+def render(
+  path: str | pathlib.Path, turns: Sequence[Turn], *, reply: bool = False
+) -> str:
   """Applies the chat template of a model to a conversation.
 
   Args:
     path: folder or GGUF file of the model, with its tokenizer.
     turns: the turns, each with "role" and "content".
+    reply: whether the text ends where the model's next turn begins.
 
   Raises:
     InputError: transformers is not installed, or the tokenizer has no chat
       template.
+  """
+  return render_all(path, [turns], reply=reply)[0]
+
+
+def render_all(
+  path: str | pathlib.Path,
+  conversations: Iterable[Sequence[Turn]],
+  *,
+  reply: bool = False,
+) -> list[str]:
+  """Applies the chat template of a model to conversations, see `render`.
+
+  Args:
+    path: folder or GGUF file of the model, with its tokenizer.
+    conversations: the conversations, each a sequence of turns.
+    reply: whether the texts end where the model's next turn begins.
+
+  Raises:
+    InputError: as `render`.
   """
   try:
     tokenizers = importlib.import_module(EXTRA)
@@ -96,15 +119,18 @@ def render(path: str | pathlib.Path, turns: Sequence[Turn]) -> str:
       "run: pip install 'saejax[models]', or use one of TEMPLATES",
     ) from error
   with checkpoint.at(path).saved() as folder:
-    tokenizer = tokenizers.AutoTokenizer.from_pretrained(folder)
-  if not tokenizer.chat_template:
+    words = tokenizers.AutoTokenizer.from_pretrained(folder)
+  if not words.chat_template:
     raise InputError(
       "chat_template",
       path,
       "the tokenizer must have a chat template",
       f"use one of TEMPLATES ({', '.join(TEMPLATES)})",
     )
-  return tokenizer.apply_chat_template(list(turns), tokenize=False)
+  template = partial(
+    words.apply_chat_template, tokenize=False, add_generation_prompt=reply
+  )
+  return [template(list(turns)) for turns in conversations]
 
 
 def deduplicate(

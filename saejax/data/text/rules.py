@@ -9,19 +9,22 @@ A token is dropped, by the first rule that holds,
   not_last  if a window is one row and it is not the last token of its window;
   outlier   if its norm is above a multiple of the median norm.
 
-An SAE has seen no such row, so an edit of a forward pass must not replace one:
+An SAE has seen no such row, so an edit of a model must not replace one:
 `RowRules.guarded` keeps the original.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
+from saejax.models import edits
 
 SPECIAL, FIRST, USER, OUTLIER = "special", "first", "drop_ids", "outlier"
 CORPUS, NOT_LAST = "corpus", "not_last"
@@ -87,36 +90,40 @@ class RowRules:
       kept &= ~dropped
     return found
 
-  def guarded(
-    self,
-    edit: Callable[[Float[Array, "B T d"]], Float[Array, "B T d"]],
-    ids: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    *,
-    site: int = 0,
-  ) -> Callable[[Float[Array, "B T d"]], Float[Array, "B T d"]]:
-    """Returns an edit that leaves dropped rows as they are, for `taps.write`.
+  def guarded(self, edit: edits.AnyEdit, *, site: int = 0) -> edits.Edit:
+    """Returns an edit that leaves dropped rows as they are.
 
-    It works under `jax.jit`. Every rule applies, that of outliers to the norm
-    at this site.
+    Every rule applies, that of outliers to the norm at this site. Dropped rows
+    are padding to the edit, so that its state does not depend on them either.
 
     Args:
-      edit: function of the activations at a site.
-      ids: tokens of whole windows.
-      mask: which tokens are real.
+      edit: edit of the activations at a site.
       site: place of the site among those of the store.
     """
-    position = jnp.cumsum(mask, axis=-1) - 1
-    never = sorted({*self.special, *self.drop_ids})
-    rows = mask & (position >= self.first)
-    rows &= ~jnp.isin(ids, jnp.asarray(never, jnp.int32))
-    limit = self.limits[site]
+    inner = edits.prepared(edit)
+    never = np.array(sorted({*self.special, *self.drop_ids}), np.int32)
+    limit = np.float32(self.limits[site])
+    start = np.int32(self.first)
+    return edits.Edit(Partial(_guard, inner, start, never, limit), inner.state)
 
-    def keeping(h: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
-      norm = jnp.linalg.norm(h.astype(jnp.float32), axis=-1)
-      return jnp.where((rows & (norm <= limit))[..., None], edit(h), h)
 
-    return keeping
+def _guard(
+  edit: edits.Edit,
+  start: Int[Array, ""],
+  never: Int[Array, "n"],
+  limit: Float[Array, ""],
+  h: Float[Array, "B T ..."],
+  context: edits.Context,
+  state: Any = None,
+) -> Any:
+  flat = h.reshape(*h.shape[:2], -1).astype(jnp.float32)
+  rows = context.mask & (context.positions >= start)
+  rows &= ~jnp.isin(context.ids, never)
+  rows &= jnp.linalg.norm(flat, axis=-1) <= limit
+  edited, state = edit(h, context.replace(mask=rows), state)
+  rows = rows.reshape(rows.shape + (1,) * (h.ndim - 2))
+  kept = jnp.where(rows, edited, h)
+  return kept if edit.state is None else (kept, state)
 
 
 def from_store(store: Store) -> RowRules:

@@ -312,7 +312,7 @@ def samples(
   """
   if not path.exists():
     prefix = spec.subject_of(site).prefix
-    found = generate.generate(
+    found = generate.samples(
       model,
       total_tokens=int(OWN_TEXT * (site.rows + site.held_out_rows)),
       max_tokens=site.context - len(prefix),

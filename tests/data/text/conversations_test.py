@@ -56,10 +56,15 @@ class TemplateTest(parameterized.TestCase):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["chat_template"] = (
       "{% for m in messages %}[{{ m.role }}] {{ m.content }};{% endfor %}"
+      "{% if add_generation_prompt %}[assistant] {% endif %}"
     )
     (own / "tokenizer_config.json").write_text(json.dumps(config))
     self.assertEqual(
       conversations.render(own, TALK[:1]), "[user] Tell me a story.;"
+    )
+    self.assertEqual(
+      conversations.render_all(own, [TALK[:1]], reply=True),
+      ["[user] Tell me a story.;[assistant] "],
     )
 
   def test_without_transformers_the_message_says_so(self):

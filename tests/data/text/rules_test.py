@@ -12,7 +12,7 @@ from saejax import models
 from saejax.data import harvest
 from saejax.data.text import rules, subject
 from saejax.errors import InputError
-from saejax.models import taps
+from saejax.models import edits, ops, taps
 from tests.data import tiny
 from tests.models import gguf_files
 
@@ -27,9 +27,17 @@ class GuardedTest(parameterized.TestCase):
     h[1, 4] = np.nan
     self.h = jnp.asarray(h)
 
-  def edited(self, own):
-    edit = own.guarded(lambda h: h + 1, self.ids, self.mask)
-    found = np.asarray(jax.jit(edit)(self.h))
+  def edited(self, own, **settings):
+    context = edits.Context(
+      ids=self.ids,
+      mask=self.mask,
+      positions=ops.positions(self.mask),
+      step=ops.positions(self.mask) - 5,
+      sequence=jnp.arange(2),
+    )
+    edit = own.guarded(lambda h: h + 1, **settings)
+    found, _ = jax.jit(edit)(self.h, context, None)
+    found = np.asarray(found)
     changed = ~(found.view(np.uint32) == self.h.view(np.uint32)).all(-1)
     np.testing.assert_array_equal(
       found[changed], (np.asarray(self.h) + 1)[changed]
@@ -50,8 +58,7 @@ class GuardedTest(parameterized.TestCase):
 
   def test_the_site_chooses_the_limit(self):
     own = rules.RowRules(limits=(1e6, 0.0))
-    same = own.guarded(lambda h: h + 1, self.ids, self.mask, site=1)(self.h)
-    np.testing.assert_array_equal(same, self.h)
+    self.assertEqual(self.edited(own, site=1), [[0] * 5] * 2)
 
 
 def config(folder: str) -> harvest.HarvestConfig:
@@ -132,7 +139,7 @@ class HarvestTest(absltest.TestCase):
 
     @jax.jit
     def logits(model, ids):
-      edit = own.guarded(jnp.zeros_like, ids, mask)
+      edit = own.guarded(jnp.zeros_like)
       return taps.write(model, ids, mask, {site: edit})
 
     plain = np.asarray(jax.jit(lambda m, i: m(i, mask))(model, ids))
