@@ -82,14 +82,11 @@ def proxy(url: str, fault: Fault) -> Iterator[str]:
       if isinstance(found, int):
         self.answer(found, {}, b"")
         return
-      forward = http.client.HTTPConnection(url.removeprefix("http://"))
-      forward.request(self.command, self.path, body, dict(self.headers))
-      response = forward.getresponse()
-      content = response.read()
+      status, headers, content = _forwarded(self, url, body)
       if found == "lose":
         self.close_connection = True
         return
-      self.answer(response.status, dict(response.headers), content)
+      self.answer(status, headers, content)
 
     def answer(self, status, headers, content):
       self.send_response(status)
@@ -119,6 +116,14 @@ def proxy(url: str, fault: Fault) -> Iterator[str]:
       end.set()
       serving.shutdown()
       thread.join()
+
+
+def _forwarded(request, url, body):
+  """Status, headers and content of a server's answer to a request."""
+  connection = http.client.HTTPConnection(url.removeprefix("http://"))
+  connection.request(request.command, request.path, body, dict(request.headers))
+  response = connection.getresponse()
+  return response.status, dict(response.headers), response.read()
 
 
 if __name__ == "__main__":

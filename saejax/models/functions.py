@@ -28,6 +28,7 @@ from saejax.models import sites as sites_lib
 from saejax.models import stack, taps
 
 Function: TypeAlias = collections.abc.Callable[[Any, Array, Array, Any], Any]
+Edit: TypeAlias = collections.abc.Callable[[Array], Array]
 Names: TypeAlias = tuple[str, ...]
 _LISTED = 200  # points that an error lists
 
@@ -113,7 +114,7 @@ def write(
   params: Any,
   ids: Int[Array, "B T"],
   mask: Bool[Array, "B T"],
-  edits: collections.abc.Mapping[str, taps.Edit],
+  edits: collections.abc.Mapping[str, Edit],
 ) -> Any:
   """Computes the function's output with h replaced by edits[site](h).
 
@@ -132,7 +133,7 @@ def write(
   """
   done = set()
 
-  def checked(name: str, edit: taps.Edit, h: Array) -> Array:
+  def checked(name: str, edit: Edit, h: Array) -> Array:
     edited = edit(h)
     done.add(name)
     if edited.shape != h.shape or edited.dtype != h.dtype:
