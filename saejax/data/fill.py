@@ -87,7 +87,8 @@ def fill(
     meta: metadata as returned by `describe`.
     progress: called about once per second with a dict: phase (the split), rows,
       rows_wanted, complete, and for this call seconds, rows_per_second, units
-      read and dropped rows by rule.
+      read and dropped rows by rule. Before the first row, with phase and warning
+      for each warning of what was measured.
 
   Raises:
     InputError: the source gives no rows, or the disk is full or not writable;
@@ -261,6 +262,8 @@ def _fill(
   progress: Progress,
 ) -> Iterator[int]:
   """Writes buckets; yields the number of the row that it is at."""
+  for line in (out.calibration or {}).get("warnings", ()):
+    progress({"phase": out.meta["split"], "warning": line})
   before = [out.entries[b] for b in sorted(out.entries) if b < left[0]]
   resume = Resume(**before[-1]["resume"]) if before else None
   spans = [_span(out.meta, bucket) for bucket in left]

@@ -60,6 +60,9 @@ def _progress() -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
   def progress(state: Mapping[str, Any]) -> None:
     nonlocal shown
+    if "warning" in state:
+      screen.line(f"warning: harvest {state['phase']}: {state['warning']}")
+      return
     now = time.monotonic()
     pause = 0.2 if screen.is_terminal else 10.0
     if not state["complete"] and now - shown < pause:

@@ -221,6 +221,28 @@ class HarvestTest(parameterized.TestCase):
     self.assertTrue(all(record["complete"] for record in last.values()))
     self.assertGreater(last["train"]["rows_per_second"], 0)
 
+  @parameterized.parameters(("bfloat16", True), ("float32", False))
+  def test_what_bfloat16_would_lose_is_told_before_the_first_row(
+    self, dtype, warns
+  ):
+    def offset(ids, mask):
+      return tiny.forward(ids, mask) + jnp.array([0, 0, 90.0] + [0] * 5)
+
+    told = []
+    train, _ = self.harvest(
+      source=tiny.source(offset),
+      progress=told.append,
+      dtype=dtype,
+      outlier_multiple=0,
+    )
+    warnings = [record for record in told if "warning" in record]
+    self.assertEqual(bool(warnings), warns)
+    if warns:
+      self.assertIn("warning", told[0])
+      self.assertRegex(told[0]["warning"], "mean is .* times .*float32")
+    ratio = train.stats["calibration"]["mean_over_std_max"]
+    self.assertBetween(ratio, 60, 130)
+
   # --- Stopping anywhere -----------------------------------------------------
 
   @parameterized.parameters(

@@ -9,6 +9,7 @@ with several axes per row is flattened to one vector per row.
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -73,34 +74,34 @@ class Sums:
     )
 
 
-def summed(x: np.ndarray) -> Sums:
+def summed(x: np.ndarray, pool: futures.Executor | None = None) -> Sums:
   """Computes the sums of rows.
 
   Args:
     x: rows [rows, ...] of any float type.
+    pool: threads that share the work; the result is the same bit for bit.
 
   >>> summed(np.ones((3, 2))).x.tolist()
   [3.0, 3.0]
   """
   x = x.reshape(len(x), math.prod(x.shape[1:]))
-  parts = [_of_chunk(x[i : i + _CHUNK_ROWS]) for i in _starts(len(x))]
+  chunks = [x[i : i + _CHUNK_ROWS] for i in range(0, len(x), _CHUNK_ROWS)]
+  parts = (
+    map(_of_chunk, chunks) if pool is None else pool.map(_of_chunk, chunks)
+  )
   return merge(parts, d=x.shape[-1])
-
-
-def _starts(rows: int) -> range:
-  return range(0, rows, _CHUNK_ROWS)
 
 
 def _of_chunk(x: np.ndarray) -> Sums:
   x = x.astype(np.float64)
-  finite = np.isfinite(x).all(axis=-1)
-  nonfinite = int(len(x) - finite.sum())
-  infinite = 0
-  if nonfinite:
-    infinite = int(np.isinf(x).any(axis=-1).sum())
-    x = x[finite]
+  nonfinite = infinite = 0
   square = x * x
   norm = np.sqrt(square.sum(axis=-1))
+  if not np.isfinite(norm).all():
+    finite = np.isfinite(x).all(axis=-1)
+    nonfinite = int(len(x) - finite.sum())
+    infinite = int(np.isinf(x).any(axis=-1).sum())
+    x, square, norm = x[finite], square[finite], norm[finite]
   bins = np.floor(_BINS_PER_OCTAVE * np.log2(norm[norm > 0])).astype(int)
   found, counts = np.unique(bins, return_counts=True)
   norms: dict[int | None, int] = dict(
@@ -115,7 +116,7 @@ def _of_chunk(x: np.ndarray) -> Sums:
     infinite=infinite,
     x=x.sum(axis=0),
     square=square.sum(axis=0),
-    max_abs=float(np.abs(x).max(initial=0.0)),
+    max_abs=float(max(x.max(initial=0.0), -x.min(initial=0.0))),
     norms=norms,
   )
 

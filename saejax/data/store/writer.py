@@ -16,6 +16,7 @@ import json
 import os
 import platform
 from collections.abc import Collection, Mapping
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from saejax.data.store.place import KEPT, Local, Path
 from saejax.data.store.share import Share
 from saejax.errors import InputError
 
+_THREADS = 2  # that sum up and check a bucket, beside those that write it
 MADE = "made"  # folder of times, hosts and versions; no result depends on it
 
 
@@ -111,6 +113,7 @@ class Writer(contextlib.ExitStack):
       places.write_all(self.place, {**self._files, manifest.META: content})
       self._arrays = arrays.create(self.place, self.meta, self.columns)
       self._note()
+      self._pool = held.enter_context(futures.ThreadPoolExecutor(_THREADS))
       self.push(held.pop_all())
 
   def _failures(self) -> contextlib.AbstractContextManager[None]:
@@ -250,10 +253,14 @@ class Writer(contextlib.ExitStack):
     if self.meta["shuffled"]:
       order = self._order(len(values["x"]), bucket)
       values = {name: column[order] for name, column in values.items()}
-    entry = self._entry(bucket, values, resume or {}, dropped or {}, read)
-    self._check_same(entry, self.entries.get(bucket))
     with self._failures():
-      self._write_shards(values, entry["first"])
+      known = ledger.read(self.place, [ledger.name(bucket)]).get(bucket)
+      # What has an entry is compared with it before it is written over.
+      writes = [] if known else self._start(values, bucket)
+      entry = self._entry(bucket, values, resume or {}, dropped or {}, read)
+      self._check_same(entry, known)
+      for write, size in writes or self._start(values, bucket):
+        self.place.wait(write, size=size)
       content = ledger.encoded(entry)
       name = ledger.name(bucket)
       if not self.place.add(name, content):
@@ -283,15 +290,15 @@ class Writer(contextlib.ExitStack):
       "contents": {},
       "shards": {},
     }
+    size = self.meta["chunk_rows"]
     for name, column in self.columns.items():
       x = values[name]
+      chunks = self._pool.submit(arrays.checksums, name, first, x, size)
+      content = self._pool.submit(_sha256, x)
       if column.is_float:
-        entry["sums"][name] = sums.summed(x).to_json()
-      entry["chunks"][name] = arrays.checksums(
-        name, first, x, self.meta["chunk_rows"]
-      )
-      flat = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
-      entry["contents"][name] = hashlib.sha256(flat.data).hexdigest()
+        entry["sums"][name] = sums.summed(x, self._pool).to_json()
+      entry["chunks"][name] = chunks.result()
+      entry["contents"][name] = content.result()
       entry["shards"] |= arrays.shards(name, column, first, rows, self.meta)
     return durable.seal(entry)
 
@@ -317,20 +324,23 @@ class Writer(contextlib.ExitStack):
       rows, group, shuffle.BUCKET, self.meta["seed"], bucket
     )
 
-  def _write_shards(self, values: Mapping[str, np.ndarray], first: int) -> None:
+  def _start(
+    self, values: Mapping[str, np.ndarray], bucket: int
+  ) -> list[tuple[Any, int]]:
+    """Starts writing the shards of a bucket; (future, bytes) of each."""
     rows, shard = len(values["x"]), self.meta["shard_rows"]
+    first = bucket * self.meta["bucket_rows"]
     parts = [
       (name, i, values[name][i : i + shard])
       for i in range(0, rows, shard)
       for name in self.columns
     ]
-    writes = [
-      self._arrays[name][first + i : first + i + len(part)].write(part)
+    # All share the connection, and the last may have waited for the others.
+    size = sum(part.nbytes for _, _, part in parts)
+    return [
+      (self._arrays[name][first + i : first + i + len(part)].write(part), size)
       for name, i, part in parts
     ]
-    size = sum(part.nbytes for _, _, part in parts)
-    for write in writes:
-      self.place.wait(write, size=size)
 
   def finish(self, buckets: int) -> bool:
     """Writes stats.json and the manifest, which make the store complete.
@@ -369,3 +379,8 @@ class Writer(contextlib.ExitStack):
       *sorted(self._files),
       *(f"{name}/zarr.json" for name in self.columns),
     ]
+
+
+def _sha256(x: np.ndarray) -> str:
+  flat = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+  return hashlib.sha256(flat.data).hexdigest()

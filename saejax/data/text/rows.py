@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saejax.data import rows, shuffle, spec
+from saejax.data.store import quality, sums
 from saejax.data.text import corpus as text
 from saejax.data.text import feasibility, rules, subject, windows
 from saejax.errors import InputError
@@ -100,18 +101,24 @@ class TextRows:
     return found
 
   def _calibrate(self) -> dict[str, Any]:
-    """Median norms of the first tokens of the training part, before any rule.
+    """Measures the first tokens of the training part.
+
+    Norms are of all tokens, means and deviations of those that rules keep.
 
     Raises:
       InputError: none of them is finite.
     """
     documents = self.corpus.part(text.TRAIN, self.config.held_out_fraction)
     plan = dataclasses.replace(self.plan, pool_batches=1)
-    norms, count = [], 0
+    norms: list[np.ndarray] = []
+    kept: list[np.ndarray] = []
+    count = 0
     for batch in windows.batches(plan, documents, self._encode):
       x = self.source.forward(batch.ids, batch.mask)
       norm = np.asarray(_norm(x))[batch.mask].reshape(-1, self.source.sites)
       norms.append(norm[np.isfinite(norm).all(axis=-1)])
+      rows_kept = np.asarray(x)[batch.keep]
+      kept.append(rows_kept.reshape(len(rows_kept), -1))
       count += len(norms[-1])
       if count >= self.config.calibration_rows:
         break
@@ -125,7 +132,16 @@ class TextRows:
         "use another layer, or another checkpoint",
       )
     median = np.median(np.concatenate(norms), axis=0)
-    return {"median_norm": median.tolist(), "rows": count}
+    found = sums.stats(sums.summed(np.concatenate(kept)), (-1,))
+    ratio = found["mean_over_std_max"]
+    lossy = self.config.dtype == "bfloat16" and ratio > quality.OFFSET
+    return {
+      "median_norm": median.tolist(),
+      "rows": count,
+      "mean_over_std_max": ratio,
+      "warnings": [f"{quality.offset(ratio)}: harvest.dtype=float32 keeps it"]
+      * lossy,
+    }
 
   # --- rows ------------------------------------------------------------------
 
