@@ -30,7 +30,7 @@ def build(name, model, layer, rows_wanted, batches):
     layer=layer,
     rows=rows_wanted,
     held_out_rows=256,
-    document_tokens=1008,
+    context=128,
     bucket_rows=16_384,
     shard_rows=16_384,
     dir=tempfile.mkdtemp(prefix="saejax-harvest-"),
