@@ -204,6 +204,8 @@ def _rows(meta: Mapping[str, Any], buckets: Sequence[int]) -> int:
 def _finish(source: RowSource, out: writer.Writer) -> bool:
   """Completes the store, if all its buckets are there."""
   out.refresh()
+  if len(out.entries) <= max(out.entries, default=-1):
+    return False  # others are at work on earlier buckets
   buckets = _buckets(out.meta)
   if buckets - 1 not in out.entries:  # or the source has fewer
     size = out.meta["bucket_rows"]

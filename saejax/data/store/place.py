@@ -7,6 +7,7 @@ a path, or of a URL `s3://BUCKET/PATH`, `gs://BUCKET/PATH`, `memory://PATH`.
 import atexit
 import contextlib
 import dataclasses
+import errno
 import os
 import pathlib
 import shutil
@@ -21,6 +22,7 @@ from saejax.data.store.objects import context as context
 from saejax.errors import InputError
 
 KEPT = "finished buckets are kept"
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _DRIVERS = ("s3", "gs", "memory")
 
 
@@ -134,11 +136,18 @@ class Local:
       os.replace(draft, self.folder / name)
 
   def add(self, name: str, content: bytes) -> bool:
+    path = self.folder / name
     with self._draft(name, content) as draft:
       try:
-        os.link(draft, self.folder / name)
+        os.link(draft, path)
       except FileExistsError:
         return False
+      except OSError as error:
+        if error.errno not in _NO_LINKS:
+          raise
+        if path.exists():
+          return False
+        os.replace(draft, path)  # on a file system without hard links
     return True
 
   @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Places of stores: an object store that speaks S3, and one that fails."""
 
 import concurrent.futures
+import errno
 import os
 import pathlib
 import pickle
@@ -43,6 +44,15 @@ class PlaceTest(parameterized.TestCase):
     place.remove("a")
     self.assertEqual(place.names(), ["b/c"])
     self.assertEqual((place / "b").read(["c"]), {"c": b"3"})
+
+  def test_a_file_system_without_hard_links(self):
+    place = places.at(self.create_tempdir().full_path)
+    refused = PermissionError(errno.EPERM, "Operation not permitted")
+    with mock.patch.object(os, "link", side_effect=refused):
+      self.assertTrue(place.add("a", b"1"))
+      self.assertFalse(place.add("a", b"2"))
+    self.assertEqual(place.read(["a"]), {"a": b"1"})
+    self.assertEqual(place.names(), ["a"])
 
   @parameterized.parameters("s3://", "s3:///", "http://a/b", "://a")
   def test_a_url_that_cannot_be(self, url):
