@@ -152,6 +152,28 @@ class ShareTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, "must have a finished bucket"):
       reader.open(path, growing=True)
 
+  def test_compressed_rows_are_the_same_rows(self):
+    plain = self.harvest("a", rows=600)[0][0].place
+    found = self.harvest("b", rows=600, compression="zstd")[0][0].place
+    self.assertNotEqual(found.name, plain.name)
+    one, other = reader.open(plain), reader.open(found)
+    for name, values in one.whole(*one.columns).items():
+      np.testing.assert_array_equal(other.whole(name)[name], values)
+    size = lambda place: sum(
+      file.stat().st_size for file in place.folder.glob("doc/c/*")
+    )
+    self.assertLess(size(found), size(plain) / 2)
+    shard = found.folder / "x/c/1/0"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with self.assertRaisesRegex(InputError, "x: a shard is corrupt"):
+      other.verify()
+    before = other.content
+    self.harvest("b", rows=600, compression="zstd", repair=True)
+    reader.open(found).verify()
+    self.assertEqual(reader.open(found).content, before)
+
   # --- repair -----------------------------------------------------------------
 
   @parameterized.parameters(
