@@ -43,7 +43,7 @@ from saejax import config as flags
 
 VOLATILE = {"time", "times", "timing", "host", "versions", "seconds"}
 VOLATILE |= {"group_seconds", "environment", "run_dir", "dir", "sum", "after"}
-IGNORED, POINTS = {".lock", "made.jsonl"}, ("points.json", "results.json")
+IGNORED, POINTS = {".lock", "made"}, ("points.json", "results.json")
 WATCH_SECONDS = 0.05
 SIGNALS = ("SIGKILL", "SIGINT", "SIGHUP", "SIGTERM")
 PHASES = ("harvest", "training", "removal", "report")
@@ -326,7 +326,7 @@ def completed(run: pathlib.Path) -> set[str]:
 def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   for where, _, names in os.walk(folder):
     for name in names:
-      if name not in IGNORED:
+      if not IGNORED & {name, pathlib.Path(where).name}:
         yield pathlib.Path(where) / name
 
 
