@@ -25,7 +25,6 @@ from saejax.data import bucket
 from saejax.data.rows import Resume, RowSource, Span
 from saejax.data.store import ledger, manifest, reader, writer
 from saejax.data.store import place as places
-from saejax.data.store import repair as repairing
 from saejax.data.store.columns import Column
 from saejax.data.store.place import Local, Path
 from saejax.data.store.share import Share
@@ -168,11 +167,10 @@ def _filling(
   # Prepared before the folder is created, so that a refusal leaves no folder.
   new = not place.read([manifest.META])
   prepared = source.prepare(None) if new else None
-  again = repairing.discard(place, meta, share) if repair else set()
   with writer.Writer(
-    place, meta, files=source.files, share=share, again=again
+    place, meta, files=source.files, share=share, repair=repair
   ) as out:
-    there = set(out.entries) - again
+    there = set(out.entries) - out.again
     left = [b for b in range(_buckets(meta)) if share.owns(b)]
     left = [b for b in left if b not in there]
     if (left or repair) and out.calibration is None:

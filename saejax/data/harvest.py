@@ -132,25 +132,28 @@ def _harvest(
   progress: Progress | None,
 ) -> tuple[list[Written], list[Written]]:
   """Harvests the training and the held-out stores of sites."""
-  subjects = []
-  for config, source, target in sites:
-    subjects.append(source or spec.subject_of(config))
-    target = target or spec.target(config)
-    subjects += [] if target is None else [target]
-  subjects = subject.shared(subjects)
-  corpus = spec.corpus_of(sites[0].config)
+  chosen = [
+    Site(
+      config,
+      source or spec.subject_of(config),
+      target or spec.target(config),
+    )
+    for config, source, target in sites
+  ]
+  ends = [end for site in chosen for end in (site.source, site.target)]
+  shared = iter(subject.shared([end for end in ends if end is not None]))
+  corpus = spec.corpus_of(chosen[0].config)
   parts: tuple[list[rows.TextRows], list[rows.TextRows]] = [], []
-  for config, _, target in sites:
-    source = subjects.pop(0)
-    wanted = target is not None or config.target_point
-    target = subjects.pop(0) if wanted else None
+  for config, _, target in chosen:
+    source = next(shared)
+    target = None if target is None else next(shared)
     feasibility.check_context(config, source)
-    feasibility.check_memory(config, source, target, stores=len(sites))
+    feasibility.check_memory(config, source, target, stores=len(chosen))
     feasibility.check_ids(config, source, corpus)
     for name, of_part in zip((text.TRAIN, text.HELD_OUT), parts, strict=True):
       about = meta(config, name, source=source, corpus=corpus, target=target)
       found = rows.TextRows(config, source, corpus, name, about, target)
-      _check(found, path(config, about))
+      _check(found, path(config, about), stores=len(chosen))
       of_part.append(found)
   written: list[list[Written]] = []
   for of_part in parts:
@@ -171,11 +174,11 @@ def _harvest(
   return written[0], written[1]
 
 
-def _check(source: rows.TextRows, place: Place) -> None:
-  """Refuses a store that cannot be filled, unless it is there."""
+def _check(source: rows.TextRows, place: Place, *, stores: int) -> None:
+  """Refuses a store that cannot be filled, one of several, unless it is there."""
   there = place.read([manifest.META, manifest.NAME])
   if manifest.NAME not in there:
     _ = source.documents
   if not there and isinstance(place, Local):
-    wanted = source.about["rows"]
+    wanted = stores * source.about["rows"]
     fill.check_space(place.folder, source.columns, wanted, field="harvest.dir")

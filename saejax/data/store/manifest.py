@@ -18,6 +18,7 @@ NAME = "manifest.json"
 FORMAT = 3
 META, STATS = "meta.json", "stats.json"
 CALIBRATION = "calibration.json"
+NAMES = (NAME, META, STATS, CALIBRATION)
 REMEDY = "restore the store from a copy, or repeat its harvest with --repair"
 
 
@@ -88,7 +89,12 @@ def parse(place: Place, content: bytes) -> dict[str, Any]:
   """
   record = durable.parse_json(content, str(place / NAME), remedy=REMEDY)
   if record.get("format") != FORMAT:
-    raise broken(place / NAME, f"the format must be {FORMAT}")
+    raise InputError(
+      "path",
+      str(place / NAME),
+      f"the format must be {FORMAT}, is {record.get('format')}",
+      "harvest or write the store again, or read it with the release that wrote it",
+    )
   if not durable.is_sealed(record) or _encoded(record) != content:
     raise broken(place / NAME, "differs from its own checksum")
   return record

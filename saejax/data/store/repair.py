@@ -1,5 +1,7 @@
 """Finds and removes what is damaged in a store, so that it is written again.
 
+Only a writer calls this, which holds the store's lock.
+
 What is sound stays as it is, and what is written again must be equal to what
 the ledger and the manifest have of it.
 """
@@ -30,7 +32,7 @@ def discard(
     Buckets with an entry whose shards have to be written again.
 
   Raises:
-    InputError: the place has another store.
+    InputError: the place has another store, of which nothing is removed.
   """
   columns = from_json(dict(meta)["columns"])
   _discard_small(place, meta, columns)
@@ -68,7 +70,9 @@ def _discard_small(
   if found.get(manifest.META) != wanted:
     # The folder of a harvest is named by its metadata.
     if durable.digest(meta)[:16] not in place.name:
-      return  # of another store, which its writer refuses
+      raise manifest.broken(
+        place / manifest.META, "differs from the settings of this harvest"
+      )
     place.write(manifest.META, wanted)
   recorded: Mapping[str, Any] = {}
   if manifest.NAME in found:

@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent import futures
 from typing import Any
 
@@ -25,6 +25,7 @@ from saejax import durable
 from saejax.data import shuffle
 from saejax.data.store import arrays, columns, ledger, manifest, sums
 from saejax.data.store import place as places
+from saejax.data.store import repair as repairing
 from saejax.data.store.place import KEPT, Local, Path
 from saejax.data.store.share import Share
 from saejax.errors import InputError
@@ -70,6 +71,7 @@ class Writer(contextlib.ExitStack):
     columns: declarations of its columns.
     share: which buckets are this process's.
     entries: entries of the ledger that have been seen, by bucket.
+    again: buckets with an entry whose shards have to be written again.
   """
 
   def __init__(
@@ -79,7 +81,7 @@ class Writer(contextlib.ExitStack):
     *,
     files: Mapping[str, bytes] | None = None,
     share: Share = Share(),
-    again: Collection[int] = (),
+    repair: bool = False,
   ):
     """Creates the store, or opens one to write what is missing.
 
@@ -89,7 +91,8 @@ class Writer(contextlib.ExitStack):
         chunk_rows, shuffled, seed, group, and further descriptions.
       files: further small files of the store, by name.
       share: which buckets are this process's.
-      again: buckets with an entry whose shards will be written again.
+      repair: whether to read what is there and remove what is damaged, so that
+        it is written again.
 
     Raises:
       InputError: the folder cannot be written, has other metadata, is damaged,
@@ -101,12 +104,16 @@ class Writer(contextlib.ExitStack):
     self.columns = columns.from_json(self.meta["columns"])
     self.share = share
     self.entries: dict[int, dict[str, Any]] = {}
+    self.again: set[int] = set()
     self._files = dict(files or {})
     with self._failures(), contextlib.ExitStack() as held:
-      self._check_place()
+      self._make_folder()
       held.enter_context(share.locked(self.place))
+      if repair:
+        self.again = repairing.discard(self.place, self.meta, share)
+      self._check_meta()
       self.refresh()
-      self._check_shards(again)
+      self._check_shards()
       self._clean()
       # The metadata are last, so that where they exist, the others do.
       content = durable.canonical(self.meta).encode()
@@ -119,24 +126,17 @@ class Writer(contextlib.ExitStack):
   def _failures(self) -> contextlib.AbstractContextManager[None]:
     return self.place.failures("the rows", KEPT)
 
-  def _check_place(self) -> None:
-    """Refuses a place of something else, and makes a local folder."""
-    found = places.one(self.place, manifest.META)
-    if found == durable.canonical(self.meta).encode():
-      return
-    if found is not None:
-      raise InputError(
-        "path",
-        str(self.place),
-        "has a store with other settings",
-        "give another folder",
-      )
+  def _make_folder(self) -> None:
+    """Makes a local folder, and refuses one of something else."""
     if not isinstance(self.place, Local):
       return
-    own = {ledger.FOLDER, MADE, *self.columns}
+    folder = self.place.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / manifest.META).exists():
+      return
+    own = {ledger.FOLDER, MADE, *manifest.NAMES, *self.columns}
     own |= {name.split("/")[0] for name in self._files}
-    self.place.folder.mkdir(parents=True, exist_ok=True)
-    for entry in self.place.folder.iterdir():
+    for entry in folder.iterdir():
       ours = entry.name in own or entry.name.startswith(".lock-")
       if not ours and not entry.name.endswith(".tmp"):
         raise InputError(
@@ -146,17 +146,30 @@ class Writer(contextlib.ExitStack):
           "give another folder",
         )
 
+  def _check_meta(self) -> None:
+    """Refuses another store, and buckets of which it is not known."""
+    found = places.one(self.place, manifest.META)
+    if found is None and self.place.names(ledger.FOLDER):
+      raise manifest.broken(self.place / manifest.META, "the file is missing")
+    if found not in (None, durable.canonical(self.meta).encode()):
+      raise InputError(
+        "path",
+        str(self.place),
+        "has a store with other settings",
+        "give another folder",
+      )
+
   def refresh(self) -> None:
     """Reads the entries that were added to the ledger."""
     self.entries |= ledger.read(self.place)
     entries = self.entries.values()
     ledger.check(self.place, entries, self.meta, self.columns)
 
-  def _check_shards(self, again: Collection[int]) -> None:
+  def _check_shards(self) -> None:
     """Checks sizes of the ledger's shards; reading checks their contents."""
     shards: dict[str, int | None] = {}
     for bucket, entry in self.entries.items():
-      if bucket not in again:
+      if bucket not in self.again:
         shards |= entry["shards"]
     if fault := self.place.fault(shards):
       raise manifest.broken(self.place / fault[0], fault[1])

@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.data import harvest
-from saejax.data.store import reader
+from saejax.data.store import reader, writer
 from saejax.data.store.share import Share
 from saejax.errors import InputError
 from tests import shared
@@ -209,6 +209,28 @@ class ShareTest(parameterized.TestCase):
       # One bucket of 256 rows at most, and the median norm of 100.
       self.assertLess(sum(computed), 256 + 3 * 90 + 200, name)
       reader.open(found[0][0].place).verify()
+
+  def test_a_repair_touches_no_other_store_and_waits_for_no_writer(self):
+    place = self.harvest("a")[0][0].place
+    before = tiny.files(place.folder)
+    other = {**reader.open(place).meta, "bucket_rows": 512}
+    with self.assertRaisesRegex(InputError, "meta.json: differs from the set"):
+      writer.Writer(place, other, repair=True)
+    self.assertEqual(tiny.files(place.folder), before)
+    with writer.Writer(place, reader.open(place).meta):
+      (place.folder / "x/c/3/0").unlink()
+      left = tiny.files(place.folder)
+      with self.assertRaisesRegex(InputError, "by another process 0 of 1"):
+        self.harvest("a", repair=True)
+      self.assertEqual(tiny.files(place.folder), left)
+
+  def test_buckets_without_their_metadata_are_not_gone_on_with(self):
+    place = self.harvest("a")[0][0].place
+    meta = reader.open(place).meta
+    for name in ("meta.json", "manifest.json"):
+      (place.folder / name).unlink()
+    with self.assertRaisesRegex(InputError, "meta.json: the file is missing"):
+      writer.Writer(place, meta)
 
   def test_a_repair_that_gives_other_rows_is_refused(self):
     found = self.harvest("a")
