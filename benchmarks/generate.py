@@ -95,20 +95,15 @@ def case(
     "threads": chosen.threads,
   }
   versions = {each: c.build(0, **request) for each, c in made.items()}
-  order = list(made)
-  rate: dict[str, list[float]] = {each: [] for each in order}
-  for _ in range(chosen.rounds):
-    for each in order:
-      sample = step_contenders.undisturbed(
-        made[each], chosen.busy, chosen.tries
-      )
-      rate[each].append(1e3 * rows * chosen.tokens / sample.ms)
-    order = order[1:] + order[:1]
+  ms = step_contenders.interleaved(
+    made, chosen.rounds, chosen.busy, chosen.tries
+  )
+  rate = {each: 1e3 * rows * chosen.tokens / own for each, own in ms.items()}
   found: dict[str, Any] = {"model": name.rsplit("/", 1)[-1], "rows": rows}
   for each, own in rate.items():
     found[each] = round(float(np.median(own)), 1)
   if "transformers" in rate:
-    ratios = np.array(rate["saejax"]) / np.array(rate["transformers"])
+    ratios = rate["saejax"] / rate["transformers"]
     low, middle, high = np.percentile(ratios, (25, 50, 75))
     found["ratio"] = round(float(middle), 2)
     found["quartiles"] = f"{low:.2f} to {high:.2f}"

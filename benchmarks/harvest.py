@@ -94,26 +94,19 @@ def case(
       threads=chosen.threads,
     )
   tokens = about.pop("forward")["tokens"]
-  order = list(made)
-  ms: dict[str, list[float]] = {each: [] for each in order}
-  for _ in range(chosen.rounds):
-    for each in order:
-      sample = step_contenders.undisturbed(
-        made[each], chosen.busy, chosen.tries
-      )
-      ms[each].append(sample.ms)
-    order = order[1:] + order[:1]
+  ms = step_contenders.interleaved(
+    made, chosen.rounds, chosen.busy, chosen.tries
+  )
   for contender in made.values():
     contender.close()
   found: dict[str, Any] = {"model": model.rsplit("/", 1)[-1], "layer": layer}
   found |= {"rows": rows, "tokens": int(tokens)}
   for each, own in ms.items():
     found[f"{each} tokens/s"] = round(float(1e3 * tokens / np.median(own)))
-  harvest = np.array(ms["harvest"])
-  outside = 1 - np.array(ms["forward"]) / harvest
+  outside = 1 - ms["forward"] / ms["harvest"]
   found["outside the forward"] = round(float(np.median(outside)), 3)
   if "transformers" in ms:
-    ratios = np.array(ms["transformers"]) / harvest
+    ratios = ms["transformers"] / ms["harvest"]
     low, middle, high = np.percentile(ratios, (25, 50, 75))
     found["harvest / transformers"] = round(float(middle), 2)
     found["quartiles"] = f"{low:.2f} to {high:.2f}"

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import IO, Any, cast
 
 import numpy as np
@@ -126,6 +127,28 @@ class Contender:
     if "error" in answer:
       raise RuntimeError(answer["error"])
     return answer
+
+
+def interleaved(
+  made: Mapping[str, Contender], rounds: int, busy: float, tries: int
+) -> dict[str, np.ndarray]:
+  """Samples contenders in turn, beginning with another one in each round.
+
+  Args:
+    made: contenders by name.
+    rounds: number of rounds.
+    busy, tries: as for `undisturbed`.
+
+  Returns:
+    Milliseconds a step of each round, by name; a ratio is taken within a round.
+  """
+  order = list(made)
+  ms: dict[str, list[float]] = {each: [] for each in order}
+  for _ in range(rounds):
+    for each in order:
+      ms[each].append(undisturbed(made[each], busy, tries).ms)
+    order = order[1:] + order[:1]
+  return {each: np.array(own) for each, own in ms.items()}
 
 
 def busy_seconds() -> float:
