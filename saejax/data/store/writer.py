@@ -341,19 +341,19 @@ class Writer(contextlib.ExitStack):
     self, values: Mapping[str, np.ndarray], bucket: int
   ) -> list[tuple[Any, int]]:
     """Starts writing the shards of a bucket; (future, bytes) of each."""
-    rows, shard = len(values["x"]), self.meta["shard_rows"]
-    first = bucket * self.meta["bucket_rows"]
-    parts = [
-      (name, i, values[name][i : i + shard])
-      for i in range(0, rows, shard)
-      for name in self.columns
-    ]
+    shard, first = self.meta["shard_rows"], bucket * self.meta["bucket_rows"]
+    writes = []
+    for i in range(0, len(values["x"]), shard):
+      for name, array in self._arrays.items():
+        part = values[name][i : i + shard]
+        there = array[first + i : first + i + len(part)]
+        # Not copied: rows stay as they are until they are written.
+        writes.append(
+          there.write(part, can_reference_source_data_indefinitely=True)
+        )
     # All share the connection, and the last may have waited for the others.
-    size = sum(part.nbytes for _, _, part in parts)
-    return [
-      (self._arrays[name][first + i : first + i + len(part)].write(part), size)
-      for name, i, part in parts
-    ]
+    size = sum(values[name].nbytes for name in self._arrays)
+    return [(write, size) for write in writes]
 
   def finish(self, buckets: int) -> bool:
     """Writes stats.json and the manifest, which make the store complete.
