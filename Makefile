@@ -47,7 +47,8 @@ test: test-one-device test-devices doctest
 
 # In the order of the files: files of one long test would come last, alone.
 test-one-device: $(VENV)/.installed-test
-	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	  --durations=40 --durations-min=5 $(TESTS)
 
 # JAX must be given its devices before it starts: a process of its own.
 test-devices: $(VENV)/.installed-test

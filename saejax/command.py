@@ -20,6 +20,7 @@ COMMANDS = {
   "harvest": "saejax.studies.harvest",
   "train": "saejax.studies.train",
   "scaling": "saejax.studies.scaling",
+  "evaluate": "saejax.studies.evaluate",
   "verify": "saejax.studies.verify",
   "info": "saejax.studies.info",
   "merge": "saejax.studies.merge",

@@ -312,6 +312,28 @@ def write(
       the shape or dtype, an id is outside the vocabulary, or the model is
       causal and has no language head.
   """
+  if model.causal:
+    _ = model.head  # refuses a model without one
+  h = hidden(model, ids, mask, edits, prompt=prompt)
+  return model.logits(h) if model.causal else h
+
+
+def hidden(
+  model: model_lib.Model,
+  ids: Int[Array, "B T"],
+  mask: Bool[Array, "B T"],
+  edits: collections.abc.Mapping[str, edits_lib.AnyEdit],
+  *,
+  prompt: Int[Array, "B"] | None = None,
+) -> Float[Array, "B T d"]:
+  """Computes the last hidden state with h replaced by the edit of each site.
+
+  Args:
+    model, ids, mask, edits, prompt: as for `write`.
+
+  Raises:
+    InputError: as `write`, but for the head.
+  """
   found = named(model, edits)
   model.check(ids, mask)
   ids, mask = jnp.where(mask, ids, 0), jnp.asarray(mask)
@@ -325,4 +347,4 @@ def write(
     sequence=jnp.arange(len(ids), dtype=jnp.int32),
   )
   tap, _ = edits_lib.tap(found, context, edits_lib.starts(found, len(ids)))
-  return model(ids, mask, tap=tap)
+  return model.hidden(ids, mask, tap=tap)

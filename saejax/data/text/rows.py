@@ -96,9 +96,17 @@ class TextRows:
   def prepare(self, recorded: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The median norm of each site, from which limits of outliers follow."""
     found = recorded or self.calibration or self._calibrate()
-    multiple = self.config.outlier_multiple
-    self._limit = np.asarray(rules.limits(found["median_norm"], multiple))
+    self._limit = self.limits(found)
     return found
+
+  def limits(self, calibration: Mapping[str, Any]) -> np.ndarray:
+    """The largest norm of a row at each site.
+
+    Args:
+      calibration: what `prepare` returned.
+    """
+    multiple = self.config.outlier_multiple
+    return np.asarray(rules.limits(calibration["median_norm"], multiple))
 
   def _calibrate(self) -> dict[str, Any]:
     """Measures the first tokens of the training part.
@@ -194,6 +202,10 @@ class TextRows:
       if stop > spans[number].start:
         yield batch, first, number
       first += int(batch.keep.sum())
+
+  def batches(self) -> Iterator[windows.Batch]:
+    """The forward batches in order; the model does not run."""
+    return windows.batches(self.plan, self.documents, self._encode)
 
   def _encode(self, document: int) -> np.ndarray:
     return self.corpus.encode(document, self.source.encode)

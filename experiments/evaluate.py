@@ -1,0 +1,6 @@
+"""Evaluates SAEs in the model: loss recovered, reconstruction, controls."""
+
+from saejax import command
+
+if __name__ == "__main__":
+  command.run("evaluate")

@@ -1,0 +1,380 @@
+"""What edits of a site cost a language model: cross-entropy and KL divergence.
+
+With p the model's prediction of the next token, q its prediction with the
+activations of a site replaced, and t a token where the edit acts,
+
+  CE(q) = - log q(next token)          KL(q) = sum_v p(v) log p(v) / q(v)
+
+averaged over tokens, in nats. With the ablation q0 (zeros at the site),
+
+  recovered CE = (CE(q0) - CE(q)) / (CE(q0) - CE(p))
+  recovered KL = (KL(q0) - KL(q)) / KL(q0)
+
+Edits act on the tokens that are rows of a harvest, the others keep their
+activations, and only those tokens are counted whose next token exists. Sums are
+kept by document and by position in float64, so that parts can be merged, and two
+edits are compared on the same tokens by resampling documents (paired bootstrap).
+
+References:
+  Karvonen et al., SAEBench, 2025, arXiv:2503.09532 (loss recovered, KL score).
+  Gao et al., Scaling and evaluating sparse autoencoders, 2024, arXiv:2406.04093.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int
+
+from saejax.errors import InputError
+from saejax.evals.comparison import Difference
+from saejax.models import edits as edits_lib
+from saejax.models import taps
+from saejax.models.model import Model
+
+ZERO = "zero"  # name of the edit that others are measured against
+MEASURES = ("ce", "kl")
+
+
+class Tokens(Protocol):
+  """A forward batch, such as `data.text.windows.Batch`.
+
+  Attributes:
+    ids: token ids [B, T].
+    mask: which tokens are real [B, T].
+    keep: which tokens are rows [B, T].
+    doc: document of each token [B, T]; a window has tokens of one.
+  """
+
+  @property
+  def ids(self) -> np.ndarray: ...
+
+  @property
+  def mask(self) -> np.ndarray: ...
+
+  @property
+  def keep(self) -> np.ndarray: ...
+
+  @property
+  def doc(self) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InModel:
+  """Sums over tokens for each edit; see the module's docstring.
+
+  Attributes:
+    names: names of the edits, E of them.
+    documents: numbers of the documents [D], ascending.
+    tokens: counted tokens by document [D].
+    clean: sum of the model's own cross-entropy by document [D].
+    ce, kl: sums for each edit by document [E, D].
+    by_position: {"tokens": [T], "clean": [T], "ce": [E, T], "kl": [E, T]} by
+      position in the window.
+  """
+
+  names: tuple[str, ...]
+  documents: np.ndarray
+  tokens: np.ndarray
+  clean: np.ndarray
+  ce: np.ndarray
+  kl: np.ndarray
+  by_position: Mapping[str, np.ndarray]
+
+  def mean(self, name: str, measure: str = "ce") -> float:
+    """The mean over tokens, in nats.
+
+    Args:
+      name: name of an edit; "clean" for the model itself.
+      measure: "ce" or "kl".
+    """
+    total = self.tokens.sum()
+    if name == "clean":
+      return float(self.clean.sum() / total) if measure == "ce" else 0.0
+    return float(self._sums(name, measure).sum() / total)
+
+  def recovered(self, name: str, measure: str = "ce") -> float:
+    """The recovered share of what the ablation "zero" costs; NaN without it.
+
+    Args:
+      name: name of an edit.
+      measure: "ce" or "kl".
+    """
+    if ZERO not in self.names:
+      return float("nan")
+    worst, best = self.mean(ZERO, measure), self.mean("clean", measure)
+    lost = worst - best
+    return (worst - self.mean(name, measure)) / lost if lost else float("nan")
+
+  def compare(
+    self,
+    a: str,
+    b: str,
+    measure: str = "ce",
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+  ) -> Difference:
+    """The mean of a less that of b, with its 95 % interval over documents.
+
+    Args:
+      a, b: names of edits.
+      measure: "ce" or "kl".
+      resamples: resamples of the documents.
+      seed: of the resampling.
+    """
+    difference = self._sums(a, measure) - self._sums(b, measure)
+    effect = float(difference.sum() / self.tokens.sum())
+    if len(difference) < 2:
+      return Difference(effect, -np.inf, np.inf, len(difference))
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for i in range(resamples):
+      drawn = rng.integers(len(difference), size=len(difference))
+      means[i] = difference[drawn].sum() / self.tokens[drawn].sum()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Difference(effect, float(low), float(high), len(difference))
+
+  def record(self) -> dict[str, Any]:
+    """Means and recovered shares by edit, for results.json."""
+    found: dict[str, Any] = {
+      "tokens": int(self.tokens.sum()),
+      "documents": len(self.documents),
+      "clean": self.mean("clean"),
+    }
+    for name in self.names:
+      found[name] = {
+        "ce": self.mean(name),
+        "kl": self.mean(name, "kl"),
+        "ce_recovered": self.recovered(name),
+        "kl_recovered": self.recovered(name, "kl"),
+      }
+    return found
+
+  def merged(self, other: "InModel") -> "InModel":
+    """The sums over both; a document may have tokens in each.
+
+    Args:
+      other: sums for the same edits, over other tokens.
+
+    Raises:
+      ValueError: it is of other edits.
+    """
+    if self.names != other.names:
+      raise ValueError(f"edits must be {self.names}, got {other.names}")
+    documents = np.union1d(self.documents, other.documents)
+    sums = {}
+    for name in ("tokens", "clean", "ce", "kl"):
+      mine = getattr(self, name)
+      total = np.zeros((*mine.shape[:-1], len(documents)), mine.dtype)
+      for part in (self, other):
+        at = np.searchsorted(documents, part.documents)
+        total[..., at] += getattr(part, name)
+      sums[name] = total
+    longest = max(len(p.by_position["tokens"]) for p in (self, other))
+    by_position = {
+      name: sum(_padded(p.by_position[name], longest) for p in (self, other))
+      for name in self.by_position
+    }
+    return InModel(self.names, documents, by_position=by_position, **sums)  # pyright: ignore[reportArgumentType]
+
+  def _sums(self, name: str, measure: str) -> np.ndarray:
+    if measure not in MEASURES:
+      raise ValueError(f"measure must be ce or kl, got {measure!r}")
+    if name not in self.names:
+      raise ValueError(f"must be one of {self.names}, got {name!r}")
+    return getattr(self, measure)[self.names.index(name)]
+
+
+def evaluate(
+  model: Model,
+  site: str,
+  edits: Mapping[str, edits_lib.AnyEdit],
+  batches: Iterable[Tokens],
+  *,
+  limit: float = np.inf,
+) -> InModel:
+  """Computes cross-entropy and KL divergence with edits of a site.
+
+  The model runs once a batch without an edit and once for each. Logits are made
+  for one window at a time, [T, vocabulary].
+
+  Args:
+    model: a causal language model.
+    site: the site that is edited, in any of the forms of `models.taps`.
+    edits: edits by name; one called "zero" is what shares are relative to.
+    batches: the tokens.
+    limit: largest norm of a row; rows above it keep their activations, as those
+      that a harvest drops as outliers.
+
+  Raises:
+    InputError: the model is not causal or has no head, there is no such site,
+      or no token is counted.
+  """
+  if not model.causal:
+    raise InputError(
+      "model",
+      model.name,
+      "must predict the next token, and is an encoder",
+      "evaluate its embeddings: evals.embeddings",
+    )
+  _ = model.head  # refuses a model without one
+  names = tuple(edits)
+  site = taps.resolve(model, *taps.parse(site, model.family)).name
+  prepared = [edits_lib.prepared(edit) for edit in edits.values()]
+  total: InModel | None = None
+  for batch in batches:
+    clean, ce, kl = _losses(model, site, prepared, batch, limit)
+    part = _summed(names, batch, clean, ce, kl)
+    total = part if total is None else total.merged(part)
+  if total is None or not total.tokens.sum():
+    raise InputError(
+      "corpus",
+      "no token",
+      "must have tokens that are rows and are followed by another",
+      "give more text, or a longer context",
+    )
+  return total
+
+
+def _losses(
+  model: Model,
+  site: str,
+  edits: Sequence[edits_lib.Edit],
+  batch: Tokens,
+  limit: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Cross-entropy [B, T - 1], and CE and KL of edits [E, B, T - 1]."""
+  ids, mask = jnp.asarray(batch.ids), jnp.asarray(batch.mask)
+  keep, most = jnp.asarray(batch.keep), jnp.float32(limit)
+  clean = hidden(model, ids, mask)
+  changed = [
+    edited_hidden(model, site, edit, ids, mask, keep, most) for edit in edits
+  ]
+  found = _compared(model, ids, clean, jnp.stack(changed))
+  return tuple(np.asarray(array, np.float64) for array in found)  # pyright: ignore[reportReturnType]
+
+
+@jax.jit
+def hidden(
+  model: Model, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, "B T d"]:
+  """The last hidden state, compiled.
+
+  Args:
+    model: the model.
+    ids: token ids.
+    mask: which tokens are real.
+  """
+  return model.hidden(ids, mask)
+
+
+@partial(jax.jit, static_argnames="site")
+def edited_hidden(
+  model: Model,
+  site: str,
+  edit: edits_lib.Edit,
+  ids: Int[Array, "B T"],
+  mask: Bool[Array, "B T"],
+  keep: Bool[Array, "B T"],
+  limit: Float[Array, ""],
+) -> Float[Array, "B T d"]:
+  """The last hidden state with an edit of the rows at a site, compiled.
+
+  Args:
+    model: the model.
+    site: name of the site in saejax.
+    edit: the edit, see `edits.prepared`.
+    ids: token ids.
+    mask: which tokens are real.
+    keep: which tokens are rows; the others keep their activations.
+    limit: largest norm of a row.
+  """
+  kept = edit.replace(function=Partial(_where_rows, edit, keep, limit))
+  return taps.hidden(model, ids, mask, {site: kept})
+
+
+def _where_rows(
+  edit: edits_lib.Edit,
+  keep: Array,
+  limit: Array,
+  h: Array,
+  context: edits_lib.Context,
+  state: Any = None,
+) -> Any:
+  flat = h.reshape(*h.shape[:2], -1).astype(jnp.float32)
+  rows = keep & (jnp.linalg.norm(flat, axis=-1) <= limit)
+  edited, state = edit(h, context.replace(mask=rows), state)
+  rows = rows.reshape(rows.shape + (1,) * (h.ndim - 2))
+  h = jnp.where(rows, edited, h)
+  return h if edit.state is None else (h, state)
+
+
+@jax.jit
+def _compared(
+  model: Model,
+  ids: Int[Array, "B T"],
+  clean: Float[Array, "B T d"],
+  changed: Float[Array, "E B T d"],
+) -> tuple[Array, Array, Array]:
+  """Losses of each token but the last, a window at a time."""
+
+  def window(at):
+    ids, clean, changed = at
+    log_p = _log_softmax(model, clean)
+    of_next = lambda logs: jnp.take_along_axis(logs, ids[1:, None], 1)[:, 0]
+
+    def one(hidden):
+      log_q = _log_softmax(model, hidden)
+      kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+      return -of_next(log_q), kl
+
+    ce, kl = jax.lax.map(one, changed)
+    return -of_next(log_p), ce, kl
+
+  found = jax.lax.map(window, (ids, clean, jnp.swapaxes(changed, 0, 1)))
+  return found[0], jnp.swapaxes(found[1], 0, 1), jnp.swapaxes(found[2], 0, 1)
+
+
+def _log_softmax(model: Model, h: Float[Array, "T d"]) -> Array:
+  logits = model.logits(h[None, :-1]).astype(jnp.float32)[0]
+  return jax.nn.log_softmax(logits, axis=-1)
+
+
+def _summed(
+  names: tuple[str, ...],
+  batch: Tokens,
+  clean: np.ndarray,
+  ce: np.ndarray,
+  kl: np.ndarray,
+) -> InModel:
+  """Sums over the counted tokens of a batch, by document and by position."""
+  counted = batch.keep[:, :-1] & batch.mask[:, 1:]
+  clean, ce, kl = (np.where(counted, a, 0.0) for a in (clean, ce, kl))
+  used = counted.any(axis=1)
+  documents, of_row = np.unique(batch.doc[used, 0], return_inverse=True)
+
+  def by_document(array: np.ndarray) -> np.ndarray:
+    rows = array.sum(axis=-1)[..., used]
+    total = np.zeros((*rows.shape[:-1], len(documents)), rows.dtype)
+    np.add.at(total, (..., of_row), rows)
+    return total
+
+  arrays = {"tokens": counted.astype(np.int64), "clean": clean}
+  arrays |= {"ce": ce, "kl": kl}
+  return InModel(
+    names,
+    documents,
+    **{name: by_document(array) for name, array in arrays.items()},
+    by_position={name: a.sum(axis=-2) for name, a in arrays.items()},
+  )
+
+
+def _padded(array: np.ndarray, length: int) -> np.ndarray:
+  short = length - array.shape[-1]
+  return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, short)])

@@ -1,0 +1,5 @@
+"""Interventions: what an SAE changes in the model that it reads."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

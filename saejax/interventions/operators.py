@@ -1,0 +1,130 @@
+"""Operators: activations at a site, rewritten through an SAE.
+
+With z = encode(x), x_hat = decode(z) and an edit z' = change(z),
+
+  splice    x' = x_hat                          the SAE in place of the site
+  edited    x' = x + (decode(z') - decode(z))   the error is kept
+            x' = decode(z')                     keep_error=False
+  zero      x' = 0                              ablation of the site
+  constant  x' = v                              such as the mean of the rows
+  projection  x' = m + (x - m) V^T V            on orthonormal directions V
+
+Each is an edit of `models.edits`, so that it works in a whole forward pass, inside
+jit and in cached generation, and is compiled once for all SAEs of one shape. Where
+change gives z back, `edited` is exactly the identity. An edit must leave alone the
+rows that the SAE has never seen: `data.text.rules`.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from saejax.errors import InputError
+from saejax.models.edits import Context, Edit
+from saejax.sae.context import Batch
+from saejax.sae.sae import SAE
+
+Change = Callable[[Float[Array, "*b n"]], Float[Array, "*b n"]]
+
+
+def splice(sae: SAE) -> Edit:
+  """The reconstruction in place of the activations.
+
+  Args:
+    sae: the SAE of the site, in the inference form.
+
+  Raises:
+    InputError: it is a transcoder, or needs a condition per row.
+  """
+  return Edit(Partial(_splice, _of_rows(sae)))
+
+
+def edited(sae: SAE, change: Change, *, keep_error: bool = True) -> Edit:
+  """Activations with changed latents.
+
+  Args:
+    sae: the SAE of the site, in the inference form.
+    change: new latents of all latents, [..., n] -> [..., n]; a
+      `jax.tree_util.Partial` where it holds arrays.
+    keep_error: whether what the SAE does not reconstruct stays as it is.
+
+  Raises:
+    InputError: as `splice`.
+  """
+  function = _delta if keep_error else _decoded
+  return Edit(Partial(function, _of_rows(sae), Partial(change)))
+
+
+def zero() -> Edit:
+  """Zeros in place of the activations."""
+  return constant(jnp.zeros(()))
+
+
+def constant(value: Float[Array, "d"]) -> Edit:
+  """One vector in place of the activations.
+
+  Args:
+    value: the vector, or a number for each of its values.
+  """
+  return Edit(Partial(_constant, jnp.asarray(value)))
+
+
+def projection(
+  centre: Float[Array, "d"], directions: Float[Array, "k d"]
+) -> Edit:
+  """The projection on a subspace around a point.
+
+  Args:
+    centre: the point.
+    directions: orthonormal rows.
+  """
+  return Edit(Partial(_projection, centre, directions))
+
+
+def _of_rows(sae: SAE) -> SAE:
+  """Refuses an SAE that needs more than the activations of the site."""
+  if sae.target_prep is not None:
+    raise InputError(
+      "sae",
+      "a transcoder",
+      "must reconstruct its input, and this one has a target at another site",
+      "write its output at the target's site",
+    )
+  return sae
+
+
+def _splice(sae: SAE, h: Array, context: Context) -> Array:
+  return sae.reconstruct(_rows(h)).reshape(h.shape).astype(h.dtype)
+
+
+def _delta(sae: SAE, change: Change, h: Array, context: Context) -> Array:
+  out = sae.forward(_rows(h))
+  z = out.latents.dense()
+  zeros = jnp.zeros_like(out.x_hat)
+  delta = (change(z) - z) @ sae.W_dec
+  moved = sae.prep.undo(zeros + delta, out.statistics)
+  moved -= sae.prep.undo(zeros, out.statistics)
+  return h + moved.reshape(h.shape).astype(h.dtype)
+
+
+def _decoded(sae: SAE, change: Change, h: Array, context: Context) -> Array:
+  out = sae.forward(_rows(h))
+  x = sae.decode(change(out.latents.dense()), out.statistics)
+  return x.reshape(h.shape).astype(h.dtype)
+
+
+def _projection(centre: Array, V: Array, h: Array, context: Context) -> Array:
+  x = _rows(h).x - centre
+  return (centre + (x @ V.T) @ V).reshape(h.shape).astype(h.dtype)
+
+
+def _constant(value: Array, h: Array, context: Context) -> Array:
+  flat = h.reshape(*h.shape[:2], -1)
+  return jnp.broadcast_to(value, flat.shape).reshape(h.shape).astype(h.dtype)
+
+
+def _rows(h: Float[Array, "B T ..."]) -> Batch:
+  """Rows of the site; heads are joined, as in a harvest."""
+  return Batch(x=h.reshape(*h.shape[:2], -1).astype(jnp.float32))

