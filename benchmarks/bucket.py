@@ -154,11 +154,11 @@ def contexts(
   active = np.asarray(z.indices)[np.asarray(z.values) > 0]
   count = np.bincount(active, minlength=sae.n)
   usual = [i for i in np.argsort(-count) if 40 < count[i] < 400]
-  for latent in usual[:: max(1, len(usual) // chosen.latents)][
-    : chosen.latents
-  ]:
-    top = saejax.top_examples(sae, held_out, int(latent), count=4)
-    yield int(latent), int(count[latent]), [repr(e.context) for e in top]
+  step = max(1, len(usual) // chosen.latents)
+  latents = [int(latent) for latent in usual[::step][: chosen.latents]]
+  top = saejax.top_examples_of(sae, held_out, latents, count=4)
+  for latent in latents:
+    yield latent, int(count[latent]), [repr(e.context) for e in top[latent]]
 
 
 def steered(

@@ -33,6 +33,7 @@ _NAMES = {
   "open_store": "saejax.data.store.reader:open",
   "save": "saejax.sae.files",
   "top_examples": "saejax.evals.examples",
+  "top_examples_of": "saejax.evals.examples",
   "write_store": "saejax.data.store.create",
 }
 _MODULES = (
@@ -40,6 +41,8 @@ _MODULES = (
   "data",
   "errors",
   "evals",
+  "features",
+  "interventions",
   "kernels",
   "models",
   "recipes",
@@ -63,10 +66,12 @@ __all__ = [
   "errors",
   "evals",
   "evaluate",
+  "features",
   "fit",
   "fit_grid",
   "harvest",
   "init",
+  "interventions",
   "kernels",
   "load",
   "models",
@@ -78,6 +83,7 @@ __all__ = [
   "save",
   "studies",
   "top_examples",
+  "top_examples_of",
   "training",
   "write_store",
 ]
@@ -88,6 +94,8 @@ if TYPE_CHECKING:
   from saejax import data as data
   from saejax import errors as errors
   from saejax import evals as evals
+  from saejax import features as features
+  from saejax import interventions as interventions
   from saejax import kernels as kernels
   from saejax import models as models
   from saejax import recipes as recipes
@@ -103,6 +111,7 @@ if TYPE_CHECKING:
   from saejax.data.store.reader import open as open_store
   from saejax.errors import InputError as InputError
   from saejax.evals.examples import top_examples as top_examples
+  from saejax.evals.examples import top_examples_of as top_examples_of
   from saejax.evals.held_out import evaluate as evaluate
   from saejax.runs.fitting import fit as fit
   from saejax.runs.fitting import fit_grid as fit_grid

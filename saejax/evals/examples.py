@@ -1,17 +1,15 @@
-"""Top-activating rows of a latent, with their text."""
+"""Top-activating rows of latents, with their text."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
 
 from saejax import errors
 from saejax.data.store.reader import Store
 from saejax.data.text import neighbours
-from saejax.evals import reading
-from saejax.sae.latents import SparseLatents
+from saejax.features import summary
 from saejax.sae.sae import SAE
 
 
@@ -49,7 +47,7 @@ def top_examples(
 ) -> list[Example]:
   """Finds the top-activating rows of a latent in a store, largest first.
 
-  The store is read once, in order, with only `count` rows in memory.
+  `top_examples_of` reads the store once for several latents.
 
   Args:
     sae: the SAE.
@@ -66,77 +64,64 @@ def top_examples(
     InputError: there is no such latent, count is below 1, or the store has no
       text.
   """
-  if not 0 <= latent < sae.n:
-    raise errors.InputError(
-      "latent", latent, f"must be in [0, {sae.n})", f"use at most {sae.n - 1}"
-    )
+  around: dict[str, Any] = {"before": before, "after": after, "mark": mark}
+  found = top_examples_of(
+    sae, store, [latent], count=count, batch_rows=batch_rows, **around
+  )
+  return found[latent]
+
+
+def top_examples_of(
+  sae: SAE,
+  store: Store,
+  latents: Sequence[int] | np.ndarray,
+  *,
+  count: int = 5,
+  before: int = 8,
+  after: int = 4,
+  mark: tuple[str, str] = ("[[", "]]"),
+  batch_rows: int = 4096,
+) -> dict[int, list[Example]]:
+  """Finds the top-activating rows of several latents in one pass over a store.
+
+  Args:
+    latents: indices of the latents, in [0, n).
+    sae, store, count, before, after, mark, batch_rows: as for `top_examples`.
+
+  Raises:
+    InputError: as `top_examples`.
+  """
   if count < 1:
     raise errors.InputError(
       "count", count, "must be at least 1", "use 1 or more"
     )
-  values, rows = top_rows(
-    sae, store, latent, count=count, batch_rows=batch_rows
+  found = summary.summarise(
+    sae, store, latents, top=count, batch_rows=batch_rows
   )
-  if not len(rows):
-    return []
-  where = store.provenance(rows)
-  return [
-    Example(
-      activation=float(value),
-      row=int(row),
-      doc=int(doc),
-      pos=int(pos),
-      token=neighbours.text(store, int(row), 0, 0),
-      context=neighbours.text(store, int(row), before, after, mark),
-    )
-    for value, row, doc, pos in zip(
-      values, rows, where["doc"], where["pos"], strict=True
-    )
-  ]
+  return {
+    int(latent): [
+      _example(store, value, row, before, after, mark)
+      for value, row in zip(*found.top(int(latent)), strict=True)
+    ]
+    for latent in latents
+  }
 
 
-def top_rows(
-  sae: SAE, store: Store, latent: int, *, count: int, batch_rows: int = 4096
-) -> tuple[Float[np.ndarray, "c"], Int[np.ndarray, "c"]]:
-  """Finds the rows with the largest activations of a latent.
-
-  Args:
-    sae: the SAE.
-    store: the rows.
-    latent: index of the latent.
-    count: maximum number of rows; rows where the latent is 0 are left out.
-    batch_rows: rows per batch on the device.
-
-  Returns:
-    (activations, row numbers), largest activation first, ties by row number.
-  """
-  values = np.zeros(0, np.float32)
-  rows = np.zeros(0, np.int64)
-  index = jnp.asarray(latent, jnp.int32)
-  for numbers, x in reading.batches(store, batch_rows=batch_rows):
-    padded, real = reading.pad(x, batch_rows)
-    activation = np.asarray(_activation(sae, padded, real, index))[: len(x)]
-    keep = np.flatnonzero(activation > 0)
-    values = np.concatenate([values, activation[keep]])
-    rows = np.concatenate([rows, numbers[keep]])
-    order = np.lexsort((rows, -values))[:count]
-    values, rows = values[order], rows[order]
-  return values, rows
-
-
-@jax.jit
-def _activation(
-  sae: SAE,
-  x: Float[Array, "B d"],
-  real: Bool[Array, "B"],
-  latent: Int[Array, ""],
-) -> Float[Array, "B"]:
-  """Computes z_i of each row, 0 for padding and non-finite rows."""
-  use = real & jnp.all(jnp.isfinite(x), axis=-1)
-  latents = sae.forward(jnp.where(use[:, None], x, 0)).latents
-  if isinstance(latents, SparseLatents):
-    hits = latents.indices == latent
-    z = jnp.sum(jnp.where(hits, latents.values, 0), axis=-1)
-  else:
-    z = jnp.take(latents.dense(), latent, axis=-1)
-  return jnp.where(use, z, 0).astype(jnp.float32)
+def _example(
+  store: Store,
+  value: float,
+  row: int,
+  before: int,
+  after: int,
+  mark: tuple[str, str],
+) -> Example:
+  row = int(row)
+  where = store.provenance([row])
+  return Example(
+    activation=float(value),
+    row=row,
+    doc=int(where["doc"][0]),
+    pos=int(where["pos"][0]),
+    token=neighbours.text(store, row, 0, 0),
+    context=neighbours.text(store, row, before, after, mark),
+  )

@@ -1,0 +1,5 @@
+"""Features: what latents do over many rows, in one pass over them."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

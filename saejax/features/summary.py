@@ -1,0 +1,233 @@
+"""How often and how strongly latents are active, and on which rows the most.
+
+One pass over the rows, whatever the number of latents: only what is active is
+looked at, sums are in float64, and summaries of parts merge to that of the whole.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from saejax.data.store.reader import Store
+from saejax.errors import InputError
+from saejax.sae.latents import EntryLatents, Latents, SparseLatents
+from saejax.sae.sae import SAE
+
+_DENSE = 2**26  # values of dense latents in memory at once
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Summary:
+  """What L latents do over some rows.
+
+  Attributes:
+    latents: numbers of the latents [L], ascending.
+    rows: number of rows; non-finite ones are left out.
+    count: rows where each is not 0 [L].
+    sum, square: sums of z and of z^2 [L].
+    top_values: largest positive values [L, c], descending; 0 where there are
+      fewer.
+    top_rows: their row numbers [L, c], -1 where there are fewer; equal values
+      are in the order of rows.
+  """
+
+  latents: Int[np.ndarray, "L"]
+  rows: int
+  count: Int[np.ndarray, "L"]
+  sum: Float[np.ndarray, "L"]
+  square: Float[np.ndarray, "L"]
+  top_values: Float[np.ndarray, "L c"]
+  top_rows: Int[np.ndarray, "L c"]
+
+  @property
+  def density(self) -> Float[np.ndarray, "L"]:
+    """Share of rows where each latent is not 0."""
+    return self.count / max(self.rows, 1)
+
+  def top(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest values of a latent and their row numbers.
+
+    Args:
+      latent: its number.
+
+    Raises:
+      ValueError: it is not among `latents`.
+    """
+    place = int(np.searchsorted(self.latents, latent))
+    if place == len(self.latents) or self.latents[place] != latent:
+      raise ValueError(f"latent {latent} is not in the summary")
+    found = int((self.top_rows[place] >= 0).sum())
+    return self.top_values[place, :found], self.top_rows[place, :found]
+
+  def merged(self, other: "Summary") -> "Summary":
+    """The summary of both parts.
+
+    Args:
+      other: of other rows and the same latents.
+
+    Raises:
+      ValueError: it is of other latents, or keeps another number of rows.
+    """
+    if not np.array_equal(self.latents, other.latents):
+      raise ValueError("summaries must be of the same latents")
+    most = self.top_values.shape[1]
+    if other.top_values.shape[1] != most:
+      raise ValueError(f"both must keep {most} rows of each latent")
+    place, value, row = (
+      np.concatenate(pair)
+      for pair in zip(_kept(self), _kept(other), strict=True)
+    )
+    values, rows = _largest(place, value, row, len(self.latents), most)
+    return Summary(
+      latents=self.latents,
+      rows=self.rows + other.rows,
+      count=self.count + other.count,
+      sum=self.sum + other.sum,
+      square=self.square + other.square,
+      top_values=values,
+      top_rows=rows,
+    )
+
+
+def _kept(summary: Summary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The top rows as entries: place of the latent, value, row."""
+  place, rank = np.nonzero(summary.top_rows >= 0)
+  return place, summary.top_values[place, rank], summary.top_rows[place, rank]
+
+
+def _largest(
+  place: np.ndarray, value: np.ndarray, row: np.ndarray, L: int, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The largest entries of each latent: (values, rows) [L, most]."""
+  order = np.lexsort((row, -value, place))
+  place, value, row = place[order], value[order], row[order]
+  rank = np.arange(len(place)) - np.searchsorted(place, place)
+  inside = rank < most
+  values = np.zeros((L, most), np.float32)
+  rows = np.full((L, most), -1, np.int64)
+  values[place[inside], rank[inside]] = value[inside]
+  rows[place[inside], rank[inside]] = row[inside]
+  return values, rows
+
+
+def summarise(
+  sae: SAE,
+  store: Store,
+  latents: Sequence[int] | np.ndarray | None = None,
+  *,
+  top: int = 20,
+  batch_rows: int = 4096,
+) -> Summary:
+  """Summarises latents over a store, which is read once, in order.
+
+  Args:
+    sae: the SAE, in the inference form.
+    store: the rows.
+    latents: numbers of the latents; all by default.
+    top: number of rows kept for each.
+    batch_rows: largest number of rows on the device at once.
+
+  Raises:
+    InputError: there is no such latent, or top is negative.
+  """
+  if top < 0:
+    raise InputError("top", top, "must be at least 0", "use 0 or more")
+  wanted = np.arange(sae.n) if latents is None else np.unique(latents)
+  outside = wanted[(wanted < 0) | (wanted >= sae.n)]
+  if len(outside):
+    raise InputError(
+      "latent",
+      int(outside[0]),
+      f"must be in [0, {sae.n})",
+      f"use at most {sae.n - 1}",
+    )
+  total = _of_entries(wanted, 0, _none(), top)
+  if sae.activation.row_k is None:
+    batch_rows = max(1, min(batch_rows, _DENSE // sae.n))
+  for numbers, x in _batches(store, batch_rows):
+    padded = np.zeros((batch_rows, *x.shape[1:]), x.dtype)
+    padded[: len(x)] = x
+    found, use = _encoded(sae, padded)
+    use = np.asarray(use)[: len(x)]
+    row, latent, value = entries(found)
+    inside = row < len(x)
+    inside &= use[np.minimum(row, len(x) - 1)]
+    place = np.searchsorted(wanted, latent)
+    inside &= wanted[np.minimum(place, len(wanted) - 1)] == latent
+    part = (place[inside], value[inside], numbers[row[inside]])
+    total = total.merged(_of_entries(wanted, int(use.sum()), part, top))
+  return total
+
+
+def _none() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  return np.zeros(0, int), np.zeros(0, np.float32), np.zeros(0, int)
+
+
+def _of_entries(
+  latents: np.ndarray,
+  rows: int,
+  entries: tuple[np.ndarray, np.ndarray, np.ndarray],
+  top: int,
+) -> Summary:
+  """The summary of a part, from places of latents, values and row numbers."""
+  place, value, row = entries
+  wide, L = value.astype(np.float64), len(latents)
+  positive = value > 0
+  values, kept = _largest(
+    place[positive], value[positive], row[positive], L, top
+  )
+  return Summary(
+    latents=latents,
+    rows=rows,
+    count=np.bincount(place, minlength=L),
+    sum=np.bincount(place, wide, L),
+    square=np.bincount(place, wide * wide, L),
+    top_values=values,
+    top_rows=kept,
+  )
+
+
+def _batches(
+  store: Store, batch_rows: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Every row once, in order: (row numbers, rows)."""
+  for first, last in store.intervals:
+    for start in range(first, last, batch_rows):
+      stop = min(start + batch_rows, last)
+      yield np.arange(start, stop), store.read(start, stop)
+
+
+@jax.jit
+def _encoded(
+  sae: SAE, x: Float[Array, "B d"]
+) -> tuple[Latents, Bool[Array, "B"]]:
+  """Latents, and which rows are finite; the others are encoded as zeros."""
+  finite = jnp.all(jnp.isfinite(x).reshape(len(x), -1), axis=-1)
+  clean = jnp.where(finite.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+  return sae.forward(clean).latents, finite
+
+
+def entries(
+  latents: Latents,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The latents that are not 0: (rows, latents, values), all [entries].
+
+  Args:
+    latents: of rows with one leading axis.
+  """
+  if isinstance(latents, SparseLatents):
+    values = np.asarray(latents.values)
+    row, rank = np.nonzero(values)
+    return row, np.asarray(latents.indices)[row, rank], values[row, rank]
+  if isinstance(latents, EntryLatents):
+    values = np.asarray(latents.values)
+    (used,) = np.nonzero(values)
+    rows, indices = np.asarray(latents.rows), np.asarray(latents.indices)
+    return rows[used], indices[used], values[used]
+  values = np.asarray(latents.dense())
+  row, latent = np.nonzero(values)
+  return row, latent, values[row, latent]
