@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Float
 
 from saejax import errors
 from saejax.models import hub
@@ -107,16 +106,13 @@ class File:
   tensors: Mapping[str, Tensor]
   data: np.ndarray = dataclasses.field(repr=False)
 
-  def get_tensor(self, name: str) -> Float[np.ndarray, "..."]:
-    """Returns a tensor as float32.
+  def get_slice(self, name: str) -> "Slices":
+    """Returns a tensor, which is converted to float32 when it is read.
 
     Args:
       name: name of the tensor.
     """
-    tensor = self.tensors[name]
-    raw = self.data[tensor.start : tensor.start + tensor.size]
-    values = tensor.kind.decode(raw.reshape(-1, tensor.kind.bytes))
-    return values.reshape(tensor.shape)
+    return Slices(self.data, self.tensors[name])
 
   def refusal(self, rule: str, remedy: str) -> errors.InputError:
     """Returns the error for this file.
@@ -126,6 +122,40 @@ class File:
       remedy: how to correct it.
     """
     return errors.InputError(hub.FIELD, self.path, rule, remedy)
+
+
+class Slices(NamedTuple):
+  """A tensor that is read by slices.
+
+  Attributes:
+    data: all bytes of the file.
+    tensor: its place.
+  """
+
+  data: np.ndarray
+  tensor: Tensor
+
+  def get_shape(self) -> tuple[int, ...]:
+    """Returns the shape."""
+    return self.tensor.shape
+
+  def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
+    """Returns a part as float32; no other blocks are read.
+
+    Args:
+      index: a slice per axis; absent ones are whole.
+    """
+    kind, shape, start, size = self.tensor
+    index = index if isinstance(index, tuple) else (index,)
+    index += (slice(None),) * (len(shape) - len(index))
+    first, stop, _ = index[-1].indices(shape[-1])
+    blocks = slice(first // kind.values, -(-stop // kind.values))
+    raw = self.data[start : start + size]
+    raw = raw.reshape(*shape[:-1], -1, kind.bytes)[(*index[:-1], blocks)]
+    values = kind.decode(np.ascontiguousarray(raw).reshape(-1, kind.bytes))
+    values = values.reshape(*raw.shape[:-2], -1)
+    offset = blocks.start * kind.values
+    return values[..., first - offset : stop - offset]
 
 
 def read(path: str | pathlib.Path) -> File:

@@ -11,7 +11,7 @@ References:
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -177,15 +177,41 @@ class Tensors:
       "k_proj": found["num_key_value_heads"],
     }
 
-  def get_tensor(self, name: str) -> Float[np.ndarray, "..."]:
-    """Returns a tensor as float32.
+  def get_slice(self, name: str) -> "gguf.Slices | Halves":
+    """Returns a tensor, which is converted to float32 when it is read.
 
     Args:
       name: name of the tensor in transformers.
     """
-    tensor = self._file.get_tensor(self.names[name])
+    tensor = self._file.get_slice(self.names[name])
     heads = self._heads.get(name.split(".")[-2])
-    return tensor if heads is None else halves(tensor, heads)
+    return tensor if heads is None else Halves(tensor, heads)
+
+
+class Halves(NamedTuple):
+  """A query or key projection that is read by slices, see `halves`.
+
+  Attributes:
+    pairs: the projection in the file.
+    heads: number of heads.
+  """
+
+  pairs: gguf.Slices
+  heads: int
+
+  def get_shape(self) -> tuple[int, ...]:
+    """Returns the shape."""
+    return self.pairs.get_shape()
+
+  def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
+    """Returns a part as float32.
+
+    Args:
+      index: a slice per axis, the first of whole heads; absent ones are whole.
+    """
+    rows = self.pairs[index]
+    head = self.get_shape()[0] // self.heads
+    return halves(rows, len(rows) // head)
 
 
 def halves(rows: Float[np.ndarray, "o ..."], heads: int) -> np.ndarray:

@@ -37,7 +37,7 @@ def folder_of(path: pathlib.Path) -> pathlib.Path:
   with golden.tensors() as tensors:
     safetensors.numpy.save_file(
       {
-        name: np.ascontiguousarray(handle.get_tensor(stored))
+        name: np.ascontiguousarray(handle.get_slice(stored)[:])
         for name, (handle, stored) in tensors.items()
       },
       path / "model.safetensors",
