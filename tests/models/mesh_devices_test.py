@@ -15,7 +15,7 @@ from saejax.models import checkpoint, decoding, edits, generate, mesh, taps
 from saejax.models import model as model_lib
 from tests.models import drawn, gguf_files, golden
 
-MESHES = ((1, 2), (2, 1), (2, 4), (8, 1))
+DIVIDED, COPIED = ((1, 2), (2, 4)), ((2, 1), (8, 1))  # weights
 COLLECTIVE = re.compile(
   r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)"
   r"(?:-start)?\("
@@ -43,14 +43,19 @@ class Base(parameterized.TestCase):
 
 
 class AgreementTest(Base):
-  @parameterized.parameters(*drawn.SETTINGS)
-  def test_every_site_is_that_on_one_device(self, family):
+  @parameterized.parameters(
+    *((family, DIVIDED) for family in drawn.SETTINGS),
+    ("bert", COPIED),
+    ("gemma3_text", COPIED),
+    ("gpt2", COPIED),
+  )
+  def test_every_site_is_that_on_one_device(self, family, meshes):
     path = self.folder(family)
     alone = model_lib.load(path)
     ids, mask = batch(alone)
     sites = golden.sites(alone.config)
     want = taps.read(alone, ids, mask, sites)
-    for shape in MESHES:
+    for shape in meshes:
       model = model_lib.load(path, mesh=mesh.make(shape))
       got = jax.block_until_ready(taps.read(model, ids, mask, sites))
       for site in sites:
