@@ -73,7 +73,8 @@ class HarvestConfig:
   calibration_rows: int = 4_096  # rows used to estimate the median norm
   drop_ids: tuple[int, ...] = ()  # token ids that are never rows
   # positions at the start of each window that are never rows, special tokens
-  # included; -1 for the model's own: 1 for Llama, whose norm is far larger there
+  # included; -1 for the model's own: 1 for Llama and others whose norm is far
+  # larger there
   drop_first: int = -1
   nonfinite: str = "refuse"  # rows with NaN or infinity: refuse or keep
   dtype: str = "bfloat16"  # dtype of stored rows, bfloat16 or float32
