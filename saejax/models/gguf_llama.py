@@ -35,6 +35,7 @@ LAYER_MODULES = {
   "ffn_up": "mlp.up_proj",
   "ffn_down": "mlp.down_proj",
 }
+DIVISORS = "rope_freqs.weight"  # of rotary frequencies; no weight of a layer
 ARCHITECTURE = "llama"
 PREFIX = f"{ARCHITECTURE}."
 # Settings that are read; others with this prefix would change the model.
@@ -104,18 +105,31 @@ def settings(file: gguf.File) -> dict[str, Any]:
     "max_position_embeddings": integer("context_length"),
     "rms_norm_eps": of_file.number(PREFIX + "attention.layer_norm_rms_epsilon"),
     "rope_theta": of_file.number(PREFIX + "rope.freq_base", 10000.0),
-    "rope_scaling": _scaling(of_file),
+    "rope_scaling": _scaling(of_file, file),
     **_of_tensors(file, layers),
   }
 
 
-def _scaling(of_file: config_file.ConfigFile) -> dict[str, Any] | None:
+def _scaling(
+  of_file: config_file.ConfigFile, file: gguf.File
+) -> dict[str, Any] | None:
   kind, factor = (PREFIX + f"rope.scaling.{n}" for n in ("type", "factor"))
-  kind = of_file.choice(kind, ("none", "linear"), "linear")
-  factor = of_file.number(factor, 1.0)
-  if kind == "none" or factor == 1:
-    return None
-  return {"rope_type": "linear", "factor": factor}
+  chosen = of_file.choice(kind, ("none", "linear"), "linear")
+  linear = 1.0 if chosen == "none" else of_file.number(factor, 1.0)
+  if DIVISORS not in file.tensors:
+    return None if linear == 1 else {"rope_type": "linear", "factor": linear}
+  if linear != 1:
+    raise of_file.refusal(factor, f"must be 1 beside the tensor {DIVISORS}")
+  divisors = file.get_slice(DIVISORS)[:].tolist()
+  return {  # those of Llama 3, with divisors that do not depend on the length
+    "rope_type": "longrope",
+    "factor": 1.0,
+    "original_max_position_embeddings": of_file.integer(
+      PREFIX + "context_length"
+    ),
+    "short_factor": divisors,
+    "long_factor": divisors,
+  }
 
 
 def _of_tensors(file: gguf.File, layers: int) -> dict[str, bool]:
@@ -143,6 +157,8 @@ def _names(file: gguf.File) -> dict[str, str]:
   """Names of the tensors, transformers -> llama.cpp."""
   found = {}
   for name in file.tensors:
+    if name == DIVISORS:
+      continue
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     layer, module, kind = match.groups() if match else (None, name, "")
     known = MODULES if layer is None else LAYER_MODULES

@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax import errors
-from saejax.models import gguf
+from saejax.models import gguf, gguf_types
 from tests.models import gguf_files
 
 HUGE = 2**62
@@ -32,9 +32,25 @@ class GgufTest(parameterized.TestCase):
         )
         kinds.add(file.tensors[name].kind.name)
     # Those of float32 are views of the file.
-    self.assertEqual(kinds | {"F32"}, {k.name for k in gguf.KINDS.values()})
+    named = {k.name for k in gguf_types.KINDS.values()}
+    self.assertEqual(kinds | {"F32", "Q4_K", "Q5_K", "Q6_K"}, named)
     norm = file.get_slice("output_norm.weight")[:]
     self.assertTrue(np.shares_memory(norm, file.data))
+
+  @parameterized.parameters("Q4_K", "Q5_K", "Q6_K")
+  def test_blocks_of_256_equal_those_of_the_package_gguf_bit_for_bit(
+    self, name
+  ):
+    found = gguf_files.blocks()
+    raw, want = found[f"{name}/bytes"], found[f"{name}/values"]
+    numbers = {kind.name: n for n, kind in gguf_types.KINDS.items()}
+    tensors = {"x.weight": (numbers[name], (2, 512), raw.tobytes())}
+    file = gguf.read(gguf_files.write(self.path, tensors=tensors))
+    whole = file.get_slice("x.weight")[:]
+    want = want.reshape(2, 512)
+    np.testing.assert_array_equal(whole.view(np.uint32), want.view(np.uint32))
+    part = file.get_slice("x.weight")[1:, 100:300]
+    np.testing.assert_array_equal(part, want[1:, 100:300])
 
   def test_blocks_equal_the_formulas(self):
     d, m = np.float16(0.37), np.float16(-1.25)
