@@ -101,7 +101,8 @@ class File:
     return errors.InputError(hub.FIELD, self.path, rule, remedy)
 
 
-class Slices(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slices:
   """A tensor that is read by slices.
 
   Attributes:

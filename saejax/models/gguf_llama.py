@@ -10,8 +10,9 @@ References:
   (settings and their defaults).
 """
 
+import dataclasses
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -204,7 +205,8 @@ class Tensors:
     return tensor if heads is None else Halves(tensor, heads)
 
 
-class Halves(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Halves:
   """A query or key projection that is read by slices, see `halves`.
 
   Attributes:

@@ -205,11 +205,11 @@ class GgufModelTest(parameterized.TestCase):
     self.assert_refused(lambda: models.load(str(self.path)), part)
 
   def test_divisors_of_frequencies_are_those_of_llama3(self):
-    own = {"theta": 1000.0, "width": 8, "original": 32.0}
+    own = {"theta": 1000.0, "width": 8, "original": 64.0}
     llama3 = rotary.Rope(kind="llama3", factor=8.0, low=1.0, high=4.0, **own)
     base = 1000.0 ** (-np.arange(4) / 4)
     length = 2 * np.pi / base
-    smooth = np.clip((32 / length - 1) / 3, 0, 1)
+    smooth = np.clip((64 / length - 1) / 3, 0, 1)
     divisors = (1 / ((1 - smooth) / 8 + smooth)).astype(np.float32)
     tensors = {"rope_freqs.weight": (0, (4,), divisors.tobytes())}
     model = models.load(str(gguf_files.write(self.path, tensors=tensors)))

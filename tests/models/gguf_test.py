@@ -135,7 +135,7 @@ class GgufTest(parameterized.TestCase):
     ({"counts": (HUGE, 20)}, f"{HUGE} tensors"),
     ({"counts": (20, HUGE)}, f"{HUGE} settings"),
     ({"shift": 32}, "must follow the tensor before it"),
-    ({"tensors": {"x.weight": (14, (1, 256), bytes(210))}}, "has Q6_K (14)"),
+    ({"tensors": {"x.weight": (10, (1, 256), bytes(84))}}, "has Q2_K (10)"),
     ({"tensors": {"x.weight": (99, (1, 256), bytes(210))}}, "has type (99)"),
     ({"tensors": {"x.weight": (0, (HUGE, HUGE), b"")}}, "must be complete"),
     ({"tensors": {"x.weight": (3, (1, 48), bytes(40))}}, "a multiple of 32"),
