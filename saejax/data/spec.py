@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from jax.sharding import Mesh
+
 from saejax import durable
 from saejax.data.store import manifest, writer
 from saejax.data.store import place as places
@@ -12,7 +14,7 @@ from saejax.data.store.columns import Column
 from saejax.data.text import corpus as text
 from saejax.data.text import subject
 from saejax.errors import InputError
-from saejax.models import taps
+from saejax.models import mesh, taps
 
 PROVENANCE = {
   "doc": Column(dtype="int64", about="number of the document"),
@@ -59,6 +61,10 @@ class HarvestConfig:
   document_tokens: int = 0  # maximum tokens used per document; 0 for all
   context: int = 128  # tokens per window, special tokens included
   forward_batch: int = 16  # windows per forward batch
+  # devices of the model: data (a part of the windows each) and model (a part of
+  # the heads, MLP and vocabulary each); not part of a store's identity
+  mesh: tuple[int, ...] = (1, 1)
+  first_device: int = 0  # number of the first of these devices
   pool_batches: int = 16  # forward batches sorted by length together
   bucket_rows: int = 131_072  # rows shuffled together, a multiple of shard_rows
   shard_rows: int = 32_768  # rows per file, a multiple of chunk_rows
@@ -67,7 +73,8 @@ class HarvestConfig:
   calibration_rows: int = 4_096  # rows used to estimate the median norm
   drop_ids: tuple[int, ...] = ()  # token ids that are never rows
   # positions at the start of each window that are never rows, special tokens
-  # included; -1 for the model's own: 1 for Llama, whose norm is far larger there
+  # included; -1 for the model's own: 1 for Llama and others whose norm is far
+  # larger there
   drop_first: int = -1
   nonfinite: str = "refuse"  # rows with NaN or infinity: refuse or keep
   dtype: str = "bfloat16"  # dtype of stored rows, bfloat16 or float32
@@ -226,7 +233,24 @@ def subject_of(config: HarvestConfig) -> subject.Subject:
     config.point,
     special_tokens=config.special_tokens,
     score=config.score,
+    mesh=_mesh(config),
   )
+
+
+def _mesh(config: HarvestConfig) -> Mesh | None:
+  """The devices of the model; None for the default one."""
+  if (config.mesh, config.first_device) == ((1, 1), 0):
+    return None
+  found = mesh.make(config.mesh, first=config.first_device)
+  if config.forward_batch % config.mesh[0]:
+    raise InputError(
+      "harvest.forward_batch",
+      config.forward_batch,
+      f"must divide by the {config.mesh[0]} devices of the data axis of "
+      "harvest.mesh",
+      f"use a multiple of {config.mesh[0]}",
+    )
+  return found
 
 
 def corpus_of(config: HarvestConfig) -> text.Corpus:

@@ -120,20 +120,24 @@ def read_params(w: weights.Weights, config: Config) -> dict[str, Any]:
   w.strip_prefix("embeddings.word_embeddings.weight", "", PREFIX)
   d, d_mlp = config.d, config.d_mlp
 
-  def layer(at: str) -> dict[str, weights.Linear | weights.Norm]:
-    qkv = [f"{at}.attention.self.{n}" for n in ("query", "key", "value")]
+  def layer(at: str) -> dict[str, Any]:
+    own = f"{at}.attention.self"
+    qkv = [w.map(f"{own}.{n}", i=d, o=d) for n in ("query", "key", "value")]
+    out = w.map(f"{at}.attention.output.dense", i=d, o=d)
+    up = w.map(f"{at}.intermediate.dense", i=d, o=d_mlp)
+    down = w.map(f"{at}.output.dense", i=d_mlp, o=d)
     return {
-      "qkv": w.linear(*qkv, i=d, o=d),
-      "out": w.linear(f"{at}.attention.output.dense", i=d, o=d),
+      "qkv": w.joint(qkv),
+      "out": w.linear(out, split=0),
       "norm_mid": w.norm(f"{at}.attention.output.LayerNorm", d),
-      "up": w.linear(f"{at}.intermediate.dense", i=d, o=d_mlp),
-      "down": w.linear(f"{at}.output.dense", i=d_mlp, o=d),
+      "up": w.linear(up, split=1),
+      "down": w.linear(down, split=0),
       "norm_post": w.norm(f"{at}.output.LayerNorm", d),
     }
 
   table = "embeddings.{}_embeddings.weight".format
   return {
-    "word": w.take(table("word"), config.vocabulary, d),
+    "word": w.take(table("word"), config.vocabulary, d, split=0),
     "position": w.take(table("position"), config.max_positions, d),
     "type": w.take(table("token_type"), config.types, d),
     "norm": w.norm("embeddings.LayerNorm", d),
@@ -159,7 +163,6 @@ def forward(
     tap: called with name and h at every point, returns h, see `Model.hidden`.
     cache: always None.
   """
-  B, T = ids.shape
   act = ops.ACTIVATIONS[config.activation]
   h = tap("embed", ops.embed(params["word"], ids))
   h = h + params["type"][0][None, None]
@@ -168,8 +171,8 @@ def forward(
 
   def block(l, p, h, cache, tap):
     h = tap("resid_pre", h)
-    qkv = ops.linear(h, p["qkv"]).reshape(B, T, 3, config.heads, config.head)
-    q, k, v = (tap(name, qkv[:, :, i]) for i, name in enumerate("qkv"))
+    qkv = zip("qkv", ops.joint(h, p["qkv"], [config.d] * 3), strict=True)
+    q, k, v = (tap(name, ops.heads(x, config.head)) for name, x in qkv)
     z, cache = ops.attend(view, q, k, v, cache, scale=config.head**-0.5)
     a = ops.linear(ops.joined(tap("z", z)), p["out"])
     h = ops.layer_norm(h + tap("attn_out", a), p["norm_mid"], config.eps)

@@ -12,6 +12,7 @@ import json
 import pathlib
 import re
 import tempfile
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -32,11 +33,27 @@ Sources: TypeAlias = dict[str, tuple["Handle", str]]
 ARCHITECTURES = {gguf_llama.ARCHITECTURE: gguf_llama}
 
 
+class Slices(Protocol):
+  """A tensor that is read by slices of its axes."""
+
+  def get_shape(self) -> Sequence[int]:
+    """Returns the shape."""
+    ...
+
+  def __getitem__(self, index: Any, /) -> np.ndarray:
+    """Reads a part.
+
+    Args:
+      index: a slice per axis; absent ones are whole.
+    """
+    ...
+
+
 class Handle(Protocol):
   """An open file of tensors."""
 
-  def get_tensor(self, name: str, /) -> np.ndarray:
-    """Returns a tensor.
+  def get_slice(self, name: str, /) -> Slices:
+    """Returns a tensor, unread.
 
     Args:
       name: name of the tensor in the file.

@@ -192,10 +192,13 @@ def read_params(
   d, d_mlp, head = config.d, config.d_mlp, config.head
   inner, shared = config.heads * head, config.key_heads * head
 
-  def joined(at: str, modules, i: int, widths, bias: bool) -> weights.Linear:
-    parts = [f"{at}.{name}" for name in modules]
-    o = widths if len(parts) > 1 else (sum(widths),)
-    return w.linear(*parts, i=i, o=o, bias=bias)
+  def joint(at: str, modules, widths, bias: bool) -> weights.Joint:
+    if len(modules) == 1:  # the checkpoint has them joined
+      (name,) = modules
+      one = w.map(f"{at}.{name}", i=d, o=sum(widths), bias=bias)
+      return w.joint(one.split(widths))
+    pairs = zip(modules, widths, strict=True)
+    return w.joint([w.map(f"{at}.{m}", i=d, o=o, bias=bias) for m, o in pairs])
 
   def norms(at: str) -> dict[str, Array]:
     each = names._asdict().items()
@@ -208,16 +211,19 @@ def read_params(
     }
 
   def layer(at: str) -> dict[str, Any]:
-    qkv = (inner, shared, shared)
+    qkv = joint(at, names.qkv, (inner, shared, shared), config.qkv_bias)
+    out = w.map(f"{at}.{names.out}", i=inner, o=d, bias=config.out_bias)
+    up = joint(at, names.up, (d_mlp, d_mlp), config.mlp_bias)
+    down = w.map(f"{at}.{names.down}", i=d_mlp, o=d, bias=config.mlp_bias)
     return norms(at) | {
-      "qkv": joined(at, names.qkv, d, qkv, config.qkv_bias),
-      "out": joined(at, [names.out], inner, (d,), config.out_bias),
-      "up": joined(at, names.up, d, (d_mlp, d_mlp), config.mlp_bias),
-      "down": joined(at, [names.down], d_mlp, (d,), config.mlp_bias),
+      "qkv": qkv,
+      "out": w.linear(out, split=0),
+      "up": up,
+      "down": w.linear(down, split=0),
     }
 
   params = {
-    "token": w.take("embed_tokens.weight", config.vocabulary, d),
+    "token": w.take("embed_tokens.weight", config.vocabulary, d, split=0),
     "layers": tuple(layer(f"layers.{l}") for l in range(config.layers)),
     "norm": w.take("norm.weight", d),
   }
@@ -251,6 +257,8 @@ def forward(
   everywhere = view, turns(config.rope)
   local = view.within(config.window), turns(config.local_rope or config.rope)
 
+  widths = [n * config.head for n in (config.heads, *[config.key_heads] * 2)]
+
   def norm(x: Array, gain: Array | None) -> Array:
     if gain is None:
       return x
@@ -259,9 +267,10 @@ def forward(
   def block(l, p, h, cache, tap):
     seen, turn = stack.choose(stack.pick(windowed, l), local, everywhere)
     h = tap("resid_pre", h)
-    qkv = ops.linear(norm(h, p["norm_pre"]), p["qkv"])
+    qkv = ops.joint(norm(h, p["norm_pre"]), p["qkv"], widths)
     q, k, v = (
-      tap(name, x) for name, x in zip("qkv", _heads(qkv, config), strict=True)
+      tap(name, ops.heads(x, config.head))
+      for name, x in zip("qkv", qkv, strict=True)
     )
     q = rotary.rotate(norm(q, p.get("norm_q")), turn)
     k = rotary.rotate(norm(k, p.get("norm_k")), turn)
@@ -270,8 +279,8 @@ def forward(
     )
     a = ops.linear(ops.joined(tap("z", z)), p["out"])
     h = tap("resid_mid", h + tap("attn_out", norm(a, p.get("norm_attn"))))
-    m = ops.linear(tap("mlp_in", norm(h, p["norm_mid"])), p["up"])
-    gate, up = jnp.split(m, 2, axis=-1)
+    m = tap("mlp_in", norm(h, p["norm_mid"]))
+    gate, up = ops.joint(m, p["up"], (config.d_mlp, config.d_mlp))
     m = ops.linear(tap("mlp_hidden", act(gate) * up), p["down"])
     m = tap("mlp_out", norm(m, p.get("norm_mlp")))
     return tap("resid_post", h + m), cache
@@ -280,19 +289,6 @@ def forward(
   h = tap("embed", h * jnp.asarray(config.embed_scale, h.dtype))
   h, cache = stack.run(block, params["layers"], h, tap, cache)
   return tap("final_norm", norm(h, params["norm"])), cache
-
-
-def _heads(
-  qkv: Float[Array, "B T o"], config: Config
-) -> tuple[Array, Array, Array]:
-  B, T, _ = qkv.shape
-  parts = qkv.reshape(B, T, -1, config.head)
-  keys = config.heads + config.key_heads
-  return (
-    parts[:, :, : config.heads],
-    parts[:, :, config.heads : keys],
-    parts[:, :, keys:],
-  )
 
 
 # --- families ----------------------------------------------------------------

@@ -14,6 +14,16 @@ pass to the next; `s` is that of one sequence before its first token. The result
 must not depend on how a sequence is divided into passes, which holds for any f
 without a state that treats tokens alone, and for `by_token`.
 
+An edit may depend on an earlier site of the same pass: `context.after(site)` is
+the state of that site's edit after each token, where the edit gives it.
+`by_token` does, and so does
+
+  Edit(f, state=s, each=True)   (h, context, state) -> (h, states [B, T, ...])
+
+whose states stay as they are at padding. A state is only passed on to later
+sites, since in a whole pass an earlier site is done with all tokens before a later
+one starts.
+
 Edits are compiled with the model. `jax.tree_util.Partial(f, v)` makes arrays v
 arguments of the program: f is compiled once for all v, where a closure is
 compiled anew each time that it is made.
@@ -49,6 +59,7 @@ class Context(flax.struct.PyTreeNode):
       in the prompt, where the last token, -1, is the one that the first
       generated token is predicted from.
     sequence: number of the sequence of each row, in the order of the caller.
+    states: states after each token of edits at earlier sites, see `after`.
   """
 
   ids: Int[Array, "B *T"]
@@ -56,7 +67,28 @@ class Context(flax.struct.PyTreeNode):
   positions: Int[Array, "B *T"]
   step: Int[Array, "B *T"]
   sequence: Int[Array, "B"]
+  states: States = flax.struct.field(default_factory=dict)
   site: str = flax.struct.field(pytree_node=False, default="")
+
+  def after(self, site: str) -> Any:
+    """Returns the states of an edit after each token, [B, T, ...].
+
+    Args:
+      site: name in saejax of an earlier site.
+
+    Raises:
+      InputError: no edit there gives its states, or the site is not earlier.
+    """
+    if site in self.states:
+      return self.states[site]
+    given = ", ".join(self.states) or "none"
+    raise errors.InputError(
+      FIELD,
+      site,
+      f"must be before {self.site} in the forward pass and have an edit that "
+      f"gives its state after each token, which {given} has",
+      "make it with edits.by_token, or set each",
+    )
 
 
 class Edit(flax.struct.PyTreeNode):
@@ -67,15 +99,18 @@ class Edit(flax.struct.PyTreeNode):
       there is a state. Leaves of a state have the sequences as first axis.
     state: state of one sequence before its first token, a pytree; None for an
       edit without a state.
+    each: whether the function returns the states after each token, with leaves
+      [B, T, ...], rather than the last one.
   """
 
   function: Callable
   state: Any = None
+  each: bool = flax.struct.field(pytree_node=False, default=False)
 
   def __call__(
     self, h: Float[Array, "B T ..."], context: Context, state: Any
   ) -> tuple[Float[Array, "B T ..."], Any]:
-    """Returns the edited activations and the next state.
+    """Returns the edited activations, and the next state or that after each token.
 
     Args:
       h: activations.
@@ -109,13 +144,14 @@ def _alone(function: Callable, h: Array, context: Context) -> Array:
 def by_token(function: Callable, *, state: Any) -> Edit:
   """Returns an edit that goes over tokens in order.
 
-  Padding is passed over: its activations and the state stay as they are.
+  Padding is passed over: its activations and the state stay as they are. Later
+  sites can read the state after each token.
 
   Args:
     function: (h [B, ...], context of one token per row, state) -> (h, state).
     state: state of one sequence before its first token.
   """
-  return Edit(Partial(_over_tokens, function), state)
+  return Edit(Partial(_over_tokens, function), state, each=True)
 
 
 def _over_tokens(
@@ -124,15 +160,17 @@ def _over_tokens(
   first = lambda a: jnp.swapaxes(a, 0, 1)
   tokens = ("ids", "mask", "positions", "step")
   columns = {name: first(getattr(context, name)) for name in tokens}
+  columns["states"] = jax.tree.map(first, context.states)
 
   def step(state, at):
     h, column = at
     edited, after = function(h, context.replace(**column), state)
     keep = lambda new, old: jnp.where(_along(column["mask"], new), new, old)
-    return jax.tree.map(keep, after, state), keep(edited, h)
+    after = jax.tree.map(keep, after, state)
+    return after, (keep(edited, h), after)
 
-  state, edited = jax.lax.scan(step, state, (first(h), columns))
-  return first(edited), state
+  _, (edited, states) = jax.lax.scan(step, state, (first(h), columns))
+  return first(edited), jax.tree.map(first, states)
 
 
 def _along(rows: Array, like: Array) -> Array:
@@ -173,9 +211,14 @@ def tap(
     (tap, states after the forward pass, which is empty before it).
   """
   after: States = {}
+  passed: States = {}  # in the order of sites in the forward pass
 
   def at(name: str, edit: Edit, h: Array) -> Array:
-    edited, state = edit(h, context.replace(site=name), states[name])
+    seen = context.replace(site=name, states=dict(passed))
+    edited, state = edit(h, seen, states[name])
+    if edit.each:
+      passed[name] = state
+      state = jax.tree.map(lambda a: a[:, -1], state)
     _same(name, "", edited, h)
     _same(name, "a state of ", state, states[name])
     after[name] = state

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from saejax import errors
-from saejax.models import decoding, sampling, stops, taps, tokenizer
+from saejax.models import decoding, mesh, sampling, stops, taps, tokenizer
 from saejax.models import edits as edits_lib
 from saejax.models import model as model_lib
 
@@ -127,6 +127,7 @@ def generate(
   text = stops.Text(words, _stops(stop, words))
   batches = -(-len(ids) // batch_rows)
   size = -(-len(ids) // batches)
+  size += -size % mesh.replicas(model.mesh)
   found, reasons, texts = [], [], []
   for start in range(0, len(ids), size):
     part = ids[start : start + size]
@@ -235,10 +236,12 @@ def _run(
   length = -(-(ids.shape[1] + max_tokens) // CACHE) * CACHE
   never = np.arange(len(ids)) >= count
   progress = decoding.prefill(model, rows, ids, never, length=length)
+  progress = mesh.settled(progress, model.mesh)
   stopped: dict[int, tuple[int, str]] = {}  # row -> (tokens, text)
   for until in text.looks(max_tokens):
     if until > 1:  # the first token is drawn by `prefill`
       progress = decoding.proceed(model, rows, progress, until)
+      progress = mesh.settled(progress, model.mesh)
     done = np.array(progress.done)
     if text.stops:
       drawn = np.asarray(progress.ids)[:count]

@@ -8,11 +8,6 @@ A file is little-endian and has, in this order,
     first), type (uint32), offset (uint64) from the start of the data;
   data: tensors one after the other, each aligned.
 
-Quantised tensors are blocks of 32 values w with a scale d, and m where there
-is an offset (float16):
-  Q8_0: w = d q, q int8;  Q4_0: w = d (q - 8);  Q4_1: w = d q + m,
-where q in [0, 16) are the low, then the high four bits of 16 bytes.
-
 The file is memory-mapped; a tensor is converted to float32 when it is read. Every
 length and offset is checked against the size of the file before it is used.
 
@@ -24,20 +19,17 @@ import dataclasses
 import functools
 import pathlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
-from jaxtyping import Float
 
 from saejax import errors
-from saejax.models import hub
+from saejax.models import gguf_types, hub
 
 TOKENS = "tokenizer.ggml.tokens"
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-BLOCK = 32  # values per block of quantised tensors
 MAX_DIMENSIONS = 4  # as in ggml
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 # Types of values in the metadata: number -> format of struct.
@@ -59,22 +51,6 @@ _MIN_SETTING = 8 + 4 + 1
 _MIN_TENSOR = 8 + 4 + 4 + 8
 
 
-class Kind(NamedTuple):
-  """A type of tensors.
-
-  Attributes:
-    name: name in ggml.
-    values: values per block.
-    bytes: bytes per block.
-    decode: blocks [n, bytes] uint8 -> values [n, values] float32.
-  """
-
-  name: str
-  values: int
-  bytes: int
-  decode: Callable[[np.ndarray], np.ndarray]
-
-
 class Tensor(NamedTuple):
   """The place of a tensor.
 
@@ -85,7 +61,7 @@ class Tensor(NamedTuple):
     size: its number of bytes.
   """
 
-  kind: Kind
+  kind: gguf_types.Kind
   shape: tuple[int, ...]
   start: int
   size: int
@@ -107,16 +83,13 @@ class File:
   tensors: Mapping[str, Tensor]
   data: np.ndarray = dataclasses.field(repr=False)
 
-  def get_tensor(self, name: str) -> Float[np.ndarray, "..."]:
-    """Returns a tensor as float32.
+  def get_slice(self, name: str) -> "Slices":
+    """Returns a tensor, which is converted to float32 when it is read.
 
     Args:
       name: name of the tensor.
     """
-    tensor = self.tensors[name]
-    raw = self.data[tensor.start : tensor.start + tensor.size]
-    values = tensor.kind.decode(raw.reshape(-1, tensor.kind.bytes))
-    return values.reshape(tensor.shape)
+    return Slices(self.data, self.tensors[name])
 
   def refusal(self, rule: str, remedy: str) -> errors.InputError:
     """Returns the error for this file.
@@ -126,6 +99,41 @@ class File:
       remedy: how to correct it.
     """
     return errors.InputError(hub.FIELD, self.path, rule, remedy)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slices:
+  """A tensor that is read by slices.
+
+  Attributes:
+    data: all bytes of the file.
+    tensor: its place.
+  """
+
+  data: np.ndarray
+  tensor: Tensor
+
+  def get_shape(self) -> tuple[int, ...]:
+    """Returns the shape."""
+    return self.tensor.shape
+
+  def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
+    """Returns a part as float32; no other blocks are read.
+
+    Args:
+      index: a slice per axis; absent ones are whole.
+    """
+    kind, shape, start, size = self.tensor
+    index = index if isinstance(index, tuple) else (index,)
+    index += (slice(None),) * (len(shape) - len(index))
+    first, stop, _ = index[-1].indices(shape[-1])
+    blocks = slice(first // kind.values, -(-stop // kind.values))
+    raw = self.data[start : start + size]
+    raw = raw.reshape(*shape[:-1], -1, kind.bytes)[(*index[:-1], blocks)]
+    values = kind.decode(np.ascontiguousarray(raw).reshape(-1, kind.bytes))
+    values = values.reshape(*raw.shape[:-2], -1)
+    offset = blocks.start * kind.values
+    return values[..., first - offset : stop - offset]
 
 
 def read(path: str | pathlib.Path) -> File:
@@ -251,7 +259,9 @@ def _scalar(cursor: _Cursor, kind: int, key: str) -> str:
 # --- tensors -----------------------------------------------------------------
 
 
-def _tensor(cursor: _Cursor, name: str) -> tuple[Kind, tuple[int, ...], int]:
+def _tensor(
+  cursor: _Cursor, name: str
+) -> tuple[gguf_types.Kind, tuple[int, ...], int]:
   """Returns type, shape and offset of a tensor."""
   count = cursor.number("I", name)
   if not 1 <= count <= MAX_DIMENSIONS:
@@ -259,14 +269,14 @@ def _tensor(cursor: _Cursor, name: str) -> tuple[Kind, tuple[int, ...], int]:
     raise cursor.refusal(rule)
   shape = tuple(cursor.number("Q", name) for _ in range(count))[::-1]
   number = cursor.number("I", name)
-  if number not in KINDS:
-    known = ", ".join(kind.name for kind in KINDS.values())
+  if number not in gguf_types.KINDS:
+    known = ", ".join(kind.name for kind in gguf_types.KINDS.values())
     raise cursor.refusal(
       f"{name} must have one of the types {known}, has "
-      f"{OTHER_KINDS.get(number, 'type')} ({number})",
+      f"{gguf_types.OTHERS.get(number, 'type')} ({number})",
       "use a file in one of these types",
     )
-  kind = KINDS[number]
+  kind = gguf_types.KINDS[number]
   if not all(shape) or shape[-1] % kind.values:
     raise cursor.refusal(
       f"{name} of type {kind.name} must have rows of a multiple of "
@@ -314,61 +324,3 @@ def _placed(
 
 def _aligned(at: int, alignment: int) -> int:
   return -(-at // alignment) * alignment
-
-
-# --- types of tensors --------------------------------------------------------
-
-
-def _float32(blocks: np.ndarray) -> np.ndarray:
-  return blocks.view("<f4")
-
-
-def _float16(blocks: np.ndarray) -> np.ndarray:
-  return blocks.view("<f2").astype(np.float32)
-
-
-def _bfloat16(blocks: np.ndarray) -> np.ndarray:
-  return blocks.view(ml_dtypes.bfloat16).astype(np.float32)
-
-
-def _q8_0(blocks: np.ndarray) -> np.ndarray:
-  return _float16(blocks[:, :2]) * blocks[:, 2:].view(np.int8)
-
-
-def _q4_0(blocks: np.ndarray) -> np.ndarray:
-  return _float16(blocks[:, :2]) * (_nibbles(blocks[:, 2:]) - np.float32(8))
-
-
-def _q4_1(blocks: np.ndarray) -> np.ndarray:
-  d, m = _float16(blocks[:, :2]), _float16(blocks[:, 2:4])
-  values = _nibbles(blocks[:, 4:])
-  values *= d
-  values += m
-  return values
-
-
-def _nibbles(packed: np.ndarray) -> np.ndarray:
-  """Low, then high four bits of bytes [n, 16], as float32 [n, 32]."""
-  return np.concatenate([packed & 15, packed >> 4], axis=-1, dtype=np.float32)
-
-
-KINDS = {
-  0: Kind("F32", 1, 4, _float32),
-  1: Kind("F16", 1, 2, _float16),
-  2: Kind("Q4_0", BLOCK, 18, _q4_0),
-  3: Kind("Q4_1", BLOCK, 20, _q4_1),
-  8: Kind("Q8_0", BLOCK, 34, _q8_0),
-  30: Kind("BF16", 1, 2, _bfloat16),
-}
-# Names of types that are not implemented, for errors.
-OTHER_KINDS = {
-  6: "Q5_0",
-  7: "Q5_1",
-  9: "Q8_1",
-  10: "Q2_K",
-  11: "Q3_K",
-  12: "Q4_K",
-  13: "Q5_K",
-  14: "Q6_K",
-  15: "Q8_K",
-}

@@ -10,6 +10,7 @@ References:
   (settings and their defaults).
 """
 
+import dataclasses
 import re
 from typing import Any
 
@@ -35,6 +36,7 @@ LAYER_MODULES = {
   "ffn_up": "mlp.up_proj",
   "ffn_down": "mlp.down_proj",
 }
+DIVISORS = "rope_freqs.weight"  # of rotary frequencies; no weight of a layer
 ARCHITECTURE = "llama"
 PREFIX = f"{ARCHITECTURE}."
 # Settings that are read; others with this prefix would change the model.
@@ -104,18 +106,31 @@ def settings(file: gguf.File) -> dict[str, Any]:
     "max_position_embeddings": integer("context_length"),
     "rms_norm_eps": of_file.number(PREFIX + "attention.layer_norm_rms_epsilon"),
     "rope_theta": of_file.number(PREFIX + "rope.freq_base", 10000.0),
-    "rope_scaling": _scaling(of_file),
+    "rope_scaling": _scaling(of_file, file),
     **_of_tensors(file, layers),
   }
 
 
-def _scaling(of_file: config_file.ConfigFile) -> dict[str, Any] | None:
+def _scaling(
+  of_file: config_file.ConfigFile, file: gguf.File
+) -> dict[str, Any] | None:
   kind, factor = (PREFIX + f"rope.scaling.{n}" for n in ("type", "factor"))
-  kind = of_file.choice(kind, ("none", "linear"), "linear")
-  factor = of_file.number(factor, 1.0)
-  if kind == "none" or factor == 1:
-    return None
-  return {"rope_type": "linear", "factor": factor}
+  chosen = of_file.choice(kind, ("none", "linear"), "linear")
+  linear = 1.0 if chosen == "none" else of_file.number(factor, 1.0)
+  if DIVISORS not in file.tensors:
+    return None if linear == 1 else {"rope_type": "linear", "factor": linear}
+  if linear != 1:
+    raise of_file.refusal(factor, f"must be 1 beside the tensor {DIVISORS}")
+  divisors = file.get_slice(DIVISORS)[:].tolist()
+  return {  # those of Llama 3, with divisors that do not depend on the length
+    "rope_type": "longrope",
+    "factor": 1.0,
+    "original_max_position_embeddings": of_file.integer(
+      PREFIX + "context_length"
+    ),
+    "short_factor": divisors,
+    "long_factor": divisors,
+  }
 
 
 def _of_tensors(file: gguf.File, layers: int) -> dict[str, bool]:
@@ -143,6 +158,8 @@ def _names(file: gguf.File) -> dict[str, str]:
   """Names of the tensors, transformers -> llama.cpp."""
   found = {}
   for name in file.tensors:
+    if name == DIVISORS:
+      continue
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     layer, module, kind = match.groups() if match else (None, name, "")
     known = MODULES if layer is None else LAYER_MODULES
@@ -177,15 +194,42 @@ class Tensors:
       "k_proj": found["num_key_value_heads"],
     }
 
-  def get_tensor(self, name: str) -> Float[np.ndarray, "..."]:
-    """Returns a tensor as float32.
+  def get_slice(self, name: str) -> "gguf.Slices | Halves":
+    """Returns a tensor, which is converted to float32 when it is read.
 
     Args:
       name: name of the tensor in transformers.
     """
-    tensor = self._file.get_tensor(self.names[name])
+    tensor = self._file.get_slice(self.names[name])
     heads = self._heads.get(name.split(".")[-2])
-    return tensor if heads is None else halves(tensor, heads)
+    return tensor if heads is None else Halves(tensor, heads)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halves:
+  """A query or key projection that is read by slices, see `halves`.
+
+  Attributes:
+    pairs: the projection in the file.
+    heads: number of heads.
+  """
+
+  pairs: gguf.Slices
+  heads: int
+
+  def get_shape(self) -> tuple[int, ...]:
+    """Returns the shape."""
+    return self.pairs.get_shape()
+
+  def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
+    """Returns a part as float32.
+
+    Args:
+      index: a slice per axis, the first of whole heads; absent ones are whole.
+    """
+    rows = self.pairs[index]
+    head = self.get_shape()[0] // self.heads
+    return halves(rows, len(rows) // head)
 
 
 def halves(rows: Float[np.ndarray, "o ..."], heads: int) -> np.ndarray:

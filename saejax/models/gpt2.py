@@ -8,6 +8,7 @@ out = LN(h); logits = out wte^T (out W_head^T where the head is untied).
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, ClassVar
 
 from jaxtyping import Array, Float, Int
@@ -122,22 +123,21 @@ def read_params(w: weights.Weights, config: Config) -> dict[str, Any]:
   w.strip_prefix("wte.weight", PREFIX, "")
   d, d_mlp = config.d, config.d_mlp
 
-  def conv(name: str, i: int, o: int) -> weights.Linear:
-    W, b = w.take(f"{name}.weight", i, o), w.take(f"{name}.bias", o)
-    return weights.Linear(W, b)
+  conv = partial(w.map, conv=True)
 
-  def layer(at: str) -> dict[str, weights.Linear | weights.Norm]:
+  def layer(at: str) -> dict[str, Any]:
+    qkv = conv(f"{at}.attn.c_attn", i=d, o=3 * d)
     return {
       "norm_pre": w.norm(f"{at}.ln_1", d),
-      "qkv": conv(f"{at}.attn.c_attn", d, 3 * d),
-      "out": conv(f"{at}.attn.c_proj", d, d),
+      "qkv": w.joint(qkv.split((d, d, d))),
+      "out": w.linear(conv(f"{at}.attn.c_proj", i=d, o=d), split=0),
       "norm_mid": w.norm(f"{at}.ln_2", d),
-      "up": conv(f"{at}.mlp.c_fc", d, d_mlp),
-      "down": conv(f"{at}.mlp.c_proj", d_mlp, d),
+      "up": w.linear(conv(f"{at}.mlp.c_fc", i=d, o=d_mlp), split=1),
+      "down": w.linear(conv(f"{at}.mlp.c_proj", i=d_mlp, o=d), split=0),
     }
 
   params = {
-    "token": w.take("wte.weight", config.vocabulary, d),
+    "token": w.take("wte.weight", config.vocabulary, d, split=0),
     "position": w.take("wpe.weight", config.max_positions, d),
     "layers": tuple(layer(f"h.{l}") for l in range(config.layers)),
     "norm": w.norm("ln_f", d),
@@ -163,7 +163,6 @@ def forward(
     tap: called with name and h at every point, returns h, see `Model.hidden`.
     cache: keys and values of the tokens before, or None.
   """
-  B, T = ids.shape
   act = ops.ACTIVATIONS[config.activation]
   h = tap("embed", ops.embed(params["token"], ids))
   h = h + ops.embed(params["position"], view.positions)
@@ -175,9 +174,9 @@ def forward(
 
   def block(l, p, h, cache, tap):
     h = tap("resid_pre", h)
-    a = ops.linear(ops.layer_norm(h, p["norm_pre"], config.eps), p["qkv"])
-    a = a.reshape(B, T, 3, config.heads, config.head)
-    q, k, v = (tap(name, a[:, :, i]) for i, name in enumerate("qkv"))
+    a = ops.layer_norm(h, p["norm_pre"], config.eps)
+    qkv = zip("qkv", ops.joint(a, p["qkv"], [config.d] * 3), strict=True)
+    q, k, v = (tap(name, ops.heads(x, config.head)) for name, x in qkv)
     scale = stack.pick(scales, l)
     z, cache = ops.attend(view, q, k, v, cache, scale=scale)
     a = ops.linear(ops.joined(tap("z", z)), p["out"])

@@ -16,7 +16,15 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from saejax.models import config_file, family, ops, rotary, stack, weights
+from saejax.models import (
+  config_file,
+  family,
+  lazy,
+  ops,
+  rotary,
+  stack,
+  weights,
+)
 from saejax.models.family import Place
 
 PREFIX = "gpt_neox."
@@ -140,27 +148,40 @@ def read_params(w: weights.Weights, config: Config) -> dict[str, Any]:
   w.strip_prefix("embed_in.weight", PREFIX, "")
   d, d_mlp, bias = config.d, config.d_mlp, config.attention_bias
 
-  def apart(rows: np.ndarray) -> np.ndarray:
-    heads = rows.reshape(config.heads, 3, config.head, *rows.shape[1:])
-    return heads.swapaxes(0, 1).reshape(rows.shape)
+  def apart(rows: lazy.Lazy, j: int) -> lazy.Lazy:
+    """Queries, keys or values of all heads, of which whole heads are read."""
 
-  def qkv(name: str) -> weights.Linear:
-    W = apart(w.host(f"{name}.weight", 3 * d, d))
-    b = apart(w.host(f"{name}.bias", 3 * d)) if bias else None
-    return weights.Linear(w.put(W.T), None if b is None else w.put(b))
+    def read(part: lazy.Part) -> np.ndarray:
+      heads = slice(3 * part[0].start, 3 * part[0].stop)
+      found = rows.read((heads, *part[1:]))
+      found = found.reshape(-1, 3, config.head, *found.shape[1:])[:, j]
+      return found.reshape(-1, *found.shape[2:])
+
+    return lazy.Lazy((d, *rows.shape[1:]), read)
+
+  def qkv(name: str) -> list[weights.Map]:
+    W = w.stored(f"{name}.weight", 3 * d, d)
+    b = w.stored(f"{name}.bias", 3 * d) if bias else None
+    return [
+      weights.Map(apart(W, j).T, None if b is None else apart(b, j))
+      for j in range(3)
+    ]
 
   def layer(at: str) -> dict[str, Any]:
+    out = w.map(f"{at}.attention.dense", i=d, o=d, bias=bias)
+    up = w.map(f"{at}.mlp.dense_h_to_4h", i=d, o=d_mlp)
+    down = w.map(f"{at}.mlp.dense_4h_to_h", i=d_mlp, o=d)
     return {
       "norm_pre": w.norm(f"{at}.input_layernorm", d),
-      "qkv": qkv(f"{at}.attention.query_key_value"),
-      "out": w.linear(f"{at}.attention.dense", i=d, o=d, bias=bias),
+      "qkv": w.joint(qkv(f"{at}.attention.query_key_value")),
+      "out": w.linear(out, split=0),
       "norm_mid": w.norm(f"{at}.post_attention_layernorm", d),
-      "up": w.linear(f"{at}.mlp.dense_h_to_4h", i=d, o=d_mlp),
-      "down": w.linear(f"{at}.mlp.dense_4h_to_h", i=d_mlp, o=d),
+      "up": w.linear(up, split=1),
+      "down": w.linear(down, split=0),
     }
 
   params = {
-    "token": w.take("embed_in.weight", config.vocabulary, d),
+    "token": w.take("embed_in.weight", config.vocabulary, d, split=0),
     "layers": tuple(layer(f"layers.{l}") for l in range(config.layers)),
     "norm": w.norm("final_layer_norm", d),
   }
@@ -185,15 +206,14 @@ def forward(
     tap: called with name and h at every point, returns h, see `Model.hidden`.
     cache: keys and values of the tokens before, or None.
   """
-  B, T = ids.shape
   act = ops.ACTIVATIONS[config.activation]
   turn = rotary.cos_sin(config.rope, view.positions, view.lengths)
 
   def block(l, p, h, cache, tap):
     h = tap("resid_pre", h)
-    a = ops.linear(ops.layer_norm(h, p["norm_pre"], config.eps), p["qkv"])
-    a = a.reshape(B, T, 3, config.heads, config.head)
-    q, k, v = (tap(name, a[:, :, i]) for i, name in enumerate("qkv"))
+    a = ops.layer_norm(h, p["norm_pre"], config.eps)
+    qkv = zip("qkv", ops.joint(a, p["qkv"], [config.d] * 3), strict=True)
+    q, k, v = (tap(name, ops.heads(x, config.head)) for name, x in qkv)
     q, k = rotary.rotate(q, turn), rotary.rotate(k, turn)
     scale = config.head**-0.5
     z, cache = ops.attend(view, q, k, v, cache, scale=scale)

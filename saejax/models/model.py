@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import core
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax import errors
@@ -26,6 +27,7 @@ from saejax.models import (
   stack,
   weights,
 )
+from saejax.models import mesh as mesh_lib
 from saejax.models.family import Family
 
 FAMILIES: dict[str, Family] = {  # by `model_type` in config.json
@@ -52,11 +54,13 @@ class Model(flax.struct.PyTreeNode):
     params: weights by role.
     config: settings of the family.
     name: name that the model was loaded by.
+    mesh: its devices, see `models.mesh`; None for the default device.
   """
 
   params: Any
   config: Config = flax.struct.field(pytree_node=False)
   name: str = flax.struct.field(pytree_node=False)
+  mesh: Mesh | None = flax.struct.field(pytree_node=False, default=None)
 
   @property
   def family(self) -> str:
@@ -211,6 +215,7 @@ class Model(flax.struct.PyTreeNode):
       (last hidden state, the cache with the new keys and values).
     """
     forward = FAMILIES[self.family].forward
+    ids = mesh_lib.rows(self.mesh, ids)
     return forward(self.params, self.config, ids, view, tap, cache)
 
   def scanned(self) -> "Model":
@@ -286,16 +291,25 @@ def check_ids(
     )
 
 
-def load(name: str, *, dtype: str | jnp.dtype = "float32") -> Model:
-  """Loads a model onto the default device.
+def load(
+  name: str,
+  *,
+  dtype: str | jnp.dtype = "float32",
+  mesh: Mesh | None = None,
+) -> Model:
+  """Loads a model onto a device or a mesh.
+
+  Each device gets its part of a weight, which is read from the files by itself.
 
   Args:
     name: path, `package:NAME/path` or Hugging Face name, see `hub.resolve`.
     dtype: dtype of weights and matmuls: "float32", or "bfloat16" for
       accelerators.
+    mesh: the devices, made by `models.mesh.make`; None for the default device.
 
   Raises:
-    InputError: the model does not exist, is unreadable or not implemented.
+    InputError: the model does not exist, is unreadable or not implemented, or
+      the mesh does not divide its sizes.
     ValueError: the dtype is another.
   """
   if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
@@ -304,7 +318,10 @@ def load(name: str, *, dtype: str | jnp.dtype = "float32") -> Model:
   file = checkpoint.at(path).config()
   family = FAMILIES[file.choice("model_type", FAMILIES, "")]
   config = family.read_config(file)
-  with weights.open_path(path, jnp.dtype(dtype)) as tensors:
+  if mesh is not None:
+    mesh_lib.check(mesh, config)
+  with weights.open_path(path, jnp.dtype(dtype), mesh) as tensors:
     params = family.read_params(tensors, config)
     tensors.refuse_unread()
-  return Model(params=jax.block_until_ready(params), config=config, name=name)
+  params = jax.block_until_ready(params)
+  return Model(params=params, config=config, name=name, mesh=mesh)

@@ -5,6 +5,8 @@ platform, since accelerators would round to TF32 or bfloat16 by default. Norms,
 softmax and rotations are computed in float32.
 """
 
+import itertools
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -49,6 +51,34 @@ def linear(
   """
   y = matmul(x, map.W)
   return y if map.b is None else y + map.b[None, None]
+
+
+def joint(
+  x: Float[Array, "B T i"], map: weights.Joint, widths: Sequence[int]
+) -> list[Float[Array, "B T o"]]:
+  """Computes x W_j + b_j for each of several maps that are stored as one.
+
+  Args:
+    x: vectors.
+    map: W and b of all.
+    widths: output width of each.
+  """
+  exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+  y = jnp.einsum("bti,iso->btso", x, map.W, precision=exact)
+  y = y if map.b is None else y + map.b[None, None]
+  stops = itertools.accumulate(width // y.shape[2] for width in widths[:-1])
+  parts = jnp.split(y, list(stops), axis=-1)
+  return [part.reshape(*y.shape[:2], -1) for part in parts]
+
+
+def heads(x: Float[Array, "B T H*h"], width: int) -> Float[Array, "B T H h"]:
+  """Divides vectors into heads.
+
+  Args:
+    x: vectors.
+    width: width of a head.
+  """
+  return x.reshape(*x.shape[:2], -1, width)
 
 
 def joined(z: Float[Array, "B T H h"]) -> Float[Array, "B T H*h"]:

@@ -23,8 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 from saejax import errors
 from saejax.models import edits as edits_lib
 from saejax.models import family as family_lib
+from saejax.models import mesh, ops, stack
 from saejax.models import model as model_lib
-from saejax.models import ops, stack
 
 POINTS = family_lib.POINTS
 
@@ -225,6 +225,7 @@ def read(
   model.check(ids, mask)
   names = tuple(_canonical(model, site) for site in sites)
   tensors = _read(model, ids, mask, names, segment)
+  tensors = mesh.settled(tensors, model.mesh)
   return {site: tensors[name] for site, name in zip(sites, names, strict=True)}
 
 

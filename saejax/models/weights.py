@@ -1,18 +1,20 @@
 """Reads and checks the tensors of a checkpoint by name."""
 
-import collections.abc
 import contextlib
 import pathlib
 import re
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from saejax import errors
-from saejax.models import checkpoint, hub
+from saejax.models import checkpoint, hub, lazy
+from saejax.models import mesh as mesh_lib
 
 # Tensors that some checkpoints have beside their weights.
 BUFFER = re.compile(
@@ -25,6 +27,34 @@ class Linear(NamedTuple):
 
   W: Float[Array, "i o"]
   b: Float[Array, "o"] | None
+
+
+class Joint(NamedTuple):
+  """Affine maps of one input, stored as one; b is None for linear maps.
+
+  Part s has the s-th share of the outputs of each map, one map after the other;
+  there are as many parts as a mesh divides the maps into.
+  """
+
+  W: Float[Array, "i s o"]
+  b: Float[Array, "s o"] | None
+
+
+class Map(NamedTuple):
+  """An affine map that is not read yet, as `Linear`."""
+
+  W: lazy.Lazy
+  b: lazy.Lazy | None
+
+  def split(self, widths: Sequence[int]) -> "list[Map]":
+    """Returns the maps to consecutive parts of the output.
+
+    Args:
+      widths: width of each part.
+    """
+    Ws = self.W.split(widths)
+    bs = [None] * len(Ws) if self.b is None else self.b.split(widths)
+    return [Map(W, b) for W, b in zip(Ws, bs, strict=True)]
 
 
 class Norm(NamedTuple):
@@ -41,15 +71,24 @@ class Weights:
     folder: folder or file of the model, for errors.
     sources: (open file, stored name) of each tensor, by name.
     dtype: dtype that tensors are converted to.
+    mesh: devices that they are placed on, see `mesh`; None for the default one.
 
   Attributes:
     folder: folder or file of the model.
     dtype: dtype of the tensors.
+    mesh: the devices.
   """
 
-  def __init__(self, folder: pathlib.Path, sources: dict, dtype: jnp.dtype):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    sources: checkpoint.Sources,
+    dtype: jnp.dtype,
+    mesh: Mesh | None = None,
+  ):
     self.folder = folder
     self.dtype = dtype
+    self.mesh = mesh
     self._sources = sources
     self._prefix = ""
     self._read = set()
@@ -81,8 +120,8 @@ class Weights:
     """
     return key in self._sources
 
-  def host(self, name: str, *shape: int, absolute: bool = False) -> np.ndarray:
-    """Reads a tensor into host memory.
+  def stored(self, name: str, *shape: int, absolute: bool = False) -> lazy.Lazy:
+    """Returns a tensor, whose parts are checked as they are read.
 
     Args:
       name: name of the tensor.
@@ -90,8 +129,9 @@ class Weights:
       absolute: whether the name includes the prefix.
 
     Raises:
-      InputError: the tensor is missing, unreadable, of another shape or type,
-        or has an entry that is not finite in the model's dtype.
+      InputError: the tensor is missing or of another shape; when it is read,
+        that it is unreadable, of another type, or has an entry that is not
+        finite in the model's dtype.
     """
     key = name if absolute else self._prefix + name
     self._read.add(key)
@@ -99,72 +139,106 @@ class Weights:
       raise self._missing(key)
     handle, stored = self._sources[key]
     try:
-      tensor = handle.get_tensor(stored)
+      tensor = handle.get_slice(stored)
+      found = tuple(tensor.get_shape())
     except Exception as error:  # safetensors raises several types
       raise hub.unreadable(self.folder, error) from error
-    if tensor.shape != shape:
+    if found != shape:
       raise errors.InputError(
         hub.FIELD,
         self.folder,
-        f"{key} must have shape {list(shape)}, has {list(tensor.shape)}",
+        f"{key} must have shape {list(shape)}, has {list(found)}",
         "use the config.json and the weights of one model",
       )
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+    return lazy.Lazy(shape, partial(self._part, key, tensor))
+
+  def _part(
+    self, key: str, tensor: checkpoint.Slices, part: lazy.Part
+  ) -> np.ndarray:
+    try:
+      values = tensor[part]
+    except Exception as error:  # safetensors raises several types
+      raise hub.unreadable(self.folder, error) from error
+    if not jnp.issubdtype(values.dtype, jnp.floating):
       raise errors.InputError(
         hub.FIELD,
         self.folder,
-        f"{key} must be floating point, is {tensor.dtype}",
+        f"{key} must be floating point, is {values.dtype}",
         "use an unquantised model",
       )
     with np.errstate(over="ignore"):  # refused here
-      tensor = tensor.astype(self.dtype, copy=False)
-    finite = int(np.isfinite(tensor).sum())
-    if finite < tensor.size:
+      values = values.astype(self.dtype, copy=False)
+    finite = int(np.isfinite(values).sum())
+    if finite < values.size:
       raise errors.InputError(
         hub.FIELD,
         self.folder,
-        f"{key} must be finite in {self.dtype}; {tensor.size - finite} of "
-        f"{tensor.size} entries are NaN or infinite",
+        f"{key} must be finite in {self.dtype}; {values.size - finite} of "
+        f"{values.size} entries are NaN or infinite",
         "use a checkpoint that was saved before training diverged",
       )
-    return tensor
+    return values
 
-  def put(self, tensor: np.ndarray) -> Array:
-    """Copies a host tensor to the device.
-
-    Args:
-      tensor: the tensor.
-    """
-    return jax.device_put(np.ascontiguousarray(tensor))
-
-  def take(self, name: str, *shape: int, absolute: bool = False) -> Array:
-    """Reads a tensor onto the device, see `host`.
+  def take(
+    self,
+    name: str,
+    *shape: int,
+    split: int | None = None,
+    absolute: bool = False,
+  ) -> Array:
+    """Reads a tensor onto the devices, see `stored`.
 
     Args:
       name: name of the tensor.
       *shape: its required shape.
+      split: axis that a mesh divides, or None.
       absolute: whether the name includes the prefix.
     """
-    return self.put(self.host(name, *shape, absolute=absolute))
+    found = self.stored(name, *shape, absolute=absolute)
+    return mesh_lib.place(found, self.mesh, split)
 
-  def linear(
-    self, *names: str, i: int, o: int | tuple[int, ...], bias: bool = True
-  ) -> Linear:
-    """Reads PyTorch Linear layers ([out, in]) of one input as one map.
+  def map(
+    self, name: str, *, i: int, o: int, bias: bool = True, conv: bool = False
+  ) -> Map:
+    """Returns a PyTorch Linear, whose weights are [out, in].
 
     Args:
-      *names: names of the modules, whose outputs are concatenated.
+      name: name of the module.
       i: input width.
-      o: output width, for all modules or per module.
-      bias: whether the modules have biases.
+      o: output width.
+      bias: whether the module has a bias.
+      conv: whether it is a Conv1D of GPT-2, whose weights are [in, out].
     """
-    widths = o if isinstance(o, tuple) else (o,) * len(names)
-    pairs = list(zip(names, widths, strict=True))
-    W = np.concatenate([self.host(f"{n}.weight", w, i) for n, w in pairs])
-    if not bias:
-      return Linear(self.put(W.T), None)
-    b = np.concatenate([self.host(f"{n}.bias", w) for n, w in pairs])
-    return Linear(self.put(W.T), self.put(b))
+    key = f"{name}.weight"
+    W = self.stored(key, i, o) if conv else self.stored(key, o, i).T
+    return Map(W, self.stored(f"{name}.bias", o) if bias else None)
+
+  def linear(self, map: Map, *, split: int) -> Linear:
+    """Reads an affine map onto the devices.
+
+    Args:
+      map: the map.
+      split: axis of its weights [in, out] that a mesh divides.
+    """
+    W = mesh_lib.place(map.W, self.mesh, split)
+    if map.b is None:
+      return Linear(W, None)
+    return Linear(W, mesh_lib.place(map.b, self.mesh, 0 if split else None))
+
+  def joint(self, maps: Sequence[Map]) -> Joint:
+    """Reads affine maps of one input, whose outputs a mesh divides.
+
+    Args:
+      maps: the maps, all with biases or none.
+    """
+    join = partial(
+      lazy.joined, count=mesh_lib.parts(self.mesh), dtype=self.dtype
+    )
+    W = mesh_lib.place(join([map.W for map in maps]), self.mesh, 1)
+    biases = [map.b for map in maps if map.b is not None]
+    if not biases:
+      return Joint(W, None)
+    return Joint(W, mesh_lib.place(join(biases), self.mesh, 0))
 
   def norm(self, name: str, d: int) -> Norm:
     """Reads a PyTorch LayerNorm.
@@ -234,18 +308,20 @@ def head(
   if config.tied or not (stored or config.has_head):
     return {}
   name = (*stored, *names)[0]
-  return {"head": w.take(name, config.vocabulary, config.d, absolute=True)}
+  sizes = config.vocabulary, config.d
+  return {"head": w.take(name, *sizes, split=0, absolute=True)}
 
 
 @contextlib.contextmanager
 def open_path(
-  path: pathlib.Path, dtype: jnp.dtype
-) -> collections.abc.Iterator[Weights]:
+  path: pathlib.Path, dtype: jnp.dtype, mesh: Mesh | None = None
+) -> Iterator[Weights]:
   """Opens the tensors of a checkpoint.
 
   Args:
     path: path of the checkpoint, see `checkpoint.at`.
     dtype: dtype that tensors are converted to.
+    mesh: devices that they are placed on, or None for the default one.
 
   Yields:
     The tensors.
@@ -254,4 +330,4 @@ def open_path(
     InputError: there are no weights, a shard is missing or a file is corrupt.
   """
   with checkpoint.at(path).tensors() as sources:
-    yield Weights(path, sources, dtype)
+    yield Weights(path, sources, dtype, mesh)

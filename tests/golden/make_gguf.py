@@ -8,6 +8,7 @@ gguf_llama.gguf is a random Llama model with tensors of every type, a tokenizer
 of bytes and some merges, and a chat template. gguf_llama.safetensors holds one
 tensor or more per type as the package gguf decodes it (`tensor/`), and ids,
 logits and the ids of texts (`text/`) as transformers computes them.
+gguf_blocks.safetensors holds random blocks of 256 values, bytes and values.
 """
 
 import json
@@ -153,7 +154,26 @@ def expected(path: pathlib.Path) -> dict[str, np.ndarray]:
   return found | {"ids": ids, "logits": logits.numpy()}
 
 
+def blocks() -> dict[str, np.ndarray]:
+  """Random bytes of blocks, with finite scales, and their values."""
+  rng, found = np.random.default_rng(2), {}
+  for kind, scales in ((Q.Q4_K, (0, 2)), (Q.Q5_K, (0, 2)), (Q.Q6_K, (208,))):
+    size = gguf.GGML_QUANT_SIZES[kind][1]
+    raw = rng.integers(0, 256, (4, size), dtype=np.uint8)
+    for at in scales:
+      drawn = rng.standard_normal((4, 1)).astype(np.float16)
+      raw[:, at : at + 2] = drawn.view(np.uint8)
+    found[f"{kind.name}/bytes"] = raw
+    found[f"{kind.name}/values"] = gguf.quants.dequantize(raw, kind)
+  return found
+
+
 if __name__ == "__main__":
+  safetensors.numpy.save_file(
+    {k: np.ascontiguousarray(v) for k, v in blocks().items()},
+    GOLDEN / "gguf_blocks.safetensors",
+    {"gguf": "0.19.0"},
+  )
   file = GOLDEN / f"{NAME}.gguf"
   write(file)
   arrays = {k: np.ascontiguousarray(v) for k, v in expected(file).items()}

@@ -1,5 +1,6 @@
 """Checkpoints: folders and GGUF files give the same model, and bad ones none."""
 
+import dataclasses
 import importlib.util
 import pathlib
 import shutil
@@ -20,6 +21,7 @@ from saejax.models import (
   gguf_llama,
   gguf_tokenizer,
   hub,
+  rotary,
   taps,
   tokenizer,
 )
@@ -37,7 +39,7 @@ def folder_of(path: pathlib.Path) -> pathlib.Path:
   with golden.tensors() as tensors:
     safetensors.numpy.save_file(
       {
-        name: np.ascontiguousarray(handle.get_tensor(stored))
+        name: np.ascontiguousarray(handle.get_slice(stored)[:])
         for name, (handle, stored) in tensors.items()
       },
       path / "model.safetensors",
@@ -202,12 +204,44 @@ class GgufModelTest(parameterized.TestCase):
     gguf_files.write(self.path, settings=settings)
     self.assert_refused(lambda: models.load(str(self.path)), part)
 
+  def test_divisors_of_frequencies_are_those_of_llama3(self):
+    own = {"theta": 1000.0, "width": 8, "original": 64.0}
+    llama3 = rotary.Rope(kind="llama3", factor=8.0, low=1.0, high=4.0, **own)
+    base = 1000.0 ** (-np.arange(4) / 4)
+    length = 2 * np.pi / base
+    smooth = np.clip((64 / length - 1) / 3, 0, 1)
+    divisors = (1 / ((1 - smooth) / 8 + smooth)).astype(np.float32)
+    tensors = {"rope_freqs.weight": (0, (4,), divisors.tobytes())}
+    model = models.load(str(gguf_files.write(self.path, tensors=tensors)))
+    self.assertLen(set(divisors.tolist()), 3)  # both ends and between
+    ids, mask = np.arange(2, 26)[None], np.ones((1, 24), bool)
+    scaled = dataclasses.replace(model.config, rope=llama3)
+    plain = dataclasses.replace(scaled, rope=rotary.Rope(1000.0, 8))
+    got, want, without = (
+      np.asarray(model.replace(config=config)(ids, mask))
+      for config in (model.config, scaled, plain)
+    )
+    np.testing.assert_allclose(
+      got, want, rtol=0, atol=1e-5 * np.abs(want).max()
+    )
+    self.assertGreater(np.abs(got - without).max(), 1e-2)
+
+  def test_divisors_beside_a_linear_factor_are_refused(self):
+    gguf_files.write(
+      self.path,
+      settings={"llama.rope.scaling.factor": 2.0},
+      tensors={"rope_freqs.weight": (0, (4,), np.ones(4, "<f4").tobytes())},
+    )
+    self.assert_refused(
+      lambda: models.load(str(self.path)), "must be 1 beside the tensor"
+    )
+
   @parameterized.parameters(
     ("blk.0.attn_v.weight", None, "must have model.layers.0.self_attn.v_proj"),
     (
       "rope_freqs.weight",
       (0, (4,), bytes(16)),
-      "rope_freqs.weight is not impl",
+      "short_factor must be a number above 0",
     ),
     ("blk.0.x.weight", (0, (4,), bytes(16)), "blk.0.x.weight is not implem"),
     ("blk.0.attn_q.bias", (0, (32,), bytes(128)), "must have model.layers.0"),

@@ -51,6 +51,28 @@ def once_fired(v, h, context, state):
   return h, {"hits": hits, "tokens": state["tokens"] + 1}
 
 
+def fired(h, context, state):
+  """A gate that opens for good at a token."""
+  return h, state | (context.ids == 7)
+
+
+def fired_at_once(h, context, state):
+  """The same for all tokens of a pass."""
+  seen = state[:, None] | ((context.ids == 7) & context.mask)
+  return h, jnp.cumsum(seen, axis=1) > 0
+
+
+def shifted(v, h, context):
+  """Adds v where the gate is open."""
+  return jnp.where(context.after(SITE)[..., None], h + v, h)
+
+
+def counted(v, h, context, state):
+  """Adds v, and more of it the longer the gate is open."""
+  state = state + context.after(SITE).astype(jnp.int32)
+  return h + state.astype(h.dtype)[:, None] * v, state
+
+
 START = {"hits": 0, "tokens": jnp.zeros((), jnp.float32)}
 
 
@@ -80,6 +102,7 @@ def made(name, d):
     "steps": edits.Edit(steps),
     "state": edits.by_token(Partial(once_fired, v), state=START),
     "block": edits.Edit(committed, state=OPEN),
+    "shift": edits.Edit(Partial(shifted, 5 * v)),
   }
   if name.startswith("guarded "):
     own = rules.RowRules(special=frozenset({BOS}), first=1, drop_ids=(4,))
@@ -96,7 +119,7 @@ class Base(parameterized.TestCase):
 
 
 class AgreementTest(Base):
-  def whole(self, model, edit, tokens):
+  def whole(self, model, named, tokens):
     """Logits before each generated token, by one whole pass."""
     width = max(map(len, PROMPTS)) + TOKENS
     ids, mask = np.zeros((3, width), np.int32), np.zeros((3, width), bool)
@@ -104,11 +127,11 @@ class AgreementTest(Base):
       n = len(prompt) + TOKENS
       ids[r, :n], mask[r, :n] = [*prompt, *drawn], True
     lengths = np.array([len(p) for p in PROMPTS])
-    run = jax.jit(functools.partial(taps.write, edits={SITE: edit}))
+    run = jax.jit(functools.partial(taps.write, edits=named))
     logits = np.asarray(run(model, ids, mask, prompt=lengths))
     return [logits[r, n - 1 : n - 1 + TOKENS] for r, n in enumerate(lengths)]
 
-  def cached(self, model, edit):
+  def cached(self, model, named):
     """(tokens, logits before each) of generation, token by token."""
     seen = []
     real = decoding.sampling.choose
@@ -120,7 +143,7 @@ class AgreementTest(Base):
     with mock.patch.object(decoding.sampling, "choose", spy):
       jax.clear_caches()
       found = generate.generate(
-        model, PROMPTS, max_tokens=TOKENS, temperature=0, edits={SITE: edit}
+        model, PROMPTS, max_tokens=TOKENS, temperature=0, edits=named
       )
       jax.effects_barrier()
     jax.clear_caches()
@@ -132,15 +155,63 @@ class AgreementTest(Base):
   )
   def test_generation_has_the_logits_of_a_whole_pass(self, name):
     model = self.load()
-    edit = made(name, model.d)
-    ids, got = self.cached(model, edit)
-    want = self.whole(model, edit, ids)
-    plain = self.whole(model, lambda h: h, ids)
+    self.assert_agree(model, {SITE: made(name, model.d)})
+
+  def assert_agree(self, model, named, without=None):
+    """One pass and generation agree, and the edits do more than `without`."""
+    ids, got = self.cached(model, named)
+    want = self.whole(model, named, ids)
+    plain = self.whole(model, without or {}, ids)
     changed = 0.0
     for r in range(len(PROMPTS)):
       np.testing.assert_allclose(got[r], want[r], atol=5e-5, rtol=1e-4)
       changed = max(changed, float(np.abs(want[r] - plain[r]).max()))
     self.assertGreater(changed, 1e-2)
+    return ids, want
+
+  @parameterized.product(
+    gate=(
+      edits.by_token(fired, state=False),
+      edits.Edit(fired_at_once, state=False, each=True),
+    ),
+    late=("shift", "guarded shift", "state"),
+  )
+  def test_a_gate_drives_an_edit_at_a_later_site(self, gate, late):
+    model = self.load()
+    shift = made("shift" if "shift" in late else late, model.d)
+    if late == "state":  # one that goes over tokens itself
+      shift = edits.by_token(Partial(counted, jnp.ones(model.d)), state=0)
+    if late.startswith("guarded"):
+      shift = rules.RowRules(first=1).guarded(shift)
+      gate = rules.RowRules(first=1).guarded(gate)
+    named = {"layers.1.mlp_out": shift, SITE: gate}  # in any order
+    ids, want = self.assert_agree(model, named)
+    # Scanned layers agree too, and an open gate is another function.
+    for got, wanted in zip(
+      self.whole(model.scanned(), named, ids), want, strict=True
+    ):
+      np.testing.assert_allclose(got, wanted, atol=5e-5, rtol=1e-4)
+    always = edits.by_token(lambda h, c, s: (h, ~(s & False)), state=True)
+    other = self.whole(model, named | {SITE: always}, ids)
+    self.assertGreater(
+      max(np.abs(a - b).max() for a, b in zip(other, want, strict=True)), 0
+    )
+
+  @parameterized.parameters(
+    ({SITE: "shift"}, "which none has"),
+    ({SITE: "shift", "layers.1.z": "gate"}, "must be before layers.0.resid"),
+    ({SITE: "plain", "layers.1.mlp_out": "shift"}, "set each"),
+  )
+  def test_a_gate_that_is_not_at_an_earlier_site_is_refused(self, named, part):
+    model = self.load()
+    gate = edits.by_token(fired, state=False)
+    named = {
+      site: gate if name == "gate" else made(name, model.d)
+      for site, name in named.items()
+    }
+    ids, mask = np.ones((1, 3), np.int32), np.ones((1, 3), bool)
+    with self.assertRaisesRegex(errors.InputError, part):
+      taps.write(model, ids, mask, named)
 
   @parameterized.parameters(*CASES)
   def test_edits_at_several_sites_agree_in_every_family(self, case):
@@ -186,6 +257,8 @@ class StateTest(Base):
         sequence=jnp.arange(3),
       )
       out, states = edit(h[:, a:b], context, states)
+      if edit.each:
+        states = jax.tree.map(lambda a: a[:, -1], states)
       parts.append(jnp.where(mask[:, a:b, None], out, 0))
     return jnp.concatenate(parts, axis=1), states
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from saejax.models import gguf
+from saejax.models import gguf, gguf_types
 from tests.models import golden
 
 GOLDEN = golden.FILES / "gguf_llama.gguf"
@@ -22,10 +22,16 @@ def expected() -> dict[str, np.ndarray]:
   return safetensors.numpy.load_file(GOLDEN.with_suffix(".safetensors"))
 
 
+@functools.cache
+def blocks() -> dict[str, np.ndarray]:
+  """Random blocks of 256 values, and what the package gguf reads in them."""
+  return safetensors.numpy.load_file(golden.FILES / "gguf_blocks.safetensors")
+
+
 def parts() -> tuple[dict[str, Any], dict[str, tuple]]:
   """Metadata, and (number of the type, shape, bytes) of each tensor."""
   file = gguf.read(GOLDEN)
-  numbers = {kind.name: number for number, kind in gguf.KINDS.items()}
+  numbers = {kind.name: number for number, kind in gguf_types.KINDS.items()}
   tensors = {
     name: (
       numbers[t.kind.name],

@@ -67,7 +67,7 @@ class RefusalTest(golden.Refusals):
     tensors[key] = tensors[key].copy()
     tensors[key].reshape(-1)[-3:-1] = value
     golden.folder(self.path, case, tensors=tensors)
-    size = tensors[key].size
+    size = tensors[key].size // (3 if "c_attn" in key else 1)  # read in parts
     self.assert_refused(
       f"{key} must be finite in {dtype}",
       f"2 of {size} entries are NaN or infinite",

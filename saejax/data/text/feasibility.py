@@ -163,14 +163,14 @@ def check_memory(
   """
   window = source.bytes_of(config.context)
   available = memory.device()
-  need = window * config.forward_batch
+  need = window * (config.forward_batch // config.mesh[0])  # per device
   if need > available:
-    most = available // window
+    most = available // window * config.mesh[0]
     raise InputError(
       "harvest.forward_batch" if most else "harvest.context",
       config.forward_batch if most else config.context,
       f"a forward pass of {config.forward_batch} windows of {config.context} "
-      f"tokens takes at least {durable.size(need)}, and memory is "
+      f"tokens takes at least {durable.size(need)} per device, and memory is "
       f"{durable.size(available)}",
       f"lower it; {most} windows would fit" if most else "lower it",
     )

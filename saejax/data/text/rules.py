@@ -104,7 +104,8 @@ class RowRules:
     never = np.array(sorted({*self.special, *self.drop_ids}), np.int32)
     limit = np.float32(self.limits[site])
     start = np.int32(self.first)
-    return edits.Edit(Partial(_guard, inner, start, never, limit), inner.state)
+    guard = Partial(_guard, inner, start, never, limit)
+    return inner.replace(function=guard)
 
 
 def _guard(

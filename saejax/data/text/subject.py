@@ -11,18 +11,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from saejax.errors import InputError
 from saejax.models import checkpoint, hub, taps, tokenizer
 from saejax.models import family as family_lib
+from saejax.models import mesh as mesh_lib
 from saejax.models import model as models
 
 # Positions at the start of a text whose residual norm is up to a hundred times
 # that of others from some layer on, whatever token is there (SmolLM2-135M: 24,000
 # against 300 after layer 12). The multiple of the median misses some layers.
+# GPT-2 has it at the starting token, whose first position no special token takes:
 # Sun et al., Massive Activations in Large Language Models, 2024, arXiv:2402.17762.
-SINKS = {"llama": 1, "mistral": 1}
+# Families without an entry have only the multiple of the median.
+SINKS = {"gpt2": 1, "llama": 1, "mistral": 1}
 # Choices of the special tokens around windows, see `at_site`.
 SPECIAL_TOKENS = ("tokenizer", "add", "none")
 Forward = Callable[[np.ndarray, np.ndarray], Float[Array, "B T ..."]]
@@ -92,6 +96,7 @@ def at_site(
   *,
   special_tokens: str = "tokenizer",
   score: str = "",
+  mesh: Mesh | None = None,
 ) -> Subject:
   """Returns a model of `saejax.models` at a point of one or several layers.
 
@@ -105,15 +110,20 @@ def at_site(
       tokenizer adds to a text (none for GPT-2); "add" for CLS and SEP if it has
       them, otherwise BOS in front; "none" for no tokens.
     score: one of `SCORES`, or "" for none.
+    mesh: devices of the model, see `models.mesh`; None for the default one. They
+      are no part of its identity.
 
   Raises:
-    InputError: there is no such model, layer or point, the tokenizer has no
+    InputError: there is no such model, layer or point, the mesh does not divide
+      the sizes of the model, the tokenizer has no
       tokens to add, its special tokens are not in the vocabulary, or a score is
       wanted of a model without a language head.
   """
   path = hub.resolve(name)
   files = checkpoint.at(path)
   family, config = _settings(files)
+  if mesh is not None:
+    mesh_lib.check(mesh, config)
   sites = _sites(config, layer, point)
   if score and not family.causal:
     raise InputError(
@@ -142,7 +152,7 @@ def at_site(
     )
     return ids
 
-  forward = _Forward(name, [site.name for site in sites])
+  forward = _Forward(name, [site.name for site in sites], mesh)
   return Subject(
     d=math.prod(family_lib.shape(config, point)),
     encode=encode,
@@ -275,12 +285,12 @@ def label(name: str) -> str:
 class _Forward:
   """Reads the sites of a model, which is loaded at the first call."""
 
-  def __init__(self, name: str, sites: Sequence[str]):
-    self.name, self.sites = name, sites
+  def __init__(self, name: str, sites: Sequence[str], mesh: Mesh | None):
+    self.name, self.sites, self.mesh = name, sites, mesh
 
   @functools.cached_property
   def _model(self) -> models.Model:
-    return models.load(self.name)
+    return models.load(self.name, mesh=self.mesh)
 
   def read(
     self, ids: np.ndarray, mask: np.ndarray, sites: Sequence[str]
@@ -300,7 +310,7 @@ class _Forward:
   def entropy(self, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
     """Entropy of the prediction at each token [B, T], in nats."""
     self._model.check(ids, mask)
-    return _entropy(self._model, ids, mask)
+    return mesh_lib.settled(_entropy(self._model, ids, mask), self.mesh)
 
 
 def shared(subjects: Sequence[Subject]) -> list[Subject]:
