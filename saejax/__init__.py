@@ -29,8 +29,9 @@ _NAMES = {
   "fit": "saejax.runs.fitting",
   "fit_grid": "saejax.runs.fitting",
   "harvest": "saejax.data.files",
-  "load": "saejax.sae.files",
+  "load": "saejax.interop.names",
   "open_store": "saejax.data.store.reader:open",
+  "push_to_hub": "saejax.interop.publish",
   "save": "saejax.sae.files",
   "top_examples": "saejax.evals.examples",
   "write_store": "saejax.data.store.create",
@@ -40,6 +41,7 @@ _MODULES = (
   "data",
   "errors",
   "evals",
+  "interop",
   "kernels",
   "models",
   "recipes",
@@ -67,10 +69,12 @@ __all__ = [
   "fit_grid",
   "harvest",
   "init",
+  "interop",
   "kernels",
   "load",
   "models",
   "open_store",
+  "push_to_hub",
   "recipes",
   "report",
   "runs",
@@ -88,6 +92,7 @@ if TYPE_CHECKING:
   from saejax import data as data
   from saejax import errors as errors
   from saejax import evals as evals
+  from saejax import interop as interop
   from saejax import kernels as kernels
   from saejax import models as models
   from saejax import recipes as recipes
@@ -104,10 +109,11 @@ if TYPE_CHECKING:
   from saejax.errors import InputError as InputError
   from saejax.evals.examples import top_examples as top_examples
   from saejax.evals.held_out import evaluate as evaluate
+  from saejax.interop.names import load as load
+  from saejax.interop.publish import push_to_hub as push_to_hub
   from saejax.runs.fitting import fit as fit
   from saejax.runs.fitting import fit_grid as fit_grid
   from saejax.sae.files import about as about
-  from saejax.sae.files import load as load
   from saejax.sae.files import save as save
   from saejax.sae.initial import init as init
   from saejax.sae.latents import DenseLatents as DenseLatents
