@@ -108,7 +108,7 @@ def _certificate(
   if not ours.holds or (bad and not lost):
     rule = f"must keep latents and outputs to {certificate.TOLERANCE:g}, not "
     rule += str(dataclasses.asdict(bad[0]))
-    raise InputError("output", draft, rule, "report this with the input")
+    raise InputError("input", record.source.name, rule, "report this")
   return {
     "source": {"format": found.format, "name": record.source.name},
     "folds": list(record.source.folds),
@@ -142,6 +142,8 @@ def _check(
 
 def _as_asked(record: Record, unit_decoder: bool, k: int | None) -> Record:
   if unit_decoder:
+    if record.prep.kind == "affine":  # whose scale the rows would get later
+      record = folds.prep(record)
     record = folds.decoder_norms(record)
   if k is not None and isinstance(record.kind, kinds.Threshold):
     kind = dataclasses.replace(record.kind, k=k)  # what chose the thresholds

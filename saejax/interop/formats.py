@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saejax.errors import InputError
-from saejax.interop import kinds
+from saejax.interop import kinds, refused
 from saejax.interop.files import Files
 from saejax.interop.record import FIELD, Record
 
@@ -140,8 +140,6 @@ def detect(files: Files) -> str:
   Raises:
     InputError: no format matches, several do, or it is one that saejax has not.
   """
-  from saejax.interop import refused
-
   refused.check(files)
   found = [name for name in NAMES if get(name).matches(files)]
   if len(found) == 1:

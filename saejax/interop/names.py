@@ -5,7 +5,6 @@ import functools
 import importlib.util
 import os
 import pathlib
-import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,21 +92,13 @@ def load(
     InputError: there is no such SAE, its files are damaged or contradict each
       other, or saejax has no form of it.
   """
-  if format is None and _is_native(name):
-    return sae_files.load(name, parts=parts)
-  if format is None and not _is_elsewhere(name):
-    path = pathlib.Path(name).expanduser()
-    if not path.exists():
-      return sae_files.load(name, parts=parts)  # its error
-  return read(name, format=format, k=k, scale=scale).record.to_sae()
-
-
-def _is_native(name: str | os.PathLike[str]) -> bool:
-  return pathlib.Path(name, sae_files.STRUCTURE).is_file()
-
-
-def _is_elsewhere(name: str | os.PathLike[str]) -> bool:
-  return str(name).startswith((hub.PREFIX, SAELENS))
+  there = pathlib.Path(name).expanduser().exists()
+  if not there and not str(name).startswith((hub.PREFIX, SAELENS)):
+    return sae_files.load(name, parts=parts)  # its error
+  files, format, hints, shown = _located(name, format, k, scale)
+  if format == NATIVE:  # as it is, also where it has no record
+    return sae_files.load(files.folder, parts=parts)
+  return _record(files, format, hints, shown).to_sae()
 
 
 def read(
@@ -125,29 +116,38 @@ def read(
   Raises:
     InputError: as for `load`.
   """
+  files, format, hints, shown = _located(name, format, k, scale)
+  return Found(_record(files, format, hints, shown), format, files, hints)
+
+
+def _located(
+  name: str | os.PathLike[str],
+  format: str | None,
+  k: int | None,
+  scale: float | None,
+) -> tuple[Files, str, Hints, str]:
+  """The files, their format, what they leave out, and their name to show."""
   name, hints = str(name), Hints(scale=scale, k=k)
   if name.startswith(SAELENS):
-    name, found, registered = _registered(name)
+    name, found, hints = _registered(name)
     format = format or found
-    hints = dataclasses.replace(
-      registered,
-      k=k,
-      scale=registered.scale if scale is None else scale,
-    )
+    scale = hints.scale if scale is None else scale
+    hints = dataclasses.replace(hints, k=k, scale=scale)
   if name.startswith(hub.PREFIX):
-    name = name.removeprefix(hub.PREFIX)
-    files = Files(hub.download(name), name)
+    shown = name.removeprefix(hub.PREFIX)
+    files = Files(hub.download(shown), shown)
   else:
     files = Files(name)
+    shown = files.only or files.folder.absolute().name  # no path of a machine
   if format is None:
     format = NATIVE if native.matches(files) else formats.detect(files)
-  return Found(_record(files, format, hints), format, files, hints)
+  return files, format, hints, shown
 
 
-def _record(files: Files, name: str, hints: Hints) -> Record:
-  reader = module(name)
+def _record(files: Files, format: str, hints: Hints, shown: str) -> Record:
+  reader = module(format)
   try:
-    return reader.read(files, hints)
+    record = reader.read(files, hints)
   except InputError:
     raise
   except (
@@ -157,12 +157,13 @@ def _record(files: Files, name: str, hints: Hints) -> Record:
     TypeError,
     AttributeError,
     ArithmeticError,
-    struct.error,
   ) as error:
     what = f"the setting {error}" if isinstance(error, KeyError) else str(error)
-    rule = f"must be complete files of the format {name} ({what})"
+    rule = f"must be complete files of the format {format} ({what})"
     remedy = "name another format, or download the files again"
     raise InputError(FIELD, files.name, rule, remedy) from error
+  source = dataclasses.replace(record.source, name=shown)
+  return record.replace(source=source)
 
 
 # --- the registry of SAELens -------------------------------------------------

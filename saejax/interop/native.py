@@ -7,7 +7,10 @@ References:
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from saejax.interop import record as records
 from saejax.interop.files import Files
@@ -69,10 +72,15 @@ def running(sae: SAE) -> Forward:
   """
 
   def run(x):
-    x = np.asarray(x, np.float32)
-    return np.asarray(sae.encode(x)), np.asarray(sae.reconstruct(x))
+    z, x_hat = _both(sae, jnp.asarray(x, jnp.float32))
+    return np.asarray(z), np.asarray(x_hat)
 
   return run
+
+
+@jax.jit
+def _both(sae: SAE, x: Array) -> tuple[Array, Array]:
+  return sae.encode(x), sae.reconstruct(x)
 
 
 def save(record: Record, folder: pathlib.Path) -> None:

@@ -131,6 +131,10 @@ class Record:
     if self.subtract_b_dec and self.transcoder:
       rule = "cannot subtract b_dec, which has the width of the output"
       raise InputError(FIELD, "transcoder", rule, "fold it into b_enc")
+    to_other = self.transcoder or self.W_skip is not None
+    if to_other and self.prep.kind in ("layer_norm", "row_norm"):
+      rule = "cannot be the prep of a transcoder, whose target has other norms"
+      raise InputError(FIELD, self.prep.kind, rule, "choose another SAE")
 
   @property
   def n(self) -> int:

@@ -21,7 +21,7 @@ from saejax.interop.saelens_config import BATCH, JUMP, RANKED, Config
 
 CONFIG, WEIGHTS = saelens_config.NAME, "sae_weights.safetensors"
 VERSION = "6.54.12"  # the version whose reader the files are written for
-_PLAIN = {"W_enc": "d n", "b_enc": "n", "W_dec": "n o", "b_dec": "o"}
+_LINEAR = {"W_enc": "d n", "b_enc": "n", "W_dec": "n o", "b_dec": "o"}
 _GATED = {"W_enc": "d n", "W_dec": "n o", "b_dec": "o"}
 _GATED |= {"b_gate": "n", "b_mag": "n", "r_mag": "n"}
 _TIED = {"W_dec": "n o", "b_dec": "o"}
@@ -44,7 +44,7 @@ def _tensors(
 ) -> tuple[dict[str, np.ndarray], Tensors]:
   tensors = files.tensors(WEIGHTS)
   shapes = {"gated": _GATED, "matching_pursuit": _TIED}.get(
-    cfg.architecture, _PLAIN
+    cfg.architecture, _LINEAR
   )
   shapes = dict(shapes)
   if cfg.architecture in JUMP:
@@ -215,7 +215,7 @@ def write(record: Record) -> dict[str, Any]:
     InputError: SAELens has no such architecture.
     Lossy: a layer norm is undone with an epsilon, or a transcoder ranks latents.
   """
-  record, architecture, more = _architecture(folds_affine(record))
+  record, architecture, more = _architecture(_plain(record))
   name = {"none": "none", "layer_norm": "layer_norm"}
   normalize = name.get(record.prep.kind, "constant_norm_rescale")
   if record.prep.undo_eps:
@@ -248,12 +248,8 @@ def write(record: Record) -> dict[str, Any]:
   return {CONFIG: cfg, WEIGHTS: t}
 
 
-def folds_affine(record: Record) -> Record:
-  """The record without an affine prep, and with strict thresholds.
-
-  Args:
-    record: the record.
-  """
+def _plain(record: Record) -> Record:
+  """The record without an affine prep, and with strict thresholds."""
   if record.prep.kind == "affine":
     record = folds.prep(record)
   if isinstance(record.kind, kinds.Threshold):

@@ -94,8 +94,9 @@ class OursTest(Conversion):
     )
     got = names.read(out).record
     norms = np.linalg.norm(got.W_dec, axis=1)
-    np.testing.assert_allclose(norms, 2.5, rtol=1e-5)  # times the scale
-    self.assertEqual(found["latents"], "same")
+    np.testing.assert_allclose(norms, 1, rtol=1e-5)
+    self.assertEqual(found["latents"], "times the norms of decoder rows")
+    self.assertLess(found["written"]["z_error"], 1e-5)
 
   def test_row_layer_norm_loses_its_epsilon_by_name_alone(self):
     folder = self.saved(toy.sae(prep_=prep.RowLayerNorm()))

@@ -199,6 +199,13 @@ class RecordTest(parameterized.TestCase):
   def test_a_transcoder_cannot_subtract_b_dec(self):
     with self.assertRaisesRegex(InputError, "cannot subtract b_dec"):
       draw(kinds.Relu(), transcoder=True)
+    with self.assertRaisesRegex(InputError, "whose target has other norms"):
+      draw(
+        kinds.Relu(),
+        subtract=False,
+        transcoder=True,
+        prep=Prep("layer_norm"),
+      )
 
   def test_skip_transcoder_is_trained_on_what_the_skip_leaves(self):
     skip = np.eye(D, dtype=np.float32)

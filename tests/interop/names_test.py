@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 import saejax
 from saejax.errors import InputError
 from saejax.interop import conversion, hub, names, publish
+from saejax.sae import activations
 from tests import toy
 from tests.interop import cases
 
@@ -84,11 +85,13 @@ class HubTest(Names):
     self.assertEqual(names.read(name).record.site.model, "toy")
 
   def test_our_own_folder(self):
-    sae = toy.sae()
+    # In training form: there is no record of it.
+    sae = toy.sae(activation=activations.BatchTopK(4))
     self.cached("me/mine", "saelens_topk")
     saejax.save(sae, next((self.folder / "hub").rglob(SHA)) / "sae")
     got = saejax.load("hf:me/mine/sae")
     np.testing.assert_array_equal(got.W_enc, sae.W_enc)
+    self.assertEqual(got.activation, sae.activation)
 
   def test_offline_says_what_to_do(self):
     with self.assertRaises(InputError) as caught:
