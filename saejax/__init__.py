@@ -29,8 +29,9 @@ _NAMES = {
   "fit": "saejax.runs.fitting",
   "fit_grid": "saejax.runs.fitting",
   "harvest": "saejax.data.files",
-  "load": "saejax.sae.files",
+  "load": "saejax.interop.names",
   "open_store": "saejax.data.store.reader:open",
+  "push_to_hub": "saejax.interop.publish",
   "save": "saejax.sae.files",
   "top_examples": "saejax.evals.examples",
   "top_examples_of": "saejax.evals.examples",
@@ -43,6 +44,7 @@ _MODULES = (
   "evals",
   "features",
   "interventions",
+  "interop",
   "kernels",
   "models",
   "recipes",
@@ -71,11 +73,13 @@ __all__ = [
   "fit_grid",
   "harvest",
   "init",
+  "interop",
   "interventions",
   "kernels",
   "load",
   "models",
   "open_store",
+  "push_to_hub",
   "recipes",
   "report",
   "runs",
@@ -95,6 +99,7 @@ if TYPE_CHECKING:
   from saejax import errors as errors
   from saejax import evals as evals
   from saejax import features as features
+  from saejax import interop as interop
   from saejax import interventions as interventions
   from saejax import kernels as kernels
   from saejax import models as models
@@ -113,10 +118,11 @@ if TYPE_CHECKING:
   from saejax.evals.examples import top_examples as top_examples
   from saejax.evals.examples import top_examples_of as top_examples_of
   from saejax.evals.held_out import evaluate as evaluate
+  from saejax.interop.names import load as load
+  from saejax.interop.publish import push_to_hub as push_to_hub
   from saejax.runs.fitting import fit as fit
   from saejax.runs.fitting import fit_grid as fit_grid
   from saejax.sae.files import about as about
-  from saejax.sae.files import load as load
   from saejax.sae.files import save as save
   from saejax.sae.initial import init as init
   from saejax.sae.latents import DenseLatents as DenseLatents

@@ -24,6 +24,7 @@ COMMANDS = {
   "verify": "saejax.studies.verify",
   "info": "saejax.studies.info",
   "merge": "saejax.studies.merge",
+  "convert": "saejax.studies.convert",
   "allocation": "saejax.studies.allocation",
   "architectures": "saejax.studies.architectures",
   "bias_adaptation": "saejax.studies.bias_adaptation",

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import pathlib
 import re
 from typing import Any
@@ -12,14 +13,17 @@ import numpy as np
 from absl.testing import absltest
 
 import saejax
+from benchmarks import interop
 from saejax import models
 from saejax.data import harvest
 from saejax.data.text import own_models
+from saejax.interop import conversion, formats
 from saejax.models import family, taps
 from saejax.models import model as model_lib
 from saejax.sae import activations
 from tests import toy
 from tests.data.text import rules_test
+from tests.interop import cases
 from tests.models import gguf_files
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
@@ -107,6 +111,42 @@ class CorporaTest(absltest.TestCase):
     ids = corpus.encode(0, str)
     said = space["words"].decode(ids[ids >= 0])
     self.assertEqual(said, "Blue, as the sea.")
+
+
+class PublishedWeightsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.text = (DOCS / "published-weights.md").read_text()
+
+  def test_the_example_runs(self):
+    (block,) = re.findall(r"```python\n(.*?)```", self.text, re.DOTALL)
+    case = cases.case("saelens_topk")
+    space: dict[str, Any] = {"x": case.x}
+    exec(block.replace("saes/gpt2-layer-3", str(cases.path(case.name))), space)
+    np.testing.assert_allclose(space["x_hat"], case.x_hat, rtol=1e-4, atol=1e-5)
+    self.assertEqual(space["metrics"].l0, 3)
+
+  def test_formats_folds_and_losses_are_those_of_the_code(self):
+    named = set(re.findall(r"`(\w+)`", self.text))
+    self.assertContainsSubset({*formats.NAMES, *conversion.LOSSES}, named)
+    rows = [line for line in self.text.splitlines() if line.startswith("| `")]
+    table = [line.split("|")[1:-1] for line in rows if line.count("|") == 5]
+    written = {
+      name
+      for cells in table
+      for name in re.findall(r"`(\w+)`", cells[0])
+      if cells[3].strip() != "no"
+    }
+    self.assertEqual(written, set(formats.writable()))
+
+  def test_errors_are_those_measured(self):
+    path = DOCS.parent / "benchmarks" / "results" / "interop.json"
+    points = json.loads(path.read_text())["points"]
+    self.assertIn(interop.table(points), self.text)
+    self.assertEqual({p["case"] for p in points}, set(cases.every()))
+    for point in points:
+      for key in ("read_z", "read_x_hat", "written_z", "written_x_hat"):
+        self.assertLess(point.get(key, 0), 1e-5, point)
 
 
 class ModelsTest(absltest.TestCase):

@@ -249,7 +249,7 @@ def _build(node, arrays, prefix: str, parts: Mapping[str, type]):
         )
       else:
         fields[field.name] = _build(child, arrays, f"{path}.", parts)
-    elif field.name not in fields and field.name != part.CLASS:
+    elif field.name not in fields and field.metadata.get("pytree_node", True):
       fields[field.name] = jnp.asarray(arrays[path])
   return cls(**fields)
 

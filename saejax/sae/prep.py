@@ -16,11 +16,13 @@ row, for preps that depend on one.
 from collections.abc import Mapping
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from saejax.sae.context import Batch
 from saejax.sae.part import Part
 
 STD_EPS = 1e-5  # added to a row's standard deviation
@@ -59,6 +61,23 @@ class Prep(Part):
       f"{type(self).__name__} depends on each row: it has no centre and scale "
       "for all rows, and cannot be folded into weights"
     )
+
+  def apply_target(self, batch: Batch) -> tuple[Array, Any]:
+    """Prepares a transcoder's target; the statistics are those of `apply`.
+
+    Args:
+      batch: rows with their target.
+    """
+    return self.apply(batch.target, batch.cond)
+
+  def without_target(self, batch: Batch) -> Any:
+    """The statistics of a target as far as the rows x give them.
+
+    Args:
+      batch: rows without a target.
+    """
+    del batch
+    return None
 
   def split(self) -> tuple[tuple[Any, ...], "Prep"]:
     """Splits into SAEs whose residual is taken first, and the prep after."""
@@ -110,7 +129,13 @@ class RowLayerNorm(Prep):
 
   The deviation is the unbiased one (divisor d - 1), as in the code of OpenAI's
   released SAEs. Undoing needs the row's (mean, std).
+
+  Attributes:
+    undo_eps: added to the deviation when it is undone; 0 in OpenAI's and
+      SAELens' code, which so are not exactly inverse.
   """
+
+  undo_eps: float = flax.struct.field(pytree_node=False, default=STD_EPS)
 
   def apply(
     self, x: Float[Array, "*b d"], cond: Array | None = None
@@ -131,7 +156,59 @@ class RowLayerNorm(Prep):
         "use reconstruct(x), or decode_in_frame for normalised rows"
       )
     mean, std = statistics
-    return x * (std + STD_EPS) + mean
+    return x * (std + self.undo_eps) + mean
+
+
+class RowNorm(Prep):
+  """x' = x sqrt(d) / |x|, with each row's own norm, which undoing needs."""
+
+  def apply(
+    self, x: Float[Array, "*b d"], cond: Array | None = None
+  ) -> tuple[Array, Array]:
+    x = x.astype(jnp.float32)
+    factor = x.shape[-1] ** 0.5 / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x * factor, factor
+
+  def undo(
+    self, x: Float[Array, "*b d"], statistics: Array | None = None
+  ) -> Array:
+    if statistics is None:
+      raise ValueError(
+        "a row norm cannot be undone without the rows' norms; use "
+        "reconstruct(x), or decode_in_frame for normalised rows"
+      )
+    return x / statistics
+
+
+class Skip(Prep):
+  """A skip transcoder's target prep: target' = target - x W^T.
+
+  The latents reconstruct what the linear map leaves of the target.
+
+  Attributes:
+    W: the map of raw rows x, frozen.
+  """
+
+  W: Float[Array, "d_out d"]
+
+  def apply_target(self, batch: Batch) -> tuple[Array, Array]:
+    mapped = self.without_target(batch)
+    assert batch.target is not None  # `SAE.forward` refuses
+    return batch.target.astype(jnp.float32) - mapped, mapped
+
+  def without_target(self, batch: Batch) -> Array:
+    W = jax.lax.stop_gradient(self.W)
+    return batch.x.astype(jnp.float32) @ W.T
+
+  def undo(
+    self, x: Float[Array, "*b d"], statistics: Array | None = None
+  ) -> Array:
+    if statistics is None:
+      raise ValueError(
+        "a skip connection needs the rows x; use reconstruct(x), or "
+        "decode_in_frame for the latents' part alone"
+      )
+    return x + statistics
 
 
 KINDS = ("none", "centre_scale", "scale", "scale_sqrt_d", "row_layer_norm")

@@ -4,6 +4,7 @@
 `sae.prep`; "in the units of the model" means those of the raw activations x.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -148,6 +149,18 @@ class SAE(flax.struct.PyTreeNode):
     pays = self.activation.pays_sparse(self.n) if train else bounded
     return "sparse" if self.has_sparse_engine and pays else "dense"
 
+  @classmethod
+  def from_pretrained(cls, name: str, sae_id: str | None = None) -> "SAE":
+    """Loads published weights: `saejax.load(name)`, which lists the names.
+
+    Args:
+      name: the name; or a release of SAELens, with an id.
+      sae_id: the id of the SAE in the release.
+    """
+    # What knows formats comes later on the road; the package has it by name.
+    load = sys.modules[cls.__module__.partition(".")[0]].load
+    return load(name if sae_id is None else f"sae-lens:{name}/{sae_id}")
+
   def __call__(self, x: Float[Array, "*b d"] | Batch) -> Float[Array, "*b d"]:
     """Reconstructs x; see `reconstruct`.
 
@@ -261,7 +274,8 @@ class SAE(flax.struct.PyTreeNode):
     batch = as_batch(x)
     if self.target_prep is not None and batch.target is None:
       ctx, _ = self._context(batch)
-      return self._output_prep.undo(self._decoded(ctx)[2], None)
+      statistics = self.target_prep.without_target(batch)
+      return self._output_prep.undo(self._decoded(ctx)[2], statistics)
     out = self.forward(batch)
     return self._output_prep.undo(out.x_hat, out.statistics)
 
@@ -313,7 +327,7 @@ class SAE(flax.struct.PyTreeNode):
       if batch.target is None:
         raise ValueError("this SAE has a target: pass Batch(x=..., target=...)")
       _check_width("target", batch.target, self.d)
-      target, statistics = self.target_prep.apply(batch.target, batch.cond)
+      target, statistics = self.target_prep.apply_target(batch)
     return Forward(
       ctx=ctx,
       target=target,
