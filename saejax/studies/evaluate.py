@@ -32,6 +32,7 @@ from saejax.data.text import corpus as text
 from saejax.data.text import rows, windows
 from saejax.errors import InputError
 from saejax.evals import core
+from saejax.interop import names
 from saejax.sae import files
 from saejax.sae.sae import SAE
 
@@ -42,7 +43,8 @@ SAES = "saes"  # folder of a run's SAEs
 class Config:
   """Settings of the command."""
 
-  sae: tuple[str, ...]  # folders of saved SAEs, or of runs for all of theirs
+  # saved or published SAEs as for saejax.load, or runs for all of theirs
+  sae: tuple[str, ...]
   harvest: HarvestConfig = HarvestConfig()
   tokens: int = 16_384  # held-out tokens; as many of training text for controls
   seed: int = 0  # of the random dictionaries
@@ -111,14 +113,16 @@ def main(config: Config) -> None:
 
 
 def _saes(config: Config) -> Iterator[tuple[str, tuple[SAE, dict[str, Any]]]]:
-  """The SAEs by name, with what was saved about them."""
+  """The SAEs by name, with what saejax saved about them."""
   for given in config.sae:
     folder = pathlib.Path(os.path.expanduser(given))
-    several = folder / SAES
-    found = sorted(several.iterdir()) if several.is_dir() else [folder]
-    for one in found:
-      name = one.name if len(found) > 1 or len(config.sae) == 1 else str(one)
-      yield name, (files.load(one), files.about(one))
+    if (folder / SAES).is_dir():
+      for one in sorted((folder / SAES).iterdir()):
+        label = one.name if len(config.sae) == 1 else str(one)
+        yield label, (names.load(one), files.about(one))
+    else:
+      saved = (folder / files.STRUCTURE).exists()
+      yield given, (names.load(given), files.about(folder) if saved else {})
 
 
 def check_site(

@@ -7,6 +7,7 @@ import jax
 from absl.testing import absltest
 
 from saejax.data import harvest, spec
+from saejax.interop import conversion
 from saejax.sae import activations, files, initial
 from tests import shared
 from tests.experiments import script
@@ -62,6 +63,21 @@ class EvaluateTest(absltest.TestCase):
       self.assertGreater(
         losses["ce_loss_with_ablation"], losses["ce_loss_without_sae"]
       )
+
+  def test_published_weights_give_what_the_run_gives(self):
+    self.save("a", 64)
+    ours, theirs = self.folder / "run" / "saes" / "a", self.folder / "published"
+    conversion.convert(str(ours), str(theirs), "saelens")
+    found = []
+    for number, name in enumerate((ours, theirs)):
+      written = self.folder / f"{number}.json"
+      code, _, err = self.run_script(sae=name, write=written)
+      self.assertEqual(code, 0, err)
+      (record,) = json.loads(written.read_text())
+      found.append(record["eval_result_metrics"])
+    for category, values in found[0].items():
+      for name, value in values.items():
+        self.assertAlmostEqual(found[1][category][name], value, places=4)
 
   def test_another_site_and_no_sae_are_refused_by_name(self):
     config = harvest.HarvestConfig(model=str(shared.path(MODEL)), layer=2)
