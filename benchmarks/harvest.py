@@ -3,8 +3,8 @@
   python benchmarks/harvest.py --peers_python=/path/to/python \
     --write=benchmarks/results/harvest-cpu-2core.json
 
-  harvest       saejax: text to a complete store on disk (encoding, forward pass,
-                rules, shuffling, checksums, writing)
+  harvest       saejax: text to complete stores on disk, for training and held
+                out (encoding, forward pass, rules, shuffling, checksums, writing)
   forward       saejax: the forward passes of the same batches alone
   transformers  PyTorch's passes of the same padded batches, float32, ended by a
                 hook at the layer that is read; nothing is encoded or written
@@ -52,7 +52,7 @@ class Config:
 
 
 def case(
-  chosen: Config, model: str, layer: int, rows: int
+  chosen: Config, model: str, layer: int, rows: int, folder: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Measures one model.
 
@@ -61,16 +61,16 @@ def case(
     model: its name.
     layer: the layer that is read.
     rows: rows of a harvest.
+    folder: for stores and batches.
 
   Returns:
     (tokens per second and ratios, versions).
   """
-  batches = pathlib.Path(tempfile.mkdtemp()) / "batches.npz"
   ours = {
     "model": model,
     "layer": layer,
     "rows_wanted": rows,
-    "batches": str(batches),
+    "folder": folder,
   }
   made = {
     name: step_contenders.Contender(
@@ -90,7 +90,7 @@ def case(
       folder=str(path.parent if file else path),
       file=file,
       layer=layer,
-      batches=str(batches),
+      batches=f"{folder}/batches.npz",
       threads=chosen.threads,
     )
   tokens = about.pop("forward")["tokens"]
@@ -99,7 +99,8 @@ def case(
   )
   for contender in made.values():
     contender.close()
-  found: dict[str, Any] = {"model": model.rsplit("/", 1)[-1], "layer": layer}
+  short = model.removeprefix("package:").removesuffix("/model")
+  found: dict[str, Any] = {"model": short.rsplit("/", 1)[-1], "layer": layer}
   found |= {"rows": rows, "tokens": int(tokens)}
   for each, own in ms.items():
     found[f"{each} tokens/s"] = round(float(1e3 * tokens / np.median(own)))
@@ -123,7 +124,8 @@ def main(chosen: Config) -> int:
   }
   names = zip(chosen.models, chosen.layers, chosen.rows, strict=True)
   for model, layer, rows in names:
-    row, used = case(chosen, model, layer, rows)
+    with tempfile.TemporaryDirectory() as folder:
+      row, used = case(chosen, model, layer, rows, folder)
     about["results"].append(row)
     about["versions"] |= used
     print(json.dumps(row), flush=True)

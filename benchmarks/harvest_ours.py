@@ -1,8 +1,8 @@
 """Harvests with saejax, for harvest.py; see `serving` for what it is asked."""
 
+import dataclasses
 import functools
 import pathlib
-import shutil
 import tempfile
 
 import jax
@@ -15,48 +15,45 @@ from saejax.data.text import corpus, rows, windows
 subject_of = functools.cache(spec.subject_of)
 
 
-def build(name, model, layer, rows_wanted, batches):
-  """A step harvests rows into a store, or passes the same batches forward.
+def build(name, model, layer, rows_wanted, folder):
+  """A step harvests rows into stores, or passes the same batches forward.
 
   Args:
     name: "harvest" for text to store, "forward" for the passes alone.
     model: name of the model.
     layer: layer whose residual stream is harvested.
-    rows_wanted: rows of the training store.
-    batches: .npz file that the batches of forward passes are written to.
+    rows_wanted: rows of the training store; the held-out store has a sixteenth.
+    folder: for the stores, and for batches.npz with the batches of all passes.
   """
   config = harvest.HarvestConfig(
     model=model,
     layer=layer,
     rows=rows_wanted,
-    held_out_rows=256,
+    held_out_rows=-(-rows_wanted // 16),
     context=128,
     bucket_rows=16_384,
     shard_rows=16_384,
-    dir=tempfile.mkdtemp(prefix="saejax-harvest-"),
+    dir=folder,
   )
   source = subject_of(config)
-  part = _part(config, source)
   if name == "harvest":
 
     def step():
-      shutil.rmtree(config.dir)
-      train, _ = harvest.harvest(config, source=source)
-      return train.rows
+      new = dataclasses.replace(config, dir=tempfile.mkdtemp(dir=folder))
+      train, held_out = harvest.harvest(new, source=source)
+      return train.rows + held_out.rows
 
     step()
     return step, {"jax": jax.__version__}
-  passes = []
-  coming = windows.batches(part.plan, part.documents, part._encode)
-  kept = 0
-  while kept < rows_wanted:
-    batch = next(coming)
-    passes.append((batch.ids, batch.mask))
-    kept += int(batch.keep.sum())
+  passes = [
+    (batch.ids, batch.mask)
+    for part in (corpus.TRAIN, corpus.HELD_OUT)
+    for batch in _batches(config, source, part)
+  ]
   tokens = sum(int(mask.sum()) for _, mask in passes)
   arrays = {f"ids{i}": ids for i, (ids, _) in enumerate(passes)}
   arrays |= {f"mask{i}": mask for i, (_, mask) in enumerate(passes)}
-  np.savez(pathlib.Path(batches), **arrays)
+  np.savez(pathlib.Path(folder) / "batches.npz", **arrays)
 
   def step():
     for ids, mask in passes:
@@ -67,11 +64,18 @@ def build(name, model, layer, rows_wanted, batches):
   return step, {"tokens": tokens, "passes": len(passes)}
 
 
-def _part(config, source):
-  """The training part of the corpus as a row source."""
+def _batches(config, source, part):
+  """The batches that a part of the corpus is harvested from."""
   texts = spec.corpus_of(config)
-  about = harvest.meta(config, source=source, corpus=texts)
-  return rows.TextRows(config, source, texts, corpus.TRAIN, about)
+  about = harvest.meta(config, part, source=source, corpus=texts)
+  own = rows.TextRows(config, source, texts, part, about)
+  kept = 0
+  encode = functools.partial(texts.encode, encode=source.encode)
+  for batch in windows.batches(own.plan, own.documents, encode):
+    yield batch
+    kept += int(batch.keep.sum())
+    if kept >= about["rows"]:
+      return
 
 
 if __name__ == "__main__":

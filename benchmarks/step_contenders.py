@@ -81,10 +81,10 @@ class Contender:
     self.steps = 1
 
   def build(self, seconds: float, **request: Any) -> dict[str, str]:
-    """Prepares the step, takes three, and chooses how many make a sample.
+    """Prepares the step, and chooses how many make a sample by taking three.
 
     Args:
-      seconds: least length of a sample.
+      seconds: least length of a sample; 0 for a sample of one step.
       **request: see `serving`.
 
     Returns:
@@ -95,8 +95,9 @@ class Contender:
     """
     name = self.name.removesuffix("+malloc")
     versions = self._ask(do="build", name=name, **request)["versions"]
-    ms = min(self._ask(do="run", steps=1)["ms"] for _ in range(3))
-    self.steps = max(1, round(1e3 * seconds / ms))
+    if seconds:
+      ms = min(self._ask(do="run", steps=1)["ms"] for _ in range(3))
+      self.steps = max(1, round(1e3 * seconds / ms))
     return versions
 
   def sample(self) -> Sample:

@@ -167,11 +167,12 @@ def attention(
   q = q.reshape(B, T, K, H // K, h)
   q = q.transpose(0, 2, 3, 1, 4).reshape(B, K, -1, h)
   k = k.swapaxes(2, 3)
-  lowest = jnp.finfo(jnp.float32).min
-  bias = jnp.where(visible, 0.0, lowest)[:, None]
-  if bias.shape[2] > 1:
-    bias = jnp.tile(bias, (1, 1, H // K, 1))
-  scores = soft_cap(matmul(q, k).astype(jnp.float32), cap) + bias
+  seen = visible[:, None]
+  if seen.shape[2] > 1:
+    seen = jnp.tile(seen, (1, 1, H // K, 1))
+  scores = soft_cap(matmul(q, k).astype(jnp.float32), cap)
+  # Not an added bias: XLA would write it out per head, four times as large.
+  scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
   p = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   total = jnp.sum(p, axis=-1, keepdims=True)
   z = matmul(p.astype(v.dtype), v) / total.astype(v.dtype)

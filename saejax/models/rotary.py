@@ -106,8 +106,12 @@ def rotate(
   """
   cos, sin = turn
   w = 2 * cos.shape[-1]
-  a, b = jnp.split(x[..., :w].astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  # One expression for both halves: on CPU, XLA runs a concatenation of two
+  # several times slower.
+  cos = jnp.concatenate([cos, cos], axis=-1)
+  sin = jnp.concatenate([-sin, sin], axis=-1)
+  h = x[..., :w].astype(jnp.float32)
+  turned = h * cos + jnp.roll(h, w // 2, axis=-1) * sin
   return jnp.concatenate([turned.astype(x.dtype), x[..., w:]], axis=-1)
 
 

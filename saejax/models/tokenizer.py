@@ -7,6 +7,7 @@ tokens). Both are disabled here, and no special tokens are added.
 import collections.abc
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import re
 
@@ -15,7 +16,7 @@ import tokenizers
 from jaxtyping import Int
 
 from saejax import errors
-from saejax.models import checkpoint, hub
+from saejax.models import checkpoint, first_ids, hub
 
 FILE = "tokenizer.json"
 ROLES = ("bos", "eos", "cls", "sep", "pad")
@@ -62,6 +63,29 @@ class Tokenizer:
         them.
     """
     return self.encode_batch([text])[0]
+
+  def encode_first(self, text: str, count: int) -> Int[np.ndarray, "T"]:
+    """Encodes the beginning of a text.
+
+    The rest is not encoded where the tokenizer allows it, see `first_ids`.
+
+    Args:
+      text: the text.
+      count: maximum number of ids.
+
+    Returns:
+      The first `count` ids of those that `encode` returns.
+
+    Raises:
+      InputError: as `encode`, where what is encoded has unknown words.
+    """
+    if self._is_local:
+      return first_ids.encode(self.encode, text, count)
+    return self.encode(text)[:count]
+
+  @functools.cached_property
+  def _is_local(self) -> bool:
+    return first_ids.are_local(self.backend)
 
   def encode_batch(
     self, texts: collections.abc.Sequence[str]

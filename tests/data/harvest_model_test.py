@@ -128,7 +128,7 @@ class HarvestModelTest(absltest.TestCase):
     def stops(ids, mask):
       nonlocal calls
       calls += 1
-      if calls == 4:
+      if calls == 3:
         raise KeyboardInterrupt
       return source.forward(ids, mask)
 

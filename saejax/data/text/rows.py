@@ -9,7 +9,7 @@ a position is the place of a forward batch.
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from saejax.data.text import feasibility, rules, subject, windows
 from saejax.errors import InputError
 
 _AHEAD = 1  # forward batches on the device beside the one on the host
+_KEPT_IDS = 2**20  # ids of the latest documents, which are often read again
 
 
 class _Forward(NamedTuple):
@@ -89,6 +90,12 @@ class TextRows:
       ),
     )
     self.calibration: Mapping[str, Any] | None = None
+    encode = source.encode
+    if config.document_tokens and source.encode_first is not None:
+      first, most = source.encode_first, config.document_tokens
+      encode = lambda document: first(document, most)
+    self._encode = _Encoded(corpus, encode)
+    self._computed: dict[windows.Point, jax.Array] = {}
     self._limit = np.full(source.sites, np.inf)
 
   # --- calibration -----------------------------------------------------------
@@ -109,20 +116,24 @@ class TextRows:
     return np.asarray(rules.limits(calibration["median_norm"], multiple))
 
   def _calibrate(self) -> dict[str, Any]:
-    """Measures the first tokens of the training part.
+    """Measures the first forward batches of the training part.
 
-    Norms are of all tokens, means and deviations of those that rules keep.
+    Norms are of all tokens, means and deviations of those that rules keep. The
+    activations are kept for the first rows of the store.
 
     Raises:
       InputError: none of them is finite.
     """
     documents = self.corpus.part(text.TRAIN, self.config.held_out_fraction)
-    plan = dataclasses.replace(self.plan, pool_batches=1)
+    pool_batches = self.config.pool_batches
+    plan = dataclasses.replace(self.plan, pool_batches=pool_batches)
     norms: list[np.ndarray] = []
     kept: list[np.ndarray] = []
     count = 0
     for batch in windows.batches(plan, documents, self._encode):
       x = self.source.forward(batch.ids, batch.mask)
+      if self.part == text.TRAIN:
+        self._computed[batch.point] = x
       norm = np.asarray(_norm(x))[batch.mask].reshape(-1, self.source.sites)
       norms.append(norm[np.isfinite(norm).all(axis=-1)])
       rows_kept = np.asarray(x)[batch.keep]
@@ -207,12 +218,13 @@ class TextRows:
     """The forward batches in order; the model does not run."""
     return windows.batches(self.plan, self.documents, self._encode)
 
-  def _encode(self, document: int) -> np.ndarray:
-    return self.corpus.encode(document, self.source.encode)
-
   def _forward(self, batch: windows.Batch, first: int, span: int) -> "_Forward":
     """Starts the forward pass of a batch."""
-    found = {"x": self.source.forward(batch.ids, batch.mask)}
+    x = self._computed.pop(batch.point, None)
+    if x is None:
+      self._computed.clear()  # batches come in order: none is asked for later
+      x = self.source.forward(batch.ids, batch.mask)
+    found = {"x": x}
     if self.config.cond == "layer" and self.source.sites > 1:
       found["x"] = _drawn(found["x"], self._layers(batch))
     if self._target is not None:
@@ -301,6 +313,24 @@ class TextRows:
         "harvest.nonfinite=keep",
       )
     return finite
+
+
+class _Encoded:
+  """Token ids of a corpus' documents; those of the latest are kept."""
+
+  def __init__(self, corpus: text.Corpus, encode: Callable[[str], np.ndarray]):
+    self._corpus, self._encode = corpus, encode
+    self._ids: dict[int, np.ndarray] = {}
+    self._size = 0
+
+  def __call__(self, document: int) -> np.ndarray:
+    if document not in self._ids:
+      ids = self._corpus.encode(document, self._encode)
+      self._ids[document] = ids
+      self._size += len(ids)
+      while self._size > _KEPT_IDS and len(self._ids) > 1:
+        self._size -= len(self._ids.pop(next(iter(self._ids))))
+    return self._ids[document]
 
 
 def _all_finite(x: np.ndarray) -> np.ndarray:

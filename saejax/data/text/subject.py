@@ -42,6 +42,7 @@ class Subject:
   Attributes:
     d: width of the site.
     encode: text -> ids [T], without special tokens around them.
+    encode_first: text, n -> the first n of these ids; None encodes it whole.
     forward: ids [B, T] int32, mask [B, T] bool -> x [B, T, d], or
       [B, T, sites, d] where there are several sites.
     sites: number of sites.
@@ -64,6 +65,7 @@ class Subject:
   d: int
   encode: Callable[[str], np.ndarray]
   forward: Forward
+  encode_first: Callable[[str, int], np.ndarray] | None = None
   sites: int = 1
   score: Forward | None = None
   prefix: tuple[int, ...] = ()
@@ -145,8 +147,7 @@ def at_site(
     remedy=remedy,
   )
 
-  def encode(text: str) -> np.ndarray:
-    ids = words.encode(text)
+  def checked(ids: np.ndarray) -> np.ndarray:
     models.check_ids(
       ids, config.vocabulary, name, field="harvest.model", remedy=remedy
     )
@@ -155,7 +156,8 @@ def at_site(
   forward = _Forward(name, [site.name for site in sites], mesh)
   return Subject(
     d=math.prod(family_lib.shape(config, point)),
-    encode=encode,
+    encode=lambda text: checked(words.encode(text)),
+    encode_first=lambda text, n: checked(words.encode_first(text, n)),
     forward=forward,
     sites=len(sites),
     score=forward.entropy if score else None,
