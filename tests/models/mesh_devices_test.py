@@ -99,6 +99,8 @@ class AgreementTest(Base):
     ids, mask = batch(model)
     got = taps.read(model, ids, mask, ["layers.1.z"])["layers.1.z"]
     self.assertEqual({d.id for d in got.devices()}, {5, 6})
+    logits = model(ids, mask)  # not compiled
+    self.assertEqual({d.id for d in logits.devices()}, {5, 6})
 
   def test_bfloat16_and_several_files(self):
     path = pathlib.Path(self.create_tempdir().full_path)
