@@ -66,7 +66,7 @@ class AgreementTest(Base):
     model = model_lib.load(self.folder(family), mesh=mesh.make((2, 4)))
     given = [jnp.asarray(a) for a in batch(model)]
     hidden = jax.jit(lambda model, *given: model.hidden(*given))
-    text = hidden.lower(model, *given).compile().as_text()
+    text = hidden.lower(model, *given).compile().as_text() or ""
     found = collections.Counter(COLLECTIVE.findall(text))
     # Parallel attention and MLP are summed together; one more where the rows of
     # the token table are divided.
