@@ -104,6 +104,11 @@ class HarvestConfig:
     few = self.forward_batch * self.context <= 2**26
     rule = "times context must be at most 67,108,864 tokens"
     _check(self, "forward_batch", few, rule)
+    sizes = self.mesh
+    rule = "must be two sizes of at least 1: data, model"
+    _check(self, "mesh", len(sizes) == 2 and min(sizes) >= 1, rule)
+    rule = f"must divide by {sizes[0]}, the data axis of harvest.mesh"
+    _check(self, "forward_batch", self.forward_batch % sizes[0] == 0, rule)
     _check(self, "drop_first", self.drop_first >= -1, "must be at least -1")
     fraction = self.held_out_fraction
     _check(self, "held_out_fraction", 0 < fraction < 1, "must lie in (0, 1)")
@@ -241,16 +246,7 @@ def _mesh(config: HarvestConfig) -> Mesh | None:
   """The devices of the model; None for the default one."""
   if (config.mesh, config.first_device) == ((1, 1), 0):
     return None
-  found = mesh.make(config.mesh, first=config.first_device)
-  if config.forward_batch % config.mesh[0]:
-    raise InputError(
-      "harvest.forward_batch",
-      config.forward_batch,
-      f"must divide by the {config.mesh[0]} devices of the data axis of "
-      "harvest.mesh",
-      f"use a multiple of {config.mesh[0]}",
-    )
-  return found
+  return mesh.make(config.mesh, first=config.first_device)
 
 
 def corpus_of(config: HarvestConfig) -> text.Corpus:

@@ -43,11 +43,12 @@ class HarvestMeshTest(parameterized.TestCase):
           np.testing.assert_array_equal(got[name], column)
 
   @parameterized.parameters(
-    ({"mesh": (3, 1)}, "harvest.forward_batch=4: must divide by the 3"),
+    ({"mesh": (3, 1)}, "harvest.forward_batch=4: must divide by 3"),
     ({"mesh": (1, 8)}, "harvest.mesh=.1, 8.: the 8 devices of the model axis"),
     ({"mesh": (2, 8)}, "needs 16 devices from number 0"),
     ({"mesh": (1, 2), "first_device": 7}, "2 devices from number 7"),
-    ({"mesh": (1,)}, "two sizes"),
+    ({"mesh": (1,)}, "harvest.mesh=.*two sizes"),
+    ({"mesh": (0, 2)}, "harvest.mesh=.*at least 1"),
   )
   def test_meshes_that_do_not_fit_are_refused_before_any_file(
     self, changes, part

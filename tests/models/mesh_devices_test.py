@@ -66,7 +66,7 @@ class AgreementTest(Base):
     model = model_lib.load(self.folder(family), mesh=mesh.make((2, 4)))
     given = [jnp.asarray(a) for a in batch(model)]
     hidden = jax.jit(lambda model, *given: model.hidden(*given))
-    text = hidden.lower(model, *given).compile().as_text()
+    text = hidden.lower(model, *given).compile().as_text() or ""
     found = collections.Counter(COLLECTIVE.findall(text))
     # Parallel attention and MLP are summed together; one more where the rows of
     # the token table are divided.
@@ -99,6 +99,8 @@ class AgreementTest(Base):
     ids, mask = batch(model)
     got = taps.read(model, ids, mask, ["layers.1.z"])["layers.1.z"]
     self.assertEqual({d.id for d in got.devices()}, {5, 6})
+    logits = model(ids, mask)  # not compiled
+    self.assertEqual({d.id for d in logits.devices()}, {5, 6})
 
   def test_bfloat16_and_several_files(self):
     path = pathlib.Path(self.create_tempdir().full_path)
