@@ -67,18 +67,15 @@ def widened(config_cls: type, argv: Sequence[str]) -> type:
   """
   flagfiles.check(argv[1:])
 
-  def chosen(name: str, default: str | bool) -> str | bool:
+  def chosen(name: str, default: Any) -> Any:
     scratch = flags.FlagValues()
     flags.DEFINE_string("flagfile", "", "", flag_values=scratch)
-    if isinstance(default, bool):
-      flags.DEFINE_bool(name, default, "", flag_values=scratch)
-    else:
-      flags.DEFINE_string(name, default, "", flag_values=scratch)
+    make = flags.DEFINE_bool if type(default) is bool else flags.DEFINE_string
+    make(name, default, "", flag_values=scratch)
     scratch.set_gnu_getopt(True)  # values after a blank do not end the flags
     with contextlib.suppress(flags.Error, ValueError, OSError):
       scratch(list(argv), known_only=True)  # `parse` reports what is wrong
-      return scratch[name].value
-    return default
+    return scratch[name].value
 
   return choices.widened(config_cls, chosen)
 

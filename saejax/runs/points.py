@@ -1,8 +1,11 @@
-"""Points of a grid: the settings and the held-out metrics of its SAEs."""
+"""Points of a grid: the settings and the held-out metrics of its SAEs.
+
+`grid` is a `runs.grid.Grid` in all of them.
+"""
 
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,12 +18,9 @@ from saejax.sae import activations, files
 from saejax.sae.sae import SAE
 from saejax.training import loop
 
-if TYPE_CHECKING:
-  from saejax.runs.grid import Grid
-
 
 def points(
-  grid: "Grid", n: int, trained: Sequence[loop.Trained]
+  grid: Any, n: int, trained: Sequence[loop.Trained]
 ) -> list[dict[str, Any]]:
   """The settings and the held-out metrics of each member, in both forms."""
   rows = lambda: held_out.batches(grid.held_out, grid.columns)
@@ -58,7 +58,7 @@ def points(
 
 
 def _before(
-  grid: "Grid",
+  grid: Any,
   trained: Sequence[loop.Trained],
   found: Sequence[reconstruction.Reconstruction],
   rows: Callable[[], Iterable[Any]],
@@ -99,7 +99,7 @@ def _status(t: loop.Trained, metrics: reconstruction.Reconstruction) -> str:
   return "diverged"
 
 
-def _frame(grid: "Grid", sae: SAE) -> str:
+def _frame(grid: Any, sae: SAE) -> str:
   """Where errors are measured: in the units of the model if the SAE has a prep
   of its own or another target, else in the frame of the run's prep.
   """
@@ -112,7 +112,7 @@ def _frame(grid: "Grid", sae: SAE) -> str:
   return "raw" if own or sae.target_prep is not None else "prep"
 
 
-def _mean(grid: "Grid", frame: str) -> np.ndarray:
+def _mean(grid: Any, frame: str) -> np.ndarray:
   """The mean of the training rows, or of their targets, in a frame."""
   if frame == "prep":
     return grid.mean
@@ -122,7 +122,7 @@ def _mean(grid: "Grid", frame: str) -> np.ndarray:
 
 
 def as_trained(
-  grid: "Grid", forms, batches
+  grid: Any, forms, batches
 ) -> list[reconstruction.Reconstruction]:
   """Metrics of the training forms, in batches as large as in training."""
   frame = _frame(grid, forms[0][0])
