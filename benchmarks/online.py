@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from saejax import checks, config, machine
-from saejax.data import mixing, summary
+from saejax.data import mixing
 from saejax.data.store import reader
 from saejax.training import log
 
@@ -145,7 +145,7 @@ def uniform(path: str, rows: int = 512, draws: int = 20) -> float:
   documents = store.whole(mixing.DOCUMENT)[mixing.DOCUMENT]
   random = np.random.default_rng(0)
   drawn = (random.choice(documents, rows, replace=False) for _ in range(draws))
-  return float(np.mean([summary.entropy(each) for each in drawn]))
+  return float(np.mean([mixing.entropy(each) for each in drawn]))
 
 
 def main(chosen: Config) -> int:

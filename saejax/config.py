@@ -70,8 +70,8 @@ def widened(config_cls: type, argv: Sequence[str]) -> type:
   def chosen(name: str, default: Any) -> Any:
     scratch = flags.FlagValues()
     flags.DEFINE_string("flagfile", "", "", flag_values=scratch)
-    make = flags.DEFINE_bool if type(default) is bool else flags.DEFINE_string
-    make(name, default, "", flag_values=scratch)
+    kind = "bool" if type(default) is bool else "string"
+    getattr(flags, f"DEFINE_{kind}")(name, default, "", flag_values=scratch)
     scratch.set_gnu_getopt(True)  # values after a blank do not end the flags
     with contextlib.suppress(flags.Error, ValueError, OSError):
       scratch(list(argv), known_only=True)  # `parse` reports what is wrong

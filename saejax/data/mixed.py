@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from saejax.data import mixing, plan, shuffle, summary
+from saejax.data import mixing, plan, shuffle
 from saejax.data.batches import MEASURE_BATCHES
 from saejax.data.buffer import Bucket, Filling
 from saejax.data.rows import Resume, RowSource, Span
@@ -197,7 +197,7 @@ class MixedBatches:
     found = {"epochs": float(self._at.epoch)}
     if mixing.DOCUMENT in self._known[-1]:
       documents = self._known[-1][mixing.DOCUMENT]
-      found["doc_entropy"] = summary.entropy(documents)
+      found["doc_entropy"] = mixing.entropy(documents)
     return found
 
   def provenance(

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 
 from saejax.data import mix as mixes
-from saejax.data import shuffle
+from saejax.data import shared, shuffle
 from saejax.data.batches import Batches, IteratorBatches, StoreBatches
 from saejax.data.mix import Mix
 from saejax.data.online import OnlineRows
 from saejax.data.store import quality
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
-from saejax.runs import reading
 from saejax.sae.context import FIELDS, Batch, as_batch
-from saejax.training import sources
+from saejax.training import sharding, sources
 from saejax.training.config import TrainConfig
 
 HELD_OUT = 0.05  # held-out share of an array, if no held-out rows are given
@@ -95,7 +94,8 @@ class Rows:
     if self.stream is not None:
       return sources.Stream(self.stream)
     if isinstance(self.store, OnlineRows):
-      return sources.Stream(reading.batches([self.store], config)[0])
+      read = {"batch_rows": config.batch_rows, "seed": config.seed}
+      return sources.Stream(shared.readers([self.store], **read)[0])
     rows = self.store.rows if self.arrays is None else len(self.arrays["x"])
     order: dict[str, Any] = {
       "batch_rows": config.batch_rows,
@@ -104,7 +104,8 @@ class Rows:
     }
     if self.arrays is None:
       order["epochs"] = None  # the steps are the end
-      part = reading.part(config)
+      mesh = sharding.make_mesh(config.mesh, first=config.first_device)
+      part = sharding.rows_part(mesh, config.batch_rows)
       return sources.Stream(StoreBatches(self.store, **order, **part))
     return sources.of_arrays(self.arrays, steps, config.mesh, **order)
 

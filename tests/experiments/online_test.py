@@ -186,7 +186,8 @@ class OnlineTest(parameterized.TestCase):
       "--harvest.buffer_rows=100",
       "at least 128",
     ),
-    (("--online", "--harvest.d=12"), "--harvest.d", ""),
+    (("--online", "--harvest.d=12"), "--harvest.d", "beside --online"),
+    (("--online", "--train.lanes=2"), "--train.lanes=2", "beside --online"),
     (
       ("--online", "--train.batch_rows=8192"),
       "--train.batch_rows=8192",
