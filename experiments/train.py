@@ -1,4 +1,4 @@
-"""Trains SAEs on stores that experiments/harvest.py wrote."""
+"""Trains SAEs on stores that experiments/harvest.py wrote, or online."""
 
 from saejax import command
 

@@ -30,6 +30,7 @@ _NAMES = {
   "fit_grid": "saejax.runs.fitting",
   "harvest": "saejax.data.files",
   "load": "saejax.interop.names",
+  "online": "saejax.data.harvest",
   "open_store": "saejax.data.store.reader:open",
   "push_to_hub": "saejax.interop.publish",
   "save": "saejax.sae.files",
@@ -78,6 +79,7 @@ __all__ = [
   "kernels",
   "load",
   "models",
+  "online",
   "open_store",
   "push_to_hub",
   "recipes",
@@ -110,6 +112,7 @@ if TYPE_CHECKING:
   from saejax import studies as studies
   from saejax import training as training
   from saejax.data.files import harvest as harvest
+  from saejax.data.harvest import online as online
   from saejax.data.mix import Mix as Mix
   from saejax.data.store.create import write_store as write_store
   from saejax.data.store.reader import Store as Store

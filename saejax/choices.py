@@ -109,7 +109,9 @@ def explain(config_cls: Any, name: str, prefix: str = "") -> tuple[str, str]:
   for field, kind in fields.typed(config_cls):
     inner = f"{prefix}{field.name}."
     if fields.is_config(kind) and name.startswith(inner):
-      return explain(kind, name, inner)
+      found = explain(kind, name, inner)
+      if any(found):
+        return found
   choice = getattr(config_cls, "CHOICE", None)
   if choice is None:
     return "", ""
@@ -131,7 +133,7 @@ def listing(config_cls: Any, prefix: str = "") -> list[str]:
   choice = getattr(config_cls, "CHOICE", None)
   if choice is None:
     return lines
-  value = getattr(config_cls, choice)
+  value = fields.show(Any, getattr(config_cls, choice))
   lines += [
     "",
     f"The arguments of {value} are among the flags above. --{prefix}{choice} is "

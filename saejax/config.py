@@ -67,15 +67,15 @@ def widened(config_cls: type, argv: Sequence[str]) -> type:
   """
   flagfiles.check(argv[1:])
 
-  def chosen(name: str, default: str) -> str:
+  def chosen(name: str, default: Any) -> Any:
     scratch = flags.FlagValues()
     flags.DEFINE_string("flagfile", "", "", flag_values=scratch)
-    flags.DEFINE_string(name, default, "", flag_values=scratch)
+    kind = "bool" if type(default) is bool else "string"
+    getattr(flags, f"DEFINE_{kind}")(name, default, "", flag_values=scratch)
     scratch.set_gnu_getopt(True)  # values after a blank do not end the flags
     with contextlib.suppress(flags.Error, ValueError, OSError):
       scratch(list(argv), known_only=True)  # `parse` reports what is wrong
-      return str(scratch[name].value)
-    return default
+    return scratch[name].value
 
   return choices.widened(config_cls, chosen)
 

@@ -58,6 +58,18 @@ class OwnMethodTest(absltest.TestCase):
     self.assertTrue((sae.encode(x) == space["saes"][0].encode(x)).all())
 
 
+class OnlineTest(absltest.TestCase):
+  def test_the_example_runs(self):
+    (code,) = re.findall(
+      r"```python\n(.*?)```", (DOCS / "online.md").read_text(), re.DOTALL
+    )
+    self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
+    space: dict[str, Any] = {}
+    exec(code, space)
+    self.assertLess(space["metrics"].fvu, 1)
+    self.assertEqual(space["metrics"].l0, 8)
+
+
 class OwnActivationsTest(absltest.TestCase):
   def test_the_examples_run_in_order(self):
     text = (DOCS / "own-activations.md").read_text()

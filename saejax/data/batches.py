@@ -4,7 +4,7 @@
 the fields of its batches, and samples its rows without changing its position.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -150,6 +150,16 @@ class StoreBatches:
     x = columns["x"]
     finite = np.isfinite(x).reshape(len(x), -1).all(axis=-1)
     return {name: a[finite] for name, a in columns.items()}
+
+  def provenance(
+    self, rows: Sequence[int] | np.ndarray
+  ) -> Mapping[str, np.ndarray]:
+    """Returns where rows come from, see `Store.provenance`.
+
+    Args:
+      rows: row numbers, as batches have them.
+    """
+    return self.store.provenance(rows)
 
   def close(self) -> None:
     """Stops the threads that read ahead."""

@@ -2,15 +2,20 @@
 
 The training store is shuffled inside buckets; the held-out store keeps
 documents whole and in order. `data.fill` writes them, `data.text.rows` makes
-the rows.
+the rows. `online` gives the rows of the first without writing them.
 """
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from saejax.data import fill, spec
+from saejax.data import fill, joined, spec
+from saejax.data import online as online_rows
 from saejax.data.fill import Progress
+from saejax.data.online import OnlineRows
 from saejax.data.spec import HarvestConfig as HarvestConfig
+from saejax.data.spec import OnlineConfig as OnlineConfig
 from saejax.data.spec import meta as meta
 from saejax.data.spec import path as path
 from saejax.data.store import manifest, reader
@@ -20,6 +25,8 @@ from saejax.data.store.share import Share
 from saejax.data.text import corpus as text
 from saejax.data.text import feasibility, rows, subject
 from saejax.errors import InputError
+
+_REMEMBERED = 1024  # documents whose tokens are kept for the next site
 
 
 def harvest(
@@ -50,16 +57,20 @@ def harvest(
       not writable, raised before the model runs where possible; activations
       are not finite; or several sites are wanted. Finished buckets are kept.
   """
+  _check_one_site(config)
+  site = Site(config, source, target)
+  train, held_out = _harvest([site], Share(), False, progress)
+  return reader.open(train[0].place), reader.open(held_out[0].place)
+
+
+def _check_one_site(config: HarvestConfig) -> None:
   if config.sites:
     raise InputError(
       "harvest.sites",
       config.sites,
-      "must be empty where one training store is wanted",
-      "use harvest.layer and harvest.point, or saejax harvest",
+      "must be empty where the rows of one site are wanted",
+      "use harvest.layer and harvest.point, or saejax harvest or train",
     )
-  site = Site(config, source, target)
-  train, held_out = _harvest([site], Share(), False, progress)
-  return reader.open(train[0].place), reader.open(held_out[0].place)
 
 
 class Written(NamedTuple):
@@ -125,6 +136,78 @@ class Site(NamedTuple):
   target: subject.Subject | None
 
 
+def online(
+  config: OnlineConfig,
+  *,
+  source: subject.Subject | None = None,
+  target: subject.Subject | None = None,
+  progress: Progress | None = None,
+) -> tuple[OnlineRows, reader.Store]:
+  """Returns rows to train on as the model computes them, with no store on disk.
+
+  The held-out store is that of a harvest of the same settings, and is harvested
+  here if it is not there. So are the rows, but for their order.
+
+  Args:
+    config: model, site, corpus and buffer.
+    source, target, progress: as for `harvest`.
+
+  Returns:
+    (training rows, held-out store).
+
+  Raises:
+    InputError: as `harvest`, or the buffer does not fit in memory.
+  """
+  _check_one_site(config)
+  return _online([Site(config, source, target)], config, progress)[0]
+
+
+def online_sites(
+  config: OnlineConfig, *, progress: Progress | None = None
+) -> list[tuple[OnlineRows, reader.Store]]:
+  """Returns rows of each site, all computed in one forward pass.
+
+  A token that is an outlier at one of the sites is a row of none of them.
+
+  Args:
+    config, progress: as for `online`.
+
+  Returns:
+    (training rows, held-out store) of each site; one site without config.sites.
+
+  Raises:
+    InputError: as `online`.
+  """
+  sites = [Site(one, None, None) for one in spec.sites(config)]
+  return _online(sites, config, progress)
+
+
+def _online(
+  sites: Sequence[Site], config: OnlineConfig, progress: Progress | None
+) -> list[tuple[OnlineRows, reader.Store]]:
+  train, held_out = _parts(sites)
+  sizes = {
+    "most_rows": config.rows,
+    "buffer_rows": config.buffer_rows,
+    "statistics_rows": config.statistics_rows,
+  }
+  try:
+    if len(train) == 1:
+      found = [online_rows.rows(train[0], **sizes)]
+    else:
+      found = joined.sites(train, **sizes)
+  except InputError as error:
+    raise error.renamed(f"harvest.{error.field}") from error
+  for each in held_out:
+    _check(each, path(each.config, each.about), stores=len(sites))
+  for own, other in zip(train, held_out, strict=True):
+    _ = own.documents  # refuses a corpus without rows
+    own.calibration = other.calibration = own.prepare(None)
+  written = _fill(held_out, Share(), False, progress)
+  stores = [reader.open(each.place) for each in written]
+  return list(zip(found, stores, strict=True))
+
+
 def _harvest(
   sites: Sequence[Site],
   share: Share,
@@ -132,6 +215,38 @@ def _harvest(
   progress: Progress | None,
 ) -> tuple[list[Written], list[Written]]:
   """Harvests the training and the held-out stores of sites."""
+  train, held_out = _parts(sites)
+  for each in (*train, *held_out):
+    _check(each, path(each.config, each.about), stores=len(sites))
+  of_train = _fill(train, share, repair, progress)
+  for each, written in zip(held_out, of_train, strict=True):
+    # One threshold for both: the median norm is that of the training part.
+    each.calibration = manifest.calibration(written.place)
+  return of_train, _fill(held_out, share, repair, progress)
+
+
+def _fill(
+  sources: Sequence[rows.TextRows],
+  share: Share,
+  repair: bool,
+  progress: Progress | None,
+) -> list[Written]:
+  """Writes the store of each source."""
+  jobs = [
+    fill.Job(each, path(each.config, each.about), each.about)
+    for each in sources
+  ]
+  done = fill.fill_shares(jobs, share=share, repair=repair, progress=progress)
+  return [
+    Written(places.at(job.path), complete)
+    for job, complete in zip(jobs, done, strict=True)
+  ]
+
+
+def _parts(
+  sites: Sequence[Site],
+) -> tuple[list[rows.TextRows], list[rows.TextRows]]:
+  """The rows of the training and the held-out part of each site."""
   chosen = [
     Site(
       config,
@@ -140,12 +255,17 @@ def _harvest(
     )
     for config, source, target in sites
   ]
-  ends = [end for site in chosen for end in (site.source, site.target)]
-  shared = iter(subject.shared([end for end in ends if end is not None]))
+  pairs = [(site.source, site.target) for site in chosen]
+  ends = [end for pair in pairs for end in pair if end is not None]
+  shared = iter(subject.shared(ends))
   corpus = spec.corpus_of(chosen[0].config)
+  # Sites are read side by side: the second needs the tokens of the first again.
+  encode = functools.lru_cache(_REMEMBERED)(ends[0].encode)
   parts: tuple[list[rows.TextRows], list[rows.TextRows]] = [], []
   for config, _, target in chosen:
     source = next(shared)
+    if len(chosen) > 1:
+      source = dataclasses.replace(source, encode=encode)
     target = None if target is None else next(shared)
     feasibility.check_context(config, source)
     feasibility.check_memory(config, source, target, stores=len(chosen))
@@ -153,25 +273,8 @@ def _harvest(
     for name, of_part in zip((text.TRAIN, text.HELD_OUT), parts, strict=True):
       about = meta(config, name, source=source, corpus=corpus, target=target)
       found = rows.TextRows(config, source, corpus, name, about, target)
-      _check(found, path(config, about), stores=len(chosen))
       of_part.append(found)
-  written: list[list[Written]] = []
-  for of_part in parts:
-    jobs = []
-    for number, found in enumerate(of_part):
-      if written:
-        # One threshold for both: the median norm is that of the training part.
-        of_train = written[0][number].place
-        found.calibration = manifest.calibration(of_train)
-      jobs.append(fill.Job(found, path(found.config, found.about), found.about))
-    done = fill.fill_shares(jobs, share=share, repair=repair, progress=progress)
-    written.append(
-      [
-        Written(places.at(job.path), complete)
-        for job, complete in zip(jobs, done, strict=True)
-      ]
-    )
-  return written[0], written[1]
+  return parts
 
 
 def _check(source: rows.TextRows, place: Place, *, stores: int) -> None:

@@ -62,6 +62,22 @@ class Mixing:
     return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
 
 
+def entropy(key: Int[np.ndarray, "b"]) -> float:
+  """Computes the normalised entropy of the keys in a batch.
+
+  H = -sum p ln p / ln b, where p are the shares of distinct keys; 1 where all
+  keys differ.
+
+  Args:
+    key: keys of b rows.
+
+  >>> entropy(np.array([0, 1, 2, 3]))
+  1.0
+  """
+  p = np.unique(key, return_counts=True)[1] / len(key)
+  return float(-(p * np.log(p)).sum() / np.log(max(len(key), 2)))
+
+
 def _uniform(store: Store | Mix, rows: int, seed: int, draw: int) -> np.ndarray:
   """Numbers of distinct rows; of each store as many as its share."""
   key = np.random.SeedSequence((shuffle.DOCUMENTS, seed, draw))

@@ -15,6 +15,8 @@ STREAM_CHUNKS = 9
 STREAM_ROWS = 10
 LANES = 11
 DOCUMENTS = 12
+ONLINE_HALVES = 13
+ONLINE_MIX = 14
 
 
 def permutation(size: int, *key: int) -> np.ndarray:

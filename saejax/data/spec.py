@@ -141,6 +141,23 @@ class HarvestConfig:
       raise error.renamed(f"harvest.{error.field}") from error
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnlineConfig(HarvestConfig):
+  """Settings of rows that are trained on as they are computed.
+
+  `rows` are those of an epoch; bucket_rows, shard_rows and chunk_rows are of the
+  held-out store.
+  """
+
+  buffer_rows: int = 131_072  # rows in memory that batches are mixed from
+  statistics_rows: int = 32_768  # first rows, for means and initial weights
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("buffer_rows", "statistics_rows"):
+      _check(self, name, getattr(self, name) >= 2, "must be at least 2")
+
+
 def _check(config: HarvestConfig, name: str, holds: bool, rule: str) -> None:
   if not holds:
     value = getattr(config, name)

@@ -5,7 +5,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from saejax.data import loader, mixing
 from saejax.data.store import reader as stores
@@ -71,22 +70,6 @@ def inspect(
   found = float(np.mean([measure.entropy(b["row"]) for b in taken]))
   return facts | {
     "keys": len(np.unique(store.whole(key)[key])),
-    "entropy": float(np.mean([entropy(b[key]) for b in taken])),
+    "entropy": float(np.mean([mixing.entropy(b[key]) for b in taken])),
     "entropy_of_uniform": found / measure.uniform if measure.uniform else 1.0,
   }
-
-
-def entropy(key: Int[np.ndarray, "b"]) -> float:
-  """Computes the normalised entropy of the keys in a batch.
-
-  H = -sum p ln p / ln b, where p are the shares of distinct keys; 1 where all
-  keys differ.
-
-  Args:
-    key: keys of b rows.
-
-  >>> entropy(np.array([0, 1, 2, 3]))
-  1.0
-  """
-  p = np.unique(key, return_counts=True)[1] / len(key)
-  return float(-(p * np.log(p)).sum() / np.log(max(len(key), 2)))

@@ -29,14 +29,17 @@ from saejax.training.fingerprint import differences
 FLAGS, IDENTITY = configs.RUN_FLAGS, "identity.json"
 ARMS = "arms"  # folder of a study's arms
 # Settings that do not determine results: paths, intervals of logs and
-# checkpoints, and devices (which may change the last bits).
+# checkpoints, and devices (which may change the last bits). Whether rows are
+# computed online shows in the others.
 NO_RESULT = frozenset(
   {
     "run_dir",
+    "online",
     "harvest.dir",
     "train.log_steps",
     "train.checkpoint_steps",
     "train.mesh",
+    "train.first_device",
   }
 )
 PATHS = ("model", "corpus")  # settings that may name a file

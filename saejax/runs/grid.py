@@ -7,30 +7,27 @@ columns of the store. A group whose points.json is there is finished; the same
 command resumes the others.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from saejax import durable, terminal
 from saejax.data import loader
 from saejax.data import mix as mixes
-from saejax.data.batches import StoreBatches
-from saejax.data.mix import Mix
+from saejax.data.online import OnlineRows
 from saejax.data.store import quality
 from saejax.data.store.reader import Store
-from saejax.evals import reconstruction
 from saejax.recipes import arguments, catalogue, common
-from saejax.runs import held_out, reading, stores
+from saejax.runs import held_out, points, reading, stores
 from saejax.runs.config import SAEConfig
 from saejax.runs.shares import Shares
-from saejax.sae import activations, files
+from saejax.sae import files
 from saejax.sae import prep as preps
-from saejax.sae.sae import SAE
 from saejax.training import log, loop
 from saejax.training.members import Member
 from saejax.training.recipe import Recipe
@@ -44,7 +41,7 @@ class Grid:
 
   Attributes:
     path: the run folder.
-    store: rows to train on, of a store or a mix.
+    store: rows to train on: a store, a mix, or rows that are computed meanwhile.
     held_out: rows to evaluate on.
     sae: which SAEs.
     train: how they are trained.
@@ -52,7 +49,7 @@ class Grid:
   """
 
   path: pathlib.Path
-  store: Store | Mix
+  store: reading.Rows
   held_out: Store
   sae: SAEConfig
   train: loop.TrainConfig
@@ -67,16 +64,9 @@ class Grid:
     held_out.check(self.held_out, self.columns)
 
   @functools.cached_property
-  def reading(self) -> dict[str, Any]:
-    """Arguments that fix the order in which the loader gives rows."""
-    return reading.order(self.train)
-
-  @functools.cached_property
   def total_steps(self) -> int:
     """Batches of each group's run."""
-    if self.train.steps is not None:
-      return self.train.steps
-    return loader.count_batches(self.store, **self.reading)
+    return reading.steps(self.store, self.train)
 
   @property
   def prep(self) -> preps.Prep:
@@ -104,43 +94,89 @@ class Grid:
 
 
 def train(grid: Grid) -> list[dict[str, Any]]:
-  """Trains and evaluates every SAE of the grid, a group of equal n at a time.
+  """Trains and evaluates every SAE of a grid, see `train_all`.
 
   Args:
-    grid: the SAEs, their rows and the run folder; finished groups are read.
+    grid: the SAEs, their rows and the run folder.
+  """
+  return train_all([grid])[0]
+
+
+def train_all(grids: Sequence[Grid]) -> list[list[dict[str, Any]]]:
+  """Trains and evaluates every SAE of some grids.
+
+  Groups of equal n read a store one after the other. Rows that are computed are
+  computed once for all groups of all grids, which take turns.
+
+  Args:
+    grids: with the same settings of training, and rows of one origin where they
+      are computed; finished groups are read.
 
   Returns:
-    One point per SAE: n, k, seed, learning_rate, status, tokens, seconds,
-    group_seconds, the metrics of `evals.reconstruction` in the inference form,
-    L0 and FVU in the training form at the training batch size, and `density`,
-    the histogram.
+    For each grid one point per SAE: n, k, seed, learning_rate, status, tokens,
+    seconds, group_seconds, the metrics of `evals.reconstruction` in the inference
+    form, L0 and FVU in the training form at the training batch size, and
+    `density`, the histogram.
   """
-  for store, _ in mixes.parts(grid.store):
-    for doubt in quality.warnings(store):
-      terminal.say(f"warning: {doubt}")
-  points: list[dict[str, Any]] = []
-  for n in grid.sae.n:
-    done = grid.path / f"n{n}" / "points.json"
-    if not (done.exists() and _is_saved(grid, n)):
-      with grid.shares.during("train"):
-        trained = _train_group(grid, n)
-      with grid.shares.during("evaluate"):
-        found = _points(grid, n, trained)
-      _save(grid, n, trained, found)
-      durable.write_sealed(done, {"points": found}, field="run_dir")
-    points += durable.read_sealed(
-      done, field="run_dir", remedy="remove it and repeat the same command"
-    )["points"]
-  return points
+  for grid in grids:
+    for store, _ in mixes.parts(grid.store):
+      for doubt in quality.warnings(store):
+        terminal.say(f"warning: {doubt}")
+  groups = [(grid, n) for grid in grids for n in grid.sae.n]
+  left = [group for group in groups if not _is_finished(*group)]
+  together = isinstance(grids[0].store, OnlineRows)
+  for part in [left] if together and left else [[group] for group in left]:
+    shares = part[0][0].shares
+    with shares.during("train"):
+      trained = _train(part)
+    with shares.during("evaluate"):
+      for (grid, n), own in zip(part, trained, strict=True):
+        found = points.points(grid, n, own)
+        _save(grid, n, own, found)
+        record = {"points": found}
+        durable.write_sealed(_file(grid, n), record, field="run_dir")
+  remedy = "remove it and repeat the same command"
+  read = lambda grid, n: durable.read_sealed(
+    _file(grid, n), field="run_dir", remedy=remedy
+  )
+  return [
+    [point for n in grid.sae.n for point in read(grid, n)["points"]]
+    for grid in grids
+  ]
 
 
-def _train_group(grid: Grid, n: int) -> list[loop.Trained]:
-  """Trains the members with n latents."""
+def _file(grid: Grid, n: int) -> pathlib.Path:
+  return grid.path / f"n{n}" / "points.json"
+
+
+def _is_finished(grid: Grid, n: int) -> bool:
+  return _file(grid, n).exists() and _is_saved(grid, n)
+
+
+def _train(groups: Sequence[tuple[Grid, int]]) -> list[list[loop.Trained]]:
+  """Trains the members of groups on one reading of their rows."""
+  rows = [grid.store for grid, _ in groups]
+  with contextlib.ExitStack() as stack:
+    streams = reading.batches(rows, groups[0][0].train)
+    for batches in streams:
+      stack.enter_context(batches)
+    runs = [
+      _steps(*group, batches, _label(*group) * (len(groups) > 1))
+      for group, batches in zip(groups, streams, strict=True)
+    ]
+    return loop.together(runs)
+
+
+def _label(grid: Grid, n: int) -> str:
+  return f"{grid.path.name}/n{n}"
+
+
+def _steps(grid: Grid, n: int, batches: Any, label: str) -> loop.Steps:
+  """Trains the members with n latents, a step at a time."""
   rated = held_out.sample(grid.held_out, grid.columns, grid.train.eval_rows)
-  part = reading.part(grid.train)
-  with StoreBatches(grid.store, **grid.reading, **part) as batches:
-    try:
-      return loop.train(
+  try:
+    return (
+      yield from loop.steps(
         lambda **swept: recipe(
           n,
           swept,
@@ -158,95 +194,24 @@ def _train_group(grid: Grid, n: int) -> list[loop.Trained]:
         total_steps=grid.total_steps,
         fingerprint=_fingerprint(grid, n),
         metric=lambda forms: float(
-          np.mean([r.fvu for r in _as_trained(grid, forms, [rated])])
+          np.mean([r.fvu for r in points.as_trained(grid, forms, [rated])])
         ),
-        provenance=grid.store.provenance,
+        provenance=batches.provenance,
+        label=label,
       )
-    except loop.NonFiniteError as error:
-      raise SystemExit(f"error: n={n}: {error}") from error
-
-
-def _points(
-  grid: Grid, n: int, trained: Sequence[loop.Trained]
-) -> list[dict[str, Any]]:
-  """The settings and the held-out metrics of each member, in both forms."""
-  rows = lambda: held_out.batches(grid.held_out, grid.columns)
-  frame = _frame(grid, trained[0].sae)
-  found = reconstruction.evaluate_many(
-    [t.sae for t in trained],
-    rows(),
-    means=[_mean(grid, frame)] * len(trained),
-    frame=frame,
-  )
-  before = _before(grid, trained, found, rows)
-  points = [
-    {
-      "n": n,
-      "k": t.member.k,
-      "seed": t.member.seed,
-      "learning_rate": t.member.learning_rate,
-      "arguments": {**grid.sae.fixed, **dict(t.member.arguments)},
-      "status": _status(t, metrics),
-      "tokens": grid.total_steps * grid.train.batch_rows,
-      "seconds": round(t.seconds, 3),
-      "group_seconds": round(float(sum(t.seconds for t in trained)), 3),
-      **{k: _finite(v) for k, v in metrics.record().items()},
-      "training_l0": _finite(training.l0),
-      "training_fvu": _finite(training.fvu),
-      "density": metrics.histogram(),
-      **_boosted_on(grid.sae),
-    }
-    for t, metrics, training in zip(trained, found, before, strict=True)
-  ]
-  for t, point in zip(trained, points, strict=True):
-    if warning := reconstruction.form_warning(point):
-      terminal.say(f"n{n}-{t.member.name}: {warning}")
-  return points
-
-
-def _before(
-  grid: Grid,
-  trained: Sequence[loop.Trained],
-  found: Sequence[reconstruction.Reconstruction],
-  rows: Callable[[], Iterable[Any]],
-) -> list[reconstruction.Reconstruction]:
-  """The metrics of the training forms.
-
-  They are those of the inference forms where both are one function of a row,
-  which saves compiling it for another size of batch.
-  """
-  if all(_is_one_form(t) for t in trained):
-    return list(found)
-  return _as_trained(grid, [(t.trained, t.stats) for t in trained], rows())
-
-
-def _is_one_form(t: loop.Trained) -> bool:
-  """Whether the inference form is the training form, a row at a time."""
-  (ours, here), (theirs, there) = map(jax.tree.flatten, (t.sae, t.trained))
-  return (
-    isinstance(t.sae.activation, activations.TopK)
-    and here == there
-    and all(a is b for a, b in zip(ours, theirs, strict=True))
-  )
-
-
-def _boosted_on(sae: SAEConfig) -> dict[str, Any]:
-  """The SAE on whose residual the others were trained, where there is one."""
-  if not sae.residual_of:
-    return {}
-  folder = pathlib.Path(sae.residual_of)
-  found = {"folder": str(folder.absolute()), "content": files.content(folder)}
-  return {"residual_of": found}
+    )
+  except loop.NonFiniteError as error:
+    raise SystemExit(f"error: n={n}: {error}") from error
 
 
 def _save(
   grid: Grid,
   n: int,
   trained: Sequence[loop.Trained],
-  points: Sequence[dict[str, Any]],
+  found: Sequence[dict[str, Any]],
 ) -> None:
   """Saves the SAEs with what is known about them."""
-  for t, point in zip(trained, points, strict=True):
+  for t, point in zip(trained, found, strict=True):
     files.save(
       t.sae,
       grid.path / "saes" / f"n{n}-{t.member.name}",
@@ -264,13 +229,6 @@ def _is_saved(grid: Grid, n: int) -> bool:
     for member in members(n, grid.sae, grid.train)
     for file in (files.STRUCTURE, files.ARRAYS)
   )
-
-
-def _status(t: loop.Trained, metrics: reconstruction.Reconstruction) -> str:
-  """The loop's status, or diverged where the mean would reconstruct better."""
-  if t.status != "ok" or metrics.fvu <= 1:
-    return t.status
-  return "diverged"
 
 
 def members(n: int, sae: SAEConfig, train: loop.TrainConfig) -> list[Member]:
@@ -332,43 +290,6 @@ def _prep(sae: SAEConfig, stats: Mapping[str, Any]) -> preps.Prep:
   return preps.from_stats(kind, stats)
 
 
-def _frame(grid: Grid, sae: SAE) -> str:
-  """Where errors are measured: in the units of the model if the SAE has a prep
-  of its own or another target, else in the frame of the run's prep.
-  """
-  own = jax.tree.structure(sae.prep) != jax.tree.structure(grid.prep) or any(
-    not np.array_equal(a, b)
-    for a, b in zip(
-      jax.tree.leaves(sae.prep), jax.tree.leaves(grid.prep), strict=True
-    )
-  )
-  return "raw" if own or sae.target_prep is not None else "prep"
-
-
-def _mean(grid: Grid, frame: str) -> np.ndarray:
-  """The mean of the training rows, or of their targets, in a frame."""
-  if frame == "prep":
-    return grid.mean
-  if grid.target is not None:
-    return np.asarray(grid.store.moments["target"]["mean"], np.float32)
-  return np.asarray(grid.store.stats["mean"], np.float32)
-
-
-def _as_trained(
-  grid: Grid, forms, batches
-) -> list[reconstruction.Reconstruction]:
-  """Metrics of the training forms, in batches as large as in training."""
-  frame = _frame(grid, forms[0][0])
-  return reconstruction.evaluate_many(
-    [sae for sae, _ in forms],
-    batches,
-    means=[_mean(grid, frame)] * len(forms),
-    frame=frame,
-    stats=[stats for _, stats in forms],
-    batch_rows=grid.train.batch_rows,
-  )
-
-
 def _fingerprint(grid: Grid, n: int) -> dict[str, Any]:
   """Settings that a resumed group must share."""
   sae = grid.sae.decisive()
@@ -379,13 +300,6 @@ def _fingerprint(grid: Grid, n: int) -> dict[str, Any]:
     "sae": sae,
     "train": grid.train.decisive(),
   }
-
-
-def _finite(value: Any) -> Any:
-  """None for numbers that JSON cannot hold."""
-  if isinstance(value, float) and not np.isfinite(value):
-    return None
-  return value
 
 
 def metrics(grid: Grid) -> dict[int, list[dict]]:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from saejax.data import mix as mixes
-from saejax.data import shuffle
+from saejax.data import shared, shuffle
 from saejax.data.batches import Batches, IteratorBatches, StoreBatches
 from saejax.data.mix import Mix
+from saejax.data.online import OnlineRows
 from saejax.data.store import quality
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
@@ -30,7 +31,8 @@ class Rows:
 
   Attributes:
     arrays: arrays by field, for rows in memory; otherwise None.
-    store: the store or mix, for rows on disk; otherwise None.
+    store: the store or mix, for rows on disk, or rows that are computed in
+      training; otherwise None.
     stream: batches, for rows that can only be read in order; otherwise None.
     held_out: held-out rows: arrays, a batch or a store.
     stats: "mean" [d] and "mean_square" of x.
@@ -91,6 +93,9 @@ class Rows:
     """
     if self.stream is not None:
       return sources.Stream(self.stream)
+    if isinstance(self.store, OnlineRows):
+      read = {"batch_rows": config.batch_rows, "seed": config.seed}
+      return sources.Stream(shared.readers([self.store], **read)[0])
     rows = self.store.rows if self.arrays is None else len(self.arrays["x"])
     order: dict[str, Any] = {
       "batch_rows": config.batch_rows,
@@ -99,7 +104,7 @@ class Rows:
     }
     if self.arrays is None:
       order["epochs"] = None  # the steps are the end
-      mesh = sharding.make_mesh(config.mesh)
+      mesh = sharding.make_mesh(config.mesh, first=config.first_device)
       part = sharding.rows_part(mesh, config.batch_rows)
       return sources.Stream(StoreBatches(self.store, **order, **part))
     return sources.of_arrays(self.arrays, steps, config.mesh, **order)
@@ -126,8 +131,8 @@ def given(x: Any, held_out: Any) -> Rows:
   """Converts the arguments of `fit` to rows.
 
   Args:
-    x: an array [rows, d], a mapping of fields or a `Batch`; a `Store`; a `Mix`; `Batches`
-      with a position; or an iterator of batches.
+    x: an array [rows, d], a mapping of fields or a `Batch`; a `Store`; a `Mix`;
+      `OnlineRows`; `Batches` with a position; or an iterator of batches.
     held_out: array, batch or store to evaluate on; if None, 5 % of the rows of an
       array in memory.
 
@@ -135,7 +140,7 @@ def given(x: Any, held_out: Any) -> Rows:
     InputError: rows are not finite, too few or all equal, a field has another
       number of rows, or there are no held-out rows or none with a target.
   """
-  if isinstance(x, Store | Mix):
+  if isinstance(x, Store | Mix | OnlineRows):
     for store, _ in mixes.parts(x):
       quality.check_rows(store)
     held_out = _needed(held_out, "a store")

@@ -27,6 +27,7 @@ def check(
   *,
   columns: tuple[str, ...] = ("x",),
   target: common.Target | None = None,
+  together: int = 0,
 ) -> None:
   """Checks that a grid can be trained, before any file is written.
 
@@ -37,6 +38,8 @@ def check(
     train: settings of training.
     columns: names of the rows' columns.
     target: reconstruction target instead of x.
+    together: sites whose groups are all trained at once; 0 for one group after
+      the other.
 
   Raises:
     InputError: there is no whole batch, the warmup is longer than the run, a
@@ -53,8 +56,8 @@ def check(
       "lower it, or harvest more rows (harvest.rows)",
     )
   steps = train.total_steps(rows)
-  check_memory(d, sae, train)
-  mesh = sharding.make_mesh(train.mesh)
+  check_memory(d, sae, train, together=together)
+  mesh = sharding.make_mesh(train.mesh, first=train.first_device)
   for n in sae.n:
     members = grid.members(n, sae, train)
     for values in dict.fromkeys(member.arguments for member in members):
@@ -73,21 +76,27 @@ def check(
 
 
 def check_memory(
-  d: int, sae: SAEConfig, train: loop.TrainConfig, limit: int | None = None
+  d: int,
+  sae: SAEConfig,
+  train: loop.TrainConfig,
+  limit: int | None = None,
+  *,
+  together: int = 0,
 ) -> None:
-  """Checks that the largest group of a grid fits in memory.
+  """Checks that the groups of a grid that are trained at once fit in memory.
 
   Args:
     d: width of the rows.
     sae: the grid.
     train: settings of training.
     limit: available bytes; see `memory` for the default.
+    together: as for `check`.
 
   Raises:
     InputError: it does not fit; names the setting that takes most memory.
   """
   limit = memory() if limit is None else limit
-  weights, batch = _memory(d, sae, train)
+  weights, batch = _memory(d, sae, train, together)
   if weights + batch <= limit:
     return
   n = max(sae.n)
@@ -126,15 +135,18 @@ def memory() -> int:
   return min(limits)
 
 
-def _memory(d: int, sae: SAEConfig, train: loop.TrainConfig) -> tuple[int, int]:
-  """Estimates the bytes of the largest group's states and of a batch.
+def _memory(
+  d: int, sae: SAEConfig, train: loop.TrainConfig, together: int
+) -> tuple[int, int]:
+  """Estimates the bytes of the states that are held at once and of a batch.
 
   States are weights, two moments, gradients and a checkpoint's copy of the first
   three; a batch is its rows and pre-activations.
   """
-  n = max(sae.n)
-  count = len(grid.members(n, sae, train))
-  return 7 * 4 * count * 2 * n * d, 4 * train.batch_rows * (n + d)
+  largest = max(sae.n)
+  n = sum(sae.n) * together or largest
+  count = len(grid.members(largest, sae, train))
+  return 7 * 4 * count * 2 * n * d, 4 * train.batch_rows * (largest + d)
 
 
 def line(
@@ -144,6 +156,7 @@ def line(
   train: loop.TrainConfig,
   *,
   harvest_layers: int = 0,
+  together: int = 0,
 ) -> str:
   """Formats the size and estimated cost of a run; times a matmul for the rate.
 
@@ -154,19 +167,20 @@ def line(
     train: settings of training.
     harvest_layers: transformer layers to run per row, of 12 d^2 parameters each;
       0 where the store exists.
+    together: as for `check`.
   """
   count = len(grid.members(sae.n[0], sae, train))
-  pairs = sum(2 * n * d for n in sae.n)
+  pairs = sum(2 * n * d for n in sae.n) * max(1, together)
   # A sparse step costs about twice its encoder's matmul.
   seen = train.total_steps(rows) * train.batch_rows
   flops = rows * 2 * 12 * d**2 * harvest_layers + seen * 2 * count * pairs
   return terminal.preflight(
     rows=rows,
-    disk_bytes=rows * (2 * d + 16),
-    parameters=count * sum(2 * n * d + n + d for n in sae.n),
+    disk_bytes=0 if together else rows * (2 * d + 16),
+    parameters=count * sum(2 * n * d + n + d for n in sae.n) * max(1, together),
     seconds=flops / _matmul_flops(),
     # 1 GB is for JAX and windows of rows.
-    memory_bytes=sum(_memory(d, sae, train)) + 10**9,
+    memory_bytes=sum(_memory(d, sae, train, together)) + 10**9,
   )
 
 

@@ -1,18 +1,54 @@
-"""How a run reads its store or mix: settings to arguments of the loader."""
+"""How a run reads its rows: settings to arguments of the loader."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from saejax.data import loader
+from saejax.data import loader, shared
 from saejax.data import mix as mixes
+from saejax.data.batches import StoreBatches
 from saejax.data.mix import Mix
+from saejax.data.online import OnlineRows
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
 from saejax.evals import reconstruction
 from saejax.sae import prep as preps
 from saejax.training import sharding
 from saejax.training.config import TrainConfig
+
+Rows = Store | Mix | OnlineRows
+
+
+def batches(
+  rows: Sequence[Rows], train: TrainConfig
+) -> Sequence[StoreBatches | shared.Reader]:
+  """Returns the batches of several runs.
+
+  Args:
+    rows: those of each run; of one origin where they are computed.
+    train: settings of training.
+  """
+  online = [one for one in rows if isinstance(one, OnlineRows)]
+  if online:
+    return shared.readers(online, batch_rows=train.batch_rows, seed=train.seed)
+  given = order(train) | part(train)
+  return [StoreBatches(one, **given) for one in rows]
+
+
+def steps(rows: Rows, train: TrainConfig) -> int:
+  """Returns the number of batches of a run.
+
+  Args:
+    rows: what is trained on; those of rows that are computed are counted before
+      some are dropped by their values, and the next epoch has those missing.
+    train: settings of training.
+  """
+  if train.steps is not None:
+    return train.steps
+  if isinstance(rows, OnlineRows):
+    return train.total_steps(rows.rows)
+  return loader.count_batches(rows, **order(train))
 
 
 def order(train: TrainConfig) -> dict[str, Any]:
@@ -36,7 +72,7 @@ def part(train: TrainConfig) -> dict[str, int]:
   Args:
     train: settings of training.
   """
-  mesh = sharding.make_mesh(train.mesh)
+  mesh = sharding.make_mesh(train.mesh, first=train.first_device)
   return sharding.rows_part(mesh, train.batch_rows)
 
 
@@ -59,12 +95,12 @@ def check(store: Store | Mix, train: TrainConfig) -> None:
     raise
 
 
-def mean(prep: preps.Prep, store: Store | Mix) -> np.ndarray:
+def mean(prep: preps.Prep, store: Rows) -> np.ndarray:
   """Returns the mean of the training rows in the frame of a prep, float32.
 
   Args:
     prep: the prep.
-    store: the store or mix.
+    store: the rows.
   """
   parts = mixes.parts(store)
   means = [reconstruction.frame_mean(prep, one) for one, _ in parts]

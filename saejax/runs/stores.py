@@ -9,6 +9,7 @@ from typing import Any
 from saejax import terminal
 from saejax.data import harvest
 from saejax.data.mix import Mix
+from saejax.data.online import OnlineRows
 from saejax.data.store import place as places
 from saejax.data.store.reader import Store
 from saejax.data.store.share import Share
@@ -50,6 +51,20 @@ def harvested_share(
     return harvest.harvest_share(
       config, share=share, repair=repair, progress=progress
     )
+
+
+def online(
+  config: harvest.OnlineConfig,
+) -> list[tuple[OnlineRows, Store]]:
+  """Returns the rows of each site, computed in training, and its held-out store.
+
+  The held-out stores are harvested if needed, with progress on standard error.
+
+  Args:
+    config: settings of the rows.
+  """
+  with _progress() as progress:
+    return harvest.online_sites(config, progress=progress)
 
 
 @contextlib.contextmanager
@@ -173,23 +188,29 @@ def _declared(one: Any, other: Any) -> Any:
   return one
 
 
-def describe(store: Store | Mix, held_out: Store) -> dict[str, Any]:
+def describe(
+  store: Store | Mix | OnlineRows, held_out: Store
+) -> dict[str, Any]:
   """Returns facts about the rows of a run, for its results.
 
   Args:
-    store: the training store or mix.
+    store: the training rows.
     held_out: the held-out store.
   """
   return {
     "model": store.meta.get("model"),
     "site": store.meta.get("site"),
     "corpus": store.meta.get("corpus"),
-    "train": _about_mix(store) if isinstance(store, Mix) else _about(store),
+    "train": _about(store),
     "held_out": _about(held_out),
   }
 
 
-def _about(store: Store) -> dict[str, Any]:
+def _about(store: Store | Mix | OnlineRows) -> dict[str, Any]:
+  if isinstance(store, OnlineRows):
+    return store.describe()
+  if isinstance(store, Mix):
+    return _about_mix(store)
   return {
     "store": str(places.absolute(store.place)),
     "content": store.content,

@@ -44,6 +44,8 @@ class TrainConfig:
   # how members are stepped; auto: chosen for the hardware
   members: Literal["auto", "in_turn", "stacked"] = "auto"
   mesh: tuple[int, ...] = (1, 1, 1)  # devices: ensemble, data, latent
+  # number of the mesh's first device, such as the one after those of a model
+  first_device: int = 0
   # steps in one call of the compiled program; none: more than 1, up to 50, where
   # steps are small
   steps_per_dispatch: int | None = None
@@ -74,7 +76,12 @@ class TrainConfig:
       *given("steps", "steps_per_dispatch"),
     )
     checks.at_least(
-      self, 0, "dead_after_tokens", "seed", *given("warmup_steps")
+      self,
+      0,
+      "dead_after_tokens",
+      "seed",
+      "first_device",
+      *given("warmup_steps"),
     )
     checks.at_most(self, 1_000_000, "epochs")
     checks.positive(self, "learning_rate")
@@ -119,7 +126,7 @@ class TrainConfig:
   def decisive(self) -> dict[str, Any]:
     """The settings that decide results: not the cadences, nor the devices."""
     found = dataclasses.asdict(self)
-    for name in ("log_steps", "checkpoint_steps", "mesh"):
+    for name in ("log_steps", "checkpoint_steps", "mesh", "first_device"):
       del found[name]
     if not self.native:  # as runs from before this setting have it
       del found["native"]

@@ -182,7 +182,7 @@ def build(
     InputError: the mesh does not divide the sizes, or the batches or the number
       of members are none that the method can use.
   """
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh, first=config.first_device)
   check_source(source, mesh)
   apart = own_programs(make_recipe, members)
   needed = (

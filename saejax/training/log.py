@@ -63,6 +63,7 @@ class RunLog:
     stream: output of progress; None for standard error. If it breaks, as when
       a terminal is closed, the run continues without it.
     interval_seconds: time between progress lines if the stream is no terminal.
+    label: name of the run in the progress line, where there are several.
 
   Raises:
     InputError: the folder cannot be written to or the disk is full.
@@ -76,11 +77,12 @@ class RunLog:
     total_steps: int | None = None,
     stream: TextIO | None = None,
     interval_seconds: float = 10.0,
+    label: str = "",
   ):
     self.folder = None if folder is None else pathlib.Path(folder)
     self.total_steps = total_steps
     self._screen = Screen(stream or sys.stderr)
-    self._interval = interval_seconds
+    self._interval, self._label = interval_seconds, label
     self._shown: dict[str, float] = {}
     self._drawn_at = -math.inf
     self._waited = 0.0
@@ -220,7 +222,7 @@ class RunLog:
     Args:
       text: the line.
     """
-    self._screen.line(text)
+    self._screen.line(f"{self._label}: {text}" if self._label else text)
 
   def close(self) -> None:
     """Closes the files and ends the progress line."""
@@ -233,7 +235,8 @@ class RunLog:
     """The parts of the progress line, the most important first."""
     rate, wait = self._rates()
     total = self.total_steps
-    fields = [f"step {step:,}" + (f"/{total:,}" if total else "")]
+    label = f"{self._label}: " * bool(self._label)
+    fields = [f"{label}step {step:,}" + (f"/{total:,}" if total else "")]
     if total:
       fields[0] += f" ({step / total:.0%})"
     fields.append(f"{count(rate)} tokens/s")

@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -38,6 +38,7 @@ from saejax.training.watch import Observe, Provenance, Watch
 if TYPE_CHECKING:
   from saejax.training.run_folder import RunFolder
 
+Steps = Generator[int, None, "list[Trained]"]
 SAMPLE_ROWS = 4096  # for the initial weights
 CHECKPOINTS = "checkpoints"  # folder in that of a run
 
@@ -72,6 +73,60 @@ def train(
   make_recipe: Callable[..., Recipe],
   members: Sequence[Member],
   rows: Source | Batches,
+  **settings: Any,
+) -> list[Trained]:
+  """Trains all members on one reading of the rows.
+
+  Args:
+    make_recipe, members, rows, **settings: as for `steps`.
+
+  Returns:
+    The members in order.
+
+  Raises:
+    InputError, NonFiniteError, Stopped: see `steps`.
+  """
+  return together([steps(make_recipe, members, rows, **settings)])[0]
+
+
+def together(runs: Sequence[Steps]) -> list[list[Trained]]:
+  """Trains several runs in turn, always the one that is behind.
+
+  Args:
+    runs: made by `steps`.
+
+  Returns:
+    The members of each run.
+
+  Raises:
+    InputError, NonFiniteError: see `steps`; those of the first run that fails.
+    Stopped: a signal asked to stop; all runs have saved a checkpoint.
+  """
+  done: dict[int, list[Trained]] = {}
+  at = dict.fromkeys(range(len(runs)), -1)
+  try:
+    while at:
+      number = min(at, key=lambda n: at[n])
+      try:
+        at[number] = next(runs[number])
+      except StopIteration as end:
+        done[number] = end.value
+        del at[number]
+  except interrupt.Stopped as stopped:
+    for number in at:
+      with contextlib.suppress(interrupt.Stopped):
+        runs[number].throw(stopped)
+    raise
+  finally:
+    for run in runs:
+      run.close()
+  return [done[number] for number in range(len(runs))]
+
+
+def steps(
+  make_recipe: Callable[..., Recipe],
+  members: Sequence[Member],
+  rows: Source | Batches,
   *,
   config: TrainConfig,
   total_steps: int,
@@ -83,8 +138,13 @@ def train(
   observe: Observe | None = None,
   all_frozen: bool = False,
   stream: Any = None,
-) -> list[Trained]:
-  """Trains all members on one reading of the rows.
+  label: str = "",
+) -> Steps:
+  """Trains all members on one reading of the rows, for `together`.
+
+  A generator: it yields the number of completed steps, first before its first
+  step, where the position of the rows has been restored, and returns the members.
+  It opens its folder when it is first advanced.
 
   Args:
     make_recipe: from a member's arguments, by name, to the recipe.
@@ -105,6 +165,10 @@ def train(
       little after the step.
     all_frozen: whether to go on where no member's loss is finite.
     stream: where progress goes; standard error by default.
+    label: name of the run in its progress.
+
+  Yields:
+    The number of completed steps.
 
   Returns:
     The members in order.
@@ -123,22 +187,19 @@ def train(
     native.load()  # refused before anything is made
   source = source_of(rows)
   group = groups.build(make_recipe, members, source, config)
-  at_once = groups.steps_at_once(group, total_steps, config)
   states = group.init(
     source.sample(SAMPLE_ROWS) if sample is None else as_batch(sample)
   )
-  due = lambda step: groups.dispatch_steps(step, total_steps, at_once, config)
   step, seconds = 0, np.zeros(len(members), np.float32)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(dispatch.kernels(config.kernels, native=config.native))
     kept = None
     if folder is not None:
       ours = _fingerprint(fingerprint or {}, group, total_steps, config)
       kept = stack.enter_context(_opened(folder, ours))
       step, states, seconds = kept.restore(states, source, len(members))
     path = kept and kept.path
-    shown = RunLog(path, step=step, total_steps=total_steps, stream=stream)
-    log = stack.enter_context(shown)
+    shown = {"total_steps": total_steps, "stream": stream, "label": label}
+    log = stack.enter_context(RunLog(path, step=step, **shown))
     if kept and step:
       log.line(f"{kept.path.name}: resuming from step {step:,}")
     if kept:  # otherwise there is nothing to save before a stop
@@ -153,32 +214,101 @@ def train(
       provenance=provenance,
       observe=observe,
     )
+    run = _Run(group, source, watch, kept, metric, step, states, seconds)
+    while run.step < total_steps:
+      try:
+        yield run.step
+      except interrupt.Stopped:  # by a signal that another run saw
+        run.save()
+        raise
+      run.dispatch()
+    return run.finished()
 
-    def save(kept: "RunFolder") -> None:
-      watch.check_all()
-      rating = metric(group.trained(states)) if metric else None
-      kept.save(step, states, seconds, source, rating)
-      log.saved()
 
-    while step < total_steps:
-      count = due(step)
-      with log.waiting():
-        feed = source.take(step, count, most=at_once)
-      states, metrics, spent = feed.run(group, states)
-      seconds += spent
-      with log.waiting():
-        source.ahead(due(step + count), group)  # while the step runs
-      watch.add(step, feed, metrics)
-      step += count
-      log.progress(step, step * config.batch_rows)
-      if kept and _is_due(step, count, total_steps, config.checkpoint_steps):
-        save(kept)
-      if kept and (number := _stop_signal(step)):
-        save(kept)
-        raise _stopped(kept, number, step, log)
-    watch.finish()
-    log.progress(step, step * config.batch_rows, force=True)
-    return _trained(group, states, source, seconds)
+@dataclasses.dataclass
+class _Run:
+  """A run under way.
+
+  Attributes:
+    group, source, watch: members, rows and metrics.
+    kept: where it is saved; None for nowhere.
+    metric: rates a checkpoint, see `steps`.
+    step: number of completed steps.
+    states: of the members.
+    seconds: of each member.
+  """
+
+  group: Any
+  source: Source
+  watch: Watch
+  kept: "RunFolder | None"
+  metric: Callable[..., float] | None
+  step: int
+  states: Any
+  seconds: np.ndarray
+
+  def __post_init__(self):
+    self.config, self.total_steps = self.watch.config, self.watch.total_steps
+    self.at_once = groups.steps_at_once(
+      self.group, self.total_steps, self.config
+    )
+
+  def dispatch(self) -> None:
+    """Takes the steps of one call of the program, and saves where it is due."""
+    log, first, count = self.watch.log, self.step, self._due(self.step)
+    with log.waiting():
+      feed = self.source.take(first, count, most=self.at_once)
+    with self._kernels():
+      self.states, metrics, spent = feed.run(self.group, self.states)
+    self.seconds += spent
+    with log.waiting():  # while the step runs
+      self.source.ahead(self._due(first + count), self.group)
+    self.watch.add(first, feed, metrics)
+    self.step += count
+    log.progress(self.step, self.step * self.config.batch_rows)
+    if self._is_due(count):
+      self.save()
+    if self.kept and (number := _stop_signal(self.step)):
+      self.save()
+      raise _stopped(self.kept, number, self.step, log)
+
+  def save(self) -> None:
+    """Saves a checkpoint, if there is a place for it."""
+    if self.kept is None:
+      return
+    self.watch.check_all()
+    rating = None
+    if self.metric:
+      with self._kernels():
+        rating = self.metric(self.group.trained(self.states))
+    self.kept.save(self.step, self.states, self.seconds, self.source, rating)
+    self.watch.log.saved()
+
+  def finished(self) -> list[Trained]:
+    """The members after the last step."""
+    self.watch.finish()
+    tokens = self.step * self.config.batch_rows
+    self.watch.log.progress(self.step, tokens, force=True)
+    with self._kernels():
+      return _trained(self.group, self.states, self.source, self.seconds)
+
+  def _kernels(self):
+    """The form of kernels; runs take turns, so that each sets it anew."""
+    return dispatch.kernels(self.config.kernels, native=self.config.native)
+
+  def _due(self, step: int) -> int:
+    return groups.dispatch_steps(
+      step, self.total_steps, self.at_once, self.config
+    )
+
+  def _is_due(self, count: int) -> bool:
+    """Whether a checkpoint is saved after the last `count` steps.
+
+    A run shorter than the cadence is repeated instead of being resumed.
+    """
+    cadence = self.config.checkpoint_steps
+    done = self.step == self.total_steps and self.total_steps >= cadence
+    return self.step % cadence < count or done
 
 
 def remove_checkpoints(folder: str | os.PathLike[str]) -> None:
@@ -235,15 +365,6 @@ def _fingerprint(
     "total_steps": total_steps,
     "environment": machine.decisive(list(group.mesh.shape.values())),
   }
-
-
-def _is_due(step: int, count: int, total_steps: int, cadence: int) -> bool:
-  """Whether a checkpoint is saved after the last `count` steps.
-
-  A run shorter than the cadence is repeated instead of being resumed.
-  """
-  done = step == total_steps and total_steps >= cadence
-  return step % cadence < count or done
 
 
 def _stopped(

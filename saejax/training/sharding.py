@@ -20,15 +20,19 @@ PyTree = Any
 AXES = ("ensemble", "data", "latent")
 
 
-def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
+def make_mesh(
+  shape: tuple[int, int, int], devices=None, *, first: int = 0
+) -> Mesh:
   """Creates a mesh of (ensemble, data, latent) devices.
 
   Args:
     shape: sizes of the axes.
     devices: the devices; all by default.
+    first: place of the first one that is used.
 
   Raises:
-    InputError: the shape is not three sizes whose product fits the devices.
+    InputError: the shape is not three sizes whose product fits the devices from
+      the first one on.
   """
   devices = jax.devices() if devices is None else devices
   if len(shape) != 3 or any(size < 1 for size in shape):
@@ -39,15 +43,19 @@ def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
       "use 1,1,1 for one device",
     )
   count = shape[0] * shape[1] * shape[2]
-  if count > len(devices):
+  if count + first > len(devices):
+    after = f" from device {first} on" if first else ""
     raise InputError(
       "train.mesh",
       shape,
-      f"needs {count} devices, but {len(devices)} are available",
-      "lower a size",
+      f"needs {count} devices{after}, but {len(devices)} are available",
+      "lower train.first_device, or a size" if first else "lower a size",
     )
   return jax.make_mesh(
-    shape, AXES, devices=devices[:count], axis_types=(AxisType.Auto,) * 3
+    shape,
+    AXES,
+    devices=devices[first : first + count],
+    axis_types=(AxisType.Auto,) * 3,
   )
 
 

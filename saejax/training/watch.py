@@ -164,7 +164,7 @@ class Watch:
     """Records facts about the rows of a batch."""
     tokens = done * self.config.batch_rows
     self.log.record(done, tokens, {ROWS: measured}, kind=ROWS)
-    if self._mixed is not None and "doc_entropy" in measured:
+    if self._mixed is not None and "doc_entropy_uniform" in measured:
       pair = measured["doc_entropy"], measured["doc_entropy_uniform"]
       self._mixed.append(pair)
       self._check_mixing(least=3)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax.data import loader, summary
+from saejax.data import loader
+from saejax.data import mixing as measures
 from saejax.data.store import create
 from saejax.errors import InputError
 from tests import shared
@@ -180,13 +181,13 @@ class LoaderTest(parameterized.TestCase):
       data = loader.batches(found, batch_rows=1000, seed=0, **arguments)
       return np.mean(
         [
-          summary.entropy(found.provenance(b["row"])["doc"])
+          measures.entropy(found.provenance(b["row"])["doc"])
           for b in take(data, 5)
         ]
       )
 
     random = np.random.default_rng(0).permutation(20_000)[:1000] // 100
-    uniform = summary.entropy(random)
+    uniform = measures.entropy(random)
     self.assertLess(mixing(found, window_chunks=1), 0.5)
     self.assertAlmostEqual(
       mixing(shuffled, window_chunks=64), uniform, delta=0.02
