@@ -169,9 +169,10 @@ def main(chosen: Config) -> int:
       drawn = uniform(stores[0])
     order = order[1:] + order[:1]
   times = {name: np.asarray(own) for name, own in seconds.items()}
+  model = chosen.model.rsplit("/", 1)[-1]
   rows = [
     {
-      "model": chosen.model.rsplit("/", 1)[-1],
+      "model": model,
       "rows": chosen.rows,
       "run": f"online, {int(name):,}" if name.isdigit() else name,
       "seconds": round(float(np.median(own[:, 0])), 1),
@@ -188,7 +189,8 @@ def main(chosen: Config) -> int:
   found = {
     "date": datetime.date.today().isoformat(),
     "environment": machine.environment(),
-    "config": {k: v for k, v in vars(chosen).items() if k != "write"},
+    "config": {k: v for k, v in vars(chosen).items() if k != "write"}
+    | {"model": model},
     "results": rows,
   }
   print(json.dumps(rows, indent=1))
