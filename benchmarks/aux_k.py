@@ -15,19 +15,19 @@ Every contender computes the reconstruction that the residual needs, which
 time of the step. Medians over rounds.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
 import platform
 import time
-from collections.abc import Sequence
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
+from saejax import config
 from saejax.kernels.fused_encode import xla
 from saejax.recipes import common, row_sparse
 from saejax.training.parts import losses, revival, rules
@@ -38,7 +38,12 @@ SIZES = (512, 4096, 16384)
 SHARES = (0.01, 0.05, 0.2, 0.6)
 ROUNDS = 7
 
-WRITE = flags.DEFINE_string("write", "", "JSON file to write the figures to.")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Where figures go."""
+
+  write: str = ""  # JSON file to write the figures to
 
 
 def contenders(n: int):
@@ -110,8 +115,7 @@ def measured(n: int) -> list[dict[str, float]]:
   return rows
 
 
-def main(argv: Sequence[str]) -> None:
-  del argv
+def main(chosen: Config) -> None:
   found = [row for n in SIZES for row in measured(n)]
   result = {
     "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -123,9 +127,9 @@ def main(argv: Sequence[str]) -> None:
     "k_aux": K,
     "figures": found,
   }
-  if WRITE.value:
-    pathlib.Path(WRITE.value).write_text(json.dumps(result, indent=1) + "\n")
+  if chosen.write:
+    pathlib.Path(chosen.write).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  config.run(main, Config)

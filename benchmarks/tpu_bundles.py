@@ -18,6 +18,7 @@ the tile, so a kernel takes at least the larger of the two; `memory_cycles` is
 what the bytes alone need of the optimizer's. Counted, not timed; needs libtpu (make aot makes an environment that has it) and no TPU.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -28,10 +29,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from saejax import config
 from saejax.kernels.fused_encode import tpu as encode
 from saejax.kernels.jumprelu import tpu as jumprelu
 from saejax.kernels.jumprelu.ref import Estimator
@@ -59,8 +60,13 @@ ENVIRONMENT = {
   "TPU_WORKER_ID": "0",
 }
 
-WRITE = flags.DEFINE_string("write", "", "JSON file to write the counts to.")
-CHIPS = flags.DEFINE_list("chips", list(TOPOLOGIES), "Kinds of chip.")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What is counted."""
+
+  write: str = ""  # JSON file to write the counts to
+  chips: tuple[str, ...] = tuple(TOPOLOGIES)  # kinds of chip
 
 
 def steady_bundles(text: str) -> int:
@@ -161,23 +167,21 @@ def count(chip: str, folder: pathlib.Path) -> dict[str, dict[str, int]]:
   return found
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"stray arguments: {argv[1:]}")
+def main(chosen: Config) -> None:
   os.environ.update(ENVIRONMENT)
   with tempfile.TemporaryDirectory() as folder:
     os.environ["LIBTPU_INIT_ARGS"] = (
       f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
     )
-    table = {chip: count(chip, pathlib.Path(folder)) for chip in CHIPS.value}
+    table = {chip: count(chip, pathlib.Path(folder)) for chip in chosen.chips}
   for chip, rows in table.items():
     for name, row in rows.items():
       print(chip, name, row)
-  if WRITE.value:
+  if chosen.write:
     sizes = {"B": B, "d": D, "n": N, "k": K, "jax": jax.__version__}
     text = json.dumps({"sizes": sizes, "chips": table}, indent=1)
-    pathlib.Path(WRITE.value).write_text(text + "\n")
+    pathlib.Path(chosen.write).write_text(text + "\n")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  config.run(main, Config)

@@ -17,6 +17,7 @@ needs libtpu (make aot makes an environment that has it) and no TPU. A division
 takes 1 to 3 minutes on two cores.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -27,11 +28,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from saejax import config
 from saejax.kernels import dispatch
 from saejax.recipes import row_sparse
 from saejax.training import sharding, step
@@ -49,10 +50,14 @@ ENVIRONMENT = {
   "TPU_WORKER_ID": "0",
 }
 
-WRITE = flags.DEFINE_string("write", "", "JSON file to write the figures to.")
-MESHES = flags.DEFINE_list(
-  "meshes", ["16x16", "4x64", "1x256"], "Shards of rows x shards of latents."
-)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What is compiled."""
+
+  write: str = ""  # JSON file to write the figures to
+  # shards of rows x shards of latents
+  meshes: tuple[str, ...] = ("16x16", "4x64", "1x256")
 
 
 def compiled_step(devices: Any, shape: tuple[int, int]) -> Any:
@@ -105,25 +110,23 @@ def figures(program: Any) -> dict[str, Any]:
   }
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"stray arguments: {argv[1:]}")
+def main(chosen: Config) -> None:
   os.environ.update(ENVIRONMENT)
   devices = topologies.get_topology_desc(TOPOLOGY, platform="tpu").devices
   table = {}
-  for name in MESHES.value:
+  for name in chosen.meshes:
     rows, latents = map(int, name.split("x"))
     start = time.monotonic()
     program = compiled_step(devices, (rows, latents))
     table[name] = figures(program)
     print(name, table[name], f"{time.monotonic() - start:.0f} s", flush=True)
-  if WRITE.value:
+  if chosen.write:
     sizes = {"B": ROWS, "d": D, "n": N, "k": K, "jax": jax.__version__}
     text = json.dumps(
       {"chips": TOPOLOGY, "sizes": sizes, "meshes": table}, indent=1
     )
-    pathlib.Path(WRITE.value).write_text(text + "\n")
+    pathlib.Path(chosen.write).write_text(text + "\n")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  config.run(main, Config)

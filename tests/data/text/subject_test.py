@@ -208,7 +208,7 @@ class SubjectTest(parameterized.TestCase):
           )
     with self.assertRaisesRegex(InputError, "harvest.sites=nowhere"):
       harvest.harvest_share(config("no", sites=("nowhere",)))
-    with self.assertRaisesRegex(InputError, "harvest.sites=.*one training"):
+    with self.assertRaisesRegex(InputError, "harvest.sites=.*one site"):
       harvest.harvest(config("no", sites=sites))
 
   def test_memory_of_a_window_grows_with_what_the_model_holds(self):
