@@ -20,7 +20,7 @@ References:
   Karvonen et al., SAEBench, 2025, arXiv:2503.09532, whose names the record has.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -44,7 +44,7 @@ def evaluate(
   saes: Mapping[str, SAE],
   model: Model,
   site: str,
-  batches: Sequence[in_model.Tokens],
+  batches: Iterable[in_model.Tokens],
   *,
   x: Float[np.ndarray, "R d"],
   train: Float[np.ndarray, "S d"],

@@ -20,7 +20,7 @@ import pathlib
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,7 @@ def main(config: Config) -> None:
     {name: sae for name, (sae, _) in saes.items()},
     models.load(chosen.model),
     source.meta["site"]["name"],
-    batches,
+    _shown(batches, screen),
     x=x,
     train=train,
     limit=limit,
@@ -170,6 +170,16 @@ def _read(
     if count >= tokens:
       break
   return np.concatenate(found), batches
+
+
+def _shown(
+  batches: Sequence[windows.Batch], screen: terminal.Screen
+) -> Iterator[windows.Batch]:
+  """The batches, with a line of progress for each."""
+  for number, batch in enumerate(batches, 1):
+    screen.status([f"evaluate: batch {number} of {len(batches)} in the model"])
+    yield batch
+  screen.end()
 
 
 def table(records: Mapping[str, Mapping[str, Any]]) -> str:
