@@ -48,8 +48,9 @@ def draws(seed: int, rows: Int[np.ndarray, "e"]) -> np.ndarray:
   References:
     Steele et al., Fast Splittable Pseudorandom Number Generators, 2014.
   """
-  x = rows.astype(np.uint64) + np.uint64(seed) * np.uint64(0xD1342543DE82EF95)
-  x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+  start = np.uint64((seed * 0xD1342543DE82EF95 + 1) % 2**64)
+  x = rows.astype(np.uint64) + start
+  x = x * np.uint64(0x9E3779B97F4A7C15)
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> np.uint64(31))

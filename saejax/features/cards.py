@@ -82,6 +82,7 @@ def make(
   words = neighbours.tokenizer_of(store)
   if model is not None:
     lens.check(model, sae.d)
+    _directions(sae, np.zeros(0, int))  # refused before the pass
   found = activity.observe(
     sae,
     store,
@@ -314,6 +315,20 @@ def _largest(row: np.ndarray, count: int) -> list[dict[str, Any]]:
 # --- tokens ------------------------------------------------------------------
 
 
+def _directions(
+  sae: SAE, latents: Int[np.ndarray, "L"]
+) -> Float[np.ndarray, "L d"]:
+  try:
+    return np.asarray(sae.direction(latents), np.float32)
+  except NotImplementedError as error:
+    raise InputError(
+      "model",
+      "given",
+      f"the latents must each have one direction ({error})",
+      "leave the model out",
+    ) from error
+
+
 def _favoured(
   sae: SAE,
   model: Model,
@@ -322,7 +337,7 @@ def _favoured(
   count: int,
 ) -> list[dict[str, Any]]:
   """The tokens with the largest and the smallest logits of each latent."""
-  rows = np.asarray(sae.direction(latents), np.float32)
+  rows = _directions(sae, latents)
   top, high, bottom, low = lens.tokens(model, rows, count)
 
   def named(ids: np.ndarray, values: np.ndarray) -> list[dict[str, Any]]:
