@@ -30,7 +30,9 @@
   const number = (value) => Number(value.toPrecision(3)).toString();
   const share = (value) => `${number(100 * value)} %`;
   const visible = (text) => text.replace(/\n/g, "↵\n").replace(/\t/g, "⇥\t");
-  const short = (text) => text.replace(/\s+/g, " ").trim() || "␣";
+  const blank = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥")
+    .replace(/\s/g, "␣") || "∅";
+  const short = (text) => text.replace(/\s+/g, " ").trim() || blank(text);
 
   // --- notes, in this browser alone ---
   const key = (latent) => `saejax:${document.title}:${latent}`;
@@ -172,7 +174,7 @@
     return make("section", {}, make("h3", {}, title),
       make("div", { class: "chips" }, ...found.map((one) =>
         make("span", { class: "chip" },
-          `${visible(one.token).replace(/\n/g, "") || "␣"} `,
+          one.token.trim() ? `${one.token} ` : `${blank(one.token)} `,
           make("small", {}, number(one.logit))))));
   }
   function facts(card) {
