@@ -21,6 +21,7 @@ COMMANDS = {
   "train": "saejax.studies.train",
   "scaling": "saejax.studies.scaling",
   "evaluate": "saejax.studies.evaluate",
+  "dashboard": "saejax.studies.dashboard",
   "verify": "saejax.studies.verify",
   "info": "saejax.studies.info",
   "merge": "saejax.studies.merge",

@@ -145,35 +145,77 @@ def summarise(
       f"must be in [0, {sae.n})",
       f"use at most {sae.n - 1}",
     )
-  total = _of_entries(wanted, 0, _none(), top)
-  if sae.activation.row_k is None:
-    batch_rows = max(1, min(batch_rows, _DENSE // sae.n))
-  for numbers, x in _batches(store, batch_rows):
-    padded = np.zeros((batch_rows, *x.shape[1:]), x.dtype)
-    padded[: len(x)] = x
-    found, use = _encoded(sae, padded)
-    use = np.asarray(use)[: len(x)]
-    row, latent, value = entries(found)
-    inside = row < len(x)
-    inside &= use[np.minimum(row, len(x) - 1)]
-    place = np.searchsorted(wanted, latent)
-    inside &= wanted[np.minimum(place, len(wanted) - 1)] == latent
-    part = (place[inside], value[inside], numbers[row[inside]])
-    total = total.merged(_of_entries(wanted, int(use.sum()), part, top))
+  total = of_entries(wanted, 0, NONE, top)
+  for numbers, x in batches(store, batch_rows):
+    for part in active(sae, numbers, x, batch_rows):
+      row, latent, value = part.row, part.latent, part.value
+      place = np.searchsorted(wanted, latent)
+      inside = wanted[np.minimum(place, len(wanted) - 1)] == latent
+      found = (place[inside], value[inside], row[inside])
+      total = total.merged(of_entries(wanted, part.rows, found, top))
   return total
 
 
-def _none() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  return np.zeros(0, int), np.zeros(0, np.float32), np.zeros(0, int)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Active:
+  """The latents that are not 0 on some rows, as entries.
+
+  Attributes:
+    rows: number of rows; non-finite ones are left out.
+    row: row number of each entry [e], ascending.
+    latent: its latent [e].
+    value: its value [e].
+  """
+
+  rows: int
+  row: Int[np.ndarray, "e"]
+  latent: Int[np.ndarray, "e"]
+  value: Float[np.ndarray, "e"]
 
 
-def _of_entries(
+def active(
+  sae: SAE, numbers: np.ndarray, x: np.ndarray, batch_rows: int
+) -> Iterator[Active]:
+  """Encodes rows, in parts that fit into memory.
+
+  Args:
+    sae: the SAE, in the inference form.
+    numbers: row numbers [B].
+    x: the rows [B, ...].
+    batch_rows: largest number of rows on the device at once.
+  """
+  if sae.activation.row_k is None:
+    batch_rows = max(1, min(batch_rows, _DENSE // sae.n))
+  for start in range(0, len(x), batch_rows):
+    part = x[start : start + batch_rows]
+    padded = np.zeros((batch_rows, *x.shape[1:]), x.dtype)
+    padded[: len(part)] = part
+    found, use = _encoded(sae, padded)
+    use = np.asarray(use)[: len(part)]
+    row, latent, value = entries(found)
+    inside = row < len(part)
+    inside &= use[np.minimum(row, len(part) - 1)]
+    row, latent, value = row[inside], latent[inside], value[inside]
+    yield Active(int(use.sum()), numbers[start + row], latent, value)
+
+
+NONE = np.zeros(0, int), np.zeros(0, np.float32), np.zeros(0, int)
+
+
+def of_entries(
   latents: np.ndarray,
   rows: int,
   entries: tuple[np.ndarray, np.ndarray, np.ndarray],
   top: int,
 ) -> Summary:
-  """The summary of a part, from places of latents, values and row numbers."""
+  """The summary of a part.
+
+  Args:
+    latents: numbers of the latents [L], ascending.
+    rows: number of rows of the part.
+    entries: places among the latents, values, row numbers; all [e].
+    top: number of rows kept for each.
+  """
   place, value, row = entries
   wide, L = value.astype(np.float64), len(latents)
   positive = value > 0
@@ -191,10 +233,15 @@ def _of_entries(
   )
 
 
-def _batches(
+def batches(
   store: Store, batch_rows: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Every row once, in order: (row numbers, rows)."""
+  """Every row once, in order: (row numbers, rows).
+
+  Args:
+    store: the rows.
+    batch_rows: largest number of rows of a batch.
+  """
   for first, last in store.intervals:
     for start in range(first, last, batch_rows):
       stop = min(start + batch_rows, last)

@@ -50,7 +50,7 @@ def records(ks=(4, 8, 16), steps=20):
 class Outline(html.parser.HTMLParser):
   """Collects tags with attributes, and that they are closed in order."""
 
-  VOID = frozenset({"meta", "img", "br"})
+  VOID = frozenset({"meta", "img", "br", "input"})
 
   def __init__(self, text: str):
     super().__init__()

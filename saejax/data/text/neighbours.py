@@ -26,6 +26,7 @@ class Index:
     doc: document of each row, ascending.
     pos: position of each row, ascending within a document.
     tok: token of each row.
+    row: row number of each.
     place: place in this order of each row of `rows`.
     rows: row numbers of the store, ascending.
   """
@@ -33,15 +34,23 @@ class Index:
   doc: np.ndarray
   pos: np.ndarray
   tok: np.ndarray
+  row: np.ndarray
   place: np.ndarray
   rows: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Near:
-  """Stored tokens around a row, in order; `tokens[at]` is that of the row."""
+  """Stored tokens around a row, in order; `tokens[at]` is that of the row.
+
+  Attributes:
+    tokens: ids of the tokens [T].
+    rows: their row numbers [T].
+    at: place of the row among them.
+  """
 
   tokens: np.ndarray
+  rows: np.ndarray
   at: int
 
 
@@ -65,12 +74,25 @@ def text(
     InputError: the store has no text.
     IndexError: the row does not exist.
   """
-  words = _tokenizer(store)
+  words = tokenizer_of(store)
+  return decode(words, window(store, row, before, after), mark)
+
+
+def window(store: Store, row: int, before: int, after: int) -> Near:
+  """Returns the stored tokens around a row.
+
+  Args:
+    store: store with the columns doc, pos and tok.
+    row: row number.
+    before: maximum number of tokens before the row's, of its document.
+    after: maximum number of tokens after it.
+
+  Raises:
+    IndexError: the row does not exist.
+  """
   if store.meta["shuffled"]:
-    near = search(_index(store), row, before, after)
-  else:
-    near = around(store, row, before, after)
-  return decode(words, near, mark)
+    return search(_index(store), row, before, after)
+  return around(store, row, before, after)
 
 
 @functools.lru_cache(maxsize=1)
@@ -79,7 +101,15 @@ def _index(store: Store) -> "Index":
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(store: Store) -> Any:
+def tokenizer_of(store: Store) -> Any:
+  """Returns the tokenizer of a store with text.
+
+  Args:
+    store: store with the columns doc, pos and tok, and a tokenizer.
+
+  Raises:
+    InputError: the store has no text.
+  """
   path = places.local(store.place, "tokenizer")
   if path is None or not set(COLUMNS) <= set(store.columns):
     raise InputError(
@@ -92,7 +122,7 @@ def _tokenizer(store: Store) -> Any:
 
 
 def index(store: Store) -> Index:
-  """Builds the index of a store; it takes 24 bytes per row.
+  """Builds the index of a store; it takes 40 bytes per row.
 
   Args:
     store: store with the columns doc, pos and tok.
@@ -106,6 +136,7 @@ def index(store: Store) -> Index:
     doc=columns["doc"][order],
     pos=columns["pos"][order],
     tok=columns["tok"][order],
+    row=rows[order],
     place=place,
     rows=rows,
   )
@@ -132,6 +163,7 @@ def search(found: Index, row: int, before: int, after: int) -> Near:
     found.doc[start:stop],
     found.pos[start:stop],
     found.tok[start:stop],
+    found.row[start:stop],
     at - start,
     before,
     after,
@@ -161,7 +193,7 @@ def around(store: Store, row: int, before: int, after: int) -> Near:
   columns = store.take(rows, *COLUMNS)
   at = row - int(rows[0])
   return _keep(
-    columns["doc"], columns["pos"], columns["tok"], at, before, after
+    columns["doc"], columns["pos"], columns["tok"], rows, at, before, after
   )
 
 
@@ -169,6 +201,7 @@ def _keep(
   doc: np.ndarray,
   pos: np.ndarray,
   tok: np.ndarray,
+  rows: np.ndarray,
   at: int,
   before: int,
   after: int,
@@ -176,7 +209,7 @@ def _keep(
   # Dropped rows leave gaps, so distances are of positions.
   away = pos - pos[at]
   near = (doc == doc[at]) & (away >= -before) & (away <= after)
-  return Near(tok[near], int(near[:at].sum()))
+  return Near(tok[near], rows[near], int(near[:at].sum()))
 
 
 def decode(tokenizer: Any, near: Near, mark: tuple[str, str]) -> str:
@@ -204,3 +237,28 @@ def decode(tokenizer: Any, near: Near, mark: tuple[str, str]) -> str:
   own = upto[len(left) :]
   blank = own[: len(own) - len(own.lstrip())]
   return left + blank + mark[0] + own.lstrip() + mark[1] + whole[len(upto) :]
+
+
+def pieces(tokenizer: Any, tokens: np.ndarray) -> list[str]:
+  """Returns the text of each token, as it reads after those before it.
+
+  Joined, they are the text of all. A character of several tokens is given to
+  the last of them, and the others are empty.
+
+  Args:
+    tokenizer: the tokenizer.
+    tokens: ids of the tokens, in order.
+  """
+  ids = tokens.tolist()
+  found, before = [], ""
+  for i in range(len(ids)):
+    upto = tokenizer.decode(ids[: i + 1])
+    if upto.endswith("\ufffd") and i + 1 < len(ids):
+      found.append("")  # a part of a character
+    elif upto.startswith(before):
+      found.append(upto[len(before) :])
+      before = upto
+    else:  # the decoder looks ahead
+      found.append(tokenizer.decode(ids[i : i + 1]))
+      before = upto
+  return found

@@ -1,0 +1,352 @@
+"""Cards of latents: plain values for a page, or for JSON.
+
+A card has the density of a latent, a histogram, examples with the latent on each
+token, its neighbours in the decoder, the latents that are active with it, and,
+with a language model, the tokens that it favours.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from saejax.data.store import reader
+from saejax.data.store.reader import Store
+from saejax.data.text import neighbours
+from saejax.errors import InputError
+from saejax.features import activity, lens, summary
+from saejax.features.activity import Activity
+from saejax.models import tokenizer
+from saejax.models.model import Model
+from saejax.sae.sae import SAE
+
+QUARTERS = 4
+FORMAT = 1  # of the data
+_COSINES = 2**24  # cosines in memory at once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+  """Numbers of what a card shows.
+
+  Attributes:
+    top: examples of the largest values.
+    each: further examples of each quarter of the range of values.
+    before, after: tokens around the token of an example.
+    near: latents that are near, and active together.
+    tokens: tokens that it favours.
+  """
+
+  top: int = 10
+  each: int = 3
+  before: int = 14
+  after: int = 10
+  near: int = 8
+  tokens: int = 10
+
+
+def make(
+  sae: SAE,
+  store: Store,
+  choice: activity.Choice,
+  *,
+  model: Model | None = None,
+  sizes: Sizes = Sizes(),
+  batch_rows: int = 4096,
+) -> dict[str, Any]:
+  """Makes the cards of latents from a store, which is read once.
+
+  The rows around examples are read once more, to show the latent on them.
+
+  Args:
+    sae: the SAE, in the inference form.
+    store: store with provenance and a tokenizer.
+    choice: the latents.
+    model: causal model of the rows, for the tokens that latents favour.
+    sizes: numbers of what a card shows.
+    batch_rows: largest number of rows on the device at once.
+
+  Raises:
+    InputError: the store has no text or another width, there is no such latent,
+      or the model has no language head or another width.
+  """
+  if store.d != sae.d:
+    raise InputError(
+      "store",
+      str(store.place),
+      f"must have rows of the width of the SAE, {sae.d}, not {store.d}",
+      "give a store of its site",
+    )
+  words = neighbours.tokenizer_of(store)
+  if model is not None:
+    lens.check(model, sae.d)
+    _directions(sae, np.zeros(0, int))  # refused before the pass
+  found = activity.observe(
+    sae,
+    store,
+    choice,
+    top=sizes.top,
+    per_bin=sizes.each,
+    batch_rows=batch_rows,
+  )
+  W = np.asarray(sae.W_dec, np.float32)
+  shown = _examples(sae, store, found, sizes, words, batch_rows)
+  near = nearest(W, found.latents, sizes.near)
+  mates = companions(found, sizes.near)
+  cards = [
+    _card(found, i) | {"examples": e, "nearest": n, "together": t}
+    for i, (e, n, t) in enumerate(zip(shown, near, mates, strict=True))
+  ]
+  if model is not None:
+    favoured = _favoured(sae, model, found.latents, words, sizes.tokens)
+    cards = [a | b for a, b in zip(cards, favoured, strict=True)]
+  return {
+    "format": FORMAT,
+    "sae": {"n": sae.n, "d": sae.d},
+    "store": {
+      "name": store.place.name,
+      "model": str(reader.described(store, "model") or ""),
+      "site": str((store.meta.get("site") or {}).get("name", "")),
+      "split": str(store.meta.get("split") or ""),
+    },
+    "rows": found.summary.rows,
+    "per_octave": activity.PER_OCTAVE,
+    "lowest": activity.LOWEST,
+    "latents": cards,
+  }
+
+
+def _card(found: Activity, i: int) -> dict[str, Any]:
+  """Numbers of the latent at a place."""
+  total, counts = found.summary, found.histogram[i]
+  (used,) = np.nonzero(counts)
+  first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
+  count = int(total.count[i])
+  return {
+    "latent": int(total.latents[i]),
+    "count": count,
+    "density": float(total.density[i]),
+    "mean": _short(total.sum[i] / count) if count else 0.0,
+    "max": _short(total.top_values[i].max(initial=0)),
+    "histogram": {"first": first, "counts": counts[first:last].tolist()},
+  }
+
+
+def _short(value: float) -> float:
+  """Four digits, which a page does not need more of."""
+  return float(f"{value:.4g}")
+
+
+# --- examples ----------------------------------------------------------------
+
+
+def picked(found: Activity, each: int) -> list[list[tuple[str, float, int]]]:
+  """The examples of each latent as (group, value, row).
+
+  The top rows, then `each` rows drawn from every quarter of the range from 0 to
+  the largest value, "4" first, without those shown already. Quarters end at
+  edges of bins, so that the draw is uniform over the rows of a quarter.
+
+  Args:
+    found: the latents over the store; it must keep `each` rows of a bin.
+    each: number of rows of a quarter.
+  """
+  samples, lists = found.samples, []
+  centre = np.sqrt(activity.edges()[:-1] * activity.edges()[1:])
+  for i, latent in enumerate(found.latents):
+    values, rows = found.summary.top(int(latent))
+    mine = [
+      ("top", float(v), int(r)) for v, r in zip(values, rows, strict=True)
+    ]
+    start, stop = np.searchsorted(samples.place, [i, i + 1])
+    if len(values):
+      share = centre[samples.bin[start:stop]] / values[0]
+      quarter = np.minimum(QUARTERS * share, QUARTERS - 1).astype(int)
+      for q in reversed(range(QUARTERS)):
+        at = start + np.flatnonzero(quarter == q)
+        at = at[np.argsort(samples.draw[at], kind="stable")][:each]
+        at = at[np.argsort(-samples.value[at], kind="stable")]
+        mine += [
+          (str(q + 1), float(samples.value[j]), int(samples.row[j]))
+          for j in at
+          if samples.row[j] not in rows
+        ]
+    lists.append(mine)
+  return lists
+
+
+def _examples(
+  sae: SAE,
+  store: Store,
+  found: Activity,
+  sizes: Sizes,
+  words: tokenizer.Tokenizer,
+  batch_rows: int,
+) -> list[list[dict[str, Any]]]:
+  """The examples of each latent, with its value on every token."""
+  lists = picked(found, sizes.each)
+  windows = {
+    row: neighbours.window(store, row, sizes.before, sizes.after)
+    for row in sorted({row for mine in lists for _, _, row in mine})
+  }
+  pairs = [
+    (latent, windows[row].rows)
+    for latent, mine in zip(found.latents, lists, strict=True)
+    for _, _, row in mine
+  ]
+  values = iter(on_rows(sae, store, pairs, batch_rows=batch_rows))
+  where = _provenance(store, list(windows))
+  texts = {r: neighbours.pieces(words, w.tokens) for r, w in windows.items()}
+  return [
+    [
+      {
+        "group": group,
+        "value": _short(value),
+        "row": row,
+        "doc": where[row][0],
+        "pos": where[row][1],
+        "at": windows[row].at,
+        "tokens": texts[row],
+        "values": [_short(v) for v in next(values)],
+      }
+      for group, value, row in mine
+    ]
+    for mine in lists
+  ]
+
+
+def _provenance(store: Store, rows: list[int]) -> dict[int, tuple[int, int]]:
+  """Document and position of rows."""
+  found = store.take(rows, "doc", "pos")
+  pairs = zip(found["doc"].tolist(), found["pos"].tolist(), strict=True)
+  return dict(zip(rows, pairs, strict=True))
+
+
+def on_rows(
+  sae: SAE,
+  store: Store,
+  pairs: Sequence[tuple[int, Int[np.ndarray, "T"]]],
+  *,
+  batch_rows: int = 4096,
+) -> list[Float[np.ndarray, "T"]]:
+  """Values of latents on rows; each row is read and encoded once.
+
+  Args:
+    sae: the SAE, in the inference form.
+    store: the store.
+    pairs: (latent, row numbers).
+    batch_rows: largest number of rows on the device at once.
+  """
+  if not pairs:
+    return []
+  wanted = np.concatenate(
+    [np.asarray(rows, np.int64) * sae.n + int(i) for i, rows in pairs]
+  )
+  keys, place = np.unique(wanted, return_inverse=True)
+  values = np.zeros(len(keys), np.float32)
+  numbers = np.unique(keys // sae.n)
+  for start in range(0, len(numbers), 4 * batch_rows):
+    block = numbers[start : start + 4 * batch_rows]
+    x = store.take(block, "x")["x"]
+    for part in summary.active(sae, block, x, batch_rows):
+      key = part.row * sae.n + part.latent
+      at = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+      inside = keys[at] == key
+      values[at[inside]] = part.value[inside]
+  cuts = np.cumsum([len(rows) for _, rows in pairs])[:-1]
+  return np.split(values[place], cuts)
+
+
+# --- other latents -----------------------------------------------------------
+
+
+def nearest(
+  W: Float[np.ndarray, "n d"], latents: Int[np.ndarray, "L"], count: int
+) -> list[list[dict[str, Any]]]:
+  """The latents whose decoder rows have the largest cosines with those given.
+
+  Args:
+    W: decoder rows.
+    latents: numbers of the latents.
+    count: number of neighbours; rows of zeros have and are none.
+  """
+  norm = np.linalg.norm(W, axis=1, keepdims=True)
+  unit = W / np.where(norm > 0, norm, 1)
+  found, block = [], max(1, _COSINES // len(W))
+  for start in range(0, len(latents), block):
+    some = latents[start : start + block]
+    cosine = unit[some] @ unit.T
+    cosine[np.arange(len(some)), some] = -np.inf
+    cosine[:, norm[:, 0] == 0] = -np.inf
+    cosine[norm[some, 0] == 0] = -np.inf
+    found += [_largest(row, count) for row in cosine]
+  return found
+
+
+def companions(found: Activity, count: int) -> list[list[dict[str, Any]]]:
+  """The latents that are active on the same rows, c_ij / sqrt(c_i c_j).
+
+  Args:
+    found: the latents over a store.
+    count: number of other latents.
+  """
+  lists = []
+  for i, latent in enumerate(found.latents):
+    both = found.together[i].astype(np.float64)
+    size = np.sqrt(found.count * float(found.summary.count[i]))
+    score = np.where(both > 0, both / np.where(size > 0, size, 1), -np.inf)
+    score[latent] = -np.inf
+    lists.append(_largest(score, count))
+  return lists
+
+
+def _largest(row: np.ndarray, count: int) -> list[dict[str, Any]]:
+  order = np.argpartition(-row, min(count, len(row) - 1))[:count]
+  order = order[np.lexsort((order, -row[order]))]
+  return [
+    {"latent": int(i), "value": round(float(row[i]), 3)}
+    for i in order
+    if np.isfinite(row[i])
+  ]
+
+
+# --- tokens ------------------------------------------------------------------
+
+
+def _directions(
+  sae: SAE, latents: Int[np.ndarray, "L"]
+) -> Float[np.ndarray, "L d"]:
+  try:
+    return np.asarray(sae.direction(latents), np.float32)
+  except NotImplementedError as error:
+    raise InputError(
+      "model",
+      "given",
+      f"the latents must each have one direction ({error})",
+      "leave the model out",
+    ) from error
+
+
+def _favoured(
+  sae: SAE,
+  model: Model,
+  latents: Int[np.ndarray, "L"],
+  words: tokenizer.Tokenizer,
+  count: int,
+) -> list[dict[str, Any]]:
+  """The tokens with the largest and the smallest logits of each latent."""
+  rows = _directions(sae, latents)
+  top, high, bottom, low = lens.tokens(model, rows, count)
+
+  def named(ids: np.ndarray, values: np.ndarray) -> list[dict[str, Any]]:
+    return [
+      {"token": words.decode([i]), "logit": _short(v)}
+      for i, v in zip(ids.tolist(), values.tolist(), strict=True)
+    ]
+
+  return [
+    {"promoted": named(a, b), "suppressed": named(c, d)}
+    for a, b, c, d in zip(top, high, bottom, low, strict=True)
+  ]

@@ -1,0 +1,91 @@
+"""Tokens that a latent's decoder row favours, read off the language head."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from saejax.errors import InputError
+from saejax.models.model import Model
+
+_LOGITS = 2**24  # logits in memory at once
+
+
+def check(model: Model, d: int) -> None:
+  """Refuses a model whose head cannot read rows of this width.
+
+  Args:
+    model: the model.
+    d: width of the rows.
+
+  Raises:
+    InputError: the model is an encoder, has no head, or has another width.
+  """
+  _ = model.head
+  if model.d != d:
+    raise InputError(
+      "model",
+      model.name,
+      f"must have a residual stream of the width of the SAE, {d}, not {model.d}",
+      "give the model of the SAE, or none",
+    )
+
+
+def logits(
+  model: Model, directions: Float[np.ndarray, "L d"]
+) -> Float[np.ndarray, "L V"]:
+  """Computes W_head (norm(v) - norm(0)), the logit lens of directions.
+
+  norm is the model's last one, and v the direction scaled to a root mean square
+  of 1, as the norm undoes its length. They are logits up to a factor.
+
+  Args:
+    model: a causal model.
+    directions: directions in its residual stream.
+
+  References:
+    nostalgebraist, interpreting GPT: the logit lens, 2020.
+  """
+  size = np.sqrt(np.mean(np.square(directions), axis=-1, keepdims=True))
+  v = directions / np.where(size > 0, size, 1)
+  h = jnp.asarray(np.concatenate([v, np.zeros_like(v[:1])]))
+  last = f"layers.{model.layers - 1}.resid_post"
+  point = lambda name, old: (
+    h[:, None].astype(old.dtype) if name == last else old
+  )
+  ids = jnp.zeros((len(h), 1), jnp.int32)
+  out = model.hidden(ids, jnp.ones_like(ids, bool), tap=point)[:, 0]
+  return np.asarray(_head(out[:-1] - out[-1], model.head), np.float32)
+
+
+@jax.jit
+def _head(h: Float[Array, "L d"], W: Float[Array, "V d"]) -> Array:
+  return h.astype(jnp.float32) @ W.astype(jnp.float32).T
+
+
+def tokens(
+  model: Model, directions: Float[np.ndarray, "L d"], count: int = 10
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Finds the tokens of the largest and the smallest logits.
+
+  Args:
+    model: a causal model.
+    directions: directions in its residual stream.
+    count: number of tokens.
+
+  Returns:
+    Ids and logits of the largest, then of the smallest, all [L, count].
+  """
+  found = []
+  block = max(1, _LOGITS // model.vocabulary)
+  for start in range(0, len(directions), block):
+    values = logits(model, directions[start : start + block])
+    order = np.argsort(-values, axis=1, kind="stable")
+    ends = order[:, :count], order[:, ::-1][:, :count]
+    found.append(
+      [a for ids in ends for a in (ids, np.take_along_axis(values, ids, 1))]
+    )
+  empty = np.zeros((0, count))
+  parts = zip(*found, strict=True) if found else [[empty]] * 4
+  top, high, bottom, low = (np.concatenate(part) for part in parts)
+  return top, high, bottom, low

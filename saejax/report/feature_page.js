@@ -1,0 +1,274 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const find = (id) => document.getElementById(id);
+  const cards = new Map(data.latents.map((card) => [card.latent, card]));
+  const places = new Map(); // latent -> its link in the list
+  const groups = {
+    top: "Largest values", 4: "Highest quarter of the range",
+    3: "Third quarter", 2: "Second quarter", 1: "Lowest quarter",
+  };
+  let shown = [], current = null;
+
+  // All text is set as text, never as markup.
+  function make(tag, attributes, ...children) {
+    const element = make.svg
+      ? document.createElementNS("http://www.w3.org/2000/svg", tag)
+      : document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes || {})) {
+      element.setAttribute(name, value);
+    }
+    element.append(...children);
+    return element;
+  }
+  function drawn(tag, attributes, ...children) {
+    make.svg = true;
+    const element = make(tag, attributes, ...children);
+    make.svg = false;
+    return element;
+  }
+  const number = (value) => Number(value.toPrecision(3)).toString();
+  const share = (value) => `${number(100 * value)} %`;
+  const visible = (text) => text.replace(/\n/g, "↵\n").replace(/\t/g, "⇥\t");
+  const blank = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥")
+    .replace(/\s/g, "␣") || "∅";
+  const short = (text) => text.replace(/\s+/g, " ").trim() || blank(text);
+
+  // --- notes, in this browser alone ---
+  const key = (latent) => `saejax:${document.title}:${latent}`;
+  const held = {};
+  function note(latent) {
+    try {
+      return localStorage.getItem(key(latent)) || "";
+    } catch {
+      return held[latent] || "";
+    }
+  }
+  function keep(latent, text) {
+    held[latent] = text;
+    try {
+      if (text) localStorage.setItem(key(latent), text);
+      else localStorage.removeItem(key(latent));
+    } catch { /* storage is off: kept until the page is closed */ }
+    places.get(latent).classList.toggle("noted", Boolean(text));
+  }
+
+  // --- light and dark ---
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  function theme(name) {
+    document.documentElement.dataset.theme = name;
+  }
+  function turn() {
+    const now = document.documentElement.dataset.theme;
+    const next = now === "dark" ? "light" : "dark";
+    theme(next);
+    try { localStorage.setItem("saejax:theme", next); } catch { /* off */ }
+  }
+  let chosen = null;
+  try { chosen = localStorage.getItem("saejax:theme"); } catch { /* off */ }
+  theme(chosen || (dark.matches ? "dark" : "light"));
+  dark.addEventListener("change", (event) =>
+    theme(event.matches ? "dark" : "light"));
+
+  // --- the list ---
+  let texts = null; // latent -> text of its examples, made on first use
+  function text(card) {
+    texts ||= new Map(data.latents.map((c) => [c.latent,
+      c.examples.map((e) => e.tokens.join("")).join("\n").toLowerCase()]));
+    return texts.get(card.latent);
+  }
+  function matches(card, wanted) {
+    if (!wanted) return true;
+    return String(card.latent) === wanted.replace(/^#/, "")
+      || note(card.latent).toLowerCase().includes(wanted)
+      || text(card).includes(wanted);
+  }
+  function entry(card) {
+    const top = card.examples[0];
+    const word = top ? short(top.tokens[top.at]) : "never active";
+    const link = make("a", { href: `#latent=${card.latent}` },
+      make("span", { class: "number" }, String(card.latent)),
+      make("span", { class: "word" }, word),
+      make("span", { class: "share" }, share(card.density)));
+    link.classList.toggle("noted", Boolean(note(card.latent)));
+    return link;
+  }
+  function list() {
+    const wanted = find("search").value.trim().toLowerCase();
+    const by = find("order").value;
+    shown = data.latents.filter((card) => matches(card, wanted));
+    if (by !== "latent") shown.sort((a, b) => b[by] - a[by]);
+    find("list").replaceChildren(...shown.map((c) => places.get(c.latent)));
+    find("hits").textContent = `${shown.length} of ${data.latents.length}`;
+  }
+
+  // --- the card ---
+  function histogram(card) {
+    const { first, counts } = card.histogram;
+    if (!counts.length) return make("p", { class: "empty" }, "No values.");
+    const edge = (bin) => 2 ** (data.lowest + bin / data.per_octave);
+    const width = 320, height = 110, step = width / counts.length;
+    const most = Math.max(...counts);
+    const svg = drawn("svg", {
+      viewBox: `0 0 ${width} ${height + 18}`, role: "img",
+      "aria-label": "Histogram of the positive values, on a log axis",
+    });
+    counts.forEach((count, i) => {
+      const tall = height * count / most;
+      const bar = drawn("rect", {
+        x: i * step + .5, y: height - tall,
+        width: Math.max(step - 1, .5), height: tall,
+      });
+      const [low, high] = [edge(first + i), edge(first + i + 1)];
+      bar.append(drawn("title", {},
+        `${number(low)} to ${number(high)}: ${count} rows`));
+      svg.append(bar);
+    });
+    svg.append(
+      drawn("line", { x1: 0, x2: width, y1: height, y2: height }),
+      drawn("text", { x: 0, y: height + 14 }, number(edge(first))),
+      drawn("text", { x: width / 2, y: height + 14, "text-anchor": "middle" },
+        "value (log axis)"),
+      drawn("text", { x: width, y: height + 14, "text-anchor": "end" },
+        number(edge(first + counts.length))));
+    return svg;
+  }
+  function example(card, e, read) {
+    const line = make("p", { class: "text" });
+    e.tokens.forEach((token, i) => {
+      const value = e.values[i], span = make("span", {}, visible(token));
+      const strength = Math.min(Math.abs(value) / (card.max || 1), 1);
+      if (value) {
+        const hue = value > 0 ? "--hot" : "--cold";
+        span.style.background =
+          `rgb(var(${hue}) / ${(.12 + .68 * strength).toFixed(3)})`;
+      }
+      if (i === e.at) span.className = "at";
+      span.title = number(value);
+      span.addEventListener("click", () => {
+        for (const old of find("card").querySelectorAll(".picked")) {
+          old.classList.remove("picked");
+        }
+        span.classList.add("picked");
+        read.textContent = `“${short(token)}”: ${number(value)}; example of`
+          + ` row ${e.row}, document ${e.doc}, position ${e.pos}`;
+      });
+      line.append(span);
+    });
+    return make("div", { class: "example" },
+      make("div", { class: "value" }, number(e.value),
+        make("small", {}, `doc ${e.doc}`)), line);
+  }
+  function others(title, found, about) {
+    const chips = make("div", { class: "chips" }, ...found.map((other) => {
+      const known = cards.has(other.latent);
+      return make(known ? "a" : "span", known
+        ? { class: "chip", href: `#latent=${other.latent}` }
+        : { class: "chip", title: "not on this page" },
+        `${other.latent} `, make("small", {}, other.value.toFixed(2)));
+    }));
+    return make("section", {}, make("h3", { title: about }, title),
+      found.length ? chips : make("p", { class: "empty" }, "None."));
+  }
+  function tokens(title, found) {
+    return make("section", {}, make("h3", {}, title),
+      make("div", { class: "chips" }, ...found.map((one) =>
+        make("span", { class: "chip" },
+          one.token.trim() ? `${one.token} ` : `${blank(one.token)} `,
+          make("small", {}, number(one.logit))))));
+  }
+  function facts(card) {
+    const items = {
+      "active on": share(card.density), rows: card.count.toLocaleString("en"),
+      "mean value": number(card.mean), "largest value": number(card.max),
+    };
+    return make("dl", {}, ...Object.entries(items).map(([name, value]) =>
+      make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+  }
+  function show(card) {
+    const notes = make("textarea", {
+      id: "note", placeholder: "Note", "aria-label": "Note",
+    });
+    notes.value = note(card.latent);
+    notes.addEventListener("input", () => keep(card.latent, notes.value));
+    const back = make("button", { type: "button" }, "Previous");
+    const on = make("button", { type: "button" }, "Next");
+    back.addEventListener("click", () => move(-1));
+    on.addEventListener("click", () => move(1));
+    const read = make("div", { class: "read", role: "status" });
+    const parts = [make("div", { class: "title" },
+      make("h2", {}, `Latent ${card.latent}`), back, on), facts(card), notes,
+    make("div", { class: "parts" },
+      make("section", {}, make("h3", {}, "Positive values"), histogram(card)),
+      others("Nearest in the decoder", card.nearest, "cosine of decoder rows"),
+      others("Active together", card.together,
+        "rows of both / geometric mean of the rows of each"),
+      ...(card.promoted ? [tokens("Tokens promoted", card.promoted),
+        tokens("Tokens suppressed", card.suppressed)] : []))];
+    let last = null;
+    for (const e of card.examples) {
+      if (e.group !== last) parts.push(make("h3", {}, groups[e.group]));
+      last = e.group;
+      parts.push(example(card, e, read));
+    }
+    if (!card.examples.length) {
+      parts.push(make("p", { class: "empty" }, "Never active on these rows."));
+    }
+    find("card").replaceChildren(...parts, read);
+    find("card").scrollTop = 0;
+    if (current !== null) {
+      places.get(current).removeAttribute("aria-current");
+    }
+    current = card.latent;
+    const link = places.get(current), box = find("list");
+    link.setAttribute("aria-current", "true");
+    const [top, low] = [link.offsetTop - box.offsetTop, box.clientHeight];
+    if (top < box.scrollTop || top > box.scrollTop + low - 30) {
+      box.scrollTop = top - low / 2;
+    }
+  }
+
+  // --- moving about ---
+  function go() {
+    const wanted = /^#latent=(\d+)$/.exec(location.hash);
+    const card = wanted ? cards.get(Number(wanted[1])) : data.latents[0];
+    if (card) return show(card);
+    find("card").replaceChildren(make("p", { class: "empty" },
+      data.latents.length ? `There is no latent ${location.hash.slice(1)}`
+        + " on this page." : "No latent was active."));
+  }
+  function move(by) {
+    if (!shown.length) return;
+    const at = shown.findIndex((card) => card.latent === current);
+    const next = at < 0 ? 0 : Math.min(Math.max(at + by, 0), shown.length - 1);
+    location.hash = `latent=${shown[next].latent}`;
+  }
+  const keys = {
+    j: () => move(1), ArrowDown: () => move(1), ArrowRight: () => move(1),
+    k: () => move(-1), ArrowUp: () => move(-1), ArrowLeft: () => move(-1),
+    "/": () => find("search").focus(), t: turn,
+    n: () => find("note") && find("note").focus(),
+  };
+  document.addEventListener("keydown", (event) => {
+    const inside = event.target.closest("input, textarea, select");
+    if (event.key === "Escape" && inside) inside.blur();
+    if (inside || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!Object.hasOwn(keys, event.key)) return;
+    event.preventDefault();
+    keys[event.key]();
+  });
+  find("search").addEventListener("input", list);
+  find("order").addEventListener("change", list);
+  find("theme").addEventListener("click", turn);
+  addEventListener("hashchange", go);
+
+  for (const card of data.latents) places.set(card.latent, entry(card));
+  const { name, model, site, split } = data.store;
+  find("about").textContent = [
+    `${data.latents.length} of ${data.sae.n.toLocaleString("en")} latents`,
+    `${data.rows.toLocaleString("en")} rows`, split.replace("_", "-"),
+    [model, site].filter(Boolean).join(", "), name,
+  ].filter(Boolean).join(" · ");
+  list();
+  go();
+})();
