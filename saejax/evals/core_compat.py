@@ -65,8 +65,8 @@ def saebench(
   site: str,
   reconstruction: Windows,
   variance: Windows,
+  special: Collection[int],
   *,
-  special: Collection[int] = (),
   keep_special: bool = True,
 ) -> Reference:
   """The core metrics of one SAE as SAEBench computes them.
@@ -82,13 +82,9 @@ def saebench(
       the SAE, as in the released results.
 
   Raises:
-    InputError: the model is not causal or has no head, the SAE has no form on
-      rows alone, there is no such site, or there is no batch.
+    InputError: as `check`, the SAE has no form on rows alone, there is no such site, or there is no batch.
   """
-  if not model.causal:
-    rule = "must predict the next token, and is an encoder"
-    raise InputError("model", model.name, rule, "name a language model")
-  _ = model.head  # refuses a model without one
+  check(model)
   if not len(reconstruction) or not len(variance):
     rule = "must have a batch of windows for losses and one for the rest"
     raise InputError("windows", "no batch", rule, "give more text")
@@ -106,6 +102,21 @@ def saebench(
   return Reference(
     latent_records.cleaned(metrics), latent_records.details(latents)
   )
+
+
+def check(model: Model) -> None:
+  """Refuses a model that predicts no token.
+
+  Args:
+    model: the model.
+
+  Raises:
+    InputError: it is an encoder, or its checkpoint has no head.
+  """
+  if not model.causal:
+    rule = "must predict the next token for --compat, and is an encoder"
+    raise InputError("model", model.name, rule, "name a language model")
+  _ = model.head
 
 
 def packed(

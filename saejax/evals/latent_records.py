@@ -15,7 +15,6 @@ References:
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -99,16 +98,16 @@ def consistency(
   return ratio(tokens, windows)
 
 
-@partial(jax.jit, donate_argnames="state")
+@jax.jit
 def _counted(sae, x, window, state):
   """Adds rows to active tokens, active windows and the last active window."""
 
   def row(state, at):
     tokens, windows, last = state
     active, number = at
-    new = active & (last != number)
+    new = (active & (last != number)).astype(jnp.int32)
     last = jnp.where(active, number, last)
-    return (tokens + active, windows + new, last), None
+    return (tokens + active.astype(jnp.int32), windows + new, last), None
 
   active = sae.encode(x) != 0
   return jax.lax.scan(row, state, (active, window.astype(jnp.int32)))[0]

@@ -37,7 +37,7 @@ def computed(name: str, golden: dict[str, Any]) -> core_compat.Reference:
     SITE,
     read["reconstruction"],
     read["variance"],
-    special=golden["special"],
+    golden["special"],
   )
 
 
@@ -156,9 +156,10 @@ class DefinitionTest(absltest.TestCase):
         SITE,
         [],
         [],
+        (),
       )
     with self.assertRaisesRegex(errors.InputError, "batch of windows"):
-      core_compat.saebench(self.sae, model(), SITE, [], [])
+      core_compat.saebench(self.sae, model(), SITE, [], [], ())
 
 
 if __name__ == "__main__":
