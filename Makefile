@@ -95,7 +95,8 @@ compare-torch: torch-environment
 	  $$(find $(TESTS) -name '*_torch_test.py')
 
 # Libraries whose files saejax reads and writes; tests/clients runs them where the
-# environment is there. What dictionary-learning declares would replace others.
+# environment is there. What dictionary-learning and sae-bench declare would replace
+# others.
 clients: .venv-clients/.installed
 
 .venv-clients/.installed:
@@ -105,7 +106,9 @@ clients: .venv-clients/.installed
 	@.venv-clients/bin/python -m pip --disable-pip-version-check --no-input -qq \
 	  install --no-compile sae-lens==6.54.12 eai-sparsify==1.3.3 nnsight==0.5.15
 	@.venv-clients/bin/python -m pip --disable-pip-version-check --no-input -qq \
-	  install --no-compile --no-deps dictionary-learning==0.1.0
+	  install --no-compile --no-deps dictionary-learning==0.1.0 sae-bench==0.6.0
+	@.venv-clients/bin/python -m pip --disable-pip-version-check --no-input -qq \
+	  install --no-compile tabulate openai loguru seaborn pandas plotly
 	@touch $@
 
 compare-clients: clients $(VENV)/.installed-test

@@ -9,12 +9,17 @@ float64:
   l0, l1          mean number of active latents, mean sum |z|
   alive           share of latents that are active on some row
   dense_1, dense_10       share of latents active on more than 1 %, 10 % of rows
+  dense_1_activity, dense_10_activity     share of all activity that they have
+  consistent_activation   mean over live latents of rows where one is active per
+                          window with any
+  max_encoder_cosine, max_decoder_cosine  mean over latents of the largest cosine
+                          with another
 
 In the model see `in_model` (language models) and `embeddings`. Controls tell what
 the numbers mean: zeros and the mean at the site; the projection on as many principal
 components of the training rows as the SAE has active latents ("pca"); and a random
 dictionary of the same shape with that many active latents ("random"). The identity
-is the model itself: nothing lost.
+is the model itself: nothing lost. Measures of each latent: `latent_records`.
 
 References:
   Karvonen et al., SAEBench, 2025, arXiv:2503.09532, whose names the record has.
@@ -26,10 +31,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from saejax.errors import InputError
-from saejax.evals import embeddings, geometry, held_out, in_model
+from saejax.evals import embeddings, held_out, in_model, latent_records
 from saejax.interventions import operators
 from saejax.models.edits import Edit
 from saejax.models.model import Model
@@ -48,6 +53,7 @@ def evaluate(
   *,
   x: Float[np.ndarray, "R d"],
   train: Float[np.ndarray, "S d"],
+  window: Int[np.ndarray, "R"],
   limit: float = np.inf,
   seed: int = 0,
 ) -> tuple[dict[str, dict[str, Any]], Any]:
@@ -60,25 +66,27 @@ def evaluate(
     batches: held-out tokens for the model.
     x: held-out rows of the site.
     train: training rows of the site, for the mean and the controls.
+    window: number of the window of each row of x, from 0.
     limit: largest norm of a row, see `in_model.evaluate`.
     seed: of the random dictionaries.
 
   Returns:
-    (records by name, each with "rows", "model", and "controls"; the
+    (records by name, each with "rows", "latents", "model", and "controls"; the
     `in_model.InModel` or `embeddings.Embeddings` over all of them).
 
   Raises:
     InputError: an SAE is a transcoder or of another width, or as
       `in_model.evaluate`.
   """
-  rows = {}
+  rows, latents = {}, {}
   edits: dict[str, Edit] = {
     in_model.ZERO: operators.zero(),
     MEAN: operators.constant(jnp.asarray(train.mean(axis=0), jnp.float32)),
   }
   for name, sae in saes.items():
     _check_width(name, sae, train.shape[1])
-    rows[name] = of_rows(sae, x, train.mean(axis=0, dtype=np.float64))
+    mean = train.mean(axis=0, dtype=np.float64)
+    rows[name], latents[name] = of_rows(sae, x, mean, window)
     k = max(1, round(rows[name]["l0"]))
     edits[name] = operators.splice(sae)
     edits[f"{name}/{PCA}"] = operators.projection(*principal(train, k))
@@ -95,6 +103,7 @@ def evaluate(
     controls |= {c: whole[f"{name}/{c}"] for c in (PCA, RANDOM)}
     records[name] = {
       "rows": rows[name],
+      "latents": latents[name],
       "model": common | whole[name],
       "controls": controls,
     }
@@ -112,14 +121,21 @@ def _check_width(name: str, sae: SAE, d: int) -> None:
 
 
 def of_rows(
-  sae: SAE, x: Float[np.ndarray, "R d"], mean: Float[np.ndarray, "d"]
-) -> dict[str, float]:
+  sae: SAE,
+  x: Float[np.ndarray, "R d"],
+  mean: Float[np.ndarray, "d"],
+  window: Int[np.ndarray, "R"],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Measures of the module's docstring that need no model.
 
   Args:
     sae: the SAE.
     x: held-out rows.
     mean: mean of the training rows.
+    window: number of the window of each row, from 0; rows of one are together.
+
+  Returns:
+    (measures; a record for each latent, see `latent_records`).
   """
   base = held_out.evaluate(sae, x, mean=jnp.asarray(mean, jnp.float32))
   parts = [
@@ -130,22 +146,37 @@ def of_rows(
     name: np.concatenate([part[name] for part in parts]).astype(np.float64)
     for name in parts[0]
   }
-  density = base.density
-  return {
+  consistent = latent_records.consistency(sae, x, window)
+  latents = latent_records.of_weights(sae) | {
+    latent_records.DENSITY: base.density,
+    latent_records.CONSISTENT: consistent,
+  }
+  of = latent_records.summary(latents)
+  live = consistent[~np.isnan(consistent)]
+  found = {
     "rows": base.rows,
     "fvu": base.nmse,
     "explained_variance": 1 - base.nmse,
     "mse": float(row["error"].mean()) / sae.d,
     "cosine": base.cosine,
+    "l2_norm_in": float(row["norm_in"].mean()),
+    "l2_norm_out": float(row["norm_out"].mean()),
     "l2_ratio": float((row["norm_out"] / row["norm_in"]).mean()),
     "relative_bias": float((row["norm_out"] ** 2).sum() / row["dot"].sum()),
     "l0": base.l0,
     "l1": float(row["l1"].mean()),
-    "alive": float((density > 0).mean()),
-    "dense_1": float((density > 0.01).mean()),
-    "dense_10": float((density > 0.1).mean()),
-    "max_decoder_cosine": geometry.mean_max_cosine(np.asarray(sae.W_dec)),
+    "alive": of["frac_alive"],
+    "consistent_activation": float(live.mean()) if len(live) else float("nan"),
+    "density_histogram": base.histogram(),
   }
+  for share in latent_records.SHARES:
+    found[f"dense_{share}"] = of[f"freq_over_{share}_percent"]
+    activity = of[f"normalized_freq_over_{share}_percent"]
+    found[f"dense_{share}_activity"] = activity
+  for side in ("encoder", "decoder"):
+    if (name := f"average_max_{side}_cosine_sim") in of:
+      found[f"max_{side}_cosine"] = of[name]
+  return found, latent_records.details(latents)
 
 
 @jax.jit
@@ -236,6 +267,8 @@ def saebench(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
       "cossim": rows["cosine"],
     },
     "shrinkage": {
+      "l2_norm_in": rows["l2_norm_in"],
+      "l2_norm_out": rows["l2_norm_out"],
       "l2_ratio": rows["l2_ratio"],
       "relative_reconstruction_bias": rows["relative_bias"],
     },
@@ -247,13 +280,15 @@ def saebench(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     "misc_metrics": {
       "freq_over_1_percent": rows["dense_1"],
       "freq_over_10_percent": rows["dense_10"],
+      "normalized_freq_over_1_percent": rows["dense_1_activity"],
+      "normalized_freq_over_10_percent": rows["dense_10_activity"],
       "frac_alive": rows["alive"],
+      "average_max_encoder_cosine_sim": rows.get("max_encoder_cosine"),
       "average_max_decoder_cosine_sim": rows["max_decoder_cosine"],
     },
   }
-  finite = lambda value: -1.0 if np.isnan(value) else value
   known = {
-    category: {k: finite(v) for k, v in values.items() if v is not None}
+    category: {k: v for k, v in values.items() if v is not None}
     for category, values in names.items()
   }
-  return {category: values for category, values in known.items() if values}
+  return latent_records.cleaned({k: v for k, v in known.items() if v})

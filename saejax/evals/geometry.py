@@ -11,25 +11,46 @@ from saejax.evals import matching
 from saejax.sae.context import Batch
 from saejax.sae.sae import SAE
 
+BLOCK_ROWS = 1024
+
+
+def max_cosines(W: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
+  """Computes the largest cosine of each row with another row.
+
+  Args:
+    W: rows; a row of norm 0 has the cosine 0 with any.
+
+  Raises:
+    ValueError: there are fewer than two rows.
+
+  >>> max_cosines(np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 1.0]])).tolist()
+  [0.0, 1.0, 1.0]
+  """
+  if len(W) < 2:
+    raise ValueError(f"W must have at least 2 rows, got {W.shape}")
+  unit = matching.unit(W)
+  found = np.empty(len(unit), np.float32)
+  for start in range(0, len(unit), BLOCK_ROWS):
+    cosines = unit[start : start + BLOCK_ROWS] @ unit.T
+    own = np.arange(len(cosines))
+    cosines[own, start + own] = -np.inf
+    found[start : start + len(cosines)] = cosines.max(axis=1)
+  return found
+
 
 def mean_max_cosine(W: Float[np.ndarray, "n d"]) -> float:
-  """Computes the mean over rows of the largest cosine with another row.
+  """Computes the mean of `max_cosines`.
 
   Args:
     W: rows.
 
   Raises:
-    ValueError: there are fewer than two rows.
+    ValueError: as `max_cosines`.
 
   >>> mean_max_cosine(np.eye(3))
   0.0
   """
-  if len(W) < 2:
-    raise ValueError(f"W must have at least 2 rows, got {W.shape}")
-  unit = matching.unit(W)
-  cosines = unit @ unit.T
-  np.fill_diagonal(cosines, -np.inf)
-  return float(cosines.max(axis=1).mean())
+  return float(max_cosines(W).mean(dtype=np.float64))
 
 
 def dependence(

@@ -125,6 +125,17 @@ class Encoder(Part):
       "one row per latent"
     )
 
+  def weights(self, decoder) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
+    """W and b with one row per latent, as published files hold them.
+
+    Args:
+      decoder: the decoder.
+
+    Raises:
+      NotImplementedError: the encoder has none.
+    """
+    return self.affine(decoder)
+
   def threshold_form(
     self,
   ) -> tuple[Float[Array, "n d"], Float[Array, "n"], Float[Array, "n"]]:

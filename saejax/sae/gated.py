@@ -43,6 +43,11 @@ class Gated(encoders.Encoder):
     del decoder
     return self.W.shape[-1]
 
+  def weights(self, decoder) -> tuple[Float[Array, "n d"], Float[Array, "n"]]:
+    """The rows of both heads, and the magnitude's bias."""
+    del decoder
+    return self.W, self.b_mag
+
   def threshold_form(
     self,
   ) -> tuple[Float[Array, "n d"], Float[Array, "n"], Float[Array, "n"]]:

@@ -9,11 +9,14 @@ A folder of a run stands for all its SAEs. The text is the held-out part of
 --harvest.corpus, cut as for a harvest; --harvest.* name model, site and rules for
 rows. A language model gets cross-entropy and KL divergence with each SAE in place
 of the site, an embedding model the cosine and nearest neighbours of its embeddings;
-see `evals.core` for the measures and the controls.
+see `evals.core` for the measures and the controls. --compat=saebench adds the
+numbers that SAEBench itself would give, see `evals.core_compat`: on --tokens of the
+held-out documents, packed without padding.
 """
 
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import pathlib
@@ -31,8 +34,9 @@ from saejax.data.harvest import HarvestConfig
 from saejax.data.text import corpus as text
 from saejax.data.text import rows, windows
 from saejax.errors import InputError
-from saejax.evals import core
+from saejax.evals import core, core_compat
 from saejax.interop import names
+from saejax.models import hub, tokenizer
 from saejax.sae import files
 from saejax.sae.sae import SAE
 
@@ -49,12 +53,17 @@ class Config:
   tokens: int = 16_384  # held-out tokens; as many of training text for controls
   seed: int = 0  # of the random dictionaries
   write: str = ""  # JSON file for the records
+  # whose own numbers are added to the records: saebench; "" for none
+  compat: str = ""
 
   def __post_init__(self):
     if not self.sae:
       rule = "must name a saved SAE or a run"
       raise InputError("sae", "", rule, "give its folder")
     checks.at_least(self, 1, "tokens")
+    if self.compat not in ("", *core_compat.NAMES):
+      rule = f"must be {' or '.join(core_compat.NAMES)}, or empty"
+      raise InputError("compat", self.compat, rule, "choose one")
     if self.harvest.layers or self.harvest.sites or self.harvest.target_point:
       raise InputError(
         "harvest.layers",
@@ -90,20 +99,29 @@ def main(config: Config) -> None:
     for part in (text.TRAIN, text.HELD_OUT)
   ]
   limit = float(parts[0].limits(parts[0].prepare(None))[0])
+  model, site = models.load(chosen.model), source.meta["site"]["name"]
+  packed = _packed(parts[1], config, model) if config.compat else None
   screen.line("evaluate: reading rows of the site")
-  train, _ = _read(parts[0], config.tokens, limit)
-  x, batches = _read(parts[1], config.tokens, limit)
+  train, _, _ = _read(parts[0], config.tokens, limit)
+  x, window, batches = _read(parts[1], config.tokens, limit)
   screen.line(f"evaluate: {len(x):,} held-out rows in {len(batches)} batches")
+  plain = {name: sae for name, (sae, _) in saes.items()}
   records, _ = core.evaluate(
-    {name: sae for name, (sae, _) in saes.items()},
-    models.load(chosen.model),
-    source.meta["site"]["name"],
+    plain,
+    model,
+    site,
     _shown(batches, screen),
     x=x,
     train=train,
+    window=window,
     limit=limit,
     seed=config.seed,
   )
+  if packed is not None:
+    screen.line(f"evaluate: the numbers of {config.compat}")
+    for name, sae in plain.items():
+      found = core_compat.saebench(sae, model, site, *packed)
+      records[name]["compat"] = {config.compat: found._asdict()}
   print(table(records))
   if config.write:
     found = [_record(config, source.meta, *pair) for pair in records.items()]
@@ -157,19 +175,49 @@ def check_site(
 
 def _read(
   part: rows.TextRows, tokens: int, limit: float
-) -> tuple[np.ndarray, list[windows.Batch]]:
-  """Rows of the site, float32, and the forward batches that they come from."""
-  batches, found, count = [], [], 0
+) -> tuple[np.ndarray, np.ndarray, list[windows.Batch]]:
+  """Rows of the site, float32, the number of the window of each, and the forward
+  batches that they come from.
+  """
+  batches, found, numbers = [], [], []
+  count = 0
   for batch in part.batches():
     x = np.asarray(part.source.forward(batch.ids, batch.mask), np.float32)
     x = x[batch.keep]
-    x = x[np.linalg.norm(x, axis=-1) <= limit]
+    near = np.linalg.norm(x, axis=-1) <= limit
+    first = len(batches) * len(batch.ids)
+    numbers.append(first + np.nonzero(batch.keep)[0][near])
     batches.append(batch)
-    found.append(x)
-    count += len(x)
+    found.append(x[near])
+    count += len(found[-1])
     if count >= tokens:
       break
-  return np.concatenate(found), batches
+  return np.concatenate(found), np.concatenate(numbers), batches
+
+
+def _packed(
+  part: rows.TextRows, config: Config, model: models.Model
+) -> tuple[core_compat.Windows, core_compat.Windows, set[int]]:
+  """Packed windows as SAEBench reads them, twice, and its special tokens.
+
+  Raises:
+    InputError: the model is an encoder, or there is less than a window of text.
+  """
+  core_compat.check(model)
+  words = tokenizer.load(hub.resolve(config.harvest.model))
+  special = {i for i in (words.bos, words.eos, words.pad) if i is not None}
+  context, size = config.harvest.context, config.harvest.forward_batch
+  found = core_compat.packed(part.token_ids(), context=context, bos=words.bos)
+  whole = size * -(-config.tokens // (size * context))
+  taken = list(itertools.islice(found, whole))
+  if not taken:
+    rule = f"must have a window of {context} held-out tokens for --compat"
+    remedy = "give more text, or a shorter harvest.context"
+    raise InputError("harvest.corpus", config.harvest.corpus, rule, remedy)
+  size = min(size, len(taken))
+  whole = len(taken) // size * size
+  batches = [np.stack(taken[i : i + size]) for i in range(0, whole, size)]
+  return batches, batches, special
 
 
 def _shown(
@@ -216,13 +264,15 @@ def _record(
     "eval_id": str(uuid.uuid4()),
     "datetime_epoch_millis": int(time.time() * 1000),
     "eval_result_metrics": core.saebench(record),
-    "eval_result_details": [],
+    "eval_result_details": record["latents"],
     "sae_bench_commit_hash": "",
     "sae_lens_id": name,
     "sae_lens_release_id": "",
     "sae_lens_version": "",
     "sae_cfg_dict": {"model": meta.get("model"), "site": meta.get("site")},
-    "eval_result_unstructured": dict(record)
+    "eval_result_unstructured": {
+      key: value for key, value in record.items() if key != "latents"
+    }
     | {
       "date": datetime.date.today().isoformat(),
       "environment": machine.environment(),

@@ -111,33 +111,6 @@ class HarvestTest(parameterized.TestCase):
     self.assertEqual(train.stats["calibration"], held_out.stats["calibration"])
     self.assertBetween(train.stats["calibration"]["median_norm"][0], 1, 300)
 
-  def test_batches_of_the_calibration_are_not_computed_again(self):
-    calls = []
-
-    def counted(ids, mask):
-      calls.append(ids.shape)
-      return tiny.forward(ids, mask)
-
-    numbers = []
-    for rows in (1, 100, 500):
-      self.harvest(f"s{rows}", tiny.source(counted), calibration_rows=rows)
-      numbers.append(len(calls))
-      calls.clear()
-    self.assertLen(set(numbers), 1, numbers)
-
-  def test_no_more_of_a_document_is_encoded_than_is_used(self):
-    asked = set()
-
-    def first(document, count):
-      asked.add(count)
-      return tiny.encode(document)[:count]
-
-    whole = self.harvest("whole", document_tokens=50)
-    source = dataclasses.replace(tiny.source(), encode_first=first)
-    found = self.harvest("first", source, document_tokens=50)
-    self.assertEqual(asked, {50})
-    self.assertEqual(*(tiny.files(each[0].path) for each in (whole, found)))
-
   def test_without_a_multiple_outliers_stay(self):
     train, _ = self.harvest(outlier_multiple=0.0, rows=100_000)
     self.assertIn(tiny.OUTLIER_ID, tiny.everything(train)["tok"])

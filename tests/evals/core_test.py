@@ -27,12 +27,19 @@ class RowsTest(absltest.TestCase):
 
   def test_measures_are_those_written_out(self):
     mean = self.x.mean(axis=0) + 0.1
-    got = core.of_rows(self.sae, self.x, mean)
+    window = np.repeat(np.arange(500), 10)
+    got, latents = core.of_rows(self.sae, self.x, mean, window)
     x, z = self.x.astype(np.float64), np.asarray(self.sae.encode(self.x))
     x_hat = np.asarray(self.sae(self.x), np.float64)
     error = np.square(x - x_hat).sum(axis=1)
     out, norm = np.linalg.norm(x_hat, axis=1), np.linalg.norm(x, axis=1)
-    density = (z != 0).mean(axis=0)
+    active = z != 0
+    density = active.mean(axis=0)
+    windows = active.reshape(500, 10, -1).any(axis=1).sum(axis=0)
+    dense = density > 0.1
+    self.assertBetween(dense.sum(), 1, self.sae.n - 1)
+    W = toy.unit(self.sae.W_enc)
+    cosines = np.asarray(W @ W.T) - 9 * np.eye(self.sae.n)
     want = {
       "rows": 5000,
       "fvu": error.sum() / np.square(x - mean).sum(),
@@ -44,11 +51,21 @@ class RowsTest(absltest.TestCase):
       "l1": np.abs(z).sum(axis=1).mean(),
       "alive": (density > 0).mean(),
       "dense_1": (density > 0.01).mean(),
-      "dense_10": (density > 0.1).mean(),
+      "dense_10": dense.mean(),
+      "dense_10_activity": density[dense].sum() / density.sum(),
+      "consistent_activation": (active.sum(axis=0) / windows).mean(),
+      "max_encoder_cosine": cosines.max(axis=1).mean(),
+      "l2_norm_out": out.mean(),
     }
     for name, value in want.items():
       np.testing.assert_allclose(got[name], value, rtol=1e-4, err_msg=name)
     self.assertEqual(got["explained_variance"], 1 - got["fvu"])
+    self.assertEqual(sum(got["density_histogram"]["counts"]), self.sae.n)
+    np.testing.assert_allclose(
+      [one["consistent_activation_heuristic"] for one in latents],
+      active.sum(axis=0) / windows,
+      rtol=1e-6,
+    )
 
   def test_principal_directions_are_those_of_most_variance(self):
     scales = np.arange(1.0, 9.0)
@@ -85,7 +102,13 @@ class ModelTest(absltest.TestCase):
 
   def run_core(self, **saes):
     return core.evaluate(
-      saes, self.model, SITE, self.batches, x=self.x, train=self.x
+      saes,
+      self.model,
+      SITE,
+      self.batches,
+      x=self.x,
+      train=self.x,
+      window=np.repeat(np.arange(6), 12),
     )
 
   def test_each_sae_has_its_controls(self):
@@ -101,6 +124,7 @@ class ModelTest(absltest.TestCase):
       self.assertEqual(controls["zero"]["ce_recovered"], 0)
       self.assertEqual(record["model"]["ce"], found.mean(name))
       self.assertEqual(record["model"]["tokens"], 66)
+      self.assertLen(record["latents"], 2 * d)
       metrics = core.saebench(record)
       self.assertEqual(
         metrics["model_performance_preservation"]["ce_loss_without_sae"],

@@ -64,6 +64,28 @@ class EvaluateTest(absltest.TestCase):
         losses["ce_loss_with_ablation"], losses["ce_loss_without_sae"]
       )
 
+  def test_saebench_s_own_numbers_are_beside_the_corrected_ones(self):
+    self.save("a", 64)
+    written = self.folder / "core.json"
+    compat = {"compat": "saebench", "tokens": 200, "harvest.forward_batch": 4}
+    code, _, err = self.run_script(write=written, **compat)
+    self.assertEqual(code, 0, err)
+    (record,) = json.loads(written.read_text())
+    theirs = record["eval_result_unstructured"]["compat"]["saebench"]
+    ours = record["eval_result_metrics"]
+    for category, values in ours.items():
+      self.assertContainsSubset(values, theirs["metrics"][category])
+    self.assertLen(theirs["details"], 64)
+    keys = [one.keys() for one in theirs["details"]]
+    self.assertEqual(keys, [o.keys() for o in record["eval_result_details"]])
+    self.assertEqual(
+      theirs["metrics"]["token_stats"]["total_tokens_eval_reconstruction"], 256
+    )
+    self.assertNotAlmostEqual(
+      ours["reconstruction_quality"]["mse"],
+      theirs["metrics"]["reconstruction_quality"]["mse"],
+    )
+
   def test_published_weights_give_what_the_run_gives(self):
     self.save("a", 64)
     ours, theirs = self.folder / "run" / "saes" / "a", self.folder / "published"
@@ -92,6 +114,9 @@ class EvaluateTest(absltest.TestCase):
     code, _, err = self.run_script(**{"harvest.sites": "layers.1.resid_post"})
     self.assertEqual(code, 2)
     self.assertIn("one site at a time", err)
+    code, _, err = self.run_script(compat="other")
+    self.assertEqual(code, 2)
+    self.assertIn("--compat=other: must be saebench", err)
 
 
 if __name__ == "__main__":

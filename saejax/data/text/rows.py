@@ -218,6 +218,14 @@ class TextRows:
     """The forward batches in order; the model does not run."""
     return windows.batches(self.plan, self.documents, self._encode)
 
+  def token_ids(self) -> Iterator[np.ndarray]:
+    """Token ids of every document of the part, also of those that rows are not
+    taken of, in order and without special tokens around them.
+    """
+    fraction = self.config.held_out_fraction
+    for document in self.corpus.part(self.part, fraction):
+      yield rules.shown(self._encode(document))
+
   def _forward(self, batch: windows.Batch, first: int, span: int) -> "_Forward":
     """Starts the forward pass of a batch."""
     x = self._computed.pop(batch.point, None)
