@@ -16,7 +16,7 @@ from saejax.recipes import common
 from saejax.runs import grid
 from saejax.runs.config import SAEConfig
 from saejax.sae import prep
-from saejax.training import loop, sharding
+from saejax.training import loop, sharding, wandb_run
 
 
 def check(
@@ -48,6 +48,7 @@ def check(
   """
   if train.native:
     native.load()
+  wandb_run.check(train.wandb)
   if train.batch_rows > rows:
     raise InputError(
       "train.batch_rows",

@@ -25,7 +25,7 @@ from saejax.data.batches import Batches
 from saejax.kernels import dispatch, native
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training import groups
+from saejax.training import groups, wandb_run
 from saejax.training.config import TrainConfig as TrainConfig
 from saejax.training.log import RunLog
 from saejax.training.members import Member
@@ -185,6 +185,7 @@ def steps(
   """
   if config.native:
     native.load()  # refused before anything is made
+  wandb_run.check(config.wandb)
   source = source_of(rows)
   group = groups.build(make_recipe, members, source, config)
   states = group.init(
@@ -192,13 +193,18 @@ def steps(
   )
   step, seconds = 0, np.zeros(len(members), np.float32)
   with contextlib.ExitStack() as stack:
-    kept = None
+    kept, ours = None, {}
     if folder is not None:
       ours = _fingerprint(fingerprint or {}, group, total_steps, config)
       kept = stack.enter_context(_opened(folder, ours))
       step, states, seconds = kept.restore(states, source, len(members))
     path = kept and kept.path
-    shown = {"total_steps": total_steps, "stream": stream, "label": label}
+    shown: dict[str, Any] = {
+      "total_steps": total_steps,
+      "stream": stream,
+      "label": label,
+      "tracker": lambda: wandb_run.opened(path, config.wandb, ours),
+    }
     log = stack.enter_context(RunLog(path, step=step, **shown))
     if kept and step:
       log.line(f"{kept.path.name}: resuming from step {step:,}")
