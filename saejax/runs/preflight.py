@@ -182,6 +182,7 @@ def line(
     seconds=flops / _matmul_flops(),
     # 1 GB is for JAX and windows of rows.
     memory_bytes=sum(_memory(d, sae, train, together)) + 10**9,
+    programs=len(sae.n) * len(sae.combinations) * max(1, together),
   )
 
 

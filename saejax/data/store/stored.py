@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from saejax import notebook
-from saejax.data.store import arrays, ledger, manifest, sums
+from saejax.data.store import arrays, ledger, manifest, sums, view
 from saejax.data.store.columns import Column, from_json
 from saejax.data.store.place import Local, Objects
 from saejax.errors import InputError
@@ -79,29 +78,7 @@ class Store:
   def __repr__(self) -> str:
     return f"Store({str(self.place)!r}, rows={self.rows}, d={self.d})"
 
-  def _repr_html_(self) -> str:
-    """Rows, columns, origin and dropped rows, for notebooks."""
-    dropped = [
-      f"{rule} {n:,}" for rule, n in self.stats["dropped"].items() if n
-    ]
-    origin = ("model", "site", "split", "corpus")
-    head = notebook.facts(
-      f"Store {self.place.name}",
-      {
-        "place": self.place,
-        "rows": self.rows,
-        "d": self.d,
-        **{name: notebook.short(self.meta.get(name) or "") for name in origin},
-        "dropped": ", ".join(dropped) or "none",
-        "content": self.content,
-      },
-    )
-    columns = [
-      (name, c.dtype, "".join(f"[{n}]" for n in c.shape), c.about)
-      for name, c in self.columns.items()
-    ]
-    names = ("column", "dtype", "shape of a row", "about")
-    return head + notebook.table("Columns", names, columns)
+  _repr_html_ = view.html  # for notebooks
 
   def __getstate__(self) -> dict[str, Any]:
     kept = (
