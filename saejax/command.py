@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from saejax import config, interrupt
+from saejax import config, interrupt, terminal
 from saejax.errors import InputError
 
 # Name -> the module with its `main` and `Config`; the docstring is its help.
@@ -57,8 +57,10 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
     argv: the command line, with the program first; by default `sys.argv`.
   """
   interrupt.install()  # before jax is imported
-  script = module(name)
-  from saejax import compile_cache
+  what = f"{name}: importing JAX and what the command needs"
+  with terminal.busy(what, after_seconds=0.5):
+    script = module(name)
+    from saejax import compile_cache
 
   with compile_cache.enabled():
     config.run(script.main, script.Config, None if argv is None else list(argv))

@@ -6,6 +6,7 @@ hand need none.
 """
 
 import hashlib
+import locale
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,23 @@ def check(arguments: Sequence[str]) -> None:
   """
   for path in _named(arguments):
     _check(path, ())
+
+
+def values(path: pathlib.Path) -> dict[str, str]:
+  """Reads the flags of a file that a run wrote, as text by name.
+
+  Args:
+    path: the file.
+
+  Raises:
+    InputError: its checksum is wrong.
+    OSError: it cannot be read.
+  """
+  content = path.read_bytes()
+  _check_sum(path, content)
+  text = content.decode(locale.getencoding())
+  pairs = (line.removeprefix("--").split("=", 1) for line in text.splitlines())
+  return {pair[0]: pair[1] for pair in pairs if pair[1:]}
 
 
 def _check(path: pathlib.Path, outer: tuple[pathlib.Path, ...]) -> None:

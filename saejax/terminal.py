@@ -4,7 +4,8 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
 
 
@@ -15,6 +16,26 @@ def say(text: str) -> None:
     text: the line.
   """
   print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def busy(
+  text: str, say: Callable[[str], None] = say, *, after_seconds: float = 1.0
+) -> Iterator[None]:
+  """Says what is under way, if the time inside becomes noticeable.
+
+  Args:
+    text: what is done inside, such as "compiling the step".
+    say: called with the text, in another thread.
+    after_seconds: time after which it is.
+  """
+  timer = threading.Timer(after_seconds, say, [text])
+  timer.daemon = True  # a stopped script does not wait for it
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
 
 
 class Screen:
@@ -108,6 +129,7 @@ def preflight(
   parameters: int,
   seconds: float,
   memory_bytes: int,
+  programs: int,
 ) -> str:
   """Formats the line before a run with its size and estimated cost.
 
@@ -115,17 +137,19 @@ def preflight(
     rows: number of training and held-out rows.
     disk_bytes: bytes on disk.
     parameters: number of parameters of all SAEs.
-    seconds: estimated time.
+    seconds: estimated time, without compiling.
     memory_bytes: bytes of memory.
+    programs: most training steps to compile.
 
   >>> preflight(rows=300_000, disk_bytes=230_400_000, parameters=23_600_000,
-  ...           seconds=400, memory_bytes=2_500_000_000)
-  'preflight: 300,000 rows, 230 MB on disk, 23.6M parameters, about 6m40s, \
-2.50 GB of memory'
+  ...           seconds=400, memory_bytes=2_500_000_000, programs=3)
+  'preflight: 300,000 rows, 230 MB on disk, 23.6M parameters, about 6m40s \
+and compiling up to 3 programs, 2.50 GB of memory'
   """
   return (
     f"preflight: {rows:,} rows, {size(disk_bytes)} on disk,"
-    f" {count(parameters)} parameters, about {duration(seconds)},"
+    f" {count(parameters)} parameters, about {duration(seconds)}"
+    f" and compiling up to {programs} program{'s' * (programs != 1)},"
     f" {size(memory_bytes)} of memory"
   )
 

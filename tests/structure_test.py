@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROAD = [
   "lazy",
   "errors",
+  "notebook",
   "terminal",
   "interrupt",
   "machine",

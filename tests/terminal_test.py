@@ -1,6 +1,8 @@
 """Tests of saejax.terminal; the status line is tested with its run's log."""
 
+import contextlib
 import math
+import threading
 
 from absl.testing import absltest, parameterized
 
@@ -29,19 +31,35 @@ class UnitsTest(parameterized.TestCase):
   def test_durations_have_two_units(self, seconds, expected):
     self.assertEqual(terminal.duration(seconds), expected)
 
-  def test_preflight_says_all_five_numbers(self):
+  def test_preflight_says_all_its_numbers(self):
     text = terminal.preflight(
       rows=300_000,
       disk_bytes=230_400_000,
       parameters=23_600_000,
       seconds=400,
       memory_bytes=2_500_000_000,
+      programs=3,
     )
     self.assertEqual(
       text,
       "preflight: 300,000 rows, 230 MB on disk, 23.6M parameters,"
-      " about 6m40s, 2.50 GB of memory",
+      " about 6m40s and compiling up to 3 programs, 2.50 GB of memory",
     )
+
+  def test_what_takes_long_is_said_once_and_what_does_not_is_not(self):
+    said, heard = [], threading.Event()
+
+    def say(text):
+      said.append(text)
+      heard.set()
+
+    with terminal.busy("long", say, after_seconds=0.01):
+      self.assertTrue(heard.wait(timeout=60))
+    with terminal.busy("short", say, after_seconds=60):
+      pass
+    with contextlib.suppress(KeyError), terminal.busy("failed", say):
+      raise KeyError
+    self.assertEqual(said, ["long"])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Top-activating rows of latents, with their text."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from saejax import errors
+from saejax import errors, notebook
 from saejax.data.store.reader import Store
 from saejax.data.text import neighbours
 from saejax.features import summary
@@ -34,6 +34,45 @@ class Example:
   context: str
 
 
+class Examples(list[Example]):
+  """Examples of one latent, the largest first; a table in notebooks.
+
+  Args:
+    latent: its index.
+    found: the examples.
+    mark: texts around the token in their contexts.
+  """
+
+  def __init__(
+    self, latent: int, found: Iterable[Example], mark: tuple[str, str]
+  ):
+    super().__init__(found)
+    self.latent, self.mark = latent, mark
+
+  def __reduce__(self):
+    return Examples, (self.latent, list(self), self.mark)
+
+  def _repr_html_(self) -> str:
+    """The examples with their tokens marked."""
+    rows = [
+      (e.activation, e.row, e.doc, e.pos, _marked(e, *self.mark)) for e in self
+    ]
+    head = ("activation", "row", "doc", "pos", "context")
+    return notebook.table(f"Latent {self.latent}", head, rows)
+
+
+def _marked(example: Example, before: str, after: str) -> Any:
+  """The context, divided at the marks; the text itself may hold marks too."""
+  left, found, right = example.context.partition(before + example.token + after)
+  if before and found:
+    return notebook.Marked(left, example.token, right)
+  left, found, rest = example.context.partition(before or "\0")
+  token, end, right = rest.partition(after or "\0")
+  if found and end:
+    return notebook.Marked(left, token, right)
+  return example.context
+
+
 def top_examples(
   sae: SAE,
   store: Store,
@@ -44,7 +83,7 @@ def top_examples(
   after: int = 4,
   mark: tuple[str, str] = ("[[", "]]"),
   batch_rows: int = 4096,
-) -> list[Example]:
+) -> Examples:
   """Finds the top-activating rows of a latent in a store, largest first.
 
   `top_examples_of` reads the store once for several latents.
@@ -81,7 +120,7 @@ def top_examples_of(
   after: int = 4,
   mark: tuple[str, str] = ("[[", "]]"),
   batch_rows: int = 4096,
-) -> dict[int, list[Example]]:
+) -> dict[int, Examples]:
   """Finds the top-activating rows of several latents in one pass over a store.
 
   Args:
@@ -99,10 +138,14 @@ def top_examples_of(
     sae, store, latents, top=count, batch_rows=batch_rows
   )
   return {
-    int(latent): [
-      _example(store, value, row, before, after, mark)
-      for value, row in zip(*found.top(int(latent)), strict=True)
-    ]
+    int(latent): Examples(
+      int(latent),
+      (
+        _example(store, value, row, before, after, mark)
+        for value, row in zip(*found.top(int(latent)), strict=True)
+      ),
+      mark,
+    )
     for latent in latents
   }
 

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from saejax import notebook
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
 from saejax.sae.latents import EntryLatents, Latents, SparseLatents
 from saejax.sae.sae import SAE
 
+_SHOWN = 20  # latents in a notebook
 _DENSE = 2**26  # values of dense latents in memory at once
 
 
@@ -62,6 +64,30 @@ class Summary:
       raise ValueError(f"latent {latent} is not in the summary")
     found = int((self.top_rows[place] >= 0).sum())
     return self.top_values[place, :found], self.top_rows[place, :found]
+
+  def _repr_html_(self) -> str:
+    """Totals and the most frequent latents, for notebooks."""
+    order = np.argsort(-self.count, kind="stable")[:_SHOWN]
+    mean = self.sum / np.maximum(self.count, 1)
+    top = {int(i): self.top(int(self.latents[i])) for i in order}
+    facts = {
+      "rows": self.rows,
+      "latents": len(self.latents),
+      "never active": int((self.count == 0).sum()),
+      "mean L0 of a row": float(self.density.sum()),
+    }
+    rows = [
+      (
+        int(self.latents[i]),
+        f"{self.density[i]:.3%}",
+        float(mean[i]),
+        *(found[0].item() if len(found) else "" for found in top[int(i)]),
+      )
+      for i in order
+    ]
+    head = ("latent", "density", "mean where active", "largest", "its row")
+    title = f"The {len(rows)} most frequent latents"
+    return notebook.facts("Summary", facts) + notebook.table(title, head, rows)
 
   def merged(self, other: "Summary") -> "Summary":
     """The summary of both parts.

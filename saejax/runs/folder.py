@@ -4,7 +4,8 @@ run_dir/
   identity.json       settings that determine the results
   run.flags           every flag; --flagfile=run_dir/run.flags repeats it
   n512/               one group of members of equal shape, on one stream
-    fingerprint.json checkpoints/ metrics.jsonl events/ points.json
+    fingerprint.json checkpoints/ metrics.jsonl metrics.csv events/
+                      points.json
   arms/topk.json      points of a study's arm; arms/topk/ is as a group
   saes/n512-k8-seed0/ a trained SAE, for saejax.load
 
@@ -23,6 +24,7 @@ from saejax import config as configs
 from saejax import durable
 from saejax.errors import InputError
 from saejax.runs.config import SAEConfig
+from saejax.training import config as train_config
 from saejax.training import lock
 from saejax.training.fingerprint import differences
 
@@ -36,10 +38,7 @@ NO_RESULT = frozenset(
     "run_dir",
     "online",
     "harvest.dir",
-    "train.log_steps",
-    "train.checkpoint_steps",
-    "train.mesh",
-    "train.first_device",
+    *(f"train.{name}" for name in train_config.NO_RESULT),
   }
 )
 PATHS = ("model", "corpus")  # settings that may name a file

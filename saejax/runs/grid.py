@@ -131,7 +131,8 @@ def train_all(grids: Sequence[Grid]) -> list[list[dict[str, Any]]]:
       trained = _train(part)
     with shares.during("evaluate"):
       for (grid, n), own in zip(part, trained, strict=True):
-        found = points.points(grid, n, own)
+        with terminal.busy(f"n{n}: evaluating on the held-out rows"):
+          found = points.points(grid, n, own)
         _save(grid, n, own, found)
         record = {"points": found}
         durable.write_sealed(_file(grid, n), record, field="run_dir")

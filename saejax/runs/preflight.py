@@ -16,7 +16,7 @@ from saejax.recipes import common
 from saejax.runs import grid
 from saejax.runs.config import SAEConfig
 from saejax.sae import prep
-from saejax.training import loop, sharding
+from saejax.training import loop, sharding, wandb_run
 
 
 def check(
@@ -48,6 +48,7 @@ def check(
   """
   if train.native:
     native.load()
+  wandb_run.check(train.wandb)
   if train.batch_rows > rows:
     raise InputError(
       "train.batch_rows",
@@ -181,6 +182,7 @@ def line(
     seconds=flops / _matmul_flops(),
     # 1 GB is for JAX and windows of rows.
     memory_bytes=sum(_memory(d, sae, train, together)) + 10**9,
+    programs=len(sae.n) * len(sae.combinations) * max(1, together),
   )
 
 

@@ -94,6 +94,8 @@ def _progress() -> Iterator[Callable[[Mapping[str, Any]], None]]:
         f"dropped {sum(state['dropped'].values()):,} tokens",
       ]
     )
+    if state["complete"]:
+      screen.end()  # the next store's status does not replace it
 
   try:
     yield progress

@@ -24,7 +24,7 @@ from safetensors import numpy as safetensors
 
 from saejax import durable
 from saejax.errors import InputError
-from saejax.sae import part
+from saejax.sae import part, view
 from saejax.sae.sae import SAE
 
 ARRAYS = "sae.safetensors"
@@ -119,7 +119,8 @@ def load(
       rule = f"must have the size and checksum that {STRUCTURE} gives"
       raise InputError("sae", path, rule, _REMEDY)
     arrays = safetensors.load_file(path)
-    return _build(structure["sae"], arrays, "", parts or {})
+    found = _build(structure["sae"], arrays, "", parts or {})
+    return view.with_about(found, structure["about"])
 
 
 def loaded(sae: str | os.PathLike[str] | SAE, field: str) -> SAE:

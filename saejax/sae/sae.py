@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from saejax.kernels.topk import op as topk
-from saejax.sae import part
+from saejax.sae import view
 from saejax.sae.activations import Activation
 from saejax.sae.context import Batch, Context, Pre, as_array, as_batch
 from saejax.sae.decoders import Decoder
@@ -171,12 +171,10 @@ class SAE(flax.struct.PyTreeNode):
 
   def __repr__(self) -> str:
     """Shapes and parts, one line each, without values."""
-    parts = "".join(
-      f"\n  {name}={part.shown(value)},"
-      for name in ("prep", "encoder", "activation", "decoder", "target_prep")
-      if (value := getattr(self, name)) is not None
-    )
-    return f"SAE({parts}\n  pre_bias={self.pre_bias}, dtype={self.dtype!r})"
+    return view.text(self)
+
+  def _repr_html_(self) -> str:
+    return view.html(self)
 
   def encode(self, x: Float[Array, "*b d"] | Batch) -> Float[Array, "*b n"]:
     """Encodes activations x to all latents z.

@@ -23,7 +23,7 @@ from saejax.report import extras, results, scaling
 from saejax.runs import folder as run_folder
 from saejax.runs import grid, preflight, shares, stores
 from saejax.runs.config import SAEConfig, sae_config
-from saejax.terminal import say
+from saejax.terminal import busy, say
 from saejax.training.loop import TrainConfig
 
 
@@ -57,8 +57,9 @@ def main(config: Config) -> None:
 def _run(config: Config, spent: shares.Shares) -> None:
   extras.check()
   wanted = config.harvest
-  source = spec.subject_of(wanted)
-  preflight.check(wanted.rows, source.d, config.sae, config.train)
+  with busy("preflight: reading the model and checking the settings"):
+    source = spec.subject_of(wanted)
+    preflight.check(wanted.rows, source.d, config.sae, config.train)
   with run_folder.opened(config.run_dir, config) as folder:
     say(
       preflight.line(
@@ -107,4 +108,5 @@ def _report(
     data=stores.describe(sweep.store, sweep.held_out),
     seconds=spent.seconds(),
   )
-  scaling.write(found, fit, folder, metrics=grid.metrics(sweep))
+  with busy("drawing the report"):
+    scaling.write(found, fit, folder, metrics=grid.metrics(sweep))

@@ -229,6 +229,7 @@ def _train(sweeps: Sequence[grid.Grid], config: Config) -> None:
     data = stores.describe(sweep.store, sweep.held_out)
     found = results.collect(config=config, points=points, data=data)
     results.write(found, sweep.path)
+    say(f"results: {sweep.path / results.JSON}, SAEs: {sweep.path / 'saes'}")
 
 
 def training_store(

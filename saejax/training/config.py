@@ -12,6 +12,8 @@ from saejax.training.parts import rules, schedules
 # rate, were chosen by the held-out error of TopK after one pass over 320,000 rows:
 # benchmarks/defaults.py.
 WARMUP_FRACTION, MOST_WARMUP, DECAY_FRACTION = 0.1, 1000, 0.5
+# Settings that do not determine results: cadences, devices, and where metrics go.
+NO_RESULT = ("log_steps", "checkpoint_steps", "mesh", "first_device", "wandb")
 MOST_RATE = 6e-3  # that the law of n alone leads to; TIDE diverges above
 
 
@@ -58,6 +60,8 @@ class TrainConfig:
   checkpoint_steps: int = 500
   eval_rows: int = 4096  # held-out rows that rate a checkpoint
   log_steps: int = 10  # steps between records
+  # project at Weights & Biases that metrics go to as well; none where empty
+  wandb: str = ""
   seed: int = 0  # of the order of rows
 
   def __post_init__(self):
@@ -124,9 +128,9 @@ class TrainConfig:
     return total
 
   def decisive(self) -> dict[str, Any]:
-    """The settings that decide results: not the cadences, nor the devices."""
+    """The settings that decide results: all but `NO_RESULT`."""
     found = dataclasses.asdict(self)
-    for name in ("log_steps", "checkpoint_steps", "mesh", "first_device"):
+    for name in NO_RESULT:
       del found[name]
     if not self.native:  # as runs from before this setting have it
       del found["native"]

@@ -14,8 +14,9 @@ that JSON cannot express are the text "NaN", "Infinity" or "-Infinity"; `read`
 converts them back. Everything but `timing` and the checksums is independent of
 how often the run was interrupted.
 
-The same scalars go to TensorBoard event files in `events/`, tagged
-`member/name` and, but for training, `member/kind/name`.
+The scalars of training are in `metrics.csv` too, see `metrics_csv`. All scalars
+go to TensorBoard event files in `events/`, tagged `member/name` and, but for
+training, `member/kind/name`.
 """
 
 import collections
@@ -27,11 +28,12 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from saejax import errors, terminal
 from saejax.terminal import Screen, count, duration
 from saejax.training import metrics_file
+from saejax.training.metrics_csv import TABLE, CsvFile
 from saejax.training.metrics_file import METRICS
 
 EVENTS = "events"
@@ -39,6 +41,16 @@ EVENTS = "events"
 _WINDOW_SECONDS = 60.0  # over which rates are averaged
 _REDRAW_SECONDS = 0.2  # between updates of a terminal's progress line
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class Tracker(Protocol):
+  """A service that scalars go to as well; any call of it may fail."""
+
+  def scalars(
+    self, step: int, now: float, tags: Mapping[str, float]
+  ) -> None: ...
+
+  def close(self) -> None: ...
 
 
 class RunLog:
@@ -64,6 +76,8 @@ class RunLog:
       a terminal is closed, the run continues without it.
     interval_seconds: time between progress lines if the stream is no terminal.
     label: name of the run in the progress line, where there are several.
+    tracker: opens a service that scalars go to as well, or returns None. Where
+      opening or using it fails, a line says so and the run continues without.
 
   Raises:
     InputError: the folder cannot be written to or the disk is full.
@@ -78,6 +92,7 @@ class RunLog:
     stream: TextIO | None = None,
     interval_seconds: float = 10.0,
     label: str = "",
+    tracker: Callable[[], Tracker | None] = lambda: None,
   ):
     self.folder = None if folder is None else pathlib.Path(folder)
     self.total_steps = total_steps
@@ -92,8 +107,11 @@ class RunLog:
     self._samples: collections.deque[tuple[float, int, float]]
     self._samples = collections.deque()
     self._first: tuple[float, int] | None = None  # (time, step) of this process
+    self._tracker: Tracker | None = None
     if self.folder is not None:
       self._open(self.folder, step)
+    with self._optional():
+      self._tracker = tracker()
 
   def _open(self, folder: pathlib.Path, step: int) -> None:
     from saejax.training.events import EventFile  # only where one is written
@@ -108,6 +126,7 @@ class RunLog:
       self._seconds_before = last["timing"]["seconds"]
       self._after = kept.last
       self._metrics = open(path, "ab", buffering=0)  # noqa: SIM115
+      self._table = CsvFile(folder / TABLE, map(_floats, kept.records))
       self._events = EventFile(folder / EVENTS, purge_step=step + 1)
 
   def __enter__(self) -> "RunLog":
@@ -137,7 +156,7 @@ class RunLog:
     *,
     kind: str = "train",
   ) -> None:
-    """Writes one record to both files.
+    """Writes one record to all files.
 
     Args:
       step: number of completed steps; record each pair of kind and step once.
@@ -165,7 +184,7 @@ class RunLog:
     values: Mapping[str, Mapping[str, float]],
     kind: str,
   ) -> None:
-    """Appends a record to both files."""
+    """Appends a record to all files."""
     rate, wait = self._rates()
     now = time.time()
     line = {
@@ -193,7 +212,11 @@ class RunLog:
     with self._disk():
       text, self._after = metrics_file.line(line, self._after)
       _write_all(self._metrics, text)
+      self._table.add({**line, "members": values})
       self._events.scalars(step, now, tags)
+    with self._optional():
+      if self._tracker is not None:
+        self._tracker.scalars(step, now, tags)
 
   def progress(self, step: int, tokens: int, *, force: bool = False) -> None:
     """Shows the run's progress, at most once per interval; cheap to call.
@@ -229,7 +252,11 @@ class RunLog:
     self._screen.end()
     if self.folder is not None:
       self._metrics.close()
+      self._table.close()
       self._events.close()
+    with self._optional():
+      if self._tracker is not None:
+        self._tracker.close()
 
   def _fields(self, step: int, now: float) -> list[str]:
     """The parts of the progress line, the most important first."""
@@ -271,6 +298,18 @@ class RunLog:
 
   def _seconds(self) -> float:
     return self._seconds_before + time.monotonic() - self._start
+
+  @contextlib.contextmanager
+  def _optional(self) -> Iterator[None]:
+    """Drops the tracker where it fails; an invalid setting is still refused."""
+    try:
+      yield
+    except errors.InputError:
+      raise
+    except Exception as error:
+      self._tracker = None
+      shown = " ".join(f"{type(error).__name__}: {error}".split())
+      self.line(f"warning: metrics are no longer tracked ({shown[:200]})")
 
   @contextlib.contextmanager
   def _disk(self) -> Iterator[None]:
@@ -316,13 +355,16 @@ def read(
     ) from error
   if parsed.faults:
     say(metrics_file.said(path, parsed.faults))
-  records = parsed.records
-  for record in records:
-    for scalars in record["members"].values():
-      for name, value in scalars.items():
-        if isinstance(value, str):
-          scalars[name] = _NON_FINITE[value]
-  return records
+  return [_floats(record) for record in parsed.records]
+
+
+def _floats(record: Mapping[str, Any]) -> dict[str, Any]:
+  """A record of the file with non-finite values as floats."""
+  members = {
+    member: {name: _NON_FINITE.get(v, v) for name, v in scalars.items()}
+    for member, scalars in record["members"].items()
+  }
+  return {**record, "members": members}
 
 
 def _strict(value: float) -> float | str:

@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ from saejax.data.batches import Batches
 from saejax.kernels import dispatch, native
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training import groups
+from saejax.terminal import Screen, busy
+from saejax.training import groups, wandb_run
 from saejax.training.config import TrainConfig as TrainConfig
 from saejax.training.log import RunLog
 from saejax.training.members import Member
@@ -185,20 +187,27 @@ def steps(
   """
   if config.native:
     native.load()  # refused before anything is made
+  wandb_run.check(config.wandb)
   source = source_of(rows)
   group = groups.build(make_recipe, members, source, config)
-  states = group.init(
-    source.sample(SAMPLE_ROWS) if sample is None else as_batch(sample)
-  )
+  with busy("drawing the initial weights", Screen(stream or sys.stderr).line):
+    states = group.init(
+      source.sample(SAMPLE_ROWS) if sample is None else as_batch(sample)
+    )
   step, seconds = 0, np.zeros(len(members), np.float32)
   with contextlib.ExitStack() as stack:
-    kept = None
+    kept, ours = None, {}
     if folder is not None:
       ours = _fingerprint(fingerprint or {}, group, total_steps, config)
       kept = stack.enter_context(_opened(folder, ours))
       step, states, seconds = kept.restore(states, source, len(members))
     path = kept and kept.path
-    shown = {"total_steps": total_steps, "stream": stream, "label": label}
+    shown: dict[str, Any] = {
+      "total_steps": total_steps,
+      "stream": stream,
+      "label": label,
+      "tracker": lambda: wandb_run.opened(path, config.wandb, ours),
+    }
     log = stack.enter_context(RunLog(path, step=step, **shown))
     if kept and step:
       log.line(f"{kept.path.name}: resuming from step {step:,}")
@@ -249,6 +258,7 @@ class _Run:
 
   def __post_init__(self):
     self.config, self.total_steps = self.watch.config, self.watch.total_steps
+    self.begun = self.step
     self.at_once = groups.steps_at_once(
       self.group, self.total_steps, self.config
     )
@@ -258,7 +268,9 @@ class _Run:
     log, first, count = self.watch.log, self.step, self._due(self.step)
     with log.waiting():
       feed = self.source.take(first, count, most=self.at_once)
-    with self._kernels():
+    compiles = busy("compiling the training step", log.line)
+    told = compiles if first == self.begun else contextlib.nullcontext()
+    with self._kernels(), told:
       self.states, metrics, spent = feed.run(self.group, self.states)
     self.seconds += spent
     with log.waiting():  # while the step runs

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from saejax.data.store import arrays, ledger, manifest, sums
+from saejax.data.store import arrays, ledger, manifest, sums, view
 from saejax.data.store.columns import Column, from_json
 from saejax.data.store.place import Local, Objects
 from saejax.errors import InputError
@@ -77,6 +77,8 @@ class Store:
 
   def __repr__(self) -> str:
     return f"Store({str(self.place)!r}, rows={self.rows}, d={self.d})"
+
+  _repr_html_ = view.html  # for notebooks
 
   def __getstate__(self) -> dict[str, Any]:
     kept = (
