@@ -65,6 +65,21 @@ if BEFORE_0_11:
 # process has compiled.
 gc.set_threshold(200_000, 20, 100)
 
+# Each compiled program takes memory maps, of which a process may have 65,530 on
+# Linux; the compiler crashes beyond that.
+MOST_MAPS = 20_000
+MAPS = pathlib.Path("/proc/self/maps")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_maps():
+  """Forgets compiled programs after a file, where there are many."""
+  yield
+  if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+    jax.clear_caches()
+    gc.collect()
+
+
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 DEVICES = 8
 
