@@ -95,7 +95,7 @@ class TextRows:
       first, most = source.encode_first, config.document_tokens
       encode = lambda document: first(document, most)
     self._encode = _Encoded(corpus, encode)
-    self._computed: dict[windows.Point, jax.Array] = {}
+    self._computed: dict[windows.Point, dict[str, jax.Array]] = {}
     self._limit = np.full(source.sites, np.inf)
 
   # --- calibration -----------------------------------------------------------
@@ -131,9 +131,10 @@ class TextRows:
     kept: list[np.ndarray] = []
     count = 0
     for batch in windows.batches(plan, documents, self._encode):
-      x = self.source.forward(batch.ids, batch.mask)
+      found = self._activations(batch)
+      x = found["x"]
       if self.part == text.TRAIN:
-        self._computed[batch.point] = x
+        self._computed[batch.point] = found
       norm = np.asarray(_norm(x))[batch.mask].reshape(-1, self.source.sites)
       norms.append(norm[np.isfinite(norm).all(axis=-1)])
       rows_kept = np.asarray(x)[batch.keep]
@@ -228,21 +229,25 @@ class TextRows:
 
   def _forward(self, batch: windows.Batch, first: int, span: int) -> "_Forward":
     """Starts the forward pass of a batch."""
-    x = self._computed.pop(batch.point, None)
-    if x is None:
+    found = self._computed.pop(batch.point, None)
+    if found is None:
       self._computed.clear()  # batches come in order: none is asked for later
-      x = self.source.forward(batch.ids, batch.mask)
-    found = {"x": x}
+      found = self._activations(batch)
     if self.config.cond == "layer" and self.source.sites > 1:
       found["x"] = _drawn(found["x"], self._layers(batch))
-    if self._target is not None:
-      found["target"] = self._target.forward(batch.ids, batch.mask)
     values, norm = _stored(found, dtype=self.config.dtype)
     if self.source.score is not None:
       values["score"] = self.source.score(batch.ids, batch.mask)
     for array in jax.tree.leaves((values, norm)):
       array.copy_to_host_async()
     return _Forward(batch, first, span, values, norm)
+
+  def _activations(self, batch: windows.Batch) -> dict[str, jax.Array]:
+    """Columns that come from the model, [B, T, ...]."""
+    found = {"x": self.source.forward(batch.ids, batch.mask)}
+    if self._target is not None:
+      found["target"] = self._target.forward(batch.ids, batch.mask)
+    return found
 
   def _layers(self, batch: windows.Batch) -> np.ndarray:
     """The place of the layer that is drawn for each token, [B, T] int32."""

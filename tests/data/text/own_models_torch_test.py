@@ -48,7 +48,7 @@ class OwnTorchTest(own_models_test.Harvests):
     self.assertEqual(source.max_positions, 20)
     train, held_out = self.harvest(source)
     self.assertEqual((train.rows, train.d), (2_000, theirs.config.hidden_size))
-    forward = subject._Forward(folder, ["layers.1.resid_post"])
+    forward = subject._Forward(folder, ["layers.1.resid_post"], None)
     ours, _ = self.harvest(
       subject.Subject(d=source.d, encode=source.encode, forward=forward)
     )
