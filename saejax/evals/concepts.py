@@ -27,7 +27,7 @@ import scipy.stats
 from jaxtyping import Float
 
 from saejax.errors import InputError
-from saejax.evals import reading
+from saejax.features import reading
 from saejax.sae.sae import SAE
 
 SUPPRESSED, EXAGGERATED = 0.1, 0.9

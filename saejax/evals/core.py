@@ -34,7 +34,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from saejax.errors import InputError
-from saejax.evals import embeddings, held_out, in_model, latent_records
+from saejax.evals import (
+  embeddings,
+  held_out,
+  in_model,
+  latent_records,
+  recovery,
+)
 from saejax.interventions import operators
 from saejax.models.edits import Edit
 from saejax.models.model import Model
@@ -79,17 +85,20 @@ def evaluate(
       `in_model.evaluate`.
   """
   rows, latents = {}, {}
+  mean = train.mean(axis=0, dtype=np.float64)
+  centre = jnp.asarray(mean, jnp.float32)
   edits: dict[str, Edit] = {
     in_model.ZERO: operators.zero(),
-    MEAN: operators.constant(jnp.asarray(train.mean(axis=0), jnp.float32)),
+    MEAN: operators.constant(centre),
   }
   for name, sae in saes.items():
     _check_width(name, sae, train.shape[1])
-    mean = train.mean(axis=0, dtype=np.float64)
     rows[name], latents[name] = of_rows(sae, x, mean, window)
     k = max(1, round(rows[name]["l0"]))
     edits[name] = operators.splice(sae)
-    edits[f"{name}/{PCA}"] = operators.projection(*principal(train, k))
+    edits[f"{name}/{PCA}"] = operators.projection(
+      centre, jnp.asarray(recovery.principal_directions(train, k))
+    )
     edits[f"{name}/{RANDOM}"] = operators.splice(
       random_dictionary(train, n=sae.n, k=k, seed=seed)
     )
@@ -193,22 +202,6 @@ def _of_batch(sae: SAE, x: Float[Array, "B d"]) -> dict[str, Array]:
 
 
 # --- controls ----------------------------------------------------------------
-
-
-def principal(
-  x: Float[np.ndarray, "R d"], k: int
-) -> tuple[Float[Array, "d"], Float[Array, "k d"]]:
-  """The mean of rows, and their k principal directions.
-
-  Args:
-    x: rows.
-    k: number of directions, at most d of them.
-  """
-  mean = x.mean(axis=0, dtype=np.float64)
-  centred = x.astype(np.float64) - mean
-  _, vectors = np.linalg.eigh(centred.T @ centred)
-  top = vectors.T[::-1][:k]
-  return jnp.asarray(mean, jnp.float32), jnp.asarray(top, jnp.float32)
 
 
 def random_dictionary(

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
-from saejax.evals import reading, reconstruction
+from saejax.evals import reconstruction
 from saejax.evals.reconstruction import Reconstruction
+from saejax.features import reading
 from saejax.sae.context import FIELDS, Batch, as_batch
 from saejax.sae.sae import SAE
 

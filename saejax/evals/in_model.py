@@ -295,24 +295,8 @@ def edited_hidden(
     keep: which tokens are rows; the others keep their activations.
     limit: largest norm of a row.
   """
-  kept = edit.replace(function=Partial(_where_rows, edit, keep, limit))
+  kept = edit.replace(function=Partial(edits_lib.at_rows, edit, keep, limit))
   return taps.hidden(model, ids, mask, {site: kept})
-
-
-def _where_rows(
-  edit: edits_lib.Edit,
-  keep: Array,
-  limit: Array,
-  h: Array,
-  context: edits_lib.Context,
-  state: Any = None,
-) -> Any:
-  flat = h.reshape(*h.shape[:2], -1).astype(jnp.float32)
-  rows = keep & (jnp.linalg.norm(flat, axis=-1) <= limit)
-  edited, state = edit(h, context.replace(mask=rows), state)
-  rows = rows.reshape(rows.shape + (1,) * (h.ndim - 2))
-  h = jnp.where(rows, edited, h)
-  return h if edit.state is None else (h, state)
 
 
 @jax.jit

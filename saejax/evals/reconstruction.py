@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float
 
 from saejax import errors
 from saejax.data.store.reader import Store
-from saejax.evals import reading
+from saejax.features import reading
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.latents import Latents, SparseLatents
 from saejax.sae.prep import Prep

@@ -145,8 +145,18 @@ def principal(x: Rows, n: int) -> Rows:
     x: rows of data.
     n: maximum number of directions.
   """
+  W = principal_directions(x, n)
+  both = np.stack([W, -W], axis=1).reshape(-1, W.shape[1])
+  return both[:n]
+
+
+def principal_directions(x: Rows, k: int) -> Rows:
+  """Returns orthonormal principal directions, largest variance first.
+
+  Args:
+    x: rows of data.
+    k: number of directions, at most d of them.
+  """
   centred = np.asarray(x, np.float64) - np.mean(x, axis=0, dtype=np.float64)
   _, W = np.linalg.eigh(centred.T @ centred)
-  W = W.T[::-1]
-  both = np.stack([W, -W], axis=1).reshape(-1, W.shape[1])
-  return both[:n].astype(np.float32)
+  return W.T[::-1][:k].astype(np.float32)

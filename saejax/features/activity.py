@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
-from saejax.features import summary
+from saejax.features import reading, summary
 from saejax.features.summary import Summary
 from saejax.sae.sae import SAE
 
@@ -225,7 +225,7 @@ def observe(
     together=np.zeros((len(wanted), sae.n), np.int32),
     count=np.zeros(sae.n, np.int64),
   )
-  for numbers, x in summary.batches(store, batch_rows):
+  for numbers, x in reading.batches(store, batch_rows=batch_rows):
     for part in summary.active(sae, numbers, x, batch_rows):
       count = total.count + np.bincount(part.latent, minlength=sae.n)
       if not len(choice.latents):

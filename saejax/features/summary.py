@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from saejax import notebook
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
+from saejax.features import reading
 from saejax.sae.latents import EntryLatents, Latents, SparseLatents
 from saejax.sae.sae import SAE
 
@@ -172,7 +173,7 @@ def summarise(
       f"use at most {sae.n - 1}",
     )
   total = of_entries(wanted, 0, NONE, top)
-  for numbers, x in batches(store, batch_rows):
+  for numbers, x in reading.batches(store, batch_rows=batch_rows):
     for part in active(sae, numbers, x, batch_rows):
       row, latent, value = part.row, part.latent, part.value
       place = np.searchsorted(wanted, latent)
@@ -214,9 +215,7 @@ def active(
     batch_rows = max(1, min(batch_rows, _DENSE // sae.n))
   for start in range(0, len(x), batch_rows):
     part = x[start : start + batch_rows]
-    padded = np.zeros((batch_rows, *x.shape[1:]), x.dtype)
-    padded[: len(part)] = part
-    found, use = _encoded(sae, padded)
+    found, use = _encoded(sae, reading.pad(part, batch_rows)[0])
     use = np.asarray(use)[: len(part)]
     row, latent, value = entries(found)
     inside = row < len(part)
@@ -257,21 +256,6 @@ def of_entries(
     top_values=values,
     top_rows=kept,
   )
-
-
-def batches(
-  store: Store, batch_rows: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Every row once, in order: (row numbers, rows).
-
-  Args:
-    store: the rows.
-    batch_rows: largest number of rows of a batch.
-  """
-  for first, last in store.intervals:
-    for start in range(first, last, batch_rows):
-      stop = min(start + batch_rows, last)
-      yield np.arange(start, stop), store.read(start, stop)
 
 
 @jax.jit

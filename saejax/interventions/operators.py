@@ -36,7 +36,8 @@ def splice(sae: SAE) -> Edit:
     sae: the SAE of the site, in the inference form.
 
   Raises:
-    InputError: it is a transcoder, or needs a condition per row.
+    InputError: it is a transcoder; or, where the edit is applied, it needs a
+      condition of each row.
   """
   return Edit(Partial(_splice, _of_rows(sae)))
 

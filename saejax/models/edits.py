@@ -141,6 +141,36 @@ def _alone(function: Callable, h: Array, context: Context) -> Array:
   return function(h)
 
 
+def at_rows(
+  edit: Edit,
+  rows: Bool[Array, "B T"],
+  limit: Float[Array, ""],
+  h: Float[Array, "B T ..."],
+  context: Context,
+  state: Any = None,
+) -> Any:
+  """Applies an edit to some rows; the others keep their activations.
+
+  These others are padding to the edit, so that its state does not depend on them
+  either. `Partial(at_rows, edit, rows, limit)` is the function of an edit with
+  the state of the edit.
+
+  Args:
+    edit: the edit.
+    rows: which tokens are rows.
+    limit: largest norm of a row.
+    h, context, state: as for `Edit`.
+
+  Returns:
+    The activations, with the next state where there is one.
+  """
+  flat = h.reshape(*h.shape[:2], -1).astype(jnp.float32)
+  rows = rows & (jnp.linalg.norm(flat, axis=-1) <= limit)
+  edited, state = edit(h, context.replace(mask=rows), state)
+  h = jnp.where(_along(rows, h), edited, h)
+  return h if edit.state is None else (h, state)
+
+
 def by_token(function: Callable, *, state: Any) -> Edit:
   """Returns an edit that goes over tokens in order.
 

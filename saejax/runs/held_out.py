@@ -7,7 +7,7 @@ import numpy as np
 from saejax.data.batches import spread
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
-from saejax.evals import reading
+from saejax.features import reading
 from saejax.sae.context import FIELDS, Batch, as_batch
 
 

@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 
 from benchmarks import kill_resume
 from tests import shared
-from tests.experiments import script
+from tests.experiments import corpora, script
 
 HARVEST = (
   "--harvest.context=64",
@@ -51,15 +51,11 @@ class ColumnsKillTest(parameterized.TestCase):
 
   def harvest(self, *flags):
     """The folders of the two stores."""
-    text = shared.path("data/text/wikitext2-valid.txt").read_text()
-    (self.folder / "text").mkdir()
-    for i in range(60):
-      part = text[i * 400 : (i + 1) * 400]
-      (self.folder / "text" / f"{i}.txt").write_text(part)
+    texts = corpora.wikitext(self.folder)
     code, out, err = script.run(
       "harvest",
       f"--harvest.model={shared.path('models/babyllama-105')}",
-      f"--harvest.corpus={self.folder / 'text'}",
+      f"--harvest.corpus={texts}",
       f"--harvest.dir={self.folder / 'stores'}",
       *HARVEST,
       *flags,

@@ -11,7 +11,7 @@ from saejax.data import harvest
 from saejax.report import feature_page
 from saejax.sae import activations, files, initial
 from tests import shared
-from tests.experiments import script
+from tests.experiments import corpora, script
 
 MODEL = "models/babyllama-105"
 
@@ -20,11 +20,7 @@ class DashboardTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
-    texts = self.folder / "texts"
-    texts.mkdir()
-    for i in range(40):
-      story = f"One day, {i} little dogs went to the park to play with a ball. "
-      (texts / f"{i}.txt").write_text(story * 3)
+    texts = corpora.stories(self.folder)
     self.model = str(shared.path(MODEL))
     _, self.store = harvest.harvest(
       harvest.HarvestConfig(

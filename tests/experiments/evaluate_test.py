@@ -10,7 +10,7 @@ from saejax.data import harvest, spec
 from saejax.interop import conversion
 from saejax.sae import activations, files, initial
 from tests import shared
-from tests.experiments import script
+from tests.experiments import corpora, script
 
 MODEL = "models/babyllama-105"
 
@@ -19,11 +19,7 @@ class EvaluateTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
-    texts = self.folder / "texts"
-    texts.mkdir()
-    for i in range(40):
-      story = f"One day, {i} little dogs went to the park to play with a ball. "
-      (texts / f"{i}.txt").write_text(story * 3)
+    texts = corpora.stories(self.folder)
     self.flags = {
       "harvest.model": str(shared.path(MODEL)),
       "harvest.layer": 1,

@@ -17,7 +17,7 @@ from benchmarks import kill_resume
 from saejax.data import harvest, shared
 from saejax.data.text import subject
 from tests import shared as shared_files
-from tests.experiments import script
+from tests.experiments import corpora, script
 
 SITES = ("layers.1.resid_post", "layers.4.resid_post")
 HARVEST = (
@@ -41,22 +41,12 @@ TRAIN = (
 BUFFER = ("--harvest.buffer_rows=1000", "--harvest.statistics_rows=1000")
 
 
-def texts(folder: pathlib.Path, count=60) -> pathlib.Path:
-  """Files of 400 characters."""
-  text = shared_files.path("data/text/wikitext2-valid.txt").read_text()
-  (folder / "text").mkdir()
-  for i in range(count):
-    part = text[i * 400 : (i + 1) * 400]
-    (folder / "text" / f"{i}.txt").write_text(part)
-  return folder / "text"
-
-
 class OnlineTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
     self.model = shared_files.path("models/babyllama-105")
-    self.texts = texts(self.folder)
+    self.texts = corpora.wikitext(self.folder)
 
   def flags(self, *more):
     return [

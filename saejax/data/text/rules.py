@@ -117,14 +117,9 @@ def _guard(
   context: edits.Context,
   state: Any = None,
 ) -> Any:
-  flat = h.reshape(*h.shape[:2], -1).astype(jnp.float32)
   rows = context.mask & (context.positions >= start)
   rows &= ~jnp.isin(context.ids, never)
-  rows &= jnp.linalg.norm(flat, axis=-1) <= limit
-  edited, state = edit(h, context.replace(mask=rows), state)
-  rows = rows.reshape(rows.shape + (1,) * (h.ndim - 2))
-  kept = jnp.where(rows, edited, h)
-  return kept if edit.state is None else (kept, state)
+  return edits.at_rows(edit, rows, limit, h, context, state)
 
 
 def from_store(store: Store) -> RowRules:

@@ -1,4 +1,4 @@
-"""Reads rows for evaluation, in store order and in batches of one shape."""
+"""Reads the rows of a store, in order and in batches of one shape."""
 
 from collections.abc import Iterator
 
