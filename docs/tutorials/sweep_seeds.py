@@ -63,6 +63,7 @@ for one in grid:
 # partner, and the mean of their cosines is above 0.7. Latents that are never
 # active keep their initial rows, and are left out.
 
+
 # %%
 def overlap(a, b) -> float:
   """The share of a's live latents that b has too."""
@@ -85,7 +86,9 @@ for setting, members in by_setting.items():
     overlap(a, b) for i, a in enumerate(members) for b in members[i + 1 :]
   ]
   mean, lowest = np.mean(shares[setting]), np.min(shares[setting])
-  print(f"n {setting[0]}, k {setting[1]}: {mean:.1%} shared, least {lowest:.1%}")
+  print(
+    f"n {setting[0]}, k {setting[1]}: {mean:.1%} shared, least {lowest:.1%}"
+  )
 
 # %% [markdown]
 # The control: decoder rows matched with as many random directions.
