@@ -4,8 +4,10 @@
     --write=benchmarks/results/first-position-smollm2.json
 
 Windows of 128 tokens of python-docs, in float32. Per layer, of `resid_post`: the
-smallest norm of first positions, the largest and the median norm of all others. They
-say which layers need `harvest.drop_first` (docs/models.md).
+smallest norm of first positions, the median norm of all others, and the share of
+these above ten times it (a token that repeats the first one is like the first). They
+say which layers need `harvest.drop_first` (docs/models.md): those where first
+positions are large, and below ten medians.
 """
 
 import dataclasses
@@ -69,12 +71,14 @@ def norms(config: PositionConfig) -> tuple[np.ndarray, np.ndarray]:
 
 def main(config: PositionConfig) -> None:
   first, others = norms(config)
+  median = np.median(others, axis=1)
   points = [
     {
       "layer": i,
       "first, smallest": round(float(first[i].min()), 1),
-      "others, median": round(float(np.median(others[i])), 1),
-      "others, largest": round(float(others[i].max()), 1),
+      "others, median": round(float(median[i]), 1),
+      "first / median": round(float(first[i].min() / median[i]), 1),
+      "others above 10 medians": f"{(others[i] > 10 * median[i]).mean():.3%}",
     }
     for i in range(len(first))
   ]
