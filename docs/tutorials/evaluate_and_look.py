@@ -35,8 +35,8 @@ config = HarvestConfig(
   layer=LAYER,
   corpus="python-docs",
   document_tokens=1008,
-  rows=4_096 if SMALL else 50_000,
-  held_out_rows=1_024 if SMALL else 8_192,
+  rows=4_096 if SMALL else 20_000,
+  held_out_rows=1_024 if SMALL else 4_096,
 )
 train, held_out = stores.harvested(config)
 sae, metrics = saejax.fit(
@@ -65,7 +65,7 @@ saejax.save(sae, "saes/evaluated", about=about)
 settings = evaluate.Config(
   sae=("saes/evaluated",),
   harvest=config,
-  tokens=512 if SMALL else 4_096,
+  tokens=512 if SMALL else 2_048,
 )
 records, _ = evaluate.evaluate(settings)
 print(evaluate.table(records))
