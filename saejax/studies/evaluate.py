@@ -79,6 +79,30 @@ def main(config: Config) -> None:
   Args:
     config: settings of the command.
   """
+  records, meta = evaluate(config)
+  print(table(records))
+  if config.write:
+    found = [_record(config, meta, *pair) for pair in records.items()]
+    content = json.dumps(found, indent=2).encode() + b"\n"
+    durable.write_file(config.write, content, field="write")
+    print(config.write)
+
+
+def evaluate(
+  config: Config,
+) -> tuple[dict[str, dict[str, Any]], Mapping[str, Any]]:
+  """Evaluates SAEs in the model on held-out text, with their controls.
+
+  Args:
+    config: settings of the command, of which `write` is not used.
+
+  Returns:
+    (records by name of SAE, see `core.evaluate`; identity of model and site).
+
+  Raises:
+    InputError: an SAE, the model, the site or the corpus cannot be read, or an
+      SAE was trained on another model or site.
+  """
   saes = dict(_saes(config))
   screen = terminal.Screen(sys.stderr)
   screen.line(f"evaluate: {len(saes)} SAEs, loading {config.harvest.model}")
@@ -122,12 +146,7 @@ def main(config: Config) -> None:
     for name, sae in plain.items():
       found = core_compat.saebench(sae, model, site, *packed)
       records[name]["compat"] = {config.compat: found._asdict()}
-  print(table(records))
-  if config.write:
-    found = [_record(config, source.meta, *pair) for pair in records.items()]
-    content = json.dumps(found, indent=2).encode() + b"\n"
-    durable.write_file(config.write, content, field="write")
-    print(config.write)
+  return records, source.meta
 
 
 def _saes(config: Config) -> Iterator[tuple[str, tuple[SAE, dict[str, Any]]]]:
