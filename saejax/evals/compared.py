@@ -18,7 +18,6 @@ from saejax.evals import families, matching, pairs
 from saejax.evals.families import Overlap, Rules
 from saejax.evals.pairs import Pairs
 from saejax.features import cards
-from saejax.sae import part
 from saejax.sae.sae import SAE
 
 FORMAT = 1  # of the data
@@ -300,13 +299,19 @@ def _about(
     "name": name,
     "n": sae.n,
     "d": sae.d,
-    "activation": part.shown(sae.activation),
+    "activation": _activation(sae),
     "prep": type(sae.prep).__name__,
     "live": int(found.live[side].sum()),
     "l0": cards.short(total.count.sum() / total.rows),
     "fvu": round(found.fvu(side), 5),
     "kinds": dict(kinds),
   }
+
+
+def _activation(sae: SAE) -> str:
+  """The name of the activation, with the largest number of active latents."""
+  name, k = type(sae.activation).__name__, sae.activation.row_k
+  return name if k is None else f"{name}, k {k}"
 
 
 def _difference(found: Pairs) -> dict[str, Any]:
@@ -321,11 +326,13 @@ def _match(over: Overlap, tau: float, live: Sequence[int]) -> dict[str, Any]:
   count = lambda values: np.histogram(
     np.clip(values, edges[0], edges[-1]), edges
   )[0].tolist()
-  shared = int((over.cosines > tau).sum())
+  kept = over.pairs[over.cosines > tau]
+  shared = len(kept)
   found: dict[str, Any] = {
     "method": over.method,
     "pairs": len(over.pairs),
     "shared": shared,
+    "same_number": int((kept[:, 0] == kept[:, 1]).sum()),
     "share": {
       side: shared / max(n, 1) for side, n in zip(SIDES, live, strict=True)
     },

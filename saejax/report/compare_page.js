@@ -140,6 +140,15 @@
       + ` ${share(m.share.b)} of B; ${how}.${both} With a shuffled decoder in`
       + ` place of B: ${whole(m.null_shared)}.`);
   }
+  // Runs with equal initial weights match by number, whatever they learnt.
+  function warning() {
+    const { same_number: same, shared } = data.match;
+    if (same < 5 || same < .05 * shared) return [];
+    return [make("p", { class: "lead warning" },
+      `${whole(same)} of these pairs are of latents of equal numbers: the SAEs`
+      + " seem to have had equal initial weights in part, as runs of one seed"
+      + " do, and the overlap is higher for it. Compare SAEs of other seeds.")];
+  }
   function histogram() {
     const { edges, counts } = data.match, none = data.match.null;
     const first = Math.max(0, [...counts.keys()].findIndex((i) =>
@@ -206,7 +215,7 @@
   }
   function summary() {
     const sections = [make("h2", {}, "Summary"), about(), difference(),
-      make("h3", {}, "Overlap"), overlap(), histogram(),
+      make("h3", {}, "Overlap"), overlap(), ...warning(), histogram(),
       make("h3", {}, "Kinds of latents"), counts()];
     if (Object.values(data.saes).some((sae) => /^Row/.test(sae.prep))) {
       sections.push(make("p", { class: "legend" }, "¹ The prep divides each row"
