@@ -61,9 +61,11 @@
     const others = item.members.map((m) => m.latent).join(", ");
     const pair = make("span", { class: "pair" }, badge(item.side),
       ` ${item.latent}`);
-    if (item.kind === "matched") pair.append(` · ${others}`);
+    pair.append(item.kind === "matched" ? ` · ${others}` : "");
+    const kind = item.kind === "matched" ? ""
+      : make("small", {}, `${item.kind} `);
     return make("a", { href: `#${item.id}` }, pair,
-      make("span", { class: "word" }, top ? short(top.tokens[top.at]) : ""),
+      make("span", { class: "word" }, kind, top ? short(top.tokens[top.at]) : ""),
       make("span", { class: "share" },
         maybe(item.members[0]?.cosine, fixed)));
   }

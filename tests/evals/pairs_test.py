@@ -196,9 +196,7 @@ class ComparedTest(absltest.TestCase):
     compare_page.validate(data)
     for side in "ab":
       kinds = data["saes"][side]["kinds"]
-      self.assertGreaterEqual(
-        sum(kinds.values()), data["saes"][side]["live"]
-      )
+      self.assertGreaterEqual(sum(kinds.values()), data["saes"][side]["live"])
       shown = [
         item
         for item in data["items"]
