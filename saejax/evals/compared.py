@@ -113,15 +113,19 @@ def make(
     Plain values for JSON, see `report.compare_page.schema`.
 
   Raises:
-    InputError: as `check`, or no row of the store is finite.
+    InputError: as `check`, there are too many latents for the exact assignment,
+      or the rows of the store do not vary.
   """
   check(a, b, store)
+  if method == families.EXACT and max(a.n, b.n) > matching.EXACT_LIMIT:
+    rule = f"needs at most {matching.EXACT_LIMIT} latents, got {max(a.n, b.n)}"
+    raise InputError("match", method, rule, "use auto or mnn")
   say(f"compare: reading {store.rows:,} rows")
   found = pairs.observe(
     *(a, b, store), near=sizes.near, top=sizes.top, progress=progress
   )
-  if not found.summaries[0].rows:
-    rule = "must have a finite row"
+  if not found.about_mean.sum() > 0:
+    rule = "must have finite rows that vary"
     raise InputError("store", str(store.place), rule, "give another store")
   live = [int(mask.sum()) for mask in found.live]
   say(f"compare: matching {live[0]:,} and {live[1]:,} live latents")
@@ -133,7 +137,7 @@ def make(
   say(f"compare: examples of {len(shown):,} of {len(items):,} entries")
   return {
     "format": FORMAT,
-    "rules": dataclasses.asdict(rules) | {"near": found.near[0].c},
+    "rules": dataclasses.asdict(rules) | {"near": sizes.near},
     "store": cards.described(store),
     "rows": found.summaries[0].rows,
     "documents": len(found.documents),

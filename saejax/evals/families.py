@@ -37,10 +37,10 @@ References:
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from saejax.evals import matching
-from saejax.evals.pairs import Pairs
+from saejax.evals.pairs import Near, Pairs
 
 MATCHED, SPLIT, ABSORBED = "matched", "split", "absorbed"
 PART, UNMATCHED = "part", "unmatched"
@@ -203,14 +203,23 @@ def absorbed(
   return families
 
 
-def _counts(found: Pairs, side: int):
+def _counts(
+  found: Pairs, side: int
+) -> tuple[Near, np.ndarray, np.ndarray, np.ndarray]:
   """Nearest latents; rows of each latent, of its nearest, share of theirs."""
   near, count = found.near[side], found.summaries[side].count
   theirs = found.summaries[1 - side].count[near.latent]
   return near, count, theirs, near.both() / np.maximum(theirs, 1)
 
 
-def _grown(near, i: int, count: int, first: list[int], fits, gain: float):
+def _grown(
+  near: Near,
+  i: int,
+  count: int,
+  first: list[int],
+  fits: Bool[np.ndarray, "c"],
+  gain: float,
+) -> Family:
   """The family of latent i: the first places, and those that add the most."""
   places, left = list(first), [int(j) for j in np.flatnonzero(fits)]
   left = [j for j in left if j not in places]

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from saejax.data.store import create
 from saejax.data.text import neighbours
 from saejax.errors import InputError
-from saejax.evals import compared, families, held_out, pairs
+from saejax.evals import compared, families, held_out, matching, pairs
 from saejax.report import compare_page
 from saejax.sae import activations, encoders, prep
 from tests import toy
@@ -28,7 +28,7 @@ def store(test, x, **more):
       "pos": np.arange(len(x)) % 50,
       "tok": np.arange(len(x)),
     },
-    **(dict(bucket_rows=128, shard_rows=64, chunk_rows=32) | more),
+    **({"bucket_rows": 128, "shard_rows": 64, "chunk_rows": 32} | more),
   )
 
 
@@ -220,6 +220,24 @@ class ComparedTest(absltest.TestCase):
     ):
       with self.assertRaisesRegex(InputError, message):
         compared.make(*pair, self.rows)
+    with self.assertRaisesRegex(InputError, "rows that vary"):
+      compared.make(a, a, store(self, np.ones((100, D), np.float32)))
+    with (
+      mock.patch.object(matching, "EXACT_LIMIT", 20),
+      self.assertRaisesRegex(InputError, "match=exact: needs at most 20"),
+    ):
+      compared.make(a, a, self.rows, method="exact")
+
+  def test_dead_latents_are_no_pairs(self):
+    a = scaled()
+    b = a.replace(
+      encoder=a.encoder.replace(b=a.encoder.b.at[3].set(-1e6)),
+    )
+    data = compared.make(a, b, self.rows, method="mnn")
+    compare_page.validate(data)
+    self.assertEqual(data["saes"]["b"]["live"], data["saes"]["a"]["live"] - 1)
+    of_a = [i for i in data["items"] if i["side"] == "a" and i["latent"] == 3]
+    self.assertNotEqual(of_a[0]["kind"], "matched")
 
 
 if __name__ == "__main__":
