@@ -137,11 +137,11 @@ def overlap(
   _, null = matching.match_rows(a, shuffled, method)
   both = -1
   if encoders is not None:
-    rows = [matching.unit(encoders[i][ids[i]]) for i in (0, 1)]
-    theirs, _ = matching.match_rows(*rows, method)
+    e, f = (matching.unit(encoders[i][ids[i]]) for i in (0, 1))
+    theirs, _ = matching.match_rows(e, f, method)
     partner = np.full(len(ids[0]), -1)
     partner[theirs[:, 0]] = theirs[:, 1]
-    cosine = np.sum(rows[0][pairs[:, 0]] * rows[1][pairs[:, 1]], axis=-1)
+    cosine = np.sum(e[pairs[:, 0]] * f[pairs[:, 1]], axis=-1)
     same = partner[pairs[:, 0]] == pairs[:, 1]
     both = int((same & ((cosines + cosine) / 2 > tau)).sum())
   numbered = np.stack([ids[i][pairs[:, i]] for i in (0, 1)], axis=-1)

@@ -169,9 +169,7 @@ class ComparedTest(absltest.TestCase):
     given = scaled()
     order = np.random.default_rng(1).permutation(given.n)
     other = given.replace(
-      encoder=encoders.Affine(
-        W=given.encoder.W[order], b=given.encoder.b[order]
-      ),
+      encoder=encoders.Affine(W=given.W_enc[order], b=given.b_enc[order]),
       decoder=given.decoder.replace(W=2 * given.W_dec[order]),
     )
     data = compared.make(given, other, self.rows)
@@ -230,9 +228,8 @@ class ComparedTest(absltest.TestCase):
 
   def test_dead_latents_are_no_pairs(self):
     a = scaled()
-    b = a.replace(
-      encoder=a.encoder.replace(b=a.encoder.b.at[3].set(-1e6)),
-    )
+    off = a.b_enc.at[3].set(-1e6)
+    b = a.replace(encoder=encoders.Affine(W=a.W_enc, b=off))
     data = compared.make(a, b, self.rows, method="mnn")
     compare_page.validate(data)
     self.assertEqual(data["saes"]["b"]["live"], data["saes"]["a"]["live"] - 1)

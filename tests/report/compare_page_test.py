@@ -120,7 +120,7 @@ class ComparePageTest(absltest.TestCase):
       self.assertNotIn("src", attributes)
     self.assertIn("default-src 'none'", text)
     self.assertNotRegex(text, r"@import|url\(|fetch\(|XMLHttp")
-    found = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+    (found,) = re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)
     self.assertNotRegex(found, "[<>&]")
     self.assertEqual(json.loads(found), data())
 
