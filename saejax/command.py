@@ -22,6 +22,7 @@ COMMANDS = {
   "scaling": "saejax.studies.scaling",
   "evaluate": "saejax.studies.evaluate",
   "dashboard": "saejax.studies.dashboard",
+  "compare": "saejax.studies.compare",
   "verify": "saejax.studies.verify",
   "info": "saejax.studies.info",
   "merge": "saejax.studies.merge",
@@ -62,8 +63,30 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
     script = module(name)
     from saejax import compile_cache
 
+  argv = named(argv or sys.argv, getattr(script, "POSITIONAL", ()))
   with compile_cache.enabled():
-    config.run(script.main, script.Config, None if argv is None else list(argv))
+    config.run(script.main, script.Config, argv)
+
+
+def named(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+  """A command line whose first arguments without a name are given one.
+
+  Args:
+    argv: the command line, with the program first.
+    names: names of the flags that may be given without theirs, in order.
+
+  >>> named(["compare", "x", "y", "--store=s"], ("a", "b"))
+  ['compare', '--a=x', '--b=y', '--store=s']
+  """
+  left, found = list(names), list(argv[:1])
+  value = False  # whether the argument is the value of the flag before it
+  for argument in argv[1:]:
+    flag = argument.startswith("-")
+    if left and not flag and not value:
+      argument = f"--{left.pop(0)}={argument}"
+    value = flag and "=" not in argument
+    found.append(argument)
+  return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:

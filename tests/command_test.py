@@ -51,6 +51,15 @@ class CommandTest(parameterized.TestCase):
       first = (command.module(name).__doc__ or "").splitlines()[0]
       self.assertEqual(ast.get_docstring(ast.parse(text)), first, name)
 
+  @parameterized.parameters(
+    (["x", "y", "--n=3"], ["--a=x", "--b=y", "--n=3"]),
+    (["--n=3", "x", "y", "z"], ["--n=3", "--a=x", "--b=y", "z"]),
+    (["--n", "3", "x", "-m=1", "y"], ["--n", "3", "--a=x", "-m=1", "--b=y"]),
+  )
+  def test_arguments_without_names_get_those_of_the_command(self, given, want):
+    self.assertEqual(command.named(["p", *given], ("a", "b")), ["p", *want])
+    self.assertEqual(command.named(["p", *given], ()), ["p", *given])
+
   def test_no_script_has_the_name_of_a_standard_module(self):
     self.assertEmpty(set(SCRIPTS) & set(sys.stdlib_module_names))
 

@@ -32,6 +32,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax.errors import InputError
+from saejax.evals import comparison
 from saejax.evals.comparison import Difference
 from saejax.models import edits as edits_lib
 from saejax.models import taps
@@ -129,16 +130,9 @@ class InModel:
       seed: of the resampling.
     """
     difference = self._sums(a, measure) - self._sums(b, measure)
-    effect = float(difference.sum() / self.tokens.sum())
-    if len(difference) < 2:
-      return Difference(effect, -np.inf, np.inf, len(difference))
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-      drawn = rng.integers(len(difference), size=len(difference))
-      means[i] = difference[drawn].sum() / self.tokens[drawn].sum()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(effect, float(low), float(high), len(difference))
+    return comparison.resampled(
+      difference, self.tokens, resamples=resamples, seed=seed
+    )
 
   def record(self) -> dict[str, Any]:
     """Means and recovered shares by edit, for results.json."""

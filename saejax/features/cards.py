@@ -92,7 +92,11 @@ def make(
     batch_rows=batch_rows,
   )
   W = np.asarray(sae.W_dec, np.float32)
-  shown = _examples(sae, store, found, sizes, words, batch_rows)
+  shown = examples(
+    *(sae, store, found.latents, picked(found, sizes.each)),
+    sizes=sizes,
+    batch_rows=batch_rows,
+  )
   near = nearest(W, found.latents, sizes.near)
   mates = companions(found, sizes.near)
   cards = [
@@ -105,16 +109,25 @@ def make(
   return {
     "format": FORMAT,
     "sae": {"n": sae.n, "d": sae.d},
-    "store": {
-      "name": store.place.name,
-      "model": str(reader.described(store, "model") or ""),
-      "site": str((store.meta.get("site") or {}).get("name", "")),
-      "split": str(store.meta.get("split") or ""),
-    },
+    "store": described(store),
     "rows": found.summary.rows,
     "per_octave": activity.PER_OCTAVE,
     "lowest": activity.LOWEST,
     "latents": cards,
+  }
+
+
+def described(store: Store) -> dict[str, str]:
+  """What a page tells of a store.
+
+  Args:
+    store: the store.
+  """
+  return {
+    "name": store.place.name,
+    "model": str(reader.described(store, "model") or ""),
+    "site": str((store.meta.get("site") or {}).get("name", "")),
+    "split": str(store.meta.get("split") or ""),
   }
 
 
@@ -128,14 +141,18 @@ def _card(found: Activity, i: int) -> dict[str, Any]:
     "latent": int(total.latents[i]),
     "count": count,
     "density": float(total.density[i]),
-    "mean": _short(total.sum[i] / count) if count else 0.0,
-    "max": _short(total.top_values[i].max(initial=0)),
+    "mean": short(total.sum[i] / count) if count else 0.0,
+    "max": short(total.top_values[i].max(initial=0)),
     "histogram": {"first": first, "counts": counts[first:last].tolist()},
   }
 
 
-def _short(value: float) -> float:
-  """Four digits, which a page does not need more of."""
+def short(value: float) -> float:
+  """Rounds to four digits; a page needs no more.
+
+  Args:
+    value: the value.
+  """
   return float(f"{value:.4g}")
 
 
@@ -177,23 +194,33 @@ def picked(found: Activity, each: int) -> list[list[tuple[str, float, int]]]:
   return lists
 
 
-def _examples(
+def examples(
   sae: SAE,
   store: Store,
-  found: Activity,
-  sizes: Sizes,
-  words: tokenizer.Tokenizer,
-  batch_rows: int,
+  latents: Sequence[int] | Int[np.ndarray, "L"],
+  lists: Sequence[Sequence[tuple[str, float, int]]],
+  *,
+  sizes: Sizes = Sizes(),
+  batch_rows: int = 4096,
 ) -> list[list[dict[str, Any]]]:
-  """The examples of each latent, with its value on every token."""
-  lists = picked(found, sizes.each)
+  """Makes the examples of each latent, with its value on every token.
+
+  Args:
+    sae: the SAE, in the inference form.
+    store: store with provenance and a tokenizer.
+    latents: numbers of the latents.
+    lists: (group, value, row) of each example of each latent.
+    sizes: tokens around an example.
+    batch_rows: largest number of rows on the device at once.
+  """
+  words = neighbours.tokenizer_of(store)
   windows = {
     row: neighbours.window(store, row, sizes.before, sizes.after)
     for row in sorted({row for mine in lists for _, _, row in mine})
   }
   pairs = [
     (latent, windows[row].rows)
-    for latent, mine in zip(found.latents, lists, strict=True)
+    for latent, mine in zip(latents, lists, strict=True)
     for _, _, row in mine
   ]
   values = iter(on_rows(sae, store, pairs, batch_rows=batch_rows))
@@ -203,13 +230,13 @@ def _examples(
     [
       {
         "group": group,
-        "value": _short(value),
+        "value": short(value),
         "row": row,
         "doc": where[row][0],
         "pos": where[row][1],
         "at": windows[row].at,
         "tokens": texts[row],
-        "values": [_short(v) for v in next(values)],
+        "values": [short(v) for v in next(values)],
       }
       for group, value, row in mine
     ]
@@ -342,7 +369,7 @@ def _favoured(
 
   def named(ids: np.ndarray, values: np.ndarray) -> list[dict[str, Any]]:
     return [
-      {"token": words.decode([i]), "logit": _short(v)}
+      {"token": words.decode([i]), "logit": short(v)}
       for i, v in zip(ids.tolist(), values.tolist(), strict=True)
     ]
 

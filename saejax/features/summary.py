@@ -211,17 +211,41 @@ def active(
     x: the rows [B, ...].
     batch_rows: largest number of rows on the device at once.
   """
-  if sae.activation.row_k is None:
-    batch_rows = max(1, min(batch_rows, _DENSE // sae.n))
+  batch_rows = most_rows(sae, batch_rows)
   for start in range(0, len(x), batch_rows):
     part = x[start : start + batch_rows]
     found, use = _encoded(sae, reading.pad(part, batch_rows)[0])
-    use = np.asarray(use)[: len(part)]
-    row, latent, value = entries(found)
-    inside = row < len(part)
-    inside &= use[np.minimum(row, len(part) - 1)]
-    row, latent, value = row[inside], latent[inside], value[inside]
-    yield Active(int(use.sum()), numbers[start + row], latent, value)
+    block = numbers[start : start + len(part)]
+    yield of_latents(found, np.asarray(use)[: len(part)], block)
+
+
+def most_rows(sae: SAE, batch_rows: int) -> int:
+  """Number of rows whose latents fit into memory at once.
+
+  Args:
+    sae: the SAE.
+    batch_rows: upper bound.
+  """
+  if sae.activation.row_k is None:
+    return max(1, min(batch_rows, _DENSE // sae.n))
+  return batch_rows
+
+
+def of_latents(
+  found: Latents, use: Bool[np.ndarray, "B"], numbers: Int[np.ndarray, "B"]
+) -> Active:
+  """The latents of rows as entries.
+
+  Args:
+    found: latents of at least B rows; those beyond are padding.
+    use: which rows are finite.
+    numbers: row numbers.
+  """
+  row, latent, value = entries(found)
+  inside = row < len(use)
+  inside &= use[np.minimum(row, len(use) - 1)]
+  row, latent, value = row[inside], latent[inside], value[inside]
+  return Active(int(use.sum()), numbers[row], latent, value)
 
 
 NONE = np.zeros(0, int), np.zeros(0, np.float32), np.zeros(0, int)

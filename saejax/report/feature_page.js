@@ -1,5 +1,6 @@
 "use strict";
 (() => {
+  const { make, drawn, number, share, blank, short, turn } = latents;
   const data = JSON.parse(document.getElementById("data").textContent);
   const find = (id) => document.getElementById(id);
   const cards = new Map(data.latents.map((card) => [card.latent, card]));
@@ -9,30 +10,6 @@
     3: "Third quarter", 2: "Second quarter", 1: "Lowest quarter",
   };
   let shown = [], current = null;
-
-  // All text is set as text, never as markup.
-  function make(tag, attributes, ...children) {
-    const element = make.svg
-      ? document.createElementNS("http://www.w3.org/2000/svg", tag)
-      : document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes || {})) {
-      element.setAttribute(name, value);
-    }
-    element.append(...children);
-    return element;
-  }
-  function drawn(tag, attributes, ...children) {
-    make.svg = true;
-    const element = make(tag, attributes, ...children);
-    make.svg = false;
-    return element;
-  }
-  const number = (value) => Number(value.toPrecision(3)).toString();
-  const share = (value) => `${number(100 * value)} %`;
-  const visible = (text) => text.replace(/\n/g, "↵\n").replace(/\t/g, "⇥\t");
-  const blank = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥")
-    .replace(/\s/g, "␣") || "∅";
-  const short = (text) => text.replace(/\s+/g, " ").trim() || blank(text);
 
   // --- notes, in this browser alone ---
   const key = (latent) => `saejax:${document.title}:${latent}`;
@@ -52,23 +29,6 @@
     } catch { /* storage is off: kept until the page is closed */ }
     places.get(latent).classList.toggle("noted", Boolean(text));
   }
-
-  // --- light and dark ---
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  function theme(name) {
-    document.documentElement.dataset.theme = name;
-  }
-  function turn() {
-    const now = document.documentElement.dataset.theme;
-    const next = now === "dark" ? "light" : "dark";
-    theme(next);
-    try { localStorage.setItem("saejax:theme", next); } catch { /* off */ }
-  }
-  let chosen = null;
-  try { chosen = localStorage.getItem("saejax:theme"); } catch { /* off */ }
-  theme(chosen || (dark.matches ? "dark" : "light"));
-  dark.addEventListener("change", (event) =>
-    theme(event.matches ? "dark" : "light"));
 
   // --- the list ---
   let texts = null; // latent -> text of its examples, made on first use
@@ -134,30 +94,7 @@
     return svg;
   }
   function example(card, e, read) {
-    const line = make("p", { class: "text" });
-    e.tokens.forEach((token, i) => {
-      const value = e.values[i], span = make("span", {}, visible(token));
-      const strength = Math.min(Math.abs(value) / (card.max || 1), 1);
-      if (value) {
-        const hue = value > 0 ? "--hot" : "--cold";
-        span.style.background =
-          `rgb(var(${hue}) / ${(.12 + .68 * strength).toFixed(3)})`;
-      }
-      if (i === e.at) span.className = "at";
-      span.title = number(value);
-      span.addEventListener("click", () => {
-        for (const old of find("card").querySelectorAll(".picked")) {
-          old.classList.remove("picked");
-        }
-        span.classList.add("picked");
-        read.textContent = `“${short(token)}”: ${number(value)}; example of`
-          + ` row ${e.row}, document ${e.doc}, position ${e.pos}`;
-      });
-      line.append(span);
-    });
-    return make("div", { class: "example" },
-      make("div", { class: "value" }, number(e.value),
-        make("small", {}, `doc ${e.doc}`)), line);
+    return latents.example(e, card.max, find("card"), read);
   }
   function others(title, found, about) {
     const chips = make("div", { class: "chips" }, ...found.map((other) => {
@@ -220,12 +157,8 @@
       places.get(current).removeAttribute("aria-current");
     }
     current = card.latent;
-    const link = places.get(current), box = find("list");
-    link.setAttribute("aria-current", "true");
-    const [top, low] = [link.offsetTop - box.offsetTop, box.clientHeight];
-    if (top < box.scrollTop || top > box.scrollTop + low - 30) {
-      box.scrollTop = top - low / 2;
-    }
+    places.get(current).setAttribute("aria-current", "true");
+    latents.reveal(find("list"), places.get(current));
   }
 
   // --- moving about ---
@@ -249,14 +182,7 @@
     "/": () => find("search").focus(), t: turn,
     n: () => find("note") && find("note").focus(),
   };
-  document.addEventListener("keydown", (event) => {
-    const inside = event.target.closest("input, textarea, select");
-    if (event.key === "Escape" && inside) inside.blur();
-    if (inside || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (!Object.hasOwn(keys, event.key)) return;
-    event.preventDefault();
-    keys[event.key]();
-  });
+  latents.listen(keys);
   find("search").addEventListener("input", list);
   find("order").addEventListener("change", list);
   find("theme").addEventListener("click", turn);

@@ -5,23 +5,16 @@ the page. The page asks nothing of the network, and forbids itself to. Notes sta
 in the browser.
 """
 
-import importlib.resources
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from saejax import durable, machine
-from saejax.report import extras, json_schema
-
-_HERE = importlib.resources.files("saejax.report")
-# Text of tokens must not end the script element, or open a comment in it.
-_ESCAPED = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+from saejax.report import data_page, json_schema
 
 
 def schema() -> dict[str, Any]:
   """The JSON schema of the data."""
-  return json.loads(_text("feature_page.schema.json"))
+  return data_page.schema("feature_page.schema.json")
 
 
 def validate(data: Mapping[str, Any]) -> None:
@@ -35,13 +28,7 @@ def validate(data: Mapping[str, Any]) -> None:
   """
   json_schema.check(data, schema())
   for i, card in enumerate(data["latents"]):
-    for j, example in enumerate(card["examples"]):
-      at = f"$.latents[{i}].examples[{j}]"
-      length = len(example["tokens"])
-      if len(example["values"]) != length:
-        raise ValueError(f"{at} must have as many values as tokens")
-      if example["at"] >= length:
-        raise ValueError(f"{at}.at must be below {length}")
+    data_page.check_examples(card["examples"], f"$.latents[{i}].examples")
 
 
 def render(data: Mapping[str, Any], title: str) -> str:
@@ -56,18 +43,12 @@ def render(data: Mapping[str, Any], title: str) -> str:
     ValueError: the data do not match the schema.
   """
   validate(data)
-  jinja2 = extras.require("jinja2")
-  markup = extras.require("markupsafe").Markup
-  content = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-  environment = jinja2.Environment(
-    autoescape=True, undefined=jinja2.StrictUndefined
-  )
-  return environment.from_string(_text("feature_page.html")).render(
-    title=title,
-    css=markup(_text("feature_page.css")),
-    script=markup(_text("feature_page.js")),
-    data=markup(content.translate(_ESCAPED)),
-    footer=f"Written by saejax {machine.version()}.",
+  return data_page.render(
+    "feature_page.html",
+    data,
+    title,
+    styles=["feature_page.css"],
+    scripts=["latents.js", "feature_page.js"],
   )
 
 
@@ -84,9 +65,4 @@ def write(
     InputError: jinja2 is not installed, or the file cannot be written.
     ValueError: the data do not match the schema.
   """
-  page = render(data, title).encode("utf-8", "replace")
-  durable.write_file(path, page, field="write")
-
-
-def _text(name: str) -> str:
-  return (_HERE / name).read_text("utf-8")
+  data_page.write(path, render(data, title))

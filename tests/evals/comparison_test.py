@@ -42,6 +42,27 @@ class DifferenceTest(parameterized.TestCase):
     self.assertEqual(comparison.verdict(found, claim=claim, margin=0.01), want)
 
 
+class ResampledTest(absltest.TestCase):
+  def test_the_interval_is_that_of_the_normal_limit(self):
+    rng = np.random.default_rng(0)
+    difference = rng.normal(0.3, 2.0, 500)
+    found = comparison.resampled(difference, np.full(500, 4.0))
+    self.assertAlmostEqual(found.effect, difference.mean() / 4)
+    half = 1.96 * difference.std() / np.sqrt(500) / 4
+    self.assertAlmostEqual(found.high - found.effect, half, delta=0.1 * half)
+    self.assertAlmostEqual(found.effect - found.low, half, delta=0.1 * half)
+
+  def test_a_common_factor_of_units_has_no_part_in_it(self):
+    weight = np.random.default_rng(0).uniform(1, 9, 50)
+    found = comparison.resampled(0.5 * weight, weight)
+    for value in (found.effect, found.low, found.high):
+      self.assertAlmostEqual(value, 0.5)
+
+  def test_one_unit_has_no_interval(self):
+    found = comparison.resampled(np.array([1.0]), np.array([2.0]))
+    self.assertEqual((found.effect, found.high), (0.5, np.inf))
+
+
 class LogFvuTest(absltest.TestCase):
   def test_is_linear_in_log_l0_between_points(self):
     l0, fvu = [16.0, 4.0], [0.1, 0.4]
