@@ -61,12 +61,12 @@ class Block(NamedTuple):
 def blocks() -> list[Block]:
   """The blocks of the page with the title saejax."""
   found, task = [], ""
-  pattern = r'^### (.+)|^```(python|sh) title="saejax"\n(.*?)^```'
+  pattern = r'^### ([^\n]+)|^```(python|sh) title="saejax"\n(.*?)^```'
   for match in re.finditer(pattern, PAGE.read_text(), re.M | re.S):
-    if heading := match[0].startswith("#") and match[0]:
-      task = heading.splitlines()[0].removeprefix("### ")
-    else:
-      found.append(Block(task, match[2], match[3]))
+    heading, language, code = match.groups()
+    task = heading or task
+    if code:
+      found.append(Block(task, language, code))
   return found
 
 

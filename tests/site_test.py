@@ -11,7 +11,7 @@ import yaml
 from absl.testing import absltest, parameterized
 
 import saejax
-from docs.site import entries, nav, pages, tutorials
+from docs.site import entries, nav, pages, recipes, tutorials
 from saejax import fields
 from saejax.recipes import arguments, catalogue
 from saejax.studies import short_runs
@@ -53,7 +53,8 @@ class NavTest(absltest.TestCase):
     docs = ROOT / "docs"
     found = {str(f.relative_to(docs)) for f in docs.rglob("*.md")}
     self.written = {f for f in found if not f.startswith("site/")}
-    made = {*pages.made(ROOT), *tutorials.made(ROOT), *pages.copied(ROOT)}
+    parts = (pages.made, recipes.made, tutorials.made, pages.copied)
+    made = {path for part in parts for path in part(ROOT)}
     self.pages = {f for f in {*self.written, *made} if f.endswith(".md")}
     self.nav = config["nav"]
 
@@ -77,7 +78,7 @@ class NavTest(absltest.TestCase):
 class RecipePagesTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    self.found = pages.recipe_pages(ROOT)
+    self.found = recipes.made(ROOT)
 
   def test_every_recipe_has_a_page_and_a_line_in_the_table(self):
     names = {pathlib.PurePosixPath(path).stem for path in self.found}
@@ -86,7 +87,7 @@ class RecipePagesTest(absltest.TestCase):
       self.assertIn(f"| [{name}]({name}.md) |", self.found["recipes/index.md"])
 
   def test_pages_name_the_function_and_what_must_be_given(self):
-    for recipe in pages.recipes(ROOT):
+    for recipe in recipes.every(ROOT):
       method = catalogue.METHODS[recipe.name]
       module = importlib.import_module(f"saejax.recipes.{recipe.module}")
       self.assertIs(getattr(module, recipe.function), method.make)
@@ -107,19 +108,32 @@ class RecipePagesTest(absltest.TestCase):
 
   def test_results_are_those_of_the_page_of_methods(self):
     text = (ROOT / "docs/methods.md").read_text()
-    measured, claims = pages.tables(text)
+    against, tested = recipes.tables(text)
     variants = {
       name: variant.recipe
       for name, variant in short_runs.VARIANTS.items()
       if name != variant.recipe
     }
-    self.assertEqual(pages.VARIANTS, variants)
-    for row in [*measured[2:], *claims[2:]]:
-      name = row.split("|")[1].split(":")[0].strip(" ²")
-      holds = [path for path, page in self.found.items() if row in page]
-      name = variants.get(name, name)
-      known = name in catalogue.METHODS
-      self.assertEqual(holds, [f"recipes/{name}.md"] if known else [], row)
+    self.assertEqual(recipes.VARIANTS, variants)
+    counts = {"measured": 0, "claims": 0}
+    for recipe in recipes.every(ROOT):
+      page = self.found[f"recipes/{recipe.name}.md"]
+      for kind, rows in (
+        ("measured", recipes.measured(recipe, against)),
+        ("claims", recipes.claims(recipe, tested)),
+      ):
+        counts[kind] += len(rows)
+        for row in rows:
+          self.assertIn("| " + " | ".join(row) + " |", page)
+    sites = against[0].count("dead")
+    self.assertEqual(counts["measured"], sites * (len(against) - 2))
+    first = lambda row: row.split("|")[1].split(":")[0].strip()
+    ours = [row for row in tested[2:] if first(row) in catalogue.METHODS]
+    self.assertEqual(counts["claims"], len(ours))
+    (row,) = (r for r in ours if "kronsae: fewer operations" in r)
+    for cell in ("-0.284", "[-0.284, -0.284]", "holds"):
+      self.assertIn(cell, row)
+      self.assertIn(cell, self.found["recipes/kronsae.md"])
 
 
 class ReferenceTest(absltest.TestCase):
@@ -198,9 +212,7 @@ class PackageTest(parameterized.TestCase):
       datetime.date.fromisoformat(head[2])
       versions.append(tuple(map(int, head[1].split("."))))
     self.assertEqual(versions, sorted(versions, reverse=True))
-    self.assertEqual(
-      versions[0], tuple(map(int, saejax.__version__.split(".")))
-    )
+    self.assertEqual(".".join(map(str, versions[0])), saejax.__version__)
     for part in (first, *rest):
       groups = re.findall(r"^### (.*)", part, re.MULTILINE)
       self.assertContainsSubset(groups, GROUPS)

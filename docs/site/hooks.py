@@ -6,6 +6,7 @@ from typing import Any
 import entries  # noqa: F401  by its name for args.py, which has no path to it
 import nav
 import pages
+import recipes
 import tutorials
 from mkdocs.structure.files import File, Files
 
@@ -25,10 +26,11 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Files, config: Any) -> Files:
   """Adds the pages, and names all of them in nav."""
-  for path, text in {**pages.made(ROOT), **tutorials.made(ROOT)}.items():
-    files.append(File.generated(config, path, content=text))
-  for path, source in pages.copied(ROOT).items():
-    files.append(File.generated(config, path, abs_src_path=str(source)))
+  for source in (pages, recipes, tutorials):
+    for path, text in source.made(ROOT).items():
+      files.append(File.generated(config, path, content=text))
+  for path, place in pages.copied(ROOT).items():
+    files.append(File.generated(config, path, abs_src_path=str(place)))
   known = [f.src_uri for f in files.documentation_pages()]
   config.nav = nav.expanded(config.nav, known)
   return files

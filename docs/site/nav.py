@@ -45,7 +45,7 @@ def named(nav: list[Any]) -> list[str]:
   """
   found = []
   for entry in nav:
-    inside = list(entry.values())[0] if isinstance(entry, dict) else entry
+    inside = next(iter(entry.values())) if isinstance(entry, dict) else entry
     found += [inside] if isinstance(inside, str) else named(inside)
   return [path for path in found if "*" not in path]
 
