@@ -171,6 +171,17 @@ class TutorialsTest(absltest.TestCase):
       "More text.\n\nThe script is `docs/tutorials/first_sae.py`.\n",
     )
 
+  def test_links_to_files_of_the_checkout_are_links_to_their_pages(self):
+    text = "[a](first_sae.py), [b](../../benchmarks/README.md#step)"
+    self.assertEqual(
+      nav.linked(text, "tutorials/README.md"),
+      "[a](first_sae.md), [b](../performance.md#step)",
+    )
+    self.assertEqual(
+      nav.linked("[c](../CHANGELOG.md) [d](../saejax/a.py)", "plan.md"),
+      "[c](changelog.md) d",
+    )
+
   def test_a_script_without_a_title_has_its_name(self):
     page = tutorials.page_of("# %%\nx = 1\n", "first_sae.py")
     self.assertStartsWith(page, "# first sae\n\n```python\nx = 1\n```")
@@ -186,7 +197,8 @@ class PackageTest(parameterized.TestCase):
     self.assertEmpty([t for t in targets if not t.startswith("https://")])
     picture = f"]({address}/raw/main/docs/scaling.png)"
     self.assertEqual(picture in text, bool(address))
-    self.assertIn("own method", text.replace("\n", " "))
+    plain = text.replace("\n", " ")
+    self.assertRegex(plain, r"A method of your own takes \[?under 40 lines")
 
   def test_urls_are_those_of_the_one_setting(self):
     self.assertEqual(setup().urls(""), {})

@@ -34,3 +34,8 @@ def on_files(files: Files, config: Any) -> Files:
   known = [f.src_uri for f in files.documentation_pages()]
   config.nav = nav.expanded(config.nav, known)
   return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+  """Rewrites the links of a page to files that the site has as pages."""
+  return nav.linked(markdown, page.file.src_uri)

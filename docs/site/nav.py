@@ -2,9 +2,18 @@
 
 import fnmatch
 import pathlib
+import re
 from typing import Any
 
 DOCS = pathlib.Path(__file__).resolve().parents[1]
+# Files beside docs/ -> their pages.
+ROOT_PAGES = {
+  "benchmarks/README.md": "performance.md",
+  "benchmarks/results/": "results/",
+  "README.md": "index.md",
+  "CHANGELOG.md": "changelog.md",
+  "CONTRIBUTING.md": "contributing.md",
+}
 
 
 def expanded(nav: list[Any], known: list[str]) -> list[Any]:
@@ -63,3 +72,21 @@ def order(path: str) -> tuple[Any, ...]:
   text = readme.read_text() if name.parent.name and readme.exists() else ""
   where = text.find(name.stem)
   return (1, where if where >= 0 else len(text), path)
+
+
+def linked(text: str, path: str) -> str:
+  """Returns a page with links to the pages of what it links to in the checkout.
+
+  What has no page keeps its words, without a link.
+
+  Args:
+    text: its Markdown.
+    path: its path in the site.
+  """
+  if path.startswith("tutorials/"):  # scripts
+    text = re.sub(r"\]\(([\w-]+)\.py\)", r"](\1.md)", text)
+  up = "../" * path.count("/")
+  for file, page in ROOT_PAGES.items():
+    text = text.replace(f"]({up}../{file}", f"]({up}{page}")
+  outside = rf"\[([^\]]*)\]\({re.escape(up)}\.\./[^)]*\)"
+  return re.sub(outside, r"\1", text)
