@@ -1,7 +1,8 @@
 """docs/coming-from.md: every line of saejax in it runs, with a small model."""
 
 import contextlib
-import importlib
+import importlib.machinery
+import io
 import pathlib
 import re
 import shlex
@@ -38,6 +39,7 @@ SMALLER = {
   "k=8,16,32": "k=2,4",
   "steps=2_000": "steps=12, batch_rows=64",
   "steps = 2_000": "steps = 12",
+  "max_tokens=16": "max_tokens=4",
   "20_000": "2_000",
   "saes/theirs": str(cases.path("saelens_topk")),
 }
@@ -79,14 +81,16 @@ class ComingFromTest(absltest.TestCase):
     names = ("context", "rows", "held_out_rows", "calibration_rows", "dtype")
     names += ("forward_batch", "bucket_rows", "shard_rows", "chunk_rows")
     self.small = {name: getattr(config, name) for name in (*names, "corpus")}
-    self.space: dict[str, Any] = {"small": self.small, "print": str}
+    self.space: dict[str, Any] = {"small": self.small}
 
   def run_block(self, block: Block) -> None:
     code = block.code
     for said, smaller in SMALLER.items():
       code = re.sub(rf"{re.escape(said)}(?!\d)", smaller, code)
     if block.language == "python":
-      exec(code.replace("layer=1", "layer=1, **small"), self.space)
+      code = code.replace("layer=1", "layer=1, **small")
+      with contextlib.redirect_stdout(io.StringIO()):
+        exec(code, self.space)
       return
     for store in ("train", "held_out"):
       if store in self.space:
