@@ -123,7 +123,8 @@ class ComingFromTest(absltest.TestCase):
     elif task.startswith("Weights & Biases"):
       fake = types.ModuleType("wandb")
       exec(wandb_run_test.FAKE, fake.__dict__)
-      fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+      spec = importlib.machinery.ModuleSpec("wandb", None, origin="wandb")
+      fake.__spec__ = spec
       self.wandb = modules["wandb"] = fake
     try:
       with mock.patch.dict(sys.modules, modules):
