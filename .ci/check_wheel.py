@@ -38,6 +38,9 @@ def main(checkout: pathlib.Path) -> None:
   assert checkout / ".venv-wheel" in place.parents, place
   assert saejax.__version__ == importlib.metadata.version("saejax")
   assert "torch" not in sys.modules
+  described = str(importlib.metadata.metadata("saejax").get_payload())
+  assert described.startswith("# saejax"), described[:80]
+  assert not re.search(r"\]\((?!https?:|#)", described), "a relative link"
 
   without = []
   for file in sorted(modules):

@@ -58,6 +58,20 @@ class OwnMethodTest(absltest.TestCase):
     self.assertTrue((sae.encode(x) == space["saes"][0].encode(x)).all())
 
 
+class QuickstartTest(absltest.TestCase):
+  def test_the_examples_run_in_order_and_the_home_page_has_them(self):
+    self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
+    space: dict[str, Any] = {}
+    for page in ("quickstart.md", "index.md"):
+      text = (DOCS / page).read_text()
+      for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block.replace("print(", "("), space)
+      self.assertLess(space["metrics"].fvu, 1)
+      self.assertEqual(space["x_hat"].shape, (10, 32))
+    again, x = space["again"], space["x"][:10]
+    self.assertTrue((again.encode(x) == space["sae"].encode(x)).all())
+
+
 class OnlineTest(absltest.TestCase):
   def test_the_example_runs(self):
     (code,) = re.findall(
