@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from saejax import choices, durable, fields, flagfiles, interrupt, presets
+from saejax import choices, durable, fields, flag_types, flagfiles
+from saejax import interrupt, presets
 from saejax.errors import InputError
 
 Config = TypeVar("Config")
@@ -50,10 +51,7 @@ def define(
   """
   for leaf in fields.leaves(config_cls, prefix):
     default = None if leaf.default is fields.MISSING else leaf.default
-    make = _BoolFlag if leaf.kind is bool else flags.Flag
-    parser = _Parser(leaf)
-    flag = make(parser, None, leaf.name, default, leaf.comment or leaf.name)
-    flags.DEFINE_flag(flag, flag_values)
+    flags.DEFINE_flag(flag_types.make(leaf, default), flag_values)
 
 
 def widened(config_cls: type, argv: Sequence[str]) -> type:
@@ -135,9 +133,10 @@ def write(
       cannot be written. Nothing is written.
   """
   lines = [
-    _line(leaf, config) + "\n"
+    line + "\n"
     for leaf in fields.leaves_of(config)
     if leaf.name not in omit
+    for line in _lines(leaf, config)
   ]
   # absl reads flagfiles in the encoding of the locale.
   text = flagfiles.sealed("".join(lines), locale.getencoding())
@@ -335,7 +334,12 @@ def usage(config_cls: type, doc: str | None, program: str) -> str:
     value = "VALUE"
     if leaf.default is not fields.MISSING:
       value = fields.show(leaf.kind, leaf.default)
-    lines.append(f"  --{leaf.name}={value}  ({fields.describe(leaf.kind)})")
+    kind = (
+      f"{fields.describe(leaf.element)}, may be given several times"
+      if leaf.repeated
+      else fields.describe(leaf.kind)
+    )
+    lines.append(f"  --{leaf.name}={value}  ({kind})")
     lines += textwrap.wrap(
       leaf.comment, 72, initial_indent=" " * 6, subsequent_indent=" " * 6
     )
@@ -347,54 +351,30 @@ def usage(config_cls: type, doc: str | None, program: str) -> str:
   return "\n".join(lines).strip()
 
 
-def _line(leaf: fields.Leaf, config: Any) -> str:
-  """Formats `--name=value`; checks that it parses to the value."""
+def _lines(leaf: fields.Leaf, config: Any) -> list[str]:
+  """Formats `--name=value`, for each element where the flag is repeated."""
   value = config
   for part in leaf.name.split("."):
     value = getattr(value, part)
+  if leaf.repeated:
+    return [_line(leaf, leaf.element, one) for one in value]
+  return [_line(leaf, leaf.kind, value)]
+
+
+def _line(leaf: fields.Leaf, kind: Any, value: Any) -> str:
+  """Formats `--name=value`; checks that it parses to the value."""
   text, line, again = "", "", fields.MISSING
   with contextlib.suppress(TypeError, ValueError):
-    text = fields.show(leaf.kind, value)
+    text = fields.show(kind, value)
     line = f"--{leaf.name}={text}"
     line.encode()  # a lone surrogate has no bytes
-    again = fields.read(leaf.kind, text)
+    again = fields.read(kind, text)
   if again != value or text != text.strip() or {"\n", "\r"} & set(line):
     raise InputError(
       leaf.name,
       repr(value),
-      f"must be {fields.describe(leaf.kind)}, on one line, with no blanks at its "
+      f"must be {fields.describe(kind)}, on one line, with no blanks at its "
       "edges and no comma inside an element",
       "choose a value that a flagfile can hold",
     )
   return line
-
-
-class _Parser(flags.ArgumentParser):
-  """Text of a flag -> value, by the type of the field."""
-
-  def __init__(self, leaf: fields.Leaf):
-    super().__init__()
-    self.leaf = leaf
-
-  def parse(self, argument: Any) -> Any:
-    if not isinstance(argument, str):  # absl parses the default too
-      return argument
-    try:
-      return fields.read(self.leaf.kind, argument)
-    except ValueError as error:
-      remedy = "see --help"
-      if self.leaf.default is not fields.MISSING:
-        default = fields.show(self.leaf.kind, self.leaf.default)
-        remedy = f"for example --{self.leaf.name}={default}"
-      rule = str(error)
-      raise InputError(self.leaf.name, argument, rule, remedy) from None
-
-  def flag_type(self) -> str:
-    return fields.describe(self.leaf.kind)
-
-
-class _BoolFlag(flags.Flag):
-  """A flag that may stand without a value, and with `no` before its name."""
-
-  def __init__(self, *args: Any):
-    super().__init__(*args, boolean=True)

@@ -28,6 +28,7 @@ ROAD = [
   "fields",
   "presets",
   "choices",
+  "flag_types",
   "config",
   "kernels",
   "models",

@@ -6,7 +6,7 @@ with a language model, the tokens that it favours.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ def make(
   model: Model | None = None,
   sizes: Sizes = Sizes(),
   batch_rows: int = 4096,
+  progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
   """Makes the cards of latents from a store, which is read once.
 
@@ -67,6 +68,7 @@ def make(
     model: causal model of the rows, for the tokens that latents favour.
     sizes: numbers of what a card shows.
     batch_rows: largest number of rows on the device at once.
+    progress: called with the number of rows read, and of all.
 
   Raises:
     InputError: the store has no text or another width, there is no such latent,
@@ -90,6 +92,7 @@ def make(
     top=sizes.top,
     per_bin=sizes.each,
     batch_rows=batch_rows,
+    progress=progress,
   )
   W = np.asarray(sae.W_dec, np.float32)
   shown = _examples(sae, store, found, sizes, words, batch_rows)
@@ -114,6 +117,43 @@ def make(
     "rows": found.summary.rows,
     "per_octave": activity.PER_OCTAVE,
     "lowest": activity.LOWEST,
+    "latents": cards,
+  }
+
+
+def bare(
+  sae: SAE,
+  latents: Sequence[int],
+  *,
+  model: Model | None = None,
+  words: tokenizer.Tokenizer | None = None,
+  sizes: Sizes = Sizes(),
+) -> dict[str, Any]:
+  """Makes cards without a store: neighbours in the decoder, and tokens.
+
+  Args:
+    sae: the SAE.
+    latents: numbers of the latents.
+    model: causal model of the rows, for the tokens that latents favour.
+    words: its tokenizer.
+    sizes: numbers of what a card shows.
+
+  Raises:
+    InputError: the model has no language head or another width.
+  """
+  which = np.unique(np.asarray(latents, int))
+  near = nearest(np.asarray(sae.W_dec, np.float32), which, sizes.near)
+  cards = [
+    {"latent": int(i), "examples": [], "nearest": n}
+    for i, n in zip(which, near, strict=True)
+  ]
+  if model is not None and words is not None:
+    lens.check(model, sae.d)
+    favoured = _favoured(sae, model, which, words, sizes.tokens)
+    cards = [a | b for a, b in zip(cards, favoured, strict=True)]
+  return {
+    "format": FORMAT,
+    "sae": {"n": sae.n, "d": sae.d},
     "latents": cards,
   }
 
