@@ -23,8 +23,15 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from saejax import choices, durable, fields, flag_types, flagfiles
-from saejax import interrupt, presets
+from saejax import (
+  choices,
+  durable,
+  fields,
+  flag_types,
+  flagfiles,
+  interrupt,
+  presets,
+)
 from saejax.errors import InputError
 
 Config = TypeVar("Config")

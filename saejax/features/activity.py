@@ -198,7 +198,7 @@ def observe(
   per_bin: int = 3,
   batch_rows: int = 4096,
   together: bool = True,
-  watch: Callable[[summary.Active, np.ndarray], None] | None = None,
+  watch: Callable[[summary.Active, np.ndarray, np.ndarray], None] | None = None,
   progress: Callable[[int, int], None] | None = None,
 ) -> Activity:
   """Observes latents over a store, which is read once, in order.
@@ -217,7 +217,8 @@ def observe(
     batch_rows: largest number of rows on the device at once.
     together: whether to count the rows of pairs; without, `together` is
       [L, 0].
-    watch: called with what is active on the rows of each part, and the rows.
+    watch: called with what is active on the rows of each part, and with the
+      numbers and the rows of the batch.
     progress: called with the number of rows read, and of all.
 
   Raises:
@@ -236,7 +237,7 @@ def observe(
   for numbers, x in reading.batches(store, batch_rows=batch_rows):
     for part in summary.active(sae, numbers, x, batch_rows):
       if watch is not None:
-        watch(part, x[part.row - numbers[0]])
+        watch(part, numbers, x)
       count = total.count + np.bincount(part.latent, minlength=sae.n)
       if not len(choice.latents):
         wanted = np.sort(order[count[order] > 0][: choice.random])

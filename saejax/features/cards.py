@@ -84,7 +84,7 @@ def make(
   words = neighbours.tokenizer_of(store)
   if model is not None:
     lens.check(model, sae.d)
-    _directions(sae, np.zeros(0, int))  # refused before the pass
+    directions(sae, np.zeros(0, int))  # refused before the pass
   found = activity.observe(
     sae,
     store,
@@ -95,7 +95,7 @@ def make(
     progress=progress,
   )
   W = np.asarray(sae.W_dec, np.float32)
-  shown = _examples(sae, store, found, sizes, words, batch_rows)
+  shown = examples(sae, store, found, sizes, words, batch_rows)
   near = nearest(W, found.latents, sizes.near)
   mates = companions(found, sizes.near)
   cards = [
@@ -194,7 +194,6 @@ def picked(found: Activity, each: int) -> list[list[tuple[str, float, int]]]:
     each: number of rows of a quarter.
   """
   samples, lists = found.samples, []
-  centre = np.sqrt(activity.edges()[:-1] * activity.edges()[1:])
   for i, latent in enumerate(found.latents):
     values, rows = found.summary.top(int(latent))
     mine = [
@@ -202,8 +201,7 @@ def picked(found: Activity, each: int) -> list[list[tuple[str, float, int]]]:
     ]
     start, stop = np.searchsorted(samples.place, [i, i + 1])
     if len(values):
-      share = centre[samples.bin[start:stop]] / values[0]
-      quarter = np.minimum(QUARTERS * share, QUARTERS - 1).astype(int)
+      quarter = quarters(float(values[0]))[samples.bin[start:stop]]
       for q in reversed(range(QUARTERS)):
         at = start + np.flatnonzero(quarter == q)
         at = at[np.argsort(samples.draw[at], kind="stable")][:each]
@@ -217,15 +215,35 @@ def picked(found: Activity, each: int) -> list[list[tuple[str, float, int]]]:
   return lists
 
 
-def _examples(
+def quarters(largest: float) -> Int[np.ndarray, "BINS"]:
+  """The quarter of the range from 0 to a value that each bin belongs to, from 0.
+
+  Args:
+    largest: the largest value.
+  """
+  centre = np.sqrt(activity.edges()[:-1] * activity.edges()[1:])
+  share = np.minimum(QUARTERS * centre / largest, QUARTERS - 1)
+  return share.astype(int)
+
+
+def examples(
   sae: SAE,
   store: Store,
   found: Activity,
   sizes: Sizes,
   words: tokenizer.Tokenizer,
-  batch_rows: int,
+  batch_rows: int = 4096,
 ) -> list[list[dict[str, Any]]]:
-  """The examples of each latent, with its value on every token."""
+  """The examples of each latent, with its value on every token.
+
+  Args:
+    sae: the SAE, in the inference form.
+    store: store with provenance.
+    found: the latents over the store.
+    sizes: numbers of examples and of the tokens around.
+    words: the tokenizer of the store.
+    batch_rows: largest number of rows on the device at once.
+  """
   lists = picked(found, sizes.each)
   windows = {
     row: neighbours.window(store, row, sizes.before, sizes.after)
@@ -355,9 +373,18 @@ def _largest(row: np.ndarray, count: int) -> list[dict[str, Any]]:
 # --- tokens ------------------------------------------------------------------
 
 
-def _directions(
+def directions(
   sae: SAE, latents: Int[np.ndarray, "L"]
 ) -> Float[np.ndarray, "L d"]:
+  """Directions of latents in the residual stream, for the logit lens.
+
+  Args:
+    sae: the SAE.
+    latents: numbers of the latents.
+
+  Raises:
+    InputError: they depend on the row.
+  """
   try:
     return np.asarray(sae.direction(latents), np.float32)
   except NotImplementedError as error:
@@ -377,7 +404,7 @@ def _favoured(
   count: int,
 ) -> list[dict[str, Any]]:
   """The tokens with the largest and the smallest logits of each latent."""
-  rows = _directions(sae, latents)
+  rows = directions(sae, latents)
   top, high, bottom, low = lens.tokens(model, rows, count)
 
   def named(ids: np.ndarray, values: np.ndarray) -> list[dict[str, Any]]:

@@ -81,9 +81,9 @@ def read(
         "text": text,
         "tokens": neighbours.pieces(words, own),
         "rows": rows[here].tolist(),
-        "latents": _latents(sae, np.where(rows[:, None], x, 0), rows, strongest)[
-          here
-        ],
+        "latents": _latents(
+          sae, np.where(rows[:, None], x, 0), rows, strongest
+        )[here],
       }
     )
   return found
@@ -116,7 +116,7 @@ def _latents(
       if rows[row]:
         listed[row].append((latent, value))
   for mine in listed:
-    mine.sort(key=lambda pair: (-pair[1], pair[0]))
+    mine.sort(key=lambda pair: (-abs(pair[1]), pair[0]))
   shown = {latent for mine in listed for latent, _ in mine[:strongest]}
   return [
     [

@@ -6,6 +6,7 @@ in the browser.
 """
 
 import importlib.resources
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ from saejax import durable, machine
 from saejax.report import extras, json_schema
 
 _HERE = importlib.resources.files("saejax.report")
+# Fields of data, and of cards, that are there with a store.
+_OF_STORE = ("rows", "per_octave", "lowest")
+_OF_ROWS = ("count", "density", "mean", "max", "histogram", "together")
 # Text of tokens must not end the script element, or open a comment in it.
 _ESCAPED = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
@@ -34,14 +38,30 @@ def validate(data: Mapping[str, Any]) -> None:
     ValueError: they do not match the schema; names the place.
   """
   json_schema.check(data, schema())
+  if "store" in data:
+    for name in _OF_STORE:
+      if name not in data:
+        raise ValueError(f"$.{name} is missing")
   for i, card in enumerate(data["latents"]):
+    for name in _OF_ROWS if "store" in data else ():
+      if name not in card:
+        raise ValueError(f"$.latents[{i}].{name} is missing")
     for j, example in enumerate(card["examples"]):
       at = f"$.latents[{i}].examples[{j}]"
       length = len(example["tokens"])
-      if len(example["values"]) != length:
-        raise ValueError(f"{at} must have as many values as tokens")
+      for name in ("values", "attribution"):
+        if len(example.get(name, example["tokens"])) != length:
+          raise ValueError(f"{at} must have as many {name} as tokens")
       if example["at"] >= length:
         raise ValueError(f"{at}.at must be below {length}")
+  known = {card["latent"] for card in data["latents"]}
+  for i, prompt in enumerate(data.get("prompts", ())):
+    for name in ("rows", "latents"):
+      if len(prompt[name]) != len(prompt["tokens"]):
+        raise ValueError(f"$.prompts[{i}] must have as many {name} as tokens")
+    for one in itertools.chain(*prompt["latents"]):
+      if one["latent"] not in known:
+        raise ValueError(f"$.prompts[{i}] has latent {one['latent']}, no card")
 
 
 def render(data: Mapping[str, Any], title: str) -> str:
@@ -64,8 +84,8 @@ def render(data: Mapping[str, Any], title: str) -> str:
   )
   return environment.from_string(_text("feature_page.html")).render(
     title=title,
-    css=markup(_text("feature_page.css")),
-    script=markup(_text("feature_page.js")),
+    css=markup(_text("feature_page.css") + _text("prompt_view.css")),
+    script=markup(_text("prompt_view.js") + _text("feature_page.js")),
     data=markup(content.translate(_ESCAPED)),
     footer=f"Written by saejax {machine.version()}.",
   )
@@ -78,7 +98,8 @@ def write(
 
   Args:
     path: the file.
-    data, title: as for `render`.
+    data: the data, see `schema`.
+    title: title of the page; notes belong to it.
 
   Raises:
     InputError: jinja2 is not installed, or the file cannot be written.
