@@ -60,7 +60,8 @@ def add(
 
   Examples get `attribution`, a number for each of their tokens, and cards with
   examples `ablation`: windows with the change and, with attribution, what it is
-  to first order, `linear`, and their mean.
+  to first order, `linear`. `mean` is over the windows where the latent is active
+  without the text before them; in others its value and the change are 0.
 
   Args:
     cards: cards of `features.cards`, from this SAE and store.
@@ -97,7 +98,6 @@ def add(
   around = (model, sae, site, found)
   progress = progress or {}
   linear: dict[tuple[int, int], float] = {}
-  parts: dict[tuple[int, int], list[float]] = {}
   if attribution:
     shown.sort(key=lambda pair: number[pair[1]["row"]])
     a = latent_effects.attribute(
@@ -106,22 +106,11 @@ def add(
       batch_windows=batch_windows,
       progress=progress.get("attribution"),
     )
-    for (latent, e), mine in zip(shown, a, strict=True):
-      key = latent, e["row"]
-      linear[key] = -float(mine.sum())
-      at = int(np.flatnonzero(found.row[number[e["row"]]] == e["row"])[0])
-      start = at - e["at"]
-      parts[key] = _short(mine[start : start + len(e["tokens"])])
-    cards = [
-      card
-      | {
-        "examples": [
-          e | {"attribution": parts[card["latent"], e["row"]]}
-          for e in card["examples"]
-        ]
-      }
-      for card in cards
-    ]
+    linear = {
+      (latent, e["row"]): -float(mine.sum())
+      for (latent, e), mine in zip(shown, a, strict=True)
+    }
+    cards = _with_attribution(cards, shown, a, found.row, number)
   if not ablation:
     return list(cards)
   picked = [(c["latent"], e) for c in cards for e in spread(c["examples"])]
@@ -149,6 +138,31 @@ def add(
   ]
 
 
+def _with_attribution(
+  cards: Sequence[Card],
+  shown: Sequence[tuple[int, Mapping[str, Any]]],
+  a: np.ndarray,
+  rows: np.ndarray,
+  number: Mapping[int, int],
+) -> list[Card]:
+  """The cards with the attribution of each token of their examples."""
+  parts: dict[tuple[int, int], list[float]] = {}
+  for (latent, e), mine in zip(shown, a, strict=True):
+    at = int(np.flatnonzero(rows[number[e["row"]]] == e["row"])[0])
+    start = at - e["at"]
+    parts[latent, e["row"]] = _short(mine[start : start + len(e["tokens"])])
+  return [
+    card
+    | {
+      "examples": [
+        e | {"attribution": parts[card["latent"], e["row"]]}
+        for e in card["examples"]
+      ]
+    }
+    for card in cards
+  ]
+
+
 def _pairs(
   shown: Sequence[tuple[int, Mapping[str, Any]]], number: Mapping[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +172,8 @@ def _pairs(
 
 
 def _ablation(windows: list[dict[str, Any]]) -> dict[str, Any]:
-  mean = np.mean([w["change"] for w in windows])
+  active = [w["change"] for w in windows if w["value"]]
+  mean = np.mean(active) if active else 0.0
   return {"mean": _short([mean])[0], "windows": windows}
 
 

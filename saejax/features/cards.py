@@ -84,7 +84,7 @@ def make(
   words = neighbours.tokenizer_of(store)
   if model is not None:
     lens.check(model, sae.d)
-    directions(sae, np.zeros(0, int))  # refused before the pass
+    lens.directions(sae, np.zeros(0, int))  # refused before the pass
   found = activity.observe(
     sae,
     store,
@@ -103,7 +103,7 @@ def make(
     for i, (e, n, t) in enumerate(zip(shown, near, mates, strict=True))
   ]
   if model is not None:
-    favoured = _favoured(sae, model, found.latents, words, sizes.tokens)
+    favoured = lens.favoured(sae, model, found.latents, words, sizes.tokens)
     cards = [a | b for a, b in zip(cards, favoured, strict=True)]
   return {
     "format": FORMAT,
@@ -149,7 +149,7 @@ def bare(
   ]
   if model is not None and words is not None:
     lens.check(model, sae.d)
-    favoured = _favoured(sae, model, which, words, sizes.tokens)
+    favoured = lens.favoured(sae, model, which, words, sizes.tokens)
     cards = [a | b for a, b in zip(cards, favoured, strict=True)]
   return {
     "format": FORMAT,
@@ -367,53 +367,4 @@ def _largest(row: np.ndarray, count: int) -> list[dict[str, Any]]:
     {"latent": int(i), "value": round(float(row[i]), 3)}
     for i in order
     if np.isfinite(row[i])
-  ]
-
-
-# --- tokens ------------------------------------------------------------------
-
-
-def directions(
-  sae: SAE, latents: Int[np.ndarray, "L"]
-) -> Float[np.ndarray, "L d"]:
-  """Directions of latents in the residual stream, for the logit lens.
-
-  Args:
-    sae: the SAE.
-    latents: numbers of the latents.
-
-  Raises:
-    InputError: they depend on the row.
-  """
-  try:
-    return np.asarray(sae.direction(latents), np.float32)
-  except NotImplementedError as error:
-    raise InputError(
-      "model",
-      "given",
-      f"the latents must each have one direction ({error})",
-      "leave the model out",
-    ) from error
-
-
-def _favoured(
-  sae: SAE,
-  model: Model,
-  latents: Int[np.ndarray, "L"],
-  words: tokenizer.Tokenizer,
-  count: int,
-) -> list[dict[str, Any]]:
-  """The tokens with the largest and the smallest logits of each latent."""
-  rows = directions(sae, latents)
-  top, high, bottom, low = lens.tokens(model, rows, count)
-
-  def named(ids: np.ndarray, values: np.ndarray) -> list[dict[str, Any]]:
-    return [
-      {"token": words.decode([i]), "logit": _short(v)}
-      for i, v in zip(ids.tolist(), values.tolist(), strict=True)
-    ]
-
-  return [
-    {"promoted": named(a, b), "suppressed": named(c, d)}
-    for a, b, c, d in zip(top, high, bottom, low, strict=True)
   ]

@@ -94,7 +94,7 @@ def write(
   words = neighbours.tokenizer_of(store)
   if model is not None:
     lens.check(model, sae.d)
-    cards.directions(sae, np.zeros(0, int))
+    lens.directions(sae, np.zeros(0, int))
   say = progress or (lambda *_: None)
   latents = choice.order(sae.n)
   if not len(choice.latents):
@@ -129,22 +129,31 @@ def write(
     _write(folder, f"batch-{number}.json", content | {"features": features})
     say("latents", min(start + file_latents, len(live)), len(live))
   dead = found.latents[found.summary.count == 0]
+  _write_settings(folder, store, name, dead, file_latents)
+  return len(live)
+
+
+def _write_settings(
+  folder: str | os.PathLike[str],
+  store: Store,
+  name: str,
+  dead: Int[np.ndarray, "m"],
+  file_latents: int,
+) -> None:
+  """Writes what is not of a feature."""
   about = _about(store, name)
   skipped = about | {"layer": str(about["layer"]), "log_sparsity": None}
-  _write(
-    folder,
-    "skipped_indexes.json",
-    skipped | {"skipped_indexes": dead.tolist()},
-  )
-  prompts = _prompts(store)
-  settings = about | dict(zip(("n_prompts_total", "n_tokens_in_prompt",
-    "huggingface_dataset_path"), prompts, strict=True))  # fmt: skip
-  _write(
-    folder,
-    "run_settings.json",
-    settings | {"n_features_at_a_time": file_latents, "rows": store.rows},
-  )
-  return len(live)
+  skipped["skipped_indexes"] = dead.tolist()
+  _write(folder, "skipped_indexes.json", skipped)
+  prompts, length, corpus = _prompts(store)
+  settings = about | {
+    "n_prompts_total": prompts,
+    "n_tokens_in_prompt": length,
+    "huggingface_dataset_path": corpus,
+    "n_features_at_a_time": file_latents,
+    "rows": store.rows,
+  }
+  _write(folder, "run_settings.json", settings)
 
 
 def _about(store: Store, name: str) -> dict[str, Any]:
@@ -262,7 +271,7 @@ def _logits(
     return
   block = max(1, _LOGITS // model.vocabulary)
   for start in range(0, len(latents), block):
-    rows = cards.directions(sae, latents[start : start + block])
+    rows = lens.directions(sae, latents[start : start + block])
     for logits in lens.logits(model, rows):
       order = np.argsort(-logits, kind="stable")
       ends = order[:count], order[::-1][:count]

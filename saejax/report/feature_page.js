@@ -212,7 +212,8 @@
     ...card.ablation.windows.map((w) => make("tr", { title: `row ${w.row}` },
       cell(number(w.value)), cell(number(w.change)),
       ...(linear ? [cell(number(w.linear))] : [])))),
-    make("p", { class: "legend" }, `${about}.`));
+    make("p", { class: "legend" }, `${about}. The mean is over the windows`
+      + " where the latent is active without the text before them."));
   }
   function others(title, found, about) {
     const chips = make("div", { class: "chips" }, ...found.map((other) => {

@@ -25,10 +25,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from saejax import checks, models, terminal
 from saejax.data.store import reader
 from saejax.data.store.reader import Store
-from saejax.data.text import rules
+from saejax.data.text import rules, subject
 from saejax.errors import InputError
 from saejax.evals import card_effects, latent_effects
 from saejax.features import (
@@ -211,18 +213,9 @@ def page(
   found: list[dict[str, Any]] = []
   if source is not None:
     assert model is not None
-    words = tokenizer.load(hub.resolve(name))
-    limit = rules.from_store(store).limits[0] if store is not None else None
-    found = prompts.read(
-      sae,
-      model,
-      source,
-      words,
-      config.prompt,
-      strongest=config.strongest,
-      **({} if limit is None else {"limit": limit}),
-    )
-    chosen = activity.Choice(latents=prompts.latents(found), seed=config.seed)
+    found = _prompts(config, sae, model, source, store)
+    shown = {*prompts.latents(found), *config.latents}
+    chosen = activity.Choice(latents=sorted(shown), seed=config.seed)
   # Without a flag for the model it is for the effects alone.
   head = model
   if (effects or config.prompt) and not sources.has_lens(model, sae):
@@ -252,6 +245,27 @@ def page(
       "prompts": found,
     }
   return data
+
+
+def _prompts(
+  config: Config,
+  sae: SAE,
+  model: Model,
+  source: subject.Subject,
+  store: Store | None,
+) -> list[dict[str, Any]]:
+  """The prompts; the largest norm of a row is known from a store alone."""
+  words = tokenizer.load(hub.resolve(model.name))
+  limit = np.inf if store is None else rules.from_store(store).limits[0]
+  return prompts.read(
+    sae,
+    model,
+    source,
+    words,
+    config.prompt,
+    strongest=config.strongest,
+    limit=limit,
+  )
 
 
 def sizes_of(config: Config) -> cards.Sizes:

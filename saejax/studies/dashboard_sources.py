@@ -8,7 +8,7 @@ import numpy as np
 from saejax.data.store.reader import Store
 from saejax.data.text import subject
 from saejax.errors import InputError
-from saejax.features import cards, lens
+from saejax.features import lens
 from saejax.interop import names
 from saejax.models import checkpoint, hub, taps
 from saejax.models import model as model_lib
@@ -142,7 +142,7 @@ def has_lens(model: Model | None, sae: SAE) -> bool:
     return False
   try:
     lens.check(model, sae.d)
-    cards.directions(sae, np.zeros(0, int))
+    lens.directions(sae, np.zeros(0, int))
   except InputError:
     return False
   return True
