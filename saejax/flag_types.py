@@ -61,6 +61,6 @@ class _Repeated(flags.Flag):
   """A flag whose values are collected; a comma does not divide one."""
 
   def parse(self, argument: Any) -> None:
-    before = self.value if self.present else ()
+    before = self.value if self.present else None
     super().parse(argument)
-    self.value = (*before, *self.value)
+    self.value = (*(before or ()), *(self.value or ()))

@@ -282,9 +282,9 @@ def _logits(
         for a in ([words.decode([i]) for i in ids], _short(logits[ids]))
       ]
       middle = _short((edges[:-1] + edges[1:]) / 2)
-      yield dict(zip(names, found, strict=True)) | dict(
-        zip(hist, (heights.tolist(), middle), strict=True)
-      )
+      fields: dict[str, Any] = dict(zip(names, found, strict=True))
+      fields |= zip(hist, (heights.tolist(), middle), strict=True)
+      yield fields
 
 
 def _short(values: Float[np.ndarray, "v"]) -> list[float]:

@@ -37,8 +37,8 @@ class LatentEffectsTest(parameterized.TestCase):
 
   def sae(self, own=prep.Identity(), activation=activations.TopK(4), scale=1.0):
     sae = toy.sae(d=self.model.d, n=24, activation=activation, prep_=own)
-    decoder = sae.decoder
-    return sae.replace(decoder=decoder.replace(W=decoder.W * scale))
+    W = sae.decoder.rows() * scale
+    return sae.replace(decoder=sae.decoder.replace(W=W))
 
   def losses(self, edit):
     """Mean loss of the counted tokens of each window, written out."""
