@@ -27,6 +27,8 @@
     return element;
   }
   const number = (value) => Number(value.toPrecision(3)).toString();
+  const small = (value) => value && Math.abs(value) < 1e-3
+    ? value.toExponential(1) : number(value);
   const share = (value) => `${number(100 * value)} %`;
   const visible = (text) => text.replace(/\n/g, "↵\n").replace(/\t/g, "⇥\t");
   const blank = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥")
@@ -161,7 +163,7 @@
         read.textContent = `“${short(token)}”: ${number(value)}; example of`
           + ` row ${e.row}, document ${e.doc}, position ${e.pos}`
           + (e.attribution
-            ? `; attribution ${number(e.attribution[i])} nats per token` : "");
+            ? `; attribution ${small(e.attribution[i])} nats per token` : "");
       });
       line.append(span);
     });
@@ -176,7 +178,7 @@
         (e.attribution || []).map(Math.abs)), 1e-30));
     }
     const share = Math.abs(amount) / largest.get(card.latent);
-    span.title += `; attribution ${number(amount)}`;
+    span.title += `; attribution ${small(amount)}`;
     if (share < .02) return;
     span.classList.add(amount > 0 ? "raises" : "lowers");
     span.style.borderBottomColor = `rgb(var(${amount > 0 ? "--raises"
@@ -203,17 +205,17 @@
       + ` ${tokens} tokens; the error of the SAE is kept`;
     const linear = card.ablation.windows.some((w) => "linear" in w);
     const cell = (text, tag = "td") => make(tag, {}, text);
-    const names = ["largest value", "change",
+    const names = ["largest value", `change, ${unit}`,
       ...(linear ? ["to first order"] : [])];
     return make("section", {}, make("h3", { title: about },
-      `Ablation: ${number(card.ablation.mean)} ${unit}`),
+      `Ablation: ${small(card.ablation.mean)}`),
     make("table", { class: "effects" }, make("tr", {},
       ...names.map((name) => cell(name, "th"))),
     ...card.ablation.windows.map((w) => make("tr", { title: `row ${w.row}` },
-      cell(number(w.value)), cell(number(w.change)),
-      ...(linear ? [cell(number(w.linear))] : [])))),
-    make("p", { class: "legend" }, `${about}. The mean is over the windows`
-      + " where the latent is active without the text before them."));
+      cell(number(w.value)), cell(w.value ? small(w.change) : "inactive"),
+      ...(linear ? [cell(w.value ? small(w.linear) : "")] : [])))),
+    make("p", { class: "legend" }, `${about}. The mean is over windows`
+      + " where the latent is active without the text before."));
   }
   function others(title, found, about) {
     const chips = make("div", { class: "chips" }, ...found.map((other) => {

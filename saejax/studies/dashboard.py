@@ -20,6 +20,7 @@ example, of which a latent has --top and four times --quarter.
 import dataclasses
 import os
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from saejax import checks, models, terminal
+from saejax import checks, durable, models, terminal
 from saejax.data.store import reader
 from saejax.data.store.reader import Store
 from saejax.data.text import rules, subject
@@ -347,7 +348,7 @@ def export(
   Raises:
     InputError: the folder is not empty.
   """
-  folder = pathlib.Path(config.target).expanduser()
+  folder = pathlib.Path(config.target).expanduser().absolute()
   if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
     raise InputError(
       "write",
@@ -362,18 +363,27 @@ def export(
     seed=config.seed,
   )
   meter = Meter(screen)
+  # The folder appears whole; a killed command leaves its draft to the next.
+  draft = folder.with_name(f".{folder.name}.draft")
+  shutil.rmtree(draft, ignore_errors=True)
   if config.export == "delphi":
     latents = config.latents
-    count = delphi.write(folder, sae, store, latents, progress=meter)
-    return f"{count:,} values: {folder}"
-  count = neuronpedia.write(
-    folder,
-    sae,
-    store,
-    chosen,
-    name=name,
-    model=models.load(config.model) if config.model else None,
-    sizes=sizes_of(config),
-    progress=meter,
-  )
-  return f"{count:,} latents: {folder}"
+    count = delphi.write(draft, sae, store, latents, progress=meter)
+  else:
+    count = neuronpedia.write(
+      draft,
+      sae,
+      store,
+      chosen,
+      name=name,
+      model=models.load(config.model) if config.model else None,
+      sizes=sizes_of(config),
+      progress=meter,
+    )
+  with durable.disk_errors(folder.parent, field="write", what=folder.name):
+    if folder.exists():
+      folder.rmdir()
+    draft.rename(folder)
+    durable.sync_folder(folder.parent)
+  what = "values" if config.export == "delphi" else "latents"
+  return f"{count:,} {what}: {config.target}"

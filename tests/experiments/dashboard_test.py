@@ -115,7 +115,7 @@ class DashboardTest(absltest.TestCase):
     )
     text = "One day, little dogs went to the park."
     prompt = {"prompt": text, "strongest": 3}
-    code, out, err = self.run_script(store="", **prompt)
+    code, _, err = self.run_script(store="", **prompt)
     self.assertEqual(code, 0, err)
     found = self.data()
     feature_page.validate(found)
@@ -138,7 +138,7 @@ class DashboardTest(absltest.TestCase):
       ("delphi", "model.layers.1/config.json"),
     ):
       target = self.folder / kind
-      code, out, err = self.run_script(export=kind, write=target, random=5)
+      code, _, err = self.run_script(export=kind, write=target, random=5)
       self.assertEqual(code, 0, err)
       self.assertTrue((target / file).exists())
       code, _out, err = self.run_script(export=kind, write=target)

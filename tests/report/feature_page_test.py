@@ -247,7 +247,7 @@ class ChromiumTest(absltest.TestCase):
     tab = self.tab
     self.show(with_effects())
     self.assertEqual(self.texts(".effects td"), ["2", "0.5", "0.4"])
-    self.assertIn("0.5 nats per token", tab.value("card.textContent"))
+    self.assertIn("nats per token", self.texts(".effects th")[1])
     self.assertIn("error of the SAE is kept", tab.value("card.textContent"))
     kinds = tab.value("[...document.querySelectorAll('.text span')]"
                       ".map(e => e.className)")  # fmt: skip
