@@ -87,22 +87,19 @@ function promptView(page) {
   }
   const places = prompts.flatMap((prompt, p) =>
     prompt.tokens.map((_, t) => [p, t]));
-  let now = Math.max(0, places.findIndex(([p, t]) => prompts[p].rows[t]));
+  const start =
+    Math.max(0, places.findIndex(([p, t]) => prompts[p].rows[t]));
+  let now = start;
   return {
     strips: (latent) => strips(latent, null),
     largest: (latent) => largest.get(latent) || 0,
-    // The view of an address, or null; without one that of the first row.
+    // The view of an address, or null; of the first row, where there is none.
     found: (hash) => {
       const wanted = /^#prompt=(\d+),(\d+)$/.exec(hash);
       if (hash && !wanted) return null;
-      if (wanted) {
-        now = places.findIndex(([p, t]) =>
-          p === Number(wanted[1]) && t === Number(wanted[2]));
-        if (now < 0) {
-          now = 0;
-          return null;
-        }
-      }
+      const place = wanted ? places.findIndex(([p, t]) =>
+        p === Number(wanted[1]) && t === Number(wanted[2])) : now;
+      now = place < 0 ? start : place;
       return view(...places[now]);
     },
     move: (by) => {
