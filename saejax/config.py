@@ -15,10 +15,9 @@ import pathlib
 import re
 import sys
 import tempfile
-import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
@@ -27,7 +26,6 @@ from saejax import (
   choices,
   durable,
   fields,
-  flag_types,
   flagfiles,
   interrupt,
   presets,
@@ -58,7 +56,11 @@ def define(
   """
   for leaf in fields.leaves(config_cls, prefix):
     default = None if leaf.default is fields.MISSING else leaf.default
-    flags.DEFINE_flag(flag_types.make(leaf, default), flag_values)
+    kinds = {bool: _BoolFlag}
+    make = kinds.get(leaf.kind, _Repeated if leaf.repeated else flags.Flag)
+    parser = _Parser(leaf)
+    flag = make(parser, None, leaf.name, default, leaf.comment or leaf.name)
+    flags.DEFINE_flag(flag, flag_values)
 
 
 def widened(config_cls: type, argv: Sequence[str]) -> type:
@@ -174,7 +176,9 @@ def run(
     with _one_line():
       args = presets.expanded(args)
     if HELP & set(args[1:]):
-      print(usage(config_cls, sys.modules[main.__module__].__doc__, args[0]))
+      print(
+        usage.text(config_cls, sys.modules[main.__module__].__doc__, args[0])
+      )
       sys.exit(0)
     with _one_line():
       parse(args, explain=partial(choices.explain, config_cls))
@@ -325,44 +329,9 @@ def _suggestion(name: str, names: list[str]) -> str:
   return "did you mean " + " or ".join("--" + n for n in meant) + "?"
 
 
-def usage(config_cls: type, doc: str | None, program: str) -> str:
-  """Returns the text of --help: the program's docstring and all flags.
-
-  Args:
-    config_cls, doc, program: config class, docstring and path of the program.
-  """
-  program = os.path.basename(program)
-  lines = [
-    (doc or "").strip(),
-    "",
-    f"{program} [--preset=NAME] [--flagfile=FILE] [--NAME=VALUE]",
-  ]
-  for leaf in fields.leaves(config_cls):
-    value = "VALUE"
-    if leaf.default is not fields.MISSING:
-      value = fields.show(leaf.kind, leaf.default)
-    kind = (
-      f"{fields.describe(leaf.element)}, may be given several times"
-      if leaf.repeated
-      else fields.describe(leaf.kind)
-    )
-    lines.append(f"  --{leaf.name}={value}  ({kind})")
-    lines += textwrap.wrap(
-      leaf.comment, 72, initial_indent=" " * 6, subsequent_indent=" " * 6
-    )
-  lines += choices.listing(config_cls)
-  lines += ["", "A flagfile has one flag per line; the last equal flag wins."]
-  lines += [
-    f"A preset is one that comes with saejax: {', '.join(presets.names())}."
-  ]
-  return "\n".join(lines).strip()
-
-
 def _lines(leaf: fields.Leaf, config: Any) -> list[str]:
   """Formats `--name=value`, for each element where the flag is repeated."""
-  value = config
-  for part in leaf.name.split("."):
-    value = getattr(value, part)
+  value = reduce(getattr, leaf.name.split("."), config)
   if leaf.repeated:
     return [_line(leaf, leaf.element, one) for one in value]
   return [_line(leaf, leaf.kind, value)]
@@ -385,3 +354,47 @@ def _line(leaf: fields.Leaf, kind: Any, value: Any) -> str:
       "choose a value that a flagfile can hold",
     )
   return line
+
+
+class _Parser(flags.ArgumentParser):
+  """Text of a flag -> value, by the type of the field."""
+
+  def __init__(self, leaf: fields.Leaf):
+    super().__init__()
+    self.leaf = leaf
+
+  def parse(self, argument: Any) -> Any:
+    if not isinstance(argument, str):  # absl parses the default too
+      return argument
+    if self.leaf.repeated:
+      return (self._read(self.leaf.element, argument),)
+    return self._read(self.leaf.kind, argument)
+
+  def _read(self, kind: Any, argument: str) -> Any:
+    try:
+      return fields.read(kind, argument)
+    except ValueError as error:
+      remedy = "see --help"
+      if self.leaf.default is not fields.MISSING:
+        default = fields.show(self.leaf.kind, self.leaf.default)
+        remedy = f"for example --{self.leaf.name}={default}"
+      raise InputError(self.leaf.name, argument, str(error), remedy) from None
+
+  def flag_type(self) -> str:
+    return fields.describe(self.leaf.kind)
+
+
+class _BoolFlag(flags.Flag):
+  """A flag that may stand without a value, and with `no` before its name."""
+
+  def __init__(self, *args: Any):
+    super().__init__(*args, boolean=True)
+
+
+class _Repeated(flags.Flag):
+  """A flag whose values are collected; a comma does not divide one."""
+
+  def parse(self, argument: Any) -> None:
+    before = self.value if self.present else None
+    super().parse(argument)
+    self.value = (*(before or ()), *(self.value or ()))

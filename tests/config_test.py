@@ -12,7 +12,7 @@ from typing import Literal
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from saejax import config, fields
+from saejax import config, fields, usage
 from saejax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -86,7 +86,7 @@ class FlagsTest(parameterized.TestCase):
     self.assertEqual(parsed(Texts, f"--flagfile={path}"), found)
     with self.assertRaisesRegex(InputError, "on one line"):
       config.write(path, Texts(prompt=("a", "b\nc")))
-    self.assertIn("may be given several times", config.usage(Texts, "", "p"))
+    self.assertIn("may be given several times", usage.text(Texts, "", "p"))
 
   @parameterized.parameters(
     ("--train.sae.k=300_000", "--train.sizes=300_000", 300_000),
@@ -251,7 +251,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 saejax = types.ModuleType("saejax")  # without __init__: starts in no time
 saejax.__path__ = [{root!r} + "/saejax"]
 sys.modules["saejax"] = saejax
-from saejax import config
+from saejax import config, usage
 from saejax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -360,7 +360,7 @@ class UsageTest(absltest.TestCase):
       "  width: int = 3  # lost\n",
       space,
     )
-    self.assertIn("--width=3", config.usage(space["NoSource"], None, "p"))
+    self.assertIn("--width=3", usage.text(space["NoSource"], None, "p"))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ ROAD = [
   "fields",
   "presets",
   "choices",
-  "flag_types",
+  "usage",
   "config",
   "kernels",
   "models",
