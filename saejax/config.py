@@ -29,14 +29,14 @@ from saejax import (
   flagfiles,
   interrupt,
   presets,
+  usage,
 )
 from saejax.errors import InputError
 
 Config = TypeVar("Config")
 RUN_FLAGS = "run.flags"  # the flagfile that a run leaves in its folder
 
-# All of them show the flags of the script; absl's own would list those of every
-# library that is imported.
+# absl's own help would list the flags of every library that is imported.
 HELP = {"-h", "-?", "-help", "--help", "--helpshort", "--helpfull"}
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from saejax import config, fields, presets
+from saejax import config, fields, presets, usage
 from saejax.errors import InputError
 from saejax.recipes import arguments, catalogue
 from saejax.runs import folder, grid
