@@ -95,8 +95,7 @@ def add(
   rows = sorted({e["row"] for _, e in shown})
   number = {row: i for i, row in enumerate(rows)}
   found = latent_effects.windows(store, rows, before=before, after=after)
-  # A gradient through unrolled layers takes minutes to compile.
-  around = (model.scanned(), sae, site, found)
+  around = (model, sae, site, found)
   progress = progress or {}
   linear: dict[tuple[int, int], float] = {}
   if attribution:
