@@ -15,22 +15,28 @@ import pathlib
 import re
 import sys
 import tempfile
-import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from saejax import choices, durable, fields, flagfiles, interrupt, presets
+from saejax import (
+  choices,
+  durable,
+  fields,
+  flagfiles,
+  interrupt,
+  presets,
+  usage,
+)
 from saejax.errors import InputError
 
 Config = TypeVar("Config")
 RUN_FLAGS = "run.flags"  # the flagfile that a run leaves in its folder
 
-# All of them show the flags of the script; absl's own would list those of every
-# library that is imported.
+# absl's own help would list the flags of every library that is imported.
 HELP = {"-h", "-?", "-help", "--help", "--helpshort", "--helpfull"}
 
 
@@ -50,7 +56,8 @@ def define(
   """
   for leaf in fields.leaves(config_cls, prefix):
     default = None if leaf.default is fields.MISSING else leaf.default
-    make = _BoolFlag if leaf.kind is bool else flags.Flag
+    kinds = {bool: _BoolFlag}
+    make = kinds.get(leaf.kind, _Repeated if leaf.repeated else flags.Flag)
     parser = _Parser(leaf)
     flag = make(parser, None, leaf.name, default, leaf.comment or leaf.name)
     flags.DEFINE_flag(flag, flag_values)
@@ -135,9 +142,10 @@ def write(
       cannot be written. Nothing is written.
   """
   lines = [
-    _line(leaf, config) + "\n"
+    line + "\n"
     for leaf in fields.leaves_of(config)
     if leaf.name not in omit
+    for line in _lines(leaf, config)
   ]
   # absl reads flagfiles in the encoding of the locale.
   text = flagfiles.sealed("".join(lines), locale.getencoding())
@@ -168,7 +176,9 @@ def run(
     with _one_line():
       args = presets.expanded(args)
     if HELP & set(args[1:]):
-      print(usage(config_cls, sys.modules[main.__module__].__doc__, args[0]))
+      print(
+        usage.text(config_cls, sys.modules[main.__module__].__doc__, args[0])
+      )
       sys.exit(0)
     with _one_line():
       parse(args, explain=partial(choices.explain, config_cls))
@@ -319,50 +329,27 @@ def _suggestion(name: str, names: list[str]) -> str:
   return "did you mean " + " or ".join("--" + n for n in meant) + "?"
 
 
-def usage(config_cls: type, doc: str | None, program: str) -> str:
-  """Returns the text of --help: the program's docstring and all flags.
-
-  Args:
-    config_cls, doc, program: config class, docstring and path of the program.
-  """
-  program = os.path.basename(program)
-  lines = [
-    (doc or "").strip(),
-    "",
-    f"{program} [--preset=NAME] [--flagfile=FILE] [--NAME=VALUE]",
-  ]
-  for leaf in fields.leaves(config_cls):
-    value = "VALUE"
-    if leaf.default is not fields.MISSING:
-      value = fields.show(leaf.kind, leaf.default)
-    lines.append(f"  --{leaf.name}={value}  ({fields.describe(leaf.kind)})")
-    lines += textwrap.wrap(
-      leaf.comment, 72, initial_indent=" " * 6, subsequent_indent=" " * 6
-    )
-  lines += choices.listing(config_cls)
-  lines += ["", "A flagfile has one flag per line; the last equal flag wins."]
-  lines += [
-    f"A preset is one that comes with saejax: {', '.join(presets.names())}."
-  ]
-  return "\n".join(lines).strip()
+def _lines(leaf: fields.Leaf, config: Any) -> list[str]:
+  """Formats `--name=value`, for each element where the flag is repeated."""
+  value = reduce(getattr, leaf.name.split("."), config)
+  if leaf.repeated:
+    return [_line(leaf, leaf.element, one) for one in value]
+  return [_line(leaf, leaf.kind, value)]
 
 
-def _line(leaf: fields.Leaf, config: Any) -> str:
+def _line(leaf: fields.Leaf, kind: Any, value: Any) -> str:
   """Formats `--name=value`; checks that it parses to the value."""
-  value = config
-  for part in leaf.name.split("."):
-    value = getattr(value, part)
   text, line, again = "", "", fields.MISSING
   with contextlib.suppress(TypeError, ValueError):
-    text = fields.show(leaf.kind, value)
+    text = fields.show(kind, value)
     line = f"--{leaf.name}={text}"
     line.encode()  # a lone surrogate has no bytes
-    again = fields.read(leaf.kind, text)
+    again = fields.read(kind, text)
   if again != value or text != text.strip() or {"\n", "\r"} & set(line):
     raise InputError(
       leaf.name,
       repr(value),
-      f"must be {fields.describe(leaf.kind)}, on one line, with no blanks at its "
+      f"must be {fields.describe(kind)}, on one line, with no blanks at its "
       "edges and no comma inside an element",
       "choose a value that a flagfile can hold",
     )
@@ -379,15 +366,19 @@ class _Parser(flags.ArgumentParser):
   def parse(self, argument: Any) -> Any:
     if not isinstance(argument, str):  # absl parses the default too
       return argument
+    if self.leaf.repeated:
+      return (self._read(self.leaf.element, argument),)
+    return self._read(self.leaf.kind, argument)
+
+  def _read(self, kind: Any, argument: str) -> Any:
     try:
-      return fields.read(self.leaf.kind, argument)
+      return fields.read(kind, argument)
     except ValueError as error:
       remedy = "see --help"
       if self.leaf.default is not fields.MISSING:
         default = fields.show(self.leaf.kind, self.leaf.default)
         remedy = f"for example --{self.leaf.name}={default}"
-      rule = str(error)
-      raise InputError(self.leaf.name, argument, rule, remedy) from None
+      raise InputError(self.leaf.name, argument, str(error), remedy) from None
 
   def flag_type(self) -> str:
     return fields.describe(self.leaf.kind)
@@ -398,3 +389,12 @@ class _BoolFlag(flags.Flag):
 
   def __init__(self, *args: Any):
     super().__init__(*args, boolean=True)
+
+
+class _Repeated(flags.Flag):
+  """A flag whose values are collected; a comma does not divide one."""
+
+  def parse(self, argument: Any) -> None:
+    before = self.value if self.present else None
+    super().parse(argument)
+    self.value = (*(before or ()), *(self.value or ()))

@@ -3,7 +3,8 @@
 A leaf is a field that is not itself a config. Types: int, float, bool, str,
 Literal, tuples and unions of those; in text, the elements of a tuple are
 separated by commas, a tuple inside a tuple stands in parentheses, and `none` is
-None.
+None. A tuple with `metadata={"repeated": True}` has one flag per element, which may
+hold commas.
 """
 
 import ast
@@ -29,6 +30,12 @@ class Leaf:
   kind: Any  # the type
   default: Any  # MISSING where the flag must be given
   comment: str  # the one-line comment of the field
+  repeated: bool = False  # a tuple with one flag per element
+
+  @property
+  def element(self) -> Any:
+    """The type of an element of a tuple."""
+    return typing.get_args(self.kind)[0]
 
 
 def leaves(config_cls: type, prefix: str = "") -> Iterator[Leaf]:
@@ -77,6 +84,7 @@ def _leaves(
         kind=kind,
         default=value,
         comment=field.metadata.get("comment", comments.get(field.name, "")),
+        repeated=field.metadata.get("repeated", False),
       )
 
 

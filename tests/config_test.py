@@ -12,7 +12,7 @@ from typing import Literal
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from saejax import config, fields
+from saejax import config, fields, usage
 from saejax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -44,6 +44,13 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts:
+  prompt: tuple[str, ...] = dataclasses.field(
+    default=(), metadata={"repeated": True}
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
   train: Train = Train(rate=2e-3)
   name: str = "a run"  # shown in the report
@@ -69,6 +76,17 @@ class FlagsTest(parameterized.TestCase):
   def test_default_of_a_nested_field_is_that_of_the_config_around_it(self):
     self.assertEqual(parsed(Run).train.sae.k, 8)
     self.assertEqual(parsed(Run).train.rate, 2e-3)
+
+  def test_a_repeated_flag_is_not_divided_at_commas_and_replays(self):
+    self.assertEqual(parsed(Texts), Texts())
+    found = parsed(Texts, "--prompt=a, b", "--prompt", "c=d (e,")
+    self.assertEqual(found.prompt, ("a, b", "c=d (e,"))
+    path = pathlib.Path(self.create_tempdir().full_path, "run.flags")
+    config.write(path, found)
+    self.assertEqual(parsed(Texts, f"--flagfile={path}"), found)
+    with self.assertRaisesRegex(InputError, "on one line"):
+      config.write(path, Texts(prompt=("a", "b\nc")))
+    self.assertIn("may be given several times", usage.text(Texts, "", "p"))
 
   @parameterized.parameters(
     ("--train.sae.k=300_000", "--train.sizes=300_000", 300_000),
@@ -233,7 +251,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 saejax = types.ModuleType("saejax")  # without __init__: starts in no time
 saejax.__path__ = [{root!r} + "/saejax"]
 sys.modules["saejax"] = saejax
-from saejax import config
+from saejax import config, usage
 from saejax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -342,7 +360,7 @@ class UsageTest(absltest.TestCase):
       "  width: int = 3  # lost\n",
       space,
     )
-    self.assertIn("--width=3", config.usage(space["NoSource"], None, "p"))
+    self.assertIn("--width=3", usage.text(space["NoSource"], None, "p"))
 
 
 if __name__ == "__main__":

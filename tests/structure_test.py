@@ -28,6 +28,7 @@ ROAD = [
   "fields",
   "presets",
   "choices",
+  "usage",
   "config",
   "kernels",
   "models",

@@ -98,12 +98,12 @@ def evaluate(
     ids, mask = jnp.asarray(batch.ids), jnp.asarray(batch.mask)
     keep, most = jnp.asarray(batch.keep), jnp.float32(limit)
     h = in_model.hidden(model, ids, mask)
-    clean.append(np.asarray(_pooled(h, mask))[used])
+    clean.append(np.asarray(pooled(h, mask))[used])
     parts = [
       in_model.edited_hidden(model, site, edit, ids, mask, keep, most)
       for edit in prepared
     ]
-    edited.append(np.stack([np.asarray(_pooled(h, mask))[used] for h in parts]))
+    edited.append(np.stack([np.asarray(pooled(h, mask))[used] for h in parts]))
   if sum(map(len, clean)) < 2:
     raise InputError(
       "corpus",
@@ -117,8 +117,13 @@ def evaluate(
 
 
 @jax.jit
-def _pooled(h: jax.Array, mask: jax.Array) -> jax.Array:
-  """The mean over real tokens, of norm 1: [B, T, d] -> [B, d]."""
+def pooled(h: jax.Array, mask: jax.Array) -> jax.Array:
+  """The mean over real tokens, of norm 1: [B, T, d] -> [B, d].
+
+  Args:
+    h: last hidden state.
+    mask: which tokens are real.
+  """
   h = jnp.where(mask[..., None], h, 0).astype(jnp.float32)
   count = jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.float32)
   mean = jnp.sum(h, axis=1) / jnp.maximum(count, 1)

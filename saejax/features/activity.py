@@ -6,7 +6,7 @@ Whatever the number of latents, the store is read once.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.sparse
@@ -197,6 +197,9 @@ def observe(
   top: int = 10,
   per_bin: int = 3,
   batch_rows: int = 4096,
+  together: bool = True,
+  watch: Callable[[summary.Active, np.ndarray, np.ndarray], None] | None = None,
+  progress: Callable[[int, int], None] | None = None,
 ) -> Activity:
   """Observes latents over a store, which is read once, in order.
 
@@ -212,6 +215,11 @@ def observe(
     top: number of rows kept for each.
     per_bin: number of rows kept for each bin.
     batch_rows: largest number of rows on the device at once.
+    together: whether to count the rows of pairs; without, `together` is
+      [L, 0].
+    watch: called with what is active on the rows of each part, and with the
+      numbers and the rows of the batch.
+    progress: called with the number of rows read, and of all.
 
   Raises:
     InputError: there is no such latent.
@@ -222,16 +230,22 @@ def observe(
     summary=summary.of_entries(wanted, 0, summary.NONE, top),
     histogram=np.zeros((len(wanted), BINS), np.int64),
     samples=_samples(choice.seed, *summary.NONE),
-    together=np.zeros((len(wanted), sae.n), np.int32),
+    together=np.zeros((len(wanted), sae.n if together else 0), np.int32),
     count=np.zeros(sae.n, np.int64),
   )
+  done = 0
   for numbers, x in reading.batches(store, batch_rows=batch_rows):
     for part in summary.active(sae, numbers, x, batch_rows):
+      if watch is not None:
+        watch(part, numbers, x)
       count = total.count + np.bincount(part.latent, minlength=sae.n)
       if not len(choice.latents):
         wanted = np.sort(order[count[order] > 0][: choice.random])
       total = dataclasses.replace(total.chosen(wanted), count=count)
       total = _added(total, part, choice.seed, top, per_bin)
+    done += len(numbers)
+    if progress is not None:
+      progress(done, store.rows)
   return total
 
 
@@ -257,20 +271,8 @@ def _added(
   samples = _samples(seed, place[up], value[up], row[up])
   flat = samples.place * BINS + samples.bin
   counts = np.bincount(flat, minlength=len(wanted) * BINS)
-
-  # Rows by latents, 0 or 1: A^T Z counts the rows of both.
-  _, at = np.unique(part.row, return_inverse=True)
-  ones = np.ones(len(at), np.int32)
-  rows = int(at.max(initial=-1)) + 1
-  Z = scipy.sparse.csr_array(
-    (ones, (at, part.latent)), (rows, len(total.count))
-  )
-  A = scipy.sparse.csr_array(
-    (ones[inside], (at[inside], place)), (rows, len(wanted))
-  )
-  both = (A.T @ Z).tocoo()
-  # In place, which `observe` may: a copy for each part would take the time.
-  total.together[both.row, both.col] += both.data
+  if total.together.size:
+    _count_pairs(total.together, part, place, inside)
   return Activity(
     summary=total.summary.merged(more),
     histogram=total.histogram + counts.reshape(-1, BINS),
@@ -278,3 +280,28 @@ def _added(
     together=total.together,
     count=total.count,
   )
+
+
+def _count_pairs(
+  together: np.ndarray,
+  part: summary.Active,
+  place: np.ndarray,
+  inside: np.ndarray,
+) -> None:
+  """Adds the rows of pairs to [L, n], in place: a copy would take the time.
+
+  Args:
+    together: the counts.
+    part: entries of some rows.
+    place: place of the latent of each entry that is `inside`.
+    inside: which entries are of the L latents.
+  """
+  L, n = together.shape
+  # Rows by latents, 0 or 1: A^T Z counts the rows of both.
+  _, at = np.unique(part.row, return_inverse=True)
+  ones = np.ones(len(at), np.int32)
+  rows = int(at.max(initial=-1)) + 1
+  Z = scipy.sparse.csr_array((ones, (at, part.latent)), (rows, n))
+  A = scipy.sparse.csr_array((ones[inside], (at[inside], place)), (rows, L))
+  both = (A.T @ Z).tocoo()
+  together[both.row, both.col] += both.data

@@ -6,7 +6,7 @@ with a language model, the tokens that it favours.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ def make(
   model: Model | None = None,
   sizes: Sizes = Sizes(),
   batch_rows: int = 4096,
+  progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
   """Makes the cards of latents from a store, which is read once.
 
@@ -67,6 +68,7 @@ def make(
     model: causal model of the rows, for the tokens that latents favour.
     sizes: numbers of what a card shows.
     batch_rows: largest number of rows on the device at once.
+    progress: called with the number of rows read, and of all.
 
   Raises:
     InputError: the store has no text or another width, there is no such latent,
@@ -82,7 +84,7 @@ def make(
   words = neighbours.tokenizer_of(store)
   if model is not None:
     lens.check(model, sae.d)
-    _directions(sae, np.zeros(0, int))  # refused before the pass
+    lens.directions(sae, np.zeros(0, int))  # refused before the pass
   found = activity.observe(
     sae,
     store,
@@ -90,6 +92,7 @@ def make(
     top=sizes.top,
     per_bin=sizes.each,
     batch_rows=batch_rows,
+    progress=progress,
   )
   W = np.asarray(sae.W_dec, np.float32)
   shown = examples(
@@ -104,7 +107,7 @@ def make(
     for i, (e, n, t) in enumerate(zip(shown, near, mates, strict=True))
   ]
   if model is not None:
-    favoured = _favoured(sae, model, found.latents, words, sizes.tokens)
+    favoured = lens.favoured(sae, model, found.latents, words, sizes.tokens)
     cards = [a | b for a, b in zip(cards, favoured, strict=True)]
   return {
     "format": FORMAT,
@@ -128,6 +131,43 @@ def described(store: Store) -> dict[str, str]:
     "model": str(reader.described(store, "model") or ""),
     "site": str((store.meta.get("site") or {}).get("name", "")),
     "split": str(store.meta.get("split") or ""),
+  }
+
+
+def bare(
+  sae: SAE,
+  latents: Sequence[int],
+  *,
+  model: Model | None = None,
+  words: tokenizer.Tokenizer | None = None,
+  sizes: Sizes = Sizes(),
+) -> dict[str, Any]:
+  """Makes cards without a store: neighbours in the decoder, and tokens.
+
+  Args:
+    sae: the SAE.
+    latents: numbers of the latents.
+    model: causal model of the rows, for the tokens that latents favour.
+    words: its tokenizer.
+    sizes: numbers of what a card shows.
+
+  Raises:
+    InputError: the model has no language head or another width.
+  """
+  which = np.unique(np.asarray(latents, int))
+  near = nearest(np.asarray(sae.W_dec, np.float32), which, sizes.near)
+  cards = [
+    {"latent": int(i), "examples": [], "nearest": n}
+    for i, n in zip(which, near, strict=True)
+  ]
+  if model is not None and words is not None:
+    lens.check(model, sae.d)
+    favoured = lens.favoured(sae, model, which, words, sizes.tokens)
+    cards = [a | b for a, b in zip(cards, favoured, strict=True)]
+  return {
+    "format": FORMAT,
+    "sae": {"n": sae.n, "d": sae.d},
+    "latents": cards,
   }
 
 
@@ -171,7 +211,6 @@ def picked(found: Activity, each: int) -> list[list[tuple[str, float, int]]]:
     each: number of rows of a quarter.
   """
   samples, lists = found.samples, []
-  centre = np.sqrt(activity.edges()[:-1] * activity.edges()[1:])
   for i, latent in enumerate(found.latents):
     values, rows = found.summary.top(int(latent))
     mine = [
@@ -179,8 +218,7 @@ def picked(found: Activity, each: int) -> list[list[tuple[str, float, int]]]:
     ]
     start, stop = np.searchsorted(samples.place, [i, i + 1])
     if len(values):
-      share = centre[samples.bin[start:stop]] / values[0]
-      quarter = np.minimum(QUARTERS * share, QUARTERS - 1).astype(int)
+      quarter = quarters(float(values[0]))[samples.bin[start:stop]]
       for q in reversed(range(QUARTERS)):
         at = start + np.flatnonzero(quarter == q)
         at = at[np.argsort(samples.draw[at], kind="stable")][:each]
@@ -192,6 +230,17 @@ def picked(found: Activity, each: int) -> list[list[tuple[str, float, int]]]:
         ]
     lists.append(mine)
   return lists
+
+
+def quarters(largest: float) -> Int[np.ndarray, "BINS"]:
+  """The quarter of the range from 0 to a value that each bin belongs to, from 0.
+
+  Args:
+    largest: the largest value.
+  """
+  centre = np.sqrt(activity.edges()[:-1] * activity.edges()[1:])
+  share = np.minimum(QUARTERS * centre / largest, QUARTERS - 1)
+  return share.astype(int)
 
 
 def examples(
@@ -336,44 +385,4 @@ def _largest(row: np.ndarray, count: int) -> list[dict[str, Any]]:
     {"latent": int(i), "value": round(float(row[i]), 3)}
     for i in order
     if np.isfinite(row[i])
-  ]
-
-
-# --- tokens ------------------------------------------------------------------
-
-
-def _directions(
-  sae: SAE, latents: Int[np.ndarray, "L"]
-) -> Float[np.ndarray, "L d"]:
-  try:
-    return np.asarray(sae.direction(latents), np.float32)
-  except NotImplementedError as error:
-    raise InputError(
-      "model",
-      "given",
-      f"the latents must each have one direction ({error})",
-      "leave the model out",
-    ) from error
-
-
-def _favoured(
-  sae: SAE,
-  model: Model,
-  latents: Int[np.ndarray, "L"],
-  words: tokenizer.Tokenizer,
-  count: int,
-) -> list[dict[str, Any]]:
-  """The tokens with the largest and the smallest logits of each latent."""
-  rows = _directions(sae, latents)
-  top, high, bottom, low = lens.tokens(model, rows, count)
-
-  def named(ids: np.ndarray, values: np.ndarray) -> list[dict[str, Any]]:
-    return [
-      {"token": words.decode([i]), "logit": short(v)}
-      for i, v in zip(ids.tolist(), values.tolist(), strict=True)
-    ]
-
-  return [
-    {"promoted": named(a, b), "suppressed": named(c, d)}
-    for a, b, c, d in zip(top, high, bottom, low, strict=True)
   ]

@@ -1,12 +1,16 @@
 """Tokens that a latent's decoder row favours, read off the language head."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from saejax.errors import InputError
 from saejax.models.model import Model
+from saejax.models.tokenizer import Tokenizer
+from saejax.sae.sae import SAE
 
 _LOGITS = 2**24  # logits in memory at once
 
@@ -89,3 +93,57 @@ def tokens(
   parts = zip(*found, strict=True) if found else [[empty]] * 4
   top, high, bottom, low = (np.concatenate(part) for part in parts)
   return top, high, bottom, low
+
+
+def directions(
+  sae: SAE, latents: Int[np.ndarray, "L"]
+) -> Float[np.ndarray, "L d"]:
+  """Directions of latents in the residual stream, for the logit lens.
+
+  Args:
+    sae: the SAE.
+    latents: numbers of the latents.
+
+  Raises:
+    InputError: they depend on the row.
+  """
+  try:
+    return np.asarray(sae.direction(latents), np.float32)
+  except NotImplementedError as error:
+    raise InputError(
+      "model",
+      "given",
+      f"the latents must each have one direction ({error})",
+      "leave the model out",
+    ) from error
+
+
+def favoured(
+  sae: SAE,
+  model: Model,
+  latents: Int[np.ndarray, "L"],
+  words: Tokenizer,
+  count: int,
+) -> list[dict[str, Any]]:
+  """The tokens with the largest and the smallest logits of each latent.
+
+  Args:
+    sae: the SAE.
+    model: a causal model.
+    latents: numbers of the latents.
+    words: its tokenizer.
+    count: number of tokens.
+  """
+  rows = directions(sae, latents)
+  top, high, bottom, low = tokens(model, rows, count)
+
+  def named(ids: np.ndarray, values: np.ndarray) -> list[dict[str, Any]]:
+    return [
+      {"token": words.decode([i]), "logit": float(f"{v:.4g}")}
+      for i, v in zip(ids.tolist(), values.tolist(), strict=True)
+    ]
+
+  return [
+    {"promoted": named(a, b), "suppressed": named(c, d)}
+    for a, b, c, d in zip(top, high, bottom, low, strict=True)
+  ]

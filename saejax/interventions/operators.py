@@ -5,6 +5,7 @@ With z = encode(x), x_hat = decode(z) and an edit z' = change(z),
   splice    x' = x_hat                          the SAE in place of the site
   edited    x' = x + (decode(z') - decode(z))   the error is kept
             x' = decode(z')                     keep_error=False
+  without   x' = x - z_j d_j                    one latent per sequence is 0
   zero      x' = 0                              ablation of the site
   constant  x' = v                              such as the mean of the rows
   projection  x' = m + (x - m) V^T V            on orthonormal directions V
@@ -16,14 +17,16 @@ rows that the SAE has never seen: `data.text.rules`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from saejax.errors import InputError
 from saejax.models.edits import Context, Edit
 from saejax.sae.context import Batch
+from saejax.sae.latents import Latents, SparseLatents
 from saejax.sae.sae import SAE
 
 Change = Callable[[Float[Array, "*b n"]], Float[Array, "*b n"]]
@@ -56,6 +59,37 @@ def edited(sae: SAE, change: Change, *, keep_error: bool = True) -> Edit:
   """
   function = _delta if keep_error else _decoded
   return Edit(Partial(function, _of_rows(sae), Partial(change)))
+
+
+def without(sae: SAE, latents: Int[Array, "B"]) -> Edit:
+  """Activations with one latent of each sequence set to 0; the error is kept.
+
+  x' = x - z_j d_j with d_j what a unit of latent j adds to the reconstruction.
+  It is `edited` with z_j = 0, without an array of all latents where the SAE has
+  a sparse engine, so that one pass ablates as many latents as it has sequences.
+
+  Args:
+    sae: the SAE of the site, in the inference form.
+    latents: latent of each sequence, by the number of the sequence.
+
+  Raises:
+    InputError: as `splice`.
+  """
+  return Edit(Partial(_without, _of_rows(sae), jnp.asarray(latents)))
+
+
+def values(latents: Latents, which: Int[Array, "*b"]) -> Float[Array, "*b"]:
+  """The value of one latent per row, 0 where it is not active.
+
+  Args:
+    latents: latents of rows.
+    which: number of a latent, per row.
+  """
+  if isinstance(latents, SparseLatents):
+    hits = latents.indices == which[..., None]
+    return jnp.sum(jnp.where(hits, latents.values, 0), axis=-1)
+  z = latents.dense()
+  return jnp.take_along_axis(z, which[..., None], axis=-1)[..., 0]
 
 
 def zero() -> Edit:
@@ -103,11 +137,22 @@ def _splice(sae: SAE, h: Array, context: Context) -> Array:
 def _delta(sae: SAE, change: Change, h: Array, context: Context) -> Array:
   out = sae.forward(_rows(h))
   z = out.latents.dense()
-  zeros = jnp.zeros_like(out.x_hat)
-  delta = (change(z) - z) @ sae.W_dec
-  moved = sae.prep.undo(zeros + delta, out.statistics)
-  moved -= sae.prep.undo(zeros, out.statistics)
-  return h + moved.reshape(h.shape).astype(h.dtype)
+  return h + _moved(sae, (change(z) - z) @ sae.W_dec, out.statistics, h)
+
+
+def _without(sae: SAE, latents: Array, h: Array, context: Context) -> Array:
+  out = sae.forward(_rows(h))
+  which = latents[context.sequence]
+  which = jnp.broadcast_to(which[:, None], h.shape[:2])
+  delta = -values(out.latents, which)[..., None] * sae.W_dec[which]
+  return h + _moved(sae, delta, out.statistics, h)
+
+
+def _moved(sae: SAE, delta: Array, statistics: Any, h: Array) -> Array:
+  """A change in the frame of the prep as one of the activations."""
+  zeros = jnp.zeros_like(delta)
+  moved = sae.prep.undo(delta, statistics) - sae.prep.undo(zeros, statistics)
+  return moved.reshape(h.shape).astype(h.dtype)
 
 
 def _decoded(sae: SAE, change: Change, h: Array, context: Context) -> Array:

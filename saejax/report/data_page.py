@@ -39,8 +39,9 @@ def check_examples(examples: Sequence[Mapping[str, Any]], at: str) -> None:
   """
   for j, example in enumerate(examples):
     length = len(example["tokens"])
-    if len(example["values"]) != length:
-      raise ValueError(f"{at}[{j}] must have as many values as tokens")
+    for name in ("values", "attribution"):
+      if len(example.get(name, example["tokens"])) != length:
+        raise ValueError(f"{at}[{j}] must have as many {name} as tokens")
     if example["at"] >= length:
       raise ValueError(f"{at}[{j}].at must be below {length}")
 

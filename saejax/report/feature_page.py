@@ -5,11 +5,16 @@ the page. The page asks nothing of the network, and forbids itself to. Notes sta
 in the browser.
 """
 
+import itertools
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from saejax.report import data_page, json_schema
+
+# Fields of data, and of cards, that are there with a store.
+_OF_STORE = ("rows", "per_octave", "lowest")
+_OF_ROWS = ("count", "density", "mean", "max", "histogram", "together")
 
 
 def schema() -> dict[str, Any]:
@@ -27,8 +32,23 @@ def validate(data: Mapping[str, Any]) -> None:
     ValueError: they do not match the schema; names the place.
   """
   json_schema.check(data, schema())
+  if "store" in data:
+    for name in _OF_STORE:
+      if name not in data:
+        raise ValueError(f"$.{name} is missing")
   for i, card in enumerate(data["latents"]):
+    for name in _OF_ROWS if "store" in data else ():
+      if name not in card:
+        raise ValueError(f"$.latents[{i}].{name} is missing")
     data_page.check_examples(card["examples"], f"$.latents[{i}].examples")
+  known = {card["latent"] for card in data["latents"]}
+  for i, prompt in enumerate(data.get("prompts", ())):
+    for name in ("rows", "latents"):
+      if len(prompt[name]) != len(prompt["tokens"]):
+        raise ValueError(f"$.prompts[{i}] must have as many {name} as tokens")
+    for one in itertools.chain(*prompt["latents"]):
+      if one["latent"] not in known:
+        raise ValueError(f"$.prompts[{i}] has latent {one['latent']}, no card")
 
 
 def render(data: Mapping[str, Any], title: str) -> str:
@@ -47,8 +67,8 @@ def render(data: Mapping[str, Any], title: str) -> str:
     "feature_page.html",
     data,
     title,
-    styles=["feature_page.css"],
-    scripts=["latents.js", "feature_page.js"],
+    styles=["feature_page.css", "prompt_view.css"],
+    scripts=["latents.js", "prompt_view.js", "feature_page.js"],
   )
 
 
@@ -59,7 +79,8 @@ def write(
 
   Args:
     path: the file.
-    data, title: as for `render`.
+    data: the data, see `schema`.
+    title: title of the page; notes belong to it.
 
   Raises:
     InputError: jinja2 is not installed, or the file cannot be written.

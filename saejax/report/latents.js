@@ -20,6 +20,8 @@ const latents = (() => {
     return element;
   }
   const number = (value) => Number(value.toPrecision(3)).toString();
+  const small = (value) => value && Math.abs(value) < 1e-3
+    ? value.toExponential(1) : number(value);
   const share = (value) => `${number(100 * value)} %`;
   const visible = (text) => text.replace(/\n/g, "↵\n").replace(/\t/g, "⇥\t");
   const blank = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥")
@@ -43,8 +45,9 @@ const latents = (() => {
   dark.addEventListener("change", (event) =>
     theme(event.matches ? "dark" : "light"));
 
-  // --- an example, coloured by values up to `most`; `read` tells a token's ---
-  function example(e, most, box, read) {
+  // --- an example, coloured by values up to `most`; `read` tells a token's, and
+  // what `more` says of it ---
+  function example(e, most, box, read, more = () => "") {
     const line = make("p", { class: "text" });
     e.tokens.forEach((token, i) => {
       const value = e.values[i], span = make("span", {}, visible(token));
@@ -56,13 +59,14 @@ const latents = (() => {
       }
       if (i === e.at) span.className = "at";
       span.title = number(value);
+      const told = more(span, i);
       span.addEventListener("click", () => {
         for (const old of box.querySelectorAll(".picked")) {
           old.classList.remove("picked");
         }
         span.classList.add("picked");
         read.textContent = `“${short(token)}”: ${number(value)}; example of`
-          + ` row ${e.row}, document ${e.doc}, position ${e.pos}`;
+          + ` row ${e.row}, document ${e.doc}, position ${e.pos}${told}`;
       });
       line.append(span);
     });
@@ -91,6 +95,6 @@ const latents = (() => {
     }
   }
 
-  return { make, drawn, number, share, blank, short, turn, example, listen,
-    reveal };
+  return { make, drawn, number, small, share, visible, blank, short, turn,
+    example, listen, reveal };
 })();

@@ -5,6 +5,7 @@ import pathlib
 import re
 
 import jax
+import numpy as np
 from absl.testing import absltest
 
 from saejax.data import harvest
@@ -79,6 +80,71 @@ class DashboardTest(absltest.TestCase):
         text = "".join(e["tokens"])
         self.assertRegex(text, "dogs|park|ball|day|little|play|went")
 
+  def test_effects_agree_with_each_other_and_the_model(self):
+    self.save(about={"site": self.store.meta["site"]})
+    code, _out, err = self.run_script(
+      model=self.model, random=3, ablation=True, attribution=True, quarter=1,
+      top=3, batch_windows=7,
+    )  # fmt: skip
+    self.assertEqual(code, 0, err)
+    self.assertRegex(err, r"two forward passes on 1\d windows and a forward")
+    self.assertRegex(err, r"windows of ablation (1\d) of \1")
+    found = self.data()
+    feature_page.validate(found)
+    self.assertEqual(found["effects"]["measure"], "loss")
+    pairs = []
+    for card in found["latents"]:
+      for w in card["ablation"]["windows"]:
+        pairs.append((w["change"], w["linear"]))
+      rows = {e["row"]: e for e in card["examples"]}
+      self.assertTrue(
+        {w["row"] for w in card["ablation"]["windows"]} <= set(rows)
+      )
+      for e in rows.values():
+        self.assertLen(e["attribution"], len(e["tokens"]))
+    change, linear = np.array(pairs).T
+    self.assertGreater(np.abs(change).max(), 1e-4)
+    self.assertGreater(np.corrcoef(change, linear)[0, 1], 0.8)
+
+  def test_prompts_without_and_with_a_store(self):
+    self.save(
+      about={
+        "model": {"name": self.model},
+        "site": {"name": "layers.1.resid_post"},
+      }
+    )
+    text = "One day, little dogs went to the park."
+    prompt = {"prompt": text, "strongest": 3}
+    code, _, err = self.run_script(store="", **prompt)
+    self.assertEqual(code, 0, err)
+    found = self.data()
+    feature_page.validate(found)
+    self.assertEqual("".join(found["prompts"][0]["tokens"]), text)
+    self.assertNotIn("store", found)
+    self.assertIn("promoted", found["latents"][0])
+    bare = found["prompts"]
+    code, _out, err = self.run_script(**prompt)
+    self.assertEqual(code, 0, err)
+    found = self.data()
+    feature_page.validate(found)
+    self.assertEqual(found["prompts"], bare)
+    self.assertEqual(found["rows"], self.store.rows)
+    self.assertTrue(any(c["examples"] for c in found["latents"]))
+
+  def test_exports(self):
+    self.save(about={"site": self.store.meta["site"]})
+    for kind, file in (
+      ("neuronpedia", "batch-0.json"),
+      ("delphi", "model.layers.1/config.json"),
+    ):
+      target = self.folder / kind
+      code, _, err = self.run_script(export=kind, write=target, random=5)
+      self.assertEqual(code, 0, err)
+      self.assertTrue((target / file).exists())
+      code, _out, err = self.run_script(export=kind, write=target)
+      self.assertEqual(code, 2)
+      self.assertIn("must be a folder that is empty", err)
+
   def test_bad_input_is_refused_by_name_and_nothing_is_written(self):
     self.save()
     for flags, message in (
@@ -86,6 +152,11 @@ class DashboardTest(absltest.TestCase):
       ({"store": self.folder}, "must be a store"),
       ({"sae": self.folder / "none"}, "none"),
       ({"random": 0}, "--random=0: must be at least 1"),
+      ({"export": "np"}, "--export=np: must be neuronpedia or delphi"),
+      ({"store": ""}, "--store=: must not be empty, except for prompts"),
+      ({"store": "", "prompt": "a", "ablation": True}, "--ablation=true"),
+      ({"prompt": "a", "model": self.model, "site": "x"}, "--site=x"),
+      ({"prompt": "a", "model": self.folder / "m"}, "--model="),
     ):
       code, _, err = self.run_script(**flags)
       self.assertEqual(code, 2, err)

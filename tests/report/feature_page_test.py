@@ -65,6 +65,49 @@ def data():
   }
 
 
+def with_prompts(store=True):
+  """Data with prompts of three and two tokens, with or without a store."""
+  found = data()
+  if not store:
+    for name in ("store", "rows", "per_octave", "lowest"):
+      del found[name]
+    kept = ("latent", "nearest", "promoted", "suppressed")
+    found["latents"] = [
+      {k: v for k, v in c.items() if k in kept} | {"examples": []}
+      for c in found["latents"]
+    ]
+  one = lambda latent, value: {"latent": latent, "value": value}
+  return found | {
+    "subject": {"model": "m", "site": "l"},
+    "strongest": 1,
+    "prompts": [
+      {
+        "text": f"x{BAD}y",
+        "tokens": ["x", BAD, "y"],
+        "rows": [False, True, True],
+        "latents": [[], [one(3, 2.0), one(9, 0.5)], [one(9, 1.5)]],
+      },
+      {
+        "text": "no",
+        "tokens": ["n", "o"],
+        "rows": [True, True],
+        "latents": [[one(9, -0.25)], []],
+      },
+    ],
+  }
+
+
+def with_effects():
+  """Data with attribution and ablation."""
+  found = data()
+  first = found["latents"][0]
+  first["examples"][0]["attribution"] = [0.0, -0.02, 0.01]
+  window = {"row": 5, "group": "top", "value": 2, "change": 0.5, "linear": 0.4}
+  first["ablation"] = {"mean": 0.5, "windows": [window]}
+  effects = {"model": "m", "measure": "loss", "tokens": 32}
+  return found | {"effects": effects}
+
+
 class FeaturePageTest(parameterized.TestCase):
   def test_the_page_needs_no_other_file_and_is_well_formed(self):
     text = feature_page.render(data(), "T <i>")
@@ -87,6 +130,8 @@ class FeaturePageTest(parameterized.TestCase):
 
   def test_data_are_checked_against_the_schema(self):
     feature_page.validate(data())
+    for good in (with_prompts(), with_prompts(store=False), with_effects()):
+      feature_page.validate(good)
     changes = {
       r"latents\[0\].count must be": lambda d: d["latents"][0].update(count=-1),
       r"\$.rows is missing": lambda d: d.pop("rows"),
@@ -99,6 +144,20 @@ class FeaturePageTest(parameterized.TestCase):
       ),
       r"examples\[0\] must have as many values": (
         lambda d: d["latents"][0]["examples"][0]["values"].pop()
+      ),
+      r"latents\[0\].density is missing": lambda d: d["latents"][0].pop(
+        "density"
+      ),
+      r"must have as many attribution": lambda d: d["latents"][0]["examples"][
+        0
+      ].update(attribution=[0.1]),
+      r"prompts\[0\] must have as many rows": lambda d: d.update(
+        prompts=[with_prompts()["prompts"][0] | {"rows": [True]}]
+      ),
+      r"prompts\[1\] has latent 9": lambda d: (
+        d.update(prompts=with_prompts()["prompts"], latents=d["latents"][:1])
+        or d["latents"].append(card(11))
+        or d["prompts"][0]["latents"].__setitem__(slice(None), [[], [], []])
       ),
     }
     for message, change in changes.items():
@@ -118,6 +177,86 @@ class ChromiumTest(absltest.TestCase):
     self.tab = self.enter_context(chromium.tab())
     self.tab.screen(1200, 800)
     self.tab.open(self.page)
+
+  def show(self, found):
+    feature_page.write(self.page, found, "T")
+    self.tab.value("location.hash = ''")
+    self.tab.open(self.page)
+
+  def texts(self, selector):
+    return self.tab.value(
+      f"[...document.querySelectorAll({selector!r})].map(e => e.textContent)"
+    )
+
+  def test_prompts_by_keys_clicks_and_fragments(self):
+    tab = self.tab
+    self.show(with_prompts())
+    self.assertLen(self.texts(".strip"), 2)
+    # The first token that is a row, with one latent, its words and an example.
+    self.assertIn("window.bad", self.heading())
+    self.assertEqual(self.texts(".strong > a"), ["3"])
+    self.assertEqual(self.texts(".strong .chip"), ["<b>"])
+    self.assertEqual(self.texts(".strong .text"), ["a walrus↵\n"])
+    self.assertIsNone(tab.value("window.bad ?? null"))
+    for key, wanted in (
+      ("ArrowRight", "y"),
+      ("ArrowRight", "n"),
+      ("ArrowRight", "o"),
+      ("ArrowRight", "o"),
+      ("ArrowLeft", "n"),
+    ):
+      tab.press(key)
+      self.assertEqual(self.heading(), f"“{wanted}”")
+    self.assertEqual(tab.value("location.hash"), "#prompt=1,0")
+    self.assertEqual(self.texts(".below"), ["-0.25"])
+    tab.click(".strip span", 0)
+    self.assertIn("No row", tab.value("card.textContent"))
+    tab.click(".strip span", 2)
+    tab.click(".strong > a")
+    self.assertEqual(self.heading(), "Latent 9")
+    shaded = tab.value(
+      "[...document.querySelectorAll('.strip span')]"
+      ".map(e => Boolean(e.style.background))"
+    )
+    self.assertEqual(shaded, [False, True, True, True, False])
+    # The list is by value in the prompts: 3, 9, 11.
+    tab.press("j")
+    self.assertEqual(self.heading(), "Latent 11")
+    tab.value("location.hash = 'prompt=7,0'")
+    tab.settle()
+    self.assertIn("window.bad", self.heading())  # there is no such prompt
+    self.assertEqual((tab.errors, len(tab.requests)), ([], 2))
+
+  def test_prompts_without_a_store(self):
+    tab = self.tab
+    self.show(with_prompts(store=False))
+    self.assertEqual(self.texts(".strong > a"), ["3"])
+    tab.click(".strong > a")
+    self.assertEqual(self.heading(), "Latent 3")
+    self.assertIn("No examples", tab.value("card.textContent"))
+    self.assertIn("m, l", tab.value("about.textContent"))
+    self.assertEqual(tab.errors, [])
+    tab.screen(420, 900)
+    for place in ("prompt=0,1", "latent=3"):
+      tab.value(f"location.hash = '{place}'")
+      tab.open(self.page)
+      widths = tab.value("[innerWidth, document.documentElement.scrollWidth]")
+      self.assertEqual(widths, [420, 420])
+
+  def test_effects_on_the_model(self):
+    tab = self.tab
+    self.show(with_effects())
+    self.assertEqual(self.texts(".effects td"), ["2", "0.5", "0.4"])
+    self.assertIn("nats per token", self.texts(".effects th")[1])
+    self.assertIn("error of the SAE is kept", tab.value("card.textContent"))
+    kinds = tab.value("[...document.querySelectorAll('.text span')]"
+                      ".map(e => e.className)")  # fmt: skip
+    self.assertEqual(kinds, ["", "at lowers", "raises"])
+    tab.click(".text span", 2)
+    self.assertIn("attribution 0.01 nats", self.texts(".read")[0])
+    tab.press("j")  # a card without
+    self.assertEqual(self.texts(".effects"), [])
+    self.assertEqual(tab.errors, [])
 
   def heading(self):
     return self.tab.value("document.querySelector('h2')?.textContent")

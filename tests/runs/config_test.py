@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from saejax import config, fields, presets
+from saejax import config, fields, presets, usage
 from saejax.errors import InputError
 from saejax.recipes import arguments, catalogue
 from saejax.runs import folder, grid
@@ -54,7 +54,7 @@ class FlagsTest(parameterized.TestCase):
   def test_every_argument_is_a_flag_with_its_default_and_doc(self, name):
     config_cls = config.widened(train.Config, ["x", f"--sae.recipe={name}"])
     found = {leaf.name: leaf for leaf in fields.leaves(config_cls)}
-    text = config.usage(config_cls, None, "train.py")
+    text = usage.text(config_cls, None, "train.py")
     for leaf in arguments.leaves(name):
       flag = found[f"sae.{leaf.name}"]
       self.assertEqual(flag.kind, tuple[leaf.kind, ...])
