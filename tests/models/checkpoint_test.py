@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import pathlib
 import shutil
 
@@ -92,6 +93,81 @@ class GgufModelTest(parameterized.TestCase):
       found[pre] = [tokens[i] for i in ids]
     self.assertEqual(found["smollm"], ["a", "Ġ", "2", "2", "Â½"])
     self.assertEqual(found["gpt-2"], ["a", "Ġ2", "2", "Â½"])
+
+  @parameterized.parameters(
+    ("llama-bpe", ["It", "'S", " ", "123", "45", ".", "½", "\n\n", " ", " xY"]),
+    ("qwen2", ["It", "'S", " ", *"12345", ".", "½", "\n\n", " ", " xY"]),
+    ("tekken", ["It", "'S", " ", *"12345", ".", "½", "\n\n", " ", " x", "Y"]),
+    ("gpt-4o", ["It'S", " ", "123", "45", ".", "½", "\n\n", " ", " x", "Y"]),
+    (
+      "deepseek-coder",
+      ["It", "'", "S", " ", *"12345", ".", "½", "\n", "\n", " ", " xY"],
+    ),
+    ("gpt-2", ["It", "'", "S", " 12345", ".", "½", "\n\n ", " xY"]),
+    ("smollm", ["It", "'", "S", " ", *"12345", ".", "½", "\n\n ", " xY"]),
+  )
+  def test_texts_are_split_as_the_name_says(self, pre, want):
+    settings = {gguf_tokenizer.PRE: pre}
+    words = tokenizer.load(gguf_files.write(self.path, settings=settings))
+    text = "It'S 12345.½\n\n  xY"
+    found = words.backend.pre_tokenizer.pre_tokenize_str(text)
+    self.assertEqual([text[a:b] for _, (a, b) in found], want)
+
+  def test_words_that_are_tokens_need_no_merges(self):
+    settings, _ = gguf_files.parts()
+    tokens = [*settings[gguf.TOKENS], "qqq"]
+    own = {
+      gguf.TOKENS: tokens,
+      gguf_tokenizer.TOKEN_TYPES: [*settings[gguf_tokenizer.TOKEN_TYPES], 1],
+    }
+    for pre, want in (("llama-bpe", ["qqq"]), ("qwen2", ["q", "q", "q"])):
+      own[gguf_tokenizer.PRE] = pre
+      words = tokenizer.load(gguf_files.write(self.path, settings=own))
+      self.assertEqual([tokens[i] for i in words.encode("qqq")], want)
+      # The file does not say whether BOS is added.
+      self.assertEqual(words.prefix, (1,) if pre == "llama-bpe" else ())
+
+  def test_pieces_are_merged_by_score_and_others_are_bytes(self):
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    types = [2, 3, 3] + [6] * 256
+    words = ["\u2581", "a", "b", "c", "ab", "bc", "\u2581a", "abc", "<t>"]
+    scores = [0.0] * 259 + [-9, -9, -9, -9, -3, -2, -1, -4, 0.0]
+    own = {
+      gguf_tokenizer.KIND: "llama",
+      gguf.TOKENS: pieces + words,
+      gguf_tokenizer.SCORES: [float(score) for score in scores],
+      gguf_tokenizer.TOKEN_TYPES: types + [1] * 8 + [4],
+      **{f"tokenizer.ggml.{role}_token_id": None for role in ("bos", "eos")},
+      **{f"tokenizer.ggml.add_{role}_token": None for role in ("bos", "eos")},
+      "tokenizer.ggml.padding_token_id": None,
+    }
+    found = tokenizer.load(gguf_files.write(self.path, settings=own))
+    for text, want in (
+      ("abc", ["\u2581a", "bc"]),
+      ("  ab", ["\u2581", "\u2581", "\u2581a", "b"]),
+      ("a<t>\u00e9", ["\u2581a", "<t>", "\u2581", "<0xC3>", "<0xA9>"]),
+    ):
+      ids = found.encode(text)
+      self.assertEqual([(pieces + words)[i] for i in ids], want)
+    self.assertEqual(found.decode(found.encode("  ab\u00e9\n")), "  ab\u00e9\n")
+    self.assertEqual((found.bos, found.eos, found.prefix), (1, 2, (1,)))
+    own["tokenizer.ggml.add_space_prefix"] = False
+    plain = tokenizer.load(gguf_files.write(self.path, settings=own))
+    self.assertEqual(
+      [(pieces + words)[i] for i in plain.encode("abc")], ["abc"]
+    )
+
+  def test_a_tokenizer_json_beside_the_file_takes_its_place(self):
+    gguf_files.write(self.path, settings={gguf_tokenizer.PRE: "deepseek-llm"})
+    golden = checkpoint.at(gguf_files.GOLDEN)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+      (self.folder / name).write_bytes(golden.read_bytes(name))
+    text = "the others in 1984 \u00e9"
+    words, want = (tokenizer.load(p) for p in (self.path, gguf_files.GOLDEN))
+    np.testing.assert_array_equal(words.encode(text), want.encode(text))
+    self.assertEqual((words.bos, words.eos), (want.bos, want.eos))
+    found = checkpoint.at(self.path)
+    self.assertEqual(found.tokenizer_hash(), golden.tokenizer_hash())
 
   def test_tokens_that_the_metadata_adds_frame_a_text(self):
     flags = {
@@ -254,9 +330,14 @@ class GgufModelTest(parameterized.TestCase):
     self.assert_refused(lambda: models.load(str(self.path)), part)
 
   @parameterized.parameters(
-    ({gguf_tokenizer.KIND: "llama"}, "ggml.model must be one of gpt2"),
-    ({gguf_tokenizer.KIND: None}, "ggml.model must be one of gpt2, is None"),
-    ({"tokenizer.ggml.pre": "llama-bpe"}, "must be one of gpt-2, smollm"),
+    ({gguf_tokenizer.KIND: "t5"}, "must be one of gpt2, llama, is 't5'; put"),
+    ({gguf_tokenizer.KIND: None}, "must be one of gpt2, llama, is None"),
+    (
+      {gguf_tokenizer.PRE: "deepseek-llm"},
+      "is 'deepseek-llm'; put the model's tokenizer.json beside the file",
+    ),
+    ({gguf_tokenizer.PRE: None}, "is None; put the model's tokenizer.json"),
+    ({gguf_tokenizer.KIND: "llama"}, "tokenizer.ggml.scores must be a list"),
     ({gguf.TOKENS: None}, "tokenizer.ggml.tokens is required"),
     ({gguf.TOKENS: ["a", "a"]}, "must have each token once ('a' occurs 2"),
     ({gguf.TOKENS: []}, "must have each token once"),
@@ -273,6 +354,20 @@ class GgufModelTest(parameterized.TestCase):
   def test_tokenizers_that_are_damaged_or_not_implemented(self, settings, part):
     gguf_files.write(self.path, settings=settings)
     self.assert_refused(lambda: tokenizer.load(self.path), part)
+
+  def test_the_tokenizer_json_of_another_model_is_refused(self):
+    gguf_files.write(self.path)
+    golden = checkpoint.at(gguf_files.GOLDEN)
+    parts = golden.read_json("tokenizer.json")
+    vocab = parts["model"]["vocab"]
+    parts["model"]["vocab"] = dict(
+      zip(vocab, reversed(range(len(vocab))), strict=True)
+    )
+    file = self.folder / "tokenizer.json"
+    file.write_text(json.dumps(parts))
+    with self.assertRaisesRegex(errors.InputError, "are others for") as caught:
+      tokenizer.load(self.path)
+    self.assertIn(str(file), str(caught.exception))
 
   def assert_refused(self, load, part):
     with self.assertRaises(errors.InputError) as caught:
