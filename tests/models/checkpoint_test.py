@@ -119,6 +119,7 @@ class GgufModelTest(parameterized.TestCase):
     own = {
       gguf.TOKENS: tokens,
       gguf_tokenizer.TOKEN_TYPES: [*settings[gguf_tokenizer.TOKEN_TYPES], 1],
+      "tokenizer.ggml.add_bos_token": None,
     }
     for pre, want in (("llama-bpe", ["qqq"]), ("qwen2", ["q", "q", "q"])):
       own[gguf_tokenizer.PRE] = pre
