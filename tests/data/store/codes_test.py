@@ -103,9 +103,7 @@ class CodesTest(absltest.TestCase):
       write(self.folder / f"{i}", x[i * 75 : (i + 1) * 75], shuffle_seed=None)
       for i in range(2)
     ]
-    place = merged.merge(
-      parts, self.folder / "all", shuffle_seed=None, **SIZES
-    )
+    place = merged.merge(parts, self.folder / "all", shuffle_seed=None, **SIZES)
     store = reader.open(place)
     self.assertEqual(store.columns["x"].code, "int8")
     store.verify()
