@@ -61,7 +61,7 @@ def stores(
     )
 
 
-def trained(chosen: Config, store: reader.Store, seed: int):
+def trained(chosen: Config, store: reader.Store, held: np.ndarray, seed: int):
   """Trains an SAE on a store."""
 
   def batches() -> Iterator[np.ndarray]:
@@ -72,6 +72,7 @@ def trained(chosen: Config, store: reader.Store, seed: int):
   sae, _ = saejax.fit(
     batches(),
     "topk",
+    held_out=held,
     n=chosen.n,
     k=chosen.k,
     steps=chosen.steps,
@@ -109,7 +110,8 @@ def measured(chosen: Config, model: str, layer: int) -> list[dict[str, Any]]:
       lost = store.whole("x")["x"].astype(np.float32) - x
       relative = np.linalg.norm(lost, axis=-1) / np.linalg.norm(x, axis=-1)
       each = [
-        fvu(trained(chosen, store, seed), held) for seed in range(chosen.seeds)
+        fvu(trained(chosen, store, held, seed), held)
+        for seed in range(chosen.seeds)
       ]
       size = sum(b for line in store.lines for b in line["shards"].values())
       found.append(
