@@ -16,7 +16,6 @@ from saejax.data.store import ledger, reader
 from saejax.data.store import place as places
 from saejax.data.text import corpus as text
 from saejax.errors import InputError
-from saejax.studies import info
 from tests import shared
 from tests.data import tiny
 
@@ -169,37 +168,6 @@ class HarvestTest(parameterized.TestCase):
     np.testing.assert_array_equal(
       x, tiny.everything(exact)["x"].astype(jnp.bfloat16)
     )
-
-  def test_rows_are_stored_as_int8_and_the_loss_is_recorded(self):
-    exact, _ = self.harvest()
-    train, held_out = self.harvest(dtype="int8")
-    x = tiny.everything(train)["x"]
-    want = tiny.everything(exact)["x"]
-    self.assertEqual(x.dtype, np.float32)
-    self.assertEqual(train.columns["x"].code, "int8")
-    step = np.abs(want).max(-1, keepdims=True) / 127
-    self.assertLessEqual((np.abs(x - want) / step).max(), 0.5001)
-    # The same threshold of both parts, and the same record.
-    found = train.stats["calibration"]["codes"]
-    self.assertEqual(held_out.stats["calibration"]["codes"], found)
-    relative = np.linalg.norm(x - want, axis=-1) / np.linalg.norm(want, axis=-1)
-    self.assertBetween(
-      found["relative_error"], relative.mean() / 2, 2 * relative.mean()
-    )
-    shown = dict(info.described(train.place))
-    self.assertRegex(shown["int8"], r"lost 0\.\d+% of a row's norm")
-    shard = train.path / next(iter(train.lines[0]["shards"]))
-    shard.unlink()
-    harvest.harvest_share(
-      self.config(dtype="int8"), source=tiny.source(), repair=True
-    )
-    train.verify()
-
-  def test_int8_holds_no_nan(self):
-    with self.assertRaisesRegex(
-      InputError, "must be refuse beside harvest.dty"
-    ):
-      self.config(dtype="int8", nonfinite="keep")
 
   # --- Names and repetition --------------------------------------------------
 
