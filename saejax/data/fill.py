@@ -25,7 +25,7 @@ from saejax.data import bucket
 from saejax.data.rows import Resume, RowSource, Span
 from saejax.data.store import ledger, manifest, reader, writer
 from saejax.data.store import place as places
-from saejax.data.store.columns import Column
+from saejax.data.store.columns import Column, with_scales
 from saejax.data.store.place import Local, Path
 from saejax.data.store.share import Share
 from saejax.errors import InputError
@@ -56,7 +56,9 @@ def describe(
   """
   return dict(source.about) | {
     "format": manifest.FORMAT,
-    "columns": {name: c.to_json() for name, c in source.columns.items()},
+    "columns": {
+      name: c.to_json() for name, c in with_scales(source.columns).items()
+    },
     "group": None if source.group is None else dict(source.group),
     "rows": rows,
     "split": split,
@@ -243,7 +245,7 @@ def check_space(
     InputError: the disk has too little free space; states both sizes.
   """
   parent = next(p for p in (path, *path.absolute().parents) if p.exists())
-  need = rows * sum(column.row_bytes for column in columns.values())
+  need = rows * sum(c.stored_row_bytes for c in columns.values())
   free = shutil.disk_usage(parent).free
   if need > free:
     raise InputError(

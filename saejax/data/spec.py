@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from saejax import durable
 from saejax.data.store import manifest, writer
 from saejax.data.store import place as places
-from saejax.data.store.columns import Column
+from saejax.data.store.columns import CODES, Column, with_scales
 from saejax.data.text import corpus as text
 from saejax.data.text import subject
 from saejax.errors import InputError
@@ -77,7 +77,9 @@ class HarvestConfig:
   # larger there
   drop_first: int = -1
   nonfinite: str = "refuse"  # rows with NaN or infinity: refuse or keep
-  dtype: str = "bfloat16"  # dtype of stored rows, bfloat16 or float32
+  # dtype of stored rows: bfloat16, float32, or int8 with a scale per row, which
+  # is read as float32
+  dtype: str = "bfloat16"
   seed: int = 0  # seed for shuffling
   dir: str = "runs/stores"  # folder of the stores, or s3://, gs://
   # URL of a server that speaks S3; by default AWS_ENDPOINT_URL, or that of AWS
@@ -127,7 +129,7 @@ class HarvestConfig:
     for name, known in (
       ("cond", ("", "position", "layer")),
       ("score", ("", *subject.SCORES)),
-      ("dtype", ("bfloat16", "float32")),
+      ("dtype", ("bfloat16", "float32", *CODES)),
       ("special_tokens", subject.SPECIAL_TOKENS),
       ("nonfinite", ("refuse", "keep")),
       ("compression", ("", "zstd")),
@@ -135,6 +137,9 @@ class HarvestConfig:
       named = ", ".join(filter(None, known))
       rule = f"must be one of {named}{' or empty' * ('' in known)}"
       _check(self, name, getattr(self, name) in known, rule)
+    rule = "must be refuse beside harvest.dtype=int8, which holds no NaN"
+    keeps = self.nonfinite == "keep" and self.dtype in CODES
+    _check(self, "nonfinite", not keeps, rule)
     try:
       writer.check_sizes(dataclasses.asdict(self))
     except InputError as error:
@@ -223,7 +228,8 @@ def columns(
   """
   several = source.sites > 1 and config.cond != "layer"
   x = Column(
-    dtype=config.dtype,
+    dtype=row_dtype(config),
+    code=config.dtype if config.dtype in CODES else "",
     shape=(source.sites, source.d) if several else (source.d,),
     axes=("site", "d") if several else ("d",),
     about="activations at the site",
@@ -241,6 +247,15 @@ def columns(
     about = subject.SCORES[config.score]
     found["score"] = Column(dtype="float32", about=about, train=True)
   return found
+
+
+def row_dtype(config: HarvestConfig) -> str:
+  """The dtype in which rows are computed and read.
+
+  Args:
+    config: settings of the harvest.
+  """
+  return "float32" if config.dtype in CODES else config.dtype
 
 
 def subject_of(config: HarvestConfig) -> subject.Subject:
@@ -313,7 +328,7 @@ def meta(
     "format": manifest.FORMAT,
     "columns": {
       name: column.to_json()
-      for name, column in columns(config, source, target).items()
+      for name, column in with_scales(columns(config, source, target)).items()
     },
     "group": None,
     "split": part,

@@ -28,6 +28,10 @@ from saejax.models import (
 )
 
 CONFIG = "config.json"
+TOKENIZER = hub.TOKENIZER_FILES[0]
+MAX_RESPELLED = (
+  0.01  # share of tokens that a tokenizer.json may spell otherwise
+)
 # Tensors that can be read: (open file, name in it) by name in transformers.
 Sources: TypeAlias = dict[str, tuple["Handle", str]]
 ARCHITECTURES = {gguf_llama.ARCHITECTURE: gguf_llama}
@@ -202,7 +206,11 @@ def _modern(key: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Gguf:
-  """A GGUF file, read once."""
+  """A GGUF file, read once.
+
+  A tokenizer.json beside it, with its tokenizer_config.json and
+  special_tokens_map.json, takes the place of the tokenizer in the metadata.
+  """
 
   path: pathlib.Path
 
@@ -210,17 +218,24 @@ class Gguf:
     return config_file.ConfigFile(self.path, self.read_json(CONFIG), "metadata")
 
   def has(self, name: str) -> bool:
-    return name in self._files
+    return name in self._files or name in self._beside
 
   def where(self, name: str) -> pathlib.Path:
-    del name  # all are in the metadata
-    return self.path
+    return self._beside.get(name, self.path)
 
   def read_json(self, name: str) -> dict[str, Any]:
-    return self._files[name](self._file)
+    if name not in self._beside:
+      return self._files[name](self._file)
+    found = hub.read_json(self._beside[name])
+    if name == TOKENIZER:
+      self._check_tokens(found)
+    return found
 
   def read_bytes(self, name: str) -> bytes:
-    return json.dumps(self.read_json(name), ensure_ascii=False).encode()
+    found = self.read_json(name)
+    if name in self._beside:
+      return hub.read_bytes(self._beside[name])
+    return json.dumps(found, ensure_ascii=False).encode()
 
   def weights_hash(self) -> str:
     try:
@@ -256,8 +271,36 @@ class Gguf:
 
   @property
   def _files(self) -> dict[str, collections.abc.Callable]:
-    return {
-      CONFIG: self._family.settings,
-      "tokenizer.json": gguf_tokenizer.tokenizer,
+    found = {CONFIG: self._family.settings}
+    if self._beside:
+      return found
+    return found | {
+      TOKENIZER: gguf_tokenizer.tokenizer,
       "tokenizer_config.json": gguf_tokenizer.settings,
     }
+
+  @functools.cached_property
+  def _beside(self) -> dict[str, pathlib.Path]:
+    """The files of a tokenizer beside this one, by name."""
+    files = {name: self.path.parent / name for name in hub.TOKENIZER_FILES}
+    files = {name: file for name, file in files.items() if hub.is_there(file)}
+    return files if TOKENIZER in files else {}
+
+  def _check_tokens(self, found: dict[str, Any]) -> None:
+    """Refuses the tokenizer.json of another model."""
+    own = self._file.metadata.get(gguf.TOKENS)
+    model = found.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(own, list) or not isinstance(vocab, dict):
+      return  # nothing to compare
+    own = dict(enumerate(own))
+    wrong = sum(own.get(i) != token for token, i in vocab.items())
+    # Converters spell a few tokens anew, such as those of several blanks.
+    if wrong > MAX_RESPELLED * len(vocab):
+      raise errors.InputError(
+        hub.FIELD,
+        self._beside[TOKENIZER],
+        f"must have the tokens of {self.path.name}, which are others for "
+        f"{wrong:,} of {len(vocab):,} ids",
+        "put the tokenizer.json of this model there, or remove it",
+      )

@@ -75,7 +75,9 @@ def described(place: Place) -> Iterator[tuple[str, str]]:
   yield "shards", f"{len(shards)}, {durable.size(known)}"
   for name, column in meta["columns"].items():
     shape = "".join(f"[{n}]" for n in column["shape"])
-    yield f"column {name}", f"{column['dtype']}{shape}, {column['about']}"
+    code = f" as {column['code']}" if column.get("code") else ""
+    about = f"{column['dtype']}{shape}{code}, {column['about']}"
+    yield f"column {name}", about
   for name in ("split", "model", "site", "corpus", "merged"):
     if meta.get(name):
       yield name, _text(meta[name])
@@ -86,6 +88,12 @@ def described(place: Place) -> Iterator[tuple[str, str]]:
     text = ", ".join(f"{rule} {n:,}" for rule, n in dropped if n)
     yield "dropped", text or "none"
     yield "content", store.content
+    if lost := (store.stats["calibration"] or {}).get("codes"):
+      yield (
+        "int8",
+        f"lost {lost['relative_error']:.2%} of a row's norm and {lost['fvu']:.1e} "
+        "of the variance in the calibration rows",
+      )
     for line in quality.warnings(store):
       yield "warning", line
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import pathlib
 import shutil
 
@@ -92,6 +93,18 @@ class GgufModelTest(parameterized.TestCase):
       found[pre] = [tokens[i] for i in ids]
     self.assertEqual(found["smollm"], ["a", "Ġ", "2", "2", "Â½"])
     self.assertEqual(found["gpt-2"], ["a", "Ġ2", "2", "Â½"])
+
+  def test_a_tokenizer_json_beside_the_file_takes_its_place(self):
+    gguf_files.write(self.path, settings={gguf_tokenizer.PRE: "deepseek-llm"})
+    golden = checkpoint.at(gguf_files.GOLDEN)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+      (self.folder / name).write_bytes(golden.read_bytes(name))
+    text = "the others in 1984 \u00e9"
+    words, want = (tokenizer.load(p) for p in (self.path, gguf_files.GOLDEN))
+    np.testing.assert_array_equal(words.encode(text), want.encode(text))
+    self.assertEqual((words.bos, words.eos), (want.bos, want.eos))
+    found = checkpoint.at(self.path)
+    self.assertEqual(found.tokenizer_hash(), golden.tokenizer_hash())
 
   def test_tokens_that_the_metadata_adds_frame_a_text(self):
     flags = {
@@ -254,9 +267,14 @@ class GgufModelTest(parameterized.TestCase):
     self.assert_refused(lambda: models.load(str(self.path)), part)
 
   @parameterized.parameters(
-    ({gguf_tokenizer.KIND: "llama"}, "ggml.model must be one of gpt2"),
-    ({gguf_tokenizer.KIND: None}, "ggml.model must be one of gpt2, is None"),
-    ({"tokenizer.ggml.pre": "llama-bpe"}, "must be one of gpt-2, smollm"),
+    ({gguf_tokenizer.KIND: "t5"}, "must be one of gpt2, llama, is 't5'; put"),
+    ({gguf_tokenizer.KIND: None}, "must be one of gpt2, llama, is None"),
+    (
+      {gguf_tokenizer.PRE: "deepseek-llm"},
+      "is 'deepseek-llm'; put the model's tokenizer.json beside the file",
+    ),
+    ({gguf_tokenizer.PRE: None}, "is None; put the model's tokenizer.json"),
+    ({gguf_tokenizer.KIND: "llama"}, "tokenizer.ggml.scores must be a list"),
     ({gguf.TOKENS: None}, "tokenizer.ggml.tokens is required"),
     ({gguf.TOKENS: ["a", "a"]}, "must have each token once ('a' occurs 2"),
     ({gguf.TOKENS: []}, "must have each token once"),
@@ -273,6 +291,20 @@ class GgufModelTest(parameterized.TestCase):
   def test_tokenizers_that_are_damaged_or_not_implemented(self, settings, part):
     gguf_files.write(self.path, settings=settings)
     self.assert_refused(lambda: tokenizer.load(self.path), part)
+
+  def test_the_tokenizer_json_of_another_model_is_refused(self):
+    gguf_files.write(self.path)
+    golden = checkpoint.at(gguf_files.GOLDEN)
+    parts = golden.read_json("tokenizer.json")
+    vocab = parts["model"]["vocab"]
+    parts["model"]["vocab"] = dict(
+      zip(vocab, reversed(range(len(vocab))), strict=True)
+    )
+    file = self.folder / "tokenizer.json"
+    file.write_text(json.dumps(parts))
+    with self.assertRaisesRegex(errors.InputError, "are others for") as caught:
+      tokenizer.load(self.path)
+    self.assertIn(str(file), str(caught.exception))
 
   def assert_refused(self, load, part):
     with self.assertRaises(errors.InputError) as caught:

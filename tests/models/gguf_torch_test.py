@@ -11,7 +11,15 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.data.text import conversations
-from saejax.models import checkpoint, generate, gguf, hub, taps, tokenizer
+from saejax.models import (
+  checkpoint,
+  generate,
+  gguf,
+  gguf_splits,
+  hub,
+  taps,
+  tokenizer,
+)
 from saejax.models import model as model_lib
 from tests import shared
 
@@ -147,6 +155,27 @@ class GgufTest(parameterized.TestCase):
     text = "".join(c if c.isascii() or not c.isnumeric() else "x" for c in text)
     want = self.torch_words(text).input_ids
     np.testing.assert_array_equal(self.words.encode(text), want)
+
+  def test_splits_equal_transformers(self):
+    import tokenizers
+    from transformers.integrations.gguf import gguf_tokenizer_mapping as theirs
+
+    text = shared.path("data/text/wikitext2-valid.txt").read_text()[:50_000]
+    compared = 0
+    for name, pattern in theirs.GGUF_PRE_TOKENIZER_SPLITS.items():
+      if name not in gguf_splits.PATTERNS:
+        continue
+      compared += 1
+      found = gguf_splits.pre_tokenizer(name)["pretokenizers"]
+      own, want = (
+        tokenizers.pre_tokenizers.Split(tokenizers.Regex(p), "isolated")
+        for p in (found[0]["pattern"]["Regex"], pattern)
+      )
+      for one in (*PROMPTS, text):
+        self.assertEqual(
+          own.pre_tokenize_str(one), want.pre_tokenize_str(one), name
+        )
+    self.assertGreater(compared, 10)
 
   def test_conversations_equal_transformers(self):
     turns = [{"role": "user", "content": "Name a colour."}]

@@ -108,7 +108,9 @@ def shards(
   for start in range(0, rows, shard):
     chunks = -(-min(shard, rows - start) // chunk)
     # Each chunk and the index, of 16 bytes a chunk, end with a checksum.
-    size = chunks * (chunk * column.row_bytes + 4) + shard // chunk * 16 + 4
+    size = (
+      chunks * (chunk * column.stored_row_bytes + 4) + shard // chunk * 16 + 4
+    )
     rest = "/0" * len(column.shape)
     file = f"{name}/c/{(first + start) // shard}{rest}"
     found.append((file, None if meta.get("compression") else size))
@@ -123,7 +125,7 @@ def checksums(
   Args:
     name: name of the column.
     first: row number of values[0], a multiple of chunk_rows.
-    values: rows of the column [rows, ...].
+    values: rows of the column [rows, ...] as stored.
     chunk_rows: rows per chunk; the last chunk may be shorter.
   """
   return [
@@ -174,7 +176,7 @@ def _metadata(meta: Mapping[str, Any], column: Column) -> dict[str, Any]:
   grid = {"name": "regular", "configuration": {"chunk_shape": [shard, *shape]}}
   return {
     "shape": [meta["capacity"], *shape],
-    "data_type": column.dtype,
+    "data_type": column.stored_dtype,
     "chunk_grid": grid,
     "codecs": [sharding],
     "fill_value": False if column.dtype == "bool" else 0,

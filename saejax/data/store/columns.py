@@ -29,6 +29,7 @@ MEANINGS = {
   "weight": "weight of the row in the loss",
 }
 RESERVED = ("row", "ledger", "tokenizer", "c")
+CODES = ("int8",)  # in which float columns can be stored, see `codes`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,13 @@ class Column:
   """The declaration of a column.
 
   Attributes:
-    dtype: one of `DTYPES`.
+    dtype: one of `DTYPES`; that of the values that are read.
     shape: shape per row; () for a number.
     axes: names of the axes of `shape`.
     about: description of its meaning.
     train: whether the loader reads it for training by default.
+    code: "int8" where it is stored as codes with a scale per row, `codes`;
+      "" where it is stored as it is.
   """
 
   dtype: str
@@ -48,6 +51,7 @@ class Column:
   axes: tuple[str, ...] = ()
   about: str = ""
   train: bool = False
+  code: str = ""
 
   @property
   def size(self) -> int:
@@ -56,8 +60,18 @@ class Column:
 
   @property
   def row_bytes(self) -> int:
-    """Bytes per row."""
+    """Bytes per row in memory."""
     return self.size * np.dtype(self.dtype).itemsize
+
+  @property
+  def stored_dtype(self) -> str:
+    """The dtype of its array in the store."""
+    return self.code or self.dtype
+
+  @property
+  def stored_row_bytes(self) -> int:
+    """Bytes per row of its array in the store."""
+    return self.size * np.dtype(self.stored_dtype).itemsize
 
   @property
   def is_float(self) -> bool:
@@ -67,6 +81,8 @@ class Column:
   def to_json(self) -> dict[str, Any]:
     """Returns the declaration as metadata."""
     found = dataclasses.asdict(self)
+    if not self.code:
+      del found["code"]
     return found | {"shape": list(self.shape), "axes": list(self.axes)}
 
 
@@ -104,6 +120,34 @@ def declare(
     declared[name] = column
   check(declared)
   return declared
+
+
+def scale_name(name: str) -> str:
+  """Name of the column with the scales of another's codes.
+
+  Args:
+    name: name of the column that is stored as codes.
+  """
+  return f"{name}_scale"
+
+
+def with_scales(columns: Mapping[str, Column]) -> dict[str, Column]:
+  """Adds the columns with the scales of those that are stored as codes.
+
+  Args:
+    columns: declarations by name.
+  """
+  found = {}
+  for name, column in columns.items():
+    found[name] = column
+    if column.code:
+      found[scale_name(name)] = Column(
+        dtype="float32",
+        shape=column.shape[:-1],
+        axes=column.axes[:-1],
+        about=f"scale of the codes of {name}",
+      )
+  return found
 
 
 def _guess(name: str, array: np.ndarray) -> Column:
@@ -146,6 +190,15 @@ def check(columns: Mapping[str, Column]) -> None:
         f"the dtype must be one of {', '.join(DTYPES)}",
         "convert the column, for example text to numbers",
       )
+    if column.code and (
+      column.code not in CODES or not column.is_float or not column.shape
+    ):
+      raise InputError(
+        name,
+        f"{column.code} of {column.dtype}{list(column.shape)}",
+        f"the code must be one of {', '.join(CODES)} or empty, of float vectors",
+        "store it without a code",
+      )
     if min(column.shape, default=1) < 1 or len(column.axes) != len(
       column.shape
     ):
@@ -173,6 +226,7 @@ def from_json(record: Mapping[str, Mapping[str, Any]]) -> dict[str, Column]:
       axes=tuple(str(axis) for axis in column["axes"]),
       about=str(column["about"]),
       train=bool(column["train"]),
+      code=str(column.get("code", "")),
     )
     for name, column in record.items()
   }

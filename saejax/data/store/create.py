@@ -66,6 +66,7 @@ def write_store(
   values = {k: declarations.native(v) for k, v in columns.items()}
   rows = _rows(values)
   declared = declarations.declare(values, declare)
+  declared = declarations.with_scales(declared)
   content = hashlib.sha256()
   for column in values.values():
     content.update(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from saejax.data.store import arrays, ledger, manifest, sums, view
-from saejax.data.store.columns import Column, from_json
+from saejax.data.store import arrays, codes, ledger, manifest, sums, view
+from saejax.data.store.columns import Column, from_json, scale_name
 from saejax.data.store.place import Local, Objects
 from saejax.errors import InputError
 
@@ -146,7 +146,7 @@ class Store:
     ]
 
   def read(self, start: int, stop: int, column: str = "x") -> np.ndarray:
-    """Reads rows [stop - start, ...] of a column in the stored dtype.
+    """Reads rows [stop - start, ...] of a column in its dtype.
 
     Args:
       start: first row.
@@ -174,18 +174,29 @@ class Store:
   ) -> Iterator[np.ndarray]:
     """Yields the rows of several intervals of a column, requested together.
 
-    Each interval is checked when it is yielded, while in the CPU's cache.
-
     Args:
       intervals: (start, stop) of each.
       column: name of the column.
     """
+    about = self._column(column)
+    if not about.code:
+      yield from self._read_stored(intervals, column)
+      return
+    scales = self._read_stored(intervals, scale_name(column))
+    stored = self._read_stored(intervals, column)
+    for code, scale in zip(stored, scales, strict=True):
+      yield codes.decode(code, scale, about)
+
+  def _read_stored(
+    self, intervals: Sequence[tuple[int, int]], column: str
+  ) -> Iterator[np.ndarray]:
+    """Yields rows as stored, each checked when yielded, in the CPU's cache."""
     import tensorstore as ts  # only where a store is read
 
     arrays.check_process(self.place)
     whole = [self._whole_chunks(*interval) for interval in intervals]
     array = self._array(column)
-    row_bytes = self.columns[column].row_bytes
+    row_bytes = self.columns[column].stored_row_bytes
     with self._read_errors(column), ts.Batch() as batch:
       reads = [array[start:stop].read(batch=batch) for start, stop in whole]
     reads.reverse()
@@ -339,7 +350,7 @@ class Store:
       digest = hashlib.sha256()
       size = self.meta["chunk_rows"]
       parts = [(i, min(i + size, stop)) for i in range(start, stop, size)]
-      for values in self.read_each(parts, name):
+      for values in self._read_stored(parts, name):
         flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         digest.update(flat.data)
       if digest.hexdigest() != line["contents"][name]:

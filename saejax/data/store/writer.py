@@ -23,7 +23,7 @@ import numpy as np
 
 from saejax import durable
 from saejax.data import shuffle
-from saejax.data.store import arrays, columns, ledger, manifest, sums
+from saejax.data.store import arrays, codes, columns, ledger, manifest, sums
 from saejax.data.store import place as places
 from saejax.data.store import repair as repairing
 from saejax.data.store.place import KEPT, Local, Path
@@ -259,13 +259,13 @@ class Writer(contextlib.ExitStack):
         bucket has an entry of other rows.
       ValueError: columns are missing.
     """
-    if columns.declare(values, self.columns).keys() != self.columns.keys():
-      raise ValueError(
-        f"columns must be {set(self.columns)}, got {set(values)}"
-      )
+    declared = columns.with_scales(columns.declare(values, self.columns))
+    if declared.keys() != self.columns.keys():
+      raise ValueError(f"columns must be {[*self.columns]}, got {[*values]}")
     if self.meta["shuffled"]:
       order = self._order(len(values["x"]), bucket)
       values = {name: column[order] for name, column in values.items()}
+    values = codes.encode(values, self.columns)
     with self._failures():
       known = ledger.read(self.place, [ledger.name(bucket)]).get(bucket)
       # What has an entry is compared with it before it is written over.
@@ -309,7 +309,8 @@ class Writer(contextlib.ExitStack):
       chunks = self._pool.submit(arrays.checksums, name, first, x, size)
       content = self._pool.submit(_sha256, x)
       if column.is_float:
-        entry["sums"][name] = sums.summed(x, self._pool).to_json()
+        found = sums.summed(codes.read(values, name, column), self._pool)
+        entry["sums"][name] = found.to_json()
       entry["chunks"][name] = chunks.result()
       entry["contents"][name] = content.result()
       entry["shards"] |= arrays.shards(name, column, first, rows, self.meta)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from saejax.data import rows, shuffle, spec
-from saejax.data.store import quality, sums
+from saejax.data.store import codes, quality, sums
+from saejax.data.store.columns import CODES
 from saejax.data.text import corpus as text
 from saejax.data.text import feasibility, rules, subject, windows
 from saejax.errors import InputError
@@ -155,7 +156,11 @@ class TextRows:
     found = sums.stats(sums.summed(np.concatenate(kept)), (-1,))
     ratio = found["mean_over_std_max"]
     lossy = self.config.dtype == "bfloat16" and ratio > quality.OFFSET
-    return {
+    lost = {}
+    if self.config.dtype in CODES:
+      x = np.concatenate(kept).reshape(-1, *self.columns["x"].shape)
+      lost = {"codes": codes.error(x)}
+    return lost | {
       "median_norm": median.tolist(),
       "rows": count,
       "mean_over_std_max": ratio,
@@ -235,7 +240,7 @@ class TextRows:
       found = self._activations(batch)
     if self.config.cond == "layer" and self.source.sites > 1:
       found["x"] = _drawn(found["x"], self._layers(batch))
-    values, norm = _stored(found, dtype=self.config.dtype)
+    values, norm = _stored(found, dtype=spec.row_dtype(self.config))
     if self.source.score is not None:
       values["score"] = self.source.score(batch.ids, batch.mask)
     for array in jax.tree.leaves((values, norm)):
