@@ -72,14 +72,7 @@ def make(
     InputError: the store has no text or another width, there is no such latent,
       or the model has no language head or another width.
   """
-  if store.d != sae.d:
-    raise InputError(
-      "store",
-      str(store.place),
-      f"must have rows of the width of the SAE, {sae.d}, not {store.d}",
-      "give a store of its site",
-    )
-  words = neighbours.tokenizer_of(store)
+  words = words_of(sae, store)
   if model is not None:
     lens.check(model, sae.d)
     _directions(sae, np.zeros(0, int))  # refused before the pass
@@ -92,7 +85,8 @@ def make(
     batch_rows=batch_rows,
   )
   W = np.asarray(sae.W_dec, np.float32)
-  shown = _examples(sae, store, found, sizes, words, batch_rows)
+  lists = picked(found, sizes.each)
+  shown = examples(sae, store, found.latents, lists, sizes, words, batch_rows)
   near = nearest(W, found.latents, sizes.near)
   mates = companions(found, sizes.near)
   cards = [
@@ -118,11 +112,43 @@ def make(
   }
 
 
+def words_of(sae: SAE, store: Store) -> tokenizer.Tokenizer:
+  """The tokenizer of a store, whose rows must suit an SAE.
+
+  Args:
+    sae: the SAE.
+    store: the store.
+
+  Raises:
+    InputError: the store has no text, or another width.
+  """
+  if store.d != sae.d:
+    raise InputError(
+      "store",
+      str(store.place),
+      f"must have rows of the width of the SAE, {sae.d}, not {store.d}",
+      "give a store of its site",
+    )
+  return neighbours.tokenizer_of(store)
+
+
 def _card(found: Activity, i: int) -> dict[str, Any]:
-  """Numbers of the latent at a place."""
-  total, counts = found.summary, found.histogram[i]
+  """Numbers of the latent at a place, and its histogram."""
+  counts = found.histogram[i]
   (used,) = np.nonzero(counts)
   first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
+  return numbers(found.summary, i) | {
+    "histogram": {"first": first, "counts": counts[first:last].tolist()},
+  }
+
+
+def numbers(total: summary.Summary, i: int) -> dict[str, Any]:
+  """Numbers of a latent: its count, density, mean and largest value.
+
+  Args:
+    total: a summary.
+    i: place of the latent in it.
+  """
   count = int(total.count[i])
   return {
     "latent": int(total.latents[i]),
@@ -130,7 +156,6 @@ def _card(found: Activity, i: int) -> dict[str, Any]:
     "density": float(total.density[i]),
     "mean": _short(total.sum[i] / count) if count else 0.0,
     "max": _short(total.top_values[i].max(initial=0)),
-    "histogram": {"first": first, "counts": counts[first:last].tolist()},
   }
 
 
@@ -177,23 +202,33 @@ def picked(found: Activity, each: int) -> list[list[tuple[str, float, int]]]:
   return lists
 
 
-def _examples(
+def examples(
   sae: SAE,
   store: Store,
-  found: Activity,
+  latents: Int[np.ndarray, "L"],
+  lists: Sequence[Sequence[tuple[str, float, int]]],
   sizes: Sizes,
   words: tokenizer.Tokenizer,
-  batch_rows: int,
+  batch_rows: int = 4096,
 ) -> list[list[dict[str, Any]]]:
-  """The examples of each latent, with its value on every token."""
-  lists = picked(found, sizes.each)
+  """The examples of each latent, with its value on every token.
+
+  Args:
+    sae: the SAE, in the inference form.
+    store: store with provenance.
+    latents: numbers of the latents.
+    lists: (group, value, row) of the examples of each latent.
+    sizes: tokens around the token of an example.
+    words: the tokenizer.
+    batch_rows: largest number of rows on the device at once.
+  """
   windows = {
     row: neighbours.window(store, row, sizes.before, sizes.after)
     for row in sorted({row for mine in lists for _, _, row in mine})
   }
   pairs = [
     (latent, windows[row].rows)
-    for latent, mine in zip(found.latents, lists, strict=True)
+    for latent, mine in zip(latents, lists, strict=True)
     for _, _, row in mine
   ]
   values = iter(on_rows(sae, store, pairs, batch_rows=batch_rows))
