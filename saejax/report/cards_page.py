@@ -69,6 +69,7 @@ def blocks(
     the {found["rows"]:,} held-out rows on which a latent is largest, with the
     tokens around them. The stronger the shading, the larger the latent on that
     token, relative to its largest value; the outlined token is the example's.
+    Nearest are the latents with the largest cosines of decoder rows.
 
     A latent is worth a name where its examples have something in common that
     other text lacks. That its largest values look alike does not show what the
@@ -88,7 +89,7 @@ def _card(card: Mapping[str, Any], rows: int, smaller: int | None) -> Card:
     ),
     ("mean", f"{card['mean']:.3g}"),
     ("largest", f"{card['max']:.3g}"),
-    ("nearest (cosine)", near or "none"),
+    ("nearest", near or "none"),
   ]
   return Card(
     f"Latent {card['latent']}",
@@ -128,6 +129,9 @@ def _example(example: Mapping[str, Any], most: float) -> Example:
   ):
     text = _visible(text)
     at = i == example["at"]
+    if (value or at) and text[:1] == " " and text.strip():
+      tokens.append(Token(" "))  # a line may end there, before the shading
+      text = text[1:]
     if value or at:
       kind = " ".join(["at"] * at + ["cold"] * (value < 0))
       share = round(min(abs(value) / (most or 1), 1), 3)

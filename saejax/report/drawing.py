@@ -91,7 +91,8 @@ def _svg(made: Any, name: str) -> str:
   matplotlib = extras.require("matplotlib")
   backend = extras.require("matplotlib.backends.backend_svg")
   out = io.StringIO()
-  with look.in_style(), matplotlib.rc_context({"svg.fonttype": "none"}):
+  rules = {"svg.fonttype": "none", "svg.hashsalt": name}
+  with look.in_style(), matplotlib.rc_context(rules):
     backend.FigureCanvasSVG(made)
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     made.savefig(out, format="svg", metadata=nothing, transparent=True)
@@ -103,10 +104,10 @@ def _svg(made: Any, name: str) -> str:
     r'(<svg) height="[^"]*" (.*?)width="[^"]*"', r"\1 \2", text, count=1
   )
   text = text.replace("xlink:href", "href")
-  text = re.sub(r"font: (?:\w+ )?([\d.]+px) [^;\"]*", r"font-size: \1", text)
+  text = re.sub(r" font-family: [^;\"]*;", "", text)
   # Where no rule looks at them, ids are left out; others are of this figure.
-  used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-  own = {id: f"{name}-{i}" for i, id in enumerate(sorted(used))}
+  used = dict.fromkeys(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+  own = {id: f"{name}-{i}" for i, id in enumerate(used)}
   text = re.sub(
     r' id="([^"]*)"',
     lambda m: f' id="{own[m[1]]}"' if m[1] in own else "",

@@ -8,7 +8,7 @@ from saejax.report import cards_page, notes, page
 
 def card(pick, *values):
   example = {"value": 2.0, "at": 1, "values": list(values)}
-  example["tokens"] = ["a\n", "b\ud800", "c", "d"][: len(values)]
+  example["tokens"] = ["a\n", " b\ud800", "c", "d"][: len(values)]
   return {
     "latent": pick.latent,
     "count": 12,
@@ -36,6 +36,7 @@ class CardsTest(parameterized.TestCase):
       [(t.text, t.share, t.kind) for t in example.tokens],
       [
         ("a↵", None, ""),
+        (" ", None, ""),
         ("b?", 1.0, "at"),
         ("c", 0.25, "cold"),
         ("d", None, ""),
