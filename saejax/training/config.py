@@ -67,7 +67,8 @@ class TrainConfig:
   checkpoint_steps: int = 500
   # held-out rows that rate a checkpoint, and give the curves during training
   eval_rows: int = 4096
-  # steps between records on these rows; none: an eighth of the run; 0: no records
+  # steps between records on these rows, after whole dispatches; none: an eighth
+  # of the run; 0: no records
   eval_steps: int | None = None
   log_steps: int = 10  # steps between records
   # project at Weights & Biases that metrics go to as well; none where empty

@@ -49,7 +49,7 @@ class CardsTest(parameterized.TestCase):
   @parameterized.parameters(
     (overview.Pick(3, overview.MOST_DENSE), "most dense"),
     (overview.Pick(3, overview.LEAST_DENSE), "fire at all"),
-    (overview.Pick(3, overview.SPLIT, (3, 5, 8)), "3 latents have .* 5, 8"),
+    (overview.Pick(3, overview.SPLIT, (3, 5, 8)), r"3 latents have .*\(5, 8\)"),
     (
       overview.Pick(3, overview.SPLIT, range(3, 15), 7),
       r"latent 7 of the SAE with n = 32 .* 12 latents.* 9 and others",

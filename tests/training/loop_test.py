@@ -218,44 +218,6 @@ class LoopTest(absltest.TestCase):
     steps = [record["step"] for record in log.read(self.folder / "a")]
     self.assertEqual(steps, list(range(1, 25)))
 
-  def test_held_out_records_change_no_bit_and_come_once_after_a_kill(self):
-    store = self.store(self.x)
-    seen = []
-    held_out = lambda forms: [
-      {"nmse": float(len(seen)), "k": sae.activation.k}
-      for sae, _ in (seen.append(0) or forms)
-    ]
-    read = lambda name: [
-      (r["step"], r["tokens"], [m["k"] for m in r["members"].values()])
-      for r in log.read(self.folder / name)
-      if r["kind"] == "held_out"
-    ]
-    config = {"eval_steps": 5, "members": "in_turn"}
-    plain = self.train("a", self.batches(store), config={"members": "in_turn"})
-    with self.assertRaises(Killed):
-      self.train(
-        "b",
-        Interrupted(self.batches(store), 13, kill),
-        config=config,
-        held_out=held_out,
-      )
-    found = self.train(
-      "b", self.batches(store), config=config, held_out=held_out
-    )
-    self.assert_same(found, plain)
-    steps = [5, 10, 15, 20, 24]
-    self.assertEqual(read("b"), [(s, s * BATCH, [2, 4]) for s in steps])
-    self.assertEmpty(read("a"))
-    for every, count in ((0, 0), (None, 8)):
-      seen.clear()
-      self.train(
-        f"c{every}",
-        self.batches(store),
-        config={"eval_steps": every},
-        held_out=held_out,
-      )
-      self.assertLen(seen, count)
-
   def test_a_signal_saves_and_the_same_command_goes_on(self):
     store = self.store(self.x)
     single = {"steps_per_dispatch": 1}
