@@ -83,7 +83,8 @@ def draw(made: Any, name: str) -> Drawing:
     panel["boxes"] = pair
   values["panels"] = [p for p in values["panels"] if p["curves"]]
   on_white = any(axes.images for axes in made.axes)
-  return Drawing(*svgs, on_white, values, getattr(made, "title", ""))
+  title = getattr(made, "title", "")
+  return Drawing(svgs[0], svgs[1], on_white, values, title)
 
 
 def _svg(made: Any, name: str) -> str:

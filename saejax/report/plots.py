@@ -265,7 +265,7 @@ def density(points: Points) -> Any:
   """
   points = [p for p in good(points) if p.get("density")]
   points = [
-    p | {"of": of}
+    {**p, "of": of}
     for p, of in zip(points, naming.settings(points), strict=True)
   ]
   ns = sorted({p["n"] for p in points})
