@@ -381,13 +381,6 @@ def _latents(
     sizes=cards.Sizes(before=sizes.before, after=sizes.after),
   )
   return [
-    {
-      "latent": i,
-      "count": int(total.count[i]),
-      "density": float(total.density[i]),
-      "mean": cards.short(total.sum[i] / max(total.count[i], 1)),
-      "max": cards.short(total.top_values[i].max(initial=0)),
-      "examples": examples,
-    }
+    cards.numbers(total, i) | {"examples": examples}
     for i, examples in zip(ids, shown, strict=True)
   ]

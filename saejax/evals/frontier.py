@@ -1,4 +1,4 @@
-"""Compares methods with a reference method at equal L0."""
+"""Frontiers of L0 and loss, and methods against a reference at equal L0."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -67,6 +67,26 @@ def against(
         }
       )
   return records
+
+
+def pareto(l0: Sequence[float], loss: Sequence[float]) -> list[int]:
+  """Finds the frontier: what nothing else beats in L0 and in loss.
+
+  Args:
+    l0: active latents per row.
+    loss: losses.
+
+  Returns:
+    Places of those on the frontier, by rising L0.
+
+  >>> pareto([1, 2, 2, 4], [0.5, 0.3, 0.4, 0.3])
+  [0, 1]
+  """
+  kept: list[int] = []
+  for i in sorted(range(len(l0)), key=lambda i: (l0[i], loss[i])):
+    if not kept or loss[i] < loss[kept[-1]]:
+      kept.append(i)
+  return kept
 
 
 def _over(points, base, name: str) -> float | None:

@@ -74,14 +74,7 @@ def make(
     InputError: the store has no text or another width, there is no such latent,
       or the model has no language head or another width.
   """
-  if store.d != sae.d:
-    raise InputError(
-      "store",
-      str(store.place),
-      f"must have rows of the width of the SAE, {sae.d}, not {store.d}",
-      "give a store of its site",
-    )
-  words = neighbours.tokenizer_of(store)
+  words = words_of(sae, store)
   if model is not None:
     lens.check(model, sae.d)
     lens.directions(sae, np.zeros(0, int))  # refused before the pass
@@ -134,48 +127,43 @@ def described(store: Store) -> dict[str, str]:
   }
 
 
-def bare(
-  sae: SAE,
-  latents: Sequence[int],
-  *,
-  model: Model | None = None,
-  words: tokenizer.Tokenizer | None = None,
-  sizes: Sizes = Sizes(),
-) -> dict[str, Any]:
-  """Makes cards without a store: neighbours in the decoder, and tokens.
+def words_of(sae: SAE, store: Store) -> tokenizer.Tokenizer:
+  """The tokenizer of a store, whose rows must suit an SAE.
 
   Args:
     sae: the SAE.
-    latents: numbers of the latents.
-    model: causal model of the rows, for the tokens that latents favour.
-    words: its tokenizer.
-    sizes: numbers of what a card shows.
+    store: the store.
 
   Raises:
-    InputError: the model has no language head or another width.
+    InputError: the store has no text, or another width.
   """
-  which = np.unique(np.asarray(latents, int))
-  near = nearest(np.asarray(sae.W_dec, np.float32), which, sizes.near)
-  cards = [
-    {"latent": int(i), "examples": [], "nearest": n}
-    for i, n in zip(which, near, strict=True)
-  ]
-  if model is not None and words is not None:
-    lens.check(model, sae.d)
-    favoured = lens.favoured(sae, model, which, words, sizes.tokens)
-    cards = [a | b for a, b in zip(cards, favoured, strict=True)]
-  return {
-    "format": FORMAT,
-    "sae": {"n": sae.n, "d": sae.d},
-    "latents": cards,
-  }
+  if store.d != sae.d:
+    raise InputError(
+      "store",
+      str(store.place),
+      f"must have rows of the width of the SAE, {sae.d}, not {store.d}",
+      "give a store of its site",
+    )
+  return neighbours.tokenizer_of(store)
 
 
 def _card(found: Activity, i: int) -> dict[str, Any]:
-  """Numbers of the latent at a place."""
-  total, counts = found.summary, found.histogram[i]
+  """Numbers of the latent at a place, and its histogram."""
+  counts = found.histogram[i]
   (used,) = np.nonzero(counts)
   first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
+  return numbers(found.summary, i) | {
+    "histogram": {"first": first, "counts": counts[first:last].tolist()},
+  }
+
+
+def numbers(total: summary.Summary, i: int) -> dict[str, Any]:
+  """Numbers of a latent: its count, density, mean and largest value.
+
+  Args:
+    total: a summary.
+    i: place of the latent in it.
+  """
   count = int(total.count[i])
   return {
     "latent": int(total.latents[i]),
@@ -183,7 +171,6 @@ def _card(found: Activity, i: int) -> dict[str, Any]:
     "density": float(total.density[i]),
     "mean": short(total.sum[i] / count) if count else 0.0,
     "max": short(total.top_values[i].max(initial=0)),
-    "histogram": {"first": first, "counts": counts[first:last].tolist()},
   }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from saejax.data.text import neighbours, rules
 from saejax.data.text.subject import Subject
 from saejax.errors import InputError
-from saejax.features import summary
+from saejax.features import cards, lens, summary
 from saejax.models import taps, tokenizer
 from saejax.models.model import Model
 from saejax.sae.sae import SAE
@@ -137,3 +137,40 @@ def latents(prompts: Sequence[dict[str, Any]]) -> list[int]:
   return sorted(
     {one["latent"] for p in prompts for mine in p["latents"] for one in mine}
   )
+
+
+def bare_cards(
+  sae: SAE,
+  latents: Sequence[int],
+  *,
+  model: Model | None = None,
+  words: tokenizer.Tokenizer | None = None,
+  sizes: cards.Sizes = cards.Sizes(),
+) -> dict[str, Any]:
+  """Makes cards without a store: neighbours in the decoder, and tokens.
+
+  Args:
+    sae: the SAE.
+    latents: numbers of the latents.
+    model: causal model of the rows, for the tokens that latents favour.
+    words: its tokenizer.
+    sizes: numbers of what a card shows.
+
+  Raises:
+    InputError: the model has no language head or another width.
+  """
+  which = np.unique(np.asarray(latents, int))
+  near = cards.nearest(np.asarray(sae.W_dec, np.float32), which, sizes.near)
+  found = [
+    {"latent": int(i), "examples": [], "nearest": n}
+    for i, n in zip(which, near, strict=True)
+  ]
+  if model is not None and words is not None:
+    lens.check(model, sae.d)
+    favoured = lens.favoured(sae, model, which, words, sizes.tokens)
+    found = [a | b for a, b in zip(found, favoured, strict=True)]
+  return {
+    "format": cards.FORMAT,
+    "sae": {"n": sae.n, "d": sae.d},
+    "latents": found,
+  }

@@ -183,6 +183,25 @@ def summarise(
   return total
 
 
+def density_edges(rows: int) -> Float[np.ndarray, "e"]:
+  """Returns edges of bins of log10 density that suit counts of so many rows.
+
+  Densities are whole numbers of rows over `rows`. Bins of equal ratio would hold
+  one, none or two of the small counts by turns; these are at least a quarter of
+  a decade wide, and their edges lie halfway between counts.
+
+  Args:
+    rows: number of rows.
+
+  >>> np.round(10 ** density_edges(100) * 100, 1).tolist()[:5]
+  [0.5, 1.5, 3.5, 6.5, 12.5]
+  """
+  edges = [0.5]
+  while edges[-1] < rows:
+    edges.append(float(np.ceil(edges[-1] * 10**0.25 - 0.5)) + 0.5)
+  return np.log10(edges) - np.log10(rows)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Active:
   """The latents that are not 0 on some rows, as entries.

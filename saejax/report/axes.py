@@ -1,23 +1,28 @@
 """Style of all figures: palette, sizes and ticks.
 
 A figure is 7.2 inches wide, the width of the report, so that its text has the
-size of the page's text. Ordered values (k, n) have colours of viridis, whose
-order is visible in every kind of colour vision and in grey, and distinct
-markers.
+size of the page's text. For the screen of a phone it is drawn again, 3.7 inches
+wide, with panels below each other and the legend at the foot. Ordered values
+(k, n) have colours of viridis, whose order is visible in every kind of colour
+vision and in grey, and distinct markers.
 """
 
+import contextvars
 import functools
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from saejax.report import extras
 
-WIDTH = 7.2  # inches
+WIDTH, NARROW = 7.2, 3.7  # inches
 DPI = 160
+PAPER = "#ffffff"
 INK = "#1c2430"
 SOFT = "#5a6472"
+EDGE, GRID = "#98a2ae", "#e4e8ec"
 MARKERS = "osD^vph<>H"
 DASHES = ("-", (0, (5, 1.5)), (0, (2.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
 
@@ -29,13 +34,13 @@ _STYLE = {
   "axes.titleweight": "bold",
   "axes.labelsize": 9.5,
   "axes.labelcolor": INK,
-  "axes.edgecolor": "#98a2ae",
+  "axes.edgecolor": EDGE,
   "axes.linewidth": 0.8,
   "axes.spines.top": False,
   "axes.spines.right": False,
   "axes.grid": True,
   "axes.axisbelow": True,
-  "grid.color": "#e4e8ec",
+  "grid.color": GRID,
   "grid.linewidth": 0.7,
   "xtick.color": SOFT,
   "ytick.color": SOFT,
@@ -49,8 +54,13 @@ _STYLE = {
 }
 
 
+_WIDTH = contextvars.ContextVar("width", default=WIDTH)
+
+
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
-  """Decorates a drawing function to use the style of this file.
+  """Decorates a function that draws a figure to use the style of this file.
+
+  The figure can be drawn again at another width, see `drawn_at`.
 
   Args:
     draw: the function.
@@ -58,10 +68,36 @@ def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
 
   @functools.wraps(draw)
   def draw_styled(*arguments: Any, **keywords: Any) -> Any:
-    with extras.require("matplotlib").rc_context(_STYLE):
-      return draw(*arguments, **keywords)
+    with in_style():
+      made = draw(*arguments, **keywords)
+    made.again = functools.partial(draw_styled, *arguments, **keywords)
+    return made
 
   return draw_styled
+
+
+def in_style() -> Any:
+  """Returns the context in which the style of this file applies."""
+  return extras.require("matplotlib").rc_context(_STYLE)
+
+
+def drawn_at(made: Any, width: float) -> Any:
+  """Draws a figure again at another width.
+
+  Args:
+    made: a figure that a `styled` function drew.
+    width: width in inches.
+  """
+  token = _WIDTH.set(width)
+  try:
+    return made.again()
+  finally:
+    _WIDTH.reset(token)
+
+
+def is_narrow() -> bool:
+  """Returns whether a figure is being drawn for the screen of a phone."""
+  return _WIDTH.get() < WIDTH
 
 
 def figure(height: float, rows: int = 1, columns: int = 1, **keywords: Any):
@@ -79,21 +115,95 @@ def figure(height: float, rows: int = 1, columns: int = 1, **keywords: Any):
     InputError: matplotlib is not installed.
   """
   figures = extras.require("matplotlib.figure")
-  drawn = figures.Figure(figsize=(WIDTH, height), layout="constrained")
-  return drawn, drawn.subplots(rows, columns, squeeze=False, **keywords)
+  made = figures.Figure(figsize=(_WIDTH.get(), height), layout="constrained")
+  return made, made.subplots(rows, columns, squeeze=False, **keywords)
 
 
-@styled
+def panels(
+  count: int, *, height: float, most: int = 2, more: float = 0, **keywords: Any
+):
+  """Creates a figure of several panels, below each other if it is narrow.
+
+  Args:
+    count: number of panels.
+    height: height of a row of panels, in inches.
+    most: maximum number of panels side by side.
+    more: further height of the figure, in inches.
+    **keywords: arguments of `Figure.subplots`.
+
+  Returns:
+    (figure, the axes of the panels).
+  """
+  columns = max(1, min(count, 1 if is_narrow() else most))
+  rows = -(-max(count, 1) // columns)
+  made, grid = figure(more + height * rows, rows, columns, **keywords)
+  axes = list(grid.ravel())
+  for extra in axes[count:]:
+    extra.set_visible(False)
+  return made, axes[: max(count, 1)]
+
+
+def named(artist: Any, name: str) -> Any:
+  """Names a curve or bars, so that the page shows their values on hover.
+
+  Args:
+    artist: a line, steps or a rectangle.
+    name: such as "k = 8".
+
+  Returns:
+    The artist.
+  """
+  artist.set_gid(name)
+  return artist
+
+
+def titled(made: Any, title: str) -> Any:
+  """Gives a figure a title, unless it has one.
+
+  The title is drawn in the PNG; a page sets it above the figure.
+
+  Args:
+    made: the figure.
+    title: its title.
+
+  Returns:
+    The figure.
+  """
+  made.title = getattr(made, "title", "") or title
+  return made
+
+
+def explained(axes: Any, text: str) -> None:
+  """Writes above a panel what its marks, lines and bands are.
+
+  Args:
+    axes: the panel.
+    text: the explanation.
+  """
+  axes.set_title(
+    textwrap.fill(text, 44 if is_narrow() else 100),
+    loc="left",
+    fontsize=8.5,
+    weight="normal",
+    color=SOFT,
+  )
+
+
 def png(made: Any) -> bytes:
-  """Renders a figure as PNG; equal figures give equal bytes.
+  """Renders a figure with its title as PNG; equal figures give equal bytes.
 
   Args:
     made: the figure.
   """
   backend = extras.require("matplotlib.backends.backend_agg")
   out = io.BytesIO()
-  backend.FigureCanvasAgg(made)
-  made.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
+  with in_style():
+    if title := getattr(made, "title", ""):
+      made.suptitle(
+        textwrap.fill(title, 88), x=0.01, ha="left", fontsize=10, weight="bold"
+      )
+    backend.FigureCanvasAgg(made)
+    made.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
   return out.getvalue()
 
 
@@ -225,7 +335,7 @@ def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
 
 
 def legend(made: Any, panels: Sequence[Any], title: str) -> None:
-  """Draws one legend for all panels, to their right.
+  """Draws one legend for all panels: to their right, or below if narrow.
 
   Args:
     made: the figure.
@@ -236,12 +346,18 @@ def legend(made: Any, panels: Sequence[Any], title: str) -> None:
   for axes in panels:
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
       handles.setdefault(label, handle)
-  if handles:
-    made.legend(
-      handles.values(),
-      handles.keys(),
-      title=title,
-      loc="outside right upper",
-      alignment="left",
-      title_fontsize=9,
-    )
+  if not handles:
+    return
+  place: dict[str, Any] = {"loc": "outside right upper"}
+  if is_narrow():  # an entry is a mark of 0.5 inches and characters of 0.075
+    wide = 0.5 + 0.075 * max(map(len, handles))
+    columns = min(len(handles), max(1, int(NARROW / wide)))
+    place = {"loc": "outside lower center", "ncols": columns}
+  made.legend(
+    handles.values(),
+    handles.keys(),
+    title=title,
+    alignment="left",
+    title_fontsize=9,
+    **place,
+  )

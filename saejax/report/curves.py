@@ -124,23 +124,18 @@ def panels(
     columns: maximum number of panels side by side.
     legend: title of the legend.
   """
-  columns = min(columns, len(drawn))
-  rows = -(-len(drawn) // columns)
   each = [y] * len(drawn) if isinstance(y, Axis) else list(y)
-  made, grid = look.figure(height * rows, rows, columns)
+  made, flat = look.panels(len(drawn), height=height, most=columns)
   names = list(dict.fromkeys(n for curves in drawn.values() for n in curves))
   crowded = len(names) > 12  # then panels have separate styles and legends
   style = {name: _style(i) for i, name in enumerate(names)}
-  flat = list(grid.ravel())
-  for extra in flat[len(drawn) :]:
-    extra.set_visible(False)
   for axes, (title, curves), axis in zip(
     flat, drawn.items(), each, strict=False
   ):
     if crowded:
       style = {name: _style(i) for i, name in enumerate(curves)}
     for name, curve in curves.items():
-      axes.errorbar(
+      bars = axes.errorbar(
         curve.x,
         curve.y,
         yerr=curve.y_spread,
@@ -152,6 +147,7 @@ def panels(
         ms=4,
         **style[name],
       )
+      look.named(bars.lines[0], name)
     axes.set_title(title)
     axes.set_xlabel(x.label)
     axes.set_ylabel(axis.label)
@@ -160,7 +156,7 @@ def panels(
     if crowded:
       axes.legend(fontsize=6.5, handlelength=1.5)
   if not crowded:
-    look.legend(made, flat[: len(drawn)], legend)
+    look.legend(made, flat, legend)
   return made
 
 
@@ -184,12 +180,8 @@ def heat(
     height: height of a row of panels, in inches.
     low, high: ends of the colour scale.
   """
-  columns = min(2, len(drawn))
-  rows = -(-len(drawn) // columns)
-  made, grid = look.figure(height * rows, rows, columns)
-  flat, image = list(grid.ravel()), None
-  for extra in flat[len(drawn) :]:
-    extra.set_visible(False)
+  made, flat = look.panels(len(drawn), height=height)
+  image = None
   for axes, (title, values) in zip(flat, drawn.items(), strict=False):
     values = np.asarray(values, float)
     image = axes.imshow(
@@ -213,7 +205,7 @@ def heat(
     axes.set_xlabel(x[0])
     axes.set_ylabel(y[0])
     axes.set_title(title)
-  made.colorbar(image, ax=flat[: len(drawn)], label=label, shrink=0.85)
+  made.colorbar(image, ax=flat, label=label, shrink=0.85)
   return made
 
 
@@ -227,6 +219,9 @@ def intervals(
   at: float = 0.0,
 ) -> Any:
   """Draws effects with their intervals, one line per name, coloured by group.
+
+  Intervals that contain `at` are dashed with a hollow mark: the sign of such an
+  effect is not known.
 
   Args:
     rows: (name, effect, low, high, group), top to bottom.
@@ -242,7 +237,8 @@ def intervals(
   names = list(dict.fromkeys(row[0] for row in reversed(rows)))
   of = {name: [row for row in rows if row[0] == name] for name in names}
   # A line of text and an effect are 0.13 inches high.
-  labels = [textwrap.fill(name, 40) for name in names]
+  width = 20 if look.is_narrow() else 40
+  labels = [textwrap.fill(name, width) for name in names]
   high = [
     max(label.count("\n") + 2, len(of[name]) + 1)
     for name, label in zip(names, labels, strict=True)
@@ -252,11 +248,28 @@ def intervals(
   for i, mine in enumerate(of.values()):
     for j, (_, effect, low, high, group) in enumerate(mine):
       y = i + 0.6 * ((len(mine) - 1) / 2 - j) / len(mine)
-      axes.plot([low, high], [y, y], color=groups[group], lw=1.6)
-      axes.plot([effect], [y], "o", color=groups[group], ms=4.5)
+      contains = low <= at <= high
+      dashes = (0, (3, 1.2)) if contains else "-"
+      axes.plot([low, high], [y, y], color=groups[group], lw=1.6, ls=dashes)
+      inside = look.PAPER if contains else groups[group]
+      (mark,) = axes.plot([effect], [y], "o", color=groups[group], mfc=inside)
+      mark.set_markersize(4.5)
+      ends = f"{low:.3g} to {high:.3g}"
+      look.named(mark, f"{names[i]}, {ends}" + f", contains {at:g}" * contains)
   for group, colour in groups.items():
     if any(row[4] == group for row in rows):
       axes.plot([], [], "o-", color=colour, ms=4.5, lw=1.6, label=group)
+  if any(low <= at <= high for _, _, low, high, _ in rows):
+    axes.plot(
+      [],
+      [],
+      "o",
+      color=look.SOFT,
+      mfc=look.PAPER,
+      ls=(0, (3, 1.2)),
+      ms=4.5,
+      label=f"interval contains {at:g}",
+    )
   axes.axvline(at, color=look.SOFT, lw=1)
   axes.set_yticks(range(len(names)), labels, fontsize=7.5)
   axes.set_ylim(-0.7, len(names) - 0.3)

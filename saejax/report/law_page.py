@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from saejax.evals import scaling_law
-from saejax.report import page
+from saejax.report import drawing, page
 
 _SYMBOLS = {
   "alpha": "α",
@@ -39,14 +39,14 @@ def headline(fit: scaling_law.Fit) -> tuple[str, str]:
 def blocks(
   found: Mapping[str, Any],
   fit: scaling_law.Fit | None,
-  drawn: Mapping[str, bytes],
+  drawn: Mapping[str, drawing.Plot],
 ) -> list[page.Block]:
   """Returns the section about the law, or a note on why there is none.
 
   Args:
     found: content of results.json.
     fit: the law, or None.
-    drawn: plots by name, as PNG.
+    drawn: plots by name.
   """
   if fit is None:
     reason = found.get("fit_reason") or "no fit was requested"
@@ -118,7 +118,12 @@ def _comparison(fit) -> page.Table:
 
 def _parameters(fit, intervals) -> list[page.Block]:
   rows = [
-    (_SYMBOLS[name], _fixed(value), _interval(*intervals[name]))
+    (
+      _SYMBOLS[name],
+      _fixed(value),
+      _interval(*intervals[name]),
+      "yes" if _contains_zero(*intervals[name]) else "no",
+    )
     for name, value in zip(scaling_law.PARAMETERS, fit.parameters, strict=True)
   ]
   cells = len(fit.grid.cells()[0].n)
@@ -137,13 +142,19 @@ def _parameters(fit, intervals) -> list[page.Block]:
         page.Column("Parameter", right=False),
         page.Column("Value"),
         page.Column("95 % interval"),
+        page.Column("Contains 0", right=False),
       ],
       rows,
       "Parameters. The interval contains the values at which the best fit is not"
       f" significantly worse (profile of the cost, Student's t, {cells - 6:,}"
-      " degrees of freedom); ∞ marks an end that the points do not bound.",
+      " degrees of freedom); ∞ marks an end that the points do not bound. Where"
+      " it contains 0, not even the sign of the parameter is known.",
     ),
   ]
+
+
+def _contains_zero(low: float | None, high: float | None) -> bool:
+  return (low is None or low <= 0) and (high is None or high >= 0)
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -154,12 +165,12 @@ def _interval(low: float | None, high: float | None) -> str:
   return " to ".join(ends)
 
 
-def _residuals(fit, png: bytes) -> page.Figure:
+def _residuals(fit, plot: drawing.Plot) -> page.Figure:
   percent = 100 * np.expm1(fit.residuals)
   root = f"{np.sqrt(np.mean(percent**2)):.2f} %"
   largest = f"{np.abs(percent).max():.2f} %"
-  return page.Figure(
-    png,
+  return page.figure(
+    plot,
     "Residuals of the fit in per cent against n and against k; the largest"
     f" is {largest}, the root mean square {root}.",
     f"Residuals, (measured − fitted) / fitted loss. Root mean square {root},"

@@ -2,7 +2,8 @@
 
 The content is given as blocks; the layout is in page.html and page.css. All text
 is escaped. In prose, captions and cells, text between backticks is code, and
-Greek letters may have subscripts (β_k).
+Greek letters may have subscripts (β_k). The page is read without its script,
+page.js, which sorts tables and shows the values of curves.
 """
 
 import base64
@@ -10,10 +11,11 @@ import dataclasses
 import importlib.resources
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from saejax import durable, machine
+from saejax.report import drawing as drawings
 from saejax.report import extras
 
 
@@ -75,14 +77,16 @@ class Figure:
   """A figure.
 
   Attributes:
-    png: the figure as PNG.
+    png: the figure as PNG; shown where there is no drawing.
     alt: text alternative for screen readers.
     caption: text below the figure.
+    drawing: the figure as SVG, with its title.
   """
 
   png: bytes
   alt: str
   caption: str
+  drawing: drawings.Drawing | None = None
   kind: ClassVar[str] = "figure"
 
   @property
@@ -122,7 +126,44 @@ class Table:
   kind: ClassVar[str] = "table"
 
 
-Block = Prose | Heading | Note | Equation | Code | Numbers | Figure | Table
+@dataclasses.dataclass(frozen=True)
+class Details:
+  """Blocks that are folded until they are asked for.
+
+  Attributes:
+    title: what is inside.
+    blocks: the blocks.
+  """
+
+  title: str
+  blocks: "Sequence[Block]"
+  kind: ClassVar[str] = "details"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cards:
+  """Cards of latents with examples; see `cards_page`.
+
+  Attributes:
+    items: the cards, as `cards_page.Card`.
+  """
+
+  items: Sequence[Any]
+  kind: ClassVar[str] = "cards"
+
+
+Block = (
+  Prose
+  | Heading
+  | Note
+  | Equation
+  | Code
+  | Numbers
+  | Figure
+  | Table
+  | Details
+  | Cards
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +172,17 @@ class Section:
 
   title: str
   blocks: Sequence[Block]
+
+
+def figure(plot: drawings.Plot, alt: str, caption: str) -> Figure:
+  """Returns a plot as a block of the page.
+
+  Args:
+    plot: the plot.
+    alt: text alternative for screen readers.
+    caption: text below the figure.
+  """
+  return Figure(plot.png, alt, caption, plot.drawing)
 
 
 def facts(caption: str, values: dict[str, Any]) -> Table:
@@ -225,14 +277,29 @@ def render(
   environment.filters["inline"] = inline
   environment.globals["zip"] = lambda a, b: zip(a, b, strict=True)
   markup = extras.require("markupsafe").Markup
-  template = environment.from_string((here / "page.html").read_text("utf-8"))
+  environment.filters["markup"] = markup
+  file = lambda name: (here / name).read_text("utf-8")
+  template = environment.from_string(file("page.html"))
+  figures = "".join(_svgs(b for section in sections for b in section.blocks))
+  light, dark = drawings.palette(figures)
+  css = file("page.css").replace("/* light */", light)
   return template.render(
     title=title,
     subtitle=subtitle,
     sections=sections,
-    css=markup((here / "page.css").read_text("utf-8")),
+    css=markup(css.replace("/* dark */", dark)),
+    script=markup(file("page.js")),
     footer=footer or f"Written by saejax {machine.version()}.",
   )
+
+
+def _svgs(blocks: Iterable[Block]) -> Iterator[str]:
+  """Yields the drawings among blocks."""
+  for block in blocks:
+    if isinstance(block, Details):
+      yield from _svgs(block.blocks)
+    elif isinstance(block, Figure) and block.drawing:
+      yield block.drawing.wide + block.drawing.narrow
 
 
 def write(path: pathlib.Path, *arguments: Any, **keywords: Any) -> None:

@@ -5,27 +5,36 @@ from typing import Any
 
 from saejax import terminal
 from saejax.evals import scaling_law
-from saejax.report import forms, law_page, page, plots
+from saejax.report import drawing, forms, law_page, notes, page, plots
 
 
 def sections(
   found: Mapping[str, Any],
   fit: scaling_law.Fit | None,
-  drawn: Mapping[str, bytes],
+  drawn: Mapping[str, drawing.Plot],
   command: str,
+  features: Sequence[page.Block] = (),
 ) -> list[page.Section]:
   """Returns the sections of the page.
+
+  There is none about a law where none was looked for.
 
   Args:
     found: content of results.json.
     fit: the law, or None.
-    drawn: plots by name, as PNG.
+    drawn: plots by name.
     command: command that repeats the run.
+    features: blocks about some latents.
   """
   points = found["points"]
+  made = [page.Section("Result", _result(found, fit, drawn))]
+  if features:
+    made.append(page.Section("Some latents", features))
+  if fit is not None or found.get("fit_reason"):
+    law = law_page.blocks(found, fit, drawn)
+    made.append(page.Section("The fitted law", law))
   return [
-    page.Section("Result", _result(found, fit, drawn)),
-    page.Section("The fitted law", law_page.blocks(found, fit, drawn)),
+    *made,
     page.Section("All SAEs", _every(points)),
     page.Section("Training and densities", _training(points, drawn)),
     page.Section("Settings", _run(found, command)),
@@ -65,7 +74,7 @@ def _result(found, fit, drawn) -> list[page.Block]:
     blocks.append(page.Note(f"Left out of all plots and the fit: {names}."))
   if not points:
     return [*blocks, page.Note("No SAE finished with a finite loss.")]
-  blocks += forms.notes(points)
+  blocks += notes.toy(points) + notes.dead(points) + forms.notes(points)
   return [*blocks, _numbers(points, fit), *_curves(points, fit, drawn)]
 
 
@@ -94,8 +103,8 @@ def _curves(points, fit, drawn) -> list[page.Block]:
     if fit is not None
     else "Lines join the measured points; no law was fitted."
   )
-  return [
-    page.Figure(
+  blocks: list[page.Block] = [
+    page.figure(
       drawn[f"loss_against_{across}"],
       f"Held-out normalised MSE against {across} on log axes, one curve per"
       f" {each}. " + _trend(points, across, each),
@@ -104,17 +113,31 @@ def _curves(points, fit, drawn) -> list[page.Block]:
     for across, each in (("n", "k"), ("k", "n"))
     if f"loss_against_{across}" in drawn
   ]
+  if "frontier" in drawn:
+    blocks.append(
+      page.figure(
+        drawn["frontier"],
+        "Held-out normalised MSE against L0 on log axes, one curve per n, with"
+        " the frontier. " + _trend(points, "l0", "n"),
+        "Held-out loss against L0, the cost of a description in active latents."
+        " Compare SAEs at equal L0: further down is better. The frontier has what"
+        " can be had at this size.",
+      )
+    )
+  return blocks
 
 
 def _trend(points, across: str, each: str) -> str:
   """Describes the ends of each curve."""
   ends = []
   for value in sorted({p[each] for p in points}):
-    mine = [p for p in points if p[each] == value]
+    mine = [p for p in points if p[each] == value and p.get(across)]
+    if not mine:
+      continue
     low, high = (f(mine, key=lambda p: p[across]) for f in (min, max))
     ends.append(
-      f"{each} = {value:,}: {low['nmse']:.3f} at {across} = {low[across]:,},"
-      f" {high['nmse']:.3f} at {high[across]:,}"
+      f"{each} = {value:,}: {low['nmse']:.3f} at {across} = {low[across]:,.4g},"
+      f" {high['nmse']:.3f} at {high[across]:,.4g}"
     )
   return "; ".join(ends) + "."
 
@@ -164,23 +187,44 @@ def _training(points, drawn) -> list[page.Block]:
   blocks: list[page.Block] = []
   if "training_curves" in drawn:
     blocks.append(
-      page.Figure(
+      page.figure(
         drawn["training_curves"],
         "Training loss against tokens, one panel per n and one curve per k.",
-        "Training loss of the recorded batches. An SAE whose curve falls at the"
-        " end was not trained to convergence.",
+        "Loss of single training batches, at the steps that were recorded, which"
+        " is why it is rough. An SAE whose curve falls at the end was not trained"
+        " to convergence.",
+      )
+    )
+  if "held_out_curves" in drawn:
+    blocks.append(
+      page.figure(
+        drawn["held_out_curves"],
+        "Held-out loss against training tokens, one panel per n and one curve per"
+        " k.",
+        "Loss of the training form on a sample of the held-out rows"
+        " (train.eval_rows), every train.eval_steps steps. Where it rises while"
+        " the training loss falls, the SAE fits its training rows.",
+      )
+    )
+  elif "training_curves" in drawn:
+    blocks.append(
+      page.Prose(
+        "No held-out loss was recorded during training, so that only batches of"
+        " training rows are drawn."
       )
     )
   if "density" in drawn:
     dead = [100 * p["dead"] for p in plots.good(points)]
     blocks.append(
-      page.Figure(
+      page.figure(
         drawn["density"],
         "Histogram of the log density of latents, one panel per n and one line"
         f" per k; between {min(dead):.1f} and {max(dead):.1f} % of latents never"
         " fire.",
-        "Density of latents on held-out rows, in bins of a quarter of a decade."
-        f" Dead latents ({min(dead):.1f} to {max(dead):.1f} %) are in no bin.",
+        f"Density of latents on held-out rows. The bars at the left are the dead"
+        f" latents, which fire on none ({min(dead):.1f} to {max(dead):.1f} %)."
+        " Bins are at least a quarter of a decade wide and end between whole"
+        " numbers of rows; heights are per quarter of a decade.",
       )
     )
   return blocks or [page.Prose("There are no training metrics.")]
@@ -196,12 +240,17 @@ def _run(found, command: str) -> list[page.Block]:
     blocks.append(page.Prose(f"Time up to the plots: {spent}."))
   if found.get("data"):
     blocks.append(page.facts("Data.", found["data"]))
-  blocks.append(page.facts("Settings, by flag.", found["config"]))
   environment = dict(found["environment"])
   if environment.get("memory_bytes"):
     environment["memory_bytes"] = terminal.size(environment["memory_bytes"])
-  blocks.append(page.facts("Environment.", environment))
-  return blocks
+  flags = page.facts("Settings, by flag.", found["config"])
+  count = f"Every flag ({len(flags.rows):,})"
+  machine = page.facts("Environment.", environment)
+  return [
+    *blocks,
+    page.Details(count, [flags]),
+    page.Details("Environment", [machine]),
+  ]
 
 
 def _definitions() -> page.Table:

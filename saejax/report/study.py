@@ -2,13 +2,15 @@
 
 import os
 import pathlib
+import re
 import shlex
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saejax import durable, terminal
 from saejax.report import axes as look
-from saejax.report import page, results
+from saejax.report import drawing, page, results
 from saejax.report.scaling import PAGE
 
 
@@ -51,8 +53,10 @@ def write(
     [
       page.Code(command),
       page.facts("Data", content["data"]),
-      page.facts("Settings", content["config"]),
-      page.facts("Environment", content["environment"]),
+      page.Details("Every flag", [page.facts("Settings", content["config"])]),
+      page.Details(
+        "Environment", [page.facts("Environment", content["environment"])]
+      ),
     ],
   )
   page.write(folder / PAGE, title, [*sections, run])
@@ -62,12 +66,17 @@ def write(
 def figure(made: Any, alt: str, caption: str) -> page.Figure:
   """Returns a plot as a block of the page.
 
+  A figure without a title gets the first sentence of its caption as one.
+
   Args:
-    made: the matplotlib figure.
+    made: the matplotlib figure, which a `styled` function drew.
     alt: text alternative for screen readers.
     caption: text below the figure.
   """
-  return page.Figure(look.png(made), alt, caption)
+  title = re.split(r"[.;:] ", caption, maxsplit=1)[0].rstrip(".")
+  look.titled(made, title)
+  name = f"f{zlib.crc32(f'{alt} {caption}'.encode()):x}"
+  return page.Figure(b"", alt, caption, drawing.draw(made, name))
 
 
 def table(

@@ -197,6 +197,7 @@ def _steps(grid: Grid, n: int, batches: Any, label: str) -> loop.Steps:
         metric=lambda forms: float(
           np.mean([r.fvu for r in points.as_trained(grid, forms, [rated])])
         ),
+        held_out=lambda forms: points.during(grid, forms, rated),
         provenance=batches.provenance,
         label=label,
       )

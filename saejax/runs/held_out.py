@@ -10,6 +10,8 @@ from saejax.errors import InputError
 from saejax.features import reading
 from saejax.sae.context import FIELDS, Batch, as_batch
 
+BATCH_ROWS = 4096
+
 
 def check(store: Store, columns: tuple[str, ...]) -> None:
   """Checks that a held-out store has the columns of the training store.
@@ -38,7 +40,7 @@ def batches(store: Store, columns: tuple[str, ...]) -> Iterator[Batch]:
     store: the held-out store.
     columns: names of the columns.
   """
-  for row, x in reading.batches(store):
+  for row, x in reading.batches(store, batch_rows=BATCH_ROWS):
     first, last = int(row[0]), int(row[-1]) + 1
     yield _batch(
       {

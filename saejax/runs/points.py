@@ -12,9 +12,11 @@ import numpy as np
 
 from saejax import terminal
 from saejax.evals import reconstruction
+from saejax.features import summary
 from saejax.runs import held_out
 from saejax.runs.config import SAEConfig
 from saejax.sae import activations, files
+from saejax.sae.context import Batch
 from saejax.sae.sae import SAE
 from saejax.training import loop
 
@@ -46,7 +48,7 @@ def points(
       **{k: _finite(v) for k, v in metrics.record().items()},
       "training_l0": _finite(training.l0),
       "training_fvu": _finite(training.fvu),
-      "density": metrics.histogram(),
+      "density": metrics.histogram(summary.density_edges(metrics.rows)),
       **_boosted_on(grid.sae),
     }
     for t, metrics, training in zip(trained, found, before, strict=True)
@@ -134,6 +136,32 @@ def as_trained(
     stats=[stats for _, stats in forms],
     batch_rows=grid.train.batch_rows,
   )
+
+
+def during(grid: Any, forms, rows: Batch) -> list[dict[str, float]]:
+  """Metrics of the members while they train, for the record.
+
+  Those whose selection is that of a row are evaluated in the form and the size
+  of batch of `points`, so that nothing is compiled for it.
+
+  Args:
+    grid: the grid.
+    forms: the training form of each member, with its statistics.
+    rows: held-out rows.
+  """
+  if all(isinstance(sae.activation, activations.TopK) for sae, _ in forms):
+    frame = _frame(grid, forms[0][0])
+    found = reconstruction.evaluate_many(
+      [sae for sae, _ in forms],
+      [rows],
+      means=[_mean(grid, frame)] * len(forms),
+      frame=frame,
+      batch_rows=held_out.BATCH_ROWS,
+    )
+  else:
+    found = as_trained(grid, forms, [rows])
+  names = ("nmse", "fvu", "l0", "dead", "cosine")
+  return [{name: getattr(one, name) for name in names} for one in found]
 
 
 def _finite(value: Any) -> Any:

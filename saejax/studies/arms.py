@@ -171,9 +171,9 @@ def check(config: TrainConfig) -> None:
     config: how arms are trained.
 
   Raises:
-    InputError: window_chunks, lanes or eval_rows is set.
+    InputError: window_chunks, lanes, eval_rows or eval_steps is set.
   """
-  for name in ("window_chunks", "lanes", "eval_rows"):
+  for name in ("window_chunks", "lanes", "eval_rows", "eval_steps"):
     value = getattr(config, name)
     if value != getattr(TrainConfig, name):
       rule = "applies to stores, and the rows of a study are in memory"

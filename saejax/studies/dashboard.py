@@ -224,7 +224,9 @@ def page(
   sizes = sizes_of(config)
   if store is None or (found and not chosen.latents):
     words = tokenizer.load(hub.resolve(name))
-    data = cards.bare(sae, chosen.latents, model=head, words=words, sizes=sizes)
+    data = prompts.bare_cards(
+      sae, chosen.latents, model=head, words=words, sizes=sizes
+    )
   else:
     screen.line(f"dashboard: reading {store.rows:,} rows")
     meter = Meter(screen)

@@ -21,7 +21,7 @@ from saejax.errors import InputError
 from saejax.evals import scaling_law
 from saejax.report import extras, results, scaling
 from saejax.runs import folder as run_folder
-from saejax.runs import grid, preflight, shares, stores
+from saejax.runs import grid, latents, preflight, shares, stores
 from saejax.runs.config import SAEConfig, sae_config
 from saejax.terminal import busy, say
 from saejax.training.loop import TrainConfig
@@ -108,5 +108,8 @@ def _report(
     data=stores.describe(sweep.store, sweep.held_out),
     seconds=spent.seconds(),
   )
+  features = latents.blocks(sweep, points)
   with busy("drawing the report"):
-    scaling.write(found, fit, folder, metrics=grid.metrics(sweep))
+    scaling.write(
+      found, fit, folder, metrics=grid.metrics(sweep), features=features
+    )

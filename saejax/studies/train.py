@@ -3,7 +3,8 @@
     python experiments/train.py --store=runs/stores/store-... \\
       --held_out=runs/stores/store-... --sae.n=1024 --sae.k=8,16
 
-Writes the trained SAEs, metrics and results.json to the run folder. With --online
+Writes the trained SAEs, metrics, results.json and, where the packages of the extra
+'report' are installed, report.html to the run folder. With --online
 the rows are trained on as the model computes them, and only held-out rows are
 stored:
 
@@ -15,6 +16,7 @@ folder of its own in the run folder.
 
 import dataclasses
 import pathlib
+import shlex
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -25,12 +27,12 @@ from saejax.data.spec import OnlineConfig
 from saejax.data.store import reader
 from saejax.errors import InputError
 from saejax.recipes import common
-from saejax.report import results
+from saejax.report import extras, results, scaling
 from saejax.runs import folder as run_folder
-from saejax.runs import grid, preflight, reading, stores
+from saejax.runs import grid, latents, preflight, reading, stores
 from saejax.runs.config import SAEConfig
 from saejax.sae import prep
-from saejax.terminal import say
+from saejax.terminal import busy, say
 from saejax.training.loop import TrainConfig
 
 
@@ -229,7 +231,35 @@ def _train(sweeps: Sequence[grid.Grid], config: Config) -> None:
     data = stores.describe(sweep.store, sweep.held_out)
     found = results.collect(config=config, points=points, data=data)
     results.write(found, sweep.path)
+    _report(sweep, config, points, found)
     say(f"results: {sweep.path / results.JSON}, SAEs: {sweep.path / 'saes'}")
+
+
+def _report(
+  sweep: grid.Grid,
+  config: Config,
+  points: list[dict[str, Any]],
+  found: dict[str, Any],
+) -> None:
+  """Writes the page of a grid; without the packages for it, says so."""
+  try:
+    extras.check()
+  except InputError as error:
+    say(f"no report page: {error.value} ({error.remedy})")
+    return
+  features = latents.blocks(sweep, points)
+  flags = pathlib.Path(config.run_dir) / run_folder.FLAGS
+  with busy("drawing the report"):
+    scaling.write(
+      found,
+      None,
+      sweep.path,
+      metrics=grid.metrics(sweep),
+      features=features,
+      title="Trained sparse autoencoders",
+      command=f"python experiments/train.py --flagfile={shlex.quote(str(flags))}",
+    )
+  say(f"report: {sweep.path / scaling.PAGE}")
 
 
 def training_store(

@@ -13,7 +13,14 @@ from saejax.training.parts import rules, schedules
 # benchmarks/defaults.py.
 WARMUP_FRACTION, MOST_WARMUP, DECAY_FRACTION = 0.1, 1000, 0.5
 # Settings that do not determine results: cadences, devices, and where metrics go.
-NO_RESULT = ("log_steps", "checkpoint_steps", "mesh", "first_device", "wandb")
+NO_RESULT = (
+  "log_steps",
+  "eval_steps",
+  "checkpoint_steps",
+  "mesh",
+  "first_device",
+  "wandb",
+)
 MOST_RATE = 6e-3  # that the law of n alone leads to; TIDE diverges above
 
 
@@ -58,7 +65,11 @@ class TrainConfig:
   nonfinite: Literal["stop", "skip"] = "stop"  # policy on non-finite numbers
   # steps between checkpoints; a shorter run writes none
   checkpoint_steps: int = 500
-  eval_rows: int = 4096  # held-out rows that rate a checkpoint
+  # held-out rows that rate a checkpoint, and give the curves during training
+  eval_rows: int = 4096
+  # steps between records on these rows, after whole dispatches; none: an eighth
+  # of the run; 0: no records
+  eval_steps: int | None = None
   log_steps: int = 10  # steps between records
   # project at Weights & Biases that metrics go to as well; none where empty
   wandb: str = ""
@@ -85,7 +96,7 @@ class TrainConfig:
       "dead_after_tokens",
       "seed",
       "first_device",
-      *given("warmup_steps"),
+      *given("warmup_steps", "eval_steps"),
     )
     checks.at_most(self, 1_000_000, "epochs")
     checks.positive(self, "learning_rate")

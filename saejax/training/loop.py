@@ -34,8 +34,8 @@ from saejax.training.members import Member
 from saejax.training.recipe import Recipe, Stats
 from saejax.training.sources import Source, source_of
 from saejax.training.step import TrainState
+from saejax.training.watch import HeldOut, Observe, Provenance, Watch
 from saejax.training.watch import NonFiniteError as NonFiniteError
-from saejax.training.watch import Observe, Provenance, Watch
 
 if TYPE_CHECKING:
   from saejax.training.run_folder import RunFolder
@@ -138,6 +138,7 @@ def steps(
   metric: Callable[[Sequence[tuple[SAE, Stats]]], float] | None = None,
   provenance: Provenance | None = None,
   observe: Observe | None = None,
+  held_out: HeldOut | None = None,
   all_frozen: bool = False,
   stream: Any = None,
   label: str = "",
@@ -146,7 +147,6 @@ def steps(
 
   A generator: it yields the number of completed steps, first before its first
   step, where the position of the rows has been restored, and returns the members.
-  It opens its folder when it is first advanced.
 
   Args:
     make_recipe: from a member's arguments, by name, to the recipe.
@@ -163,8 +163,8 @@ def steps(
     metric: rates a checkpoint from all members' training forms, each with its
       statistics; lower is better.
     provenance: where rows come from, for the report on non-finite ones.
-    observe: called with each step from 0 and its metrics [members] by name, a
-      little after the step.
+    observe: called a little after each step, from 0, with its metrics by name.
+    held_out: scalars of each member, as `metric`; recorded by config.eval_steps.
     all_frozen: whether to go on where no member's loss is finite.
     stream: where progress goes; standard error by default.
     label: name of the run in its progress.
@@ -177,8 +177,7 @@ def steps(
 
   Raises:
     InputError: another run is in the folder, the mesh does not divide the
-      sizes, the rows end before the run, the disk is full, or C++ kernels are
-      wanted and cannot be had.
+      sizes, the rows end early, the disk is full, or C++ kernels cannot be had.
     NonFiniteError: rows, or every member's loss, were not finite under the
       policy "stop". The last good checkpoint is kept and `nonfinite.json` in
       the folder names the step and the rows.
@@ -222,6 +221,7 @@ def steps(
       folder=path,
       provenance=provenance,
       observe=observe,
+      held_out=held_out,
     )
     run = _Run(group, source, watch, kept, metric, step, states, seconds)
     while run.step < total_steps:
@@ -278,6 +278,8 @@ class _Run:
     self.watch.add(first, feed, metrics)
     self.step += count
     log.progress(self.step, self.step * self.config.batch_rows)
+    with self._kernels():
+      self.watch.evaluate(self.step, count, self.states)
     if self._is_due(count):
       self.save()
     if self.kept and (number := _stop_signal(self.step)):

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,12 @@ from saejax.training.sources import Feed
 
 AHEAD = 2  # dispatches under way before the host waits for the oldest
 ROWS = "rows"  # kind of the records about rows
+HELD_OUT = "held_out"  # kind of the records on held-out rows
+EVALUATIONS = 8  # of a run, where their cadence is not given
 REDONE_SHARE = 0.1  # of the steps, above which it is said
 
 Observe = Callable[[int, Mapping[str, np.ndarray]], None]
+HeldOut = Callable[[Sequence[Any]], Sequence[Mapping[str, float]]]
 Provenance = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
@@ -54,6 +57,7 @@ class Watch:
     folder: for the report on rows that are not finite; None for none.
     provenance: where rows come from, by their numbers.
     observe: called with each step from 0 and its metrics [members] by name.
+    held_out: scalars of each member on held-out rows, from all training forms.
   """
 
   group: Any
@@ -64,6 +68,7 @@ class Watch:
   folder: pathlib.Path | None = None
   provenance: Provenance | None = None
   observe: Observe | None = None
+  held_out: HeldOut | None = None
 
   def __post_init__(self):
     self._pending: collections.deque[Any] = collections.deque()
@@ -88,6 +93,27 @@ class Watch:
     self._pending.append((step, feed, metrics))
     while len(self._pending) > AHEAD:
       self._check(*self._pending.popleft())
+
+  def evaluate(self, step: int, count: int, states: Any) -> None:
+    """Records the members on held-out rows, where that is due.
+
+    Args:
+      step: number of completed steps.
+      count: steps of the last dispatch.
+      states: of the members.
+    """
+    every = self.config.eval_steps
+    if every is None:
+      every = max(1, self.total_steps // EVALUATIONS)
+    if self.held_out is None or not every:
+      return
+    if step % every < count or step == self.total_steps:
+      self.check_all()  # records are in the order of steps
+      names = [member.name for member in self.group.members]
+      forms = self.group.trained(states)
+      scalars = dict(zip(names, self.held_out(forms), strict=True))
+      tokens = step * self.config.batch_rows
+      self.log.record(step, tokens, scalars, kind=HELD_OUT)
 
   def check_all(self) -> None:
     """Reads all metrics so far.

@@ -40,6 +40,7 @@ TRAIN = {
   "--train.nonfinite": ("ignore",),
   "--train.checkpoint_steps": ("0", "-1"),
   "--train.eval_rows": ("0",),
+  "--train.eval_steps": ("-1", "1.5"),
   "--train.log_steps": ("0", "1.5"),
   "--train.seed": ("-1", "x"),
   "--sae.recipe": ("", "sae"),
@@ -75,6 +76,7 @@ STUDY = {
   "train.steps": WHOLE,
   "train.window_chunks": ("8",),
   "train.eval_rows": ("100",),
+  "train.eval_steps": ("100",),
   "train.clip_norm": ("0", "inf", "on"),
   "seeds": ("0", ""),
 }

@@ -76,6 +76,11 @@ class RecipesTest(absltest.TestCase):
       name = f"n32-active={active}-seed0"
       sae = files.load(self.run_dir / "saes" / name)
       self.assertEqual(sae.activation.k, active)
+    page = (self.run_dir / "report.html").read_text()
+    self.assertIn("There are no cards of latents: must have a tokenizer", page)
+    self.assertIn("active = 4", page)
+    self.assertIn("experiments/train.py --flagfile=", page)
+    self.assertNotIn("The fitted law", page)
 
 
 if __name__ == "__main__":

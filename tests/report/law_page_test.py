@@ -4,7 +4,7 @@ import numpy as np
 from absl.testing import absltest
 
 from saejax.evals import scaling_law
-from saejax.report import law_page, page, results, scaling_page
+from saejax.report import drawing, law_page, page, results, scaling_page
 from tests.report import samples
 
 NS, KS = (512, 1024, 2048, 4096), (4, 8, 16)
@@ -20,7 +20,9 @@ def noisy(ns=NS, noise=0.002):
 
 def sections(points, fit):
   found = results.collect(config={}, points=points, fit=fit)
-  made = scaling_page.sections(found, fit, {"residuals": b""}, "command")
+  made = scaling_page.sections(
+    found, fit, {"residuals": drawing.Plot(b"", None)}, "command"
+  )
   return found, {section.title: section.blocks for section in made}
 
 
@@ -83,7 +85,13 @@ class LawPageTest(absltest.TestCase):
     found, made = sections(points, scaling_law.fit(points, resamples=5))
     self.assertIsNone(found["fit"]["intervals"]["zeta"][0])
     table = tables(made["The fitted law"])["Parameter"]
-    shown = {name: interval for name, _, interval in table.rows}
+    shown = {name: interval for name, _, interval, _ in table.rows}
+    contains = {name: yes for name, *_, yes in table.rows}
+    self.assertEqual(contains["β_n"], "no")
+    for name, (a, b) in found["fit"]["intervals"].items():
+      symbol = law_page._SYMBOLS[name]
+      inside = (a is None or a <= 0) and (b is None or b >= 0)
+      self.assertEqual(contains[symbol], "yes" if inside else "no")
     self.assertStartsWith(shown["ζ"], "−∞ to ")
     self.assertNotIn("∞", shown["β_n"])
     low, high = found["fit"]["intervals"]["beta_n"]

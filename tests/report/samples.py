@@ -32,7 +32,16 @@ def points(ns=(512, 1024, 2048), ks=(4, 8, 16)):
 
 
 def records(ks=(4, 8, 16), steps=20):
-  return [
+  held_out = [
+    {
+      "kind": "held_out",
+      "step": step,
+      "tokens": 2048 * step,
+      "members": {f"k{k}-seed0": {"nmse": 2.0 / step} for k in ks},
+    }
+    for step in range(10, steps + 1, 10)
+  ]
+  return held_out + [
     {
       "kind": "train",
       "step": step,
@@ -50,6 +59,7 @@ def records(ks=(4, 8, 16), steps=20):
 class Outline(html.parser.HTMLParser):
   """Collects tags with attributes, and that they are closed in order."""
 
+  # A page's own elements; those of SVG say themselves that they are empty.
   VOID = frozenset({"meta", "img", "br", "input"})
 
   def __init__(self, text: str):

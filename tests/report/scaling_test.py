@@ -55,21 +55,27 @@ class ScalingReportTest(parameterized.TestCase):
         "report.html",
         "loss_against_n.png",
         "loss_against_k.png",
+        "frontier.png",
         "residuals.png",
         "training_curves.png",
+        "held_out_curves.png",
         "density.png",
       },
     )
-    images = [a for tag, a in outline.tags if tag == "img"]
-    self.assertLen(images, 5)
+    images = [a for _, a in outline.tags if a.get("role") == "img"]
+    self.assertLen(images, 7)
     for image in images:
-      self.assertGreater(len(image["alt"]), 40)
+      self.assertGreater(len(image["aria-label"]), 40)
+    ids = [a["id"] for _, a in outline.tags if "id" in a]
+    self.assertEqual(len(ids), len(set(ids)))
     for text in (
       f"{fit.r2:.4f}",
       f"{self.points[0]['nmse']:.4f}",
       "predicting",
       "--flagfile=",
       "Environment",
+      "toy run",
+      "Held-out loss during training",
     ):
       self.assertIn(text, outline.text)
     for png in self.folder.glob("*.png"):
@@ -118,8 +124,8 @@ class ScalingReportTest(parameterized.TestCase):
 
   def test_equal_results_give_equal_pictures(self):
     fit = scaling_law.fit(self.points, resamples=5)
-    one = scaling.draw(self.points[:], fit, {}, "")
-    two = scaling.draw(self.points[:], fit, {}, "")
+    one = scaling.draw(self.points[:], fit, {})
+    two = scaling.draw(self.points[:], fit, {})
     self.assertEqual(one, two)
 
 
@@ -158,6 +164,36 @@ class PlotsTest(parameterized.TestCase):
     np.testing.assert_allclose(values, 1 / np.arange(1, 21) + 0.025)
     self.assertIn("MSE of the batch", label)
 
+  def test_held_out_curves_are_apart_from_those_of_batches(self):
+    curves, label = scaling.held_out_curves({512: samples.records()})
+    tokens, values = curves[512][4, 0]
+    np.testing.assert_array_equal(tokens, 2048.0 * np.array([10, 20]))
+    np.testing.assert_allclose(values, [0.2, 0.1])
+    self.assertIn("held-out nmse", label)
+    none = scaling.held_out_curves({512: samples.records(steps=5)})
+    self.assertEqual(none, ({}, ""))
+
+  def test_members_without_k_are_called_by_their_arguments(self):
+    names = {"k8-seed1": (8, 1), "k8-l1=0.1-seed0": ("k8-l1=0.1", 0)}
+    for name, want in {**names, "seed2": ("SAE", 2)}.items():
+      self.assertEqual(scaling._member(name), want)
+    some = [
+      {**r, "members": {"l1=0.1-seed0": {"loss": 1.0}}}
+      for r in samples.records()
+    ]
+    curves, label = scaling.training_curves({512: some})
+    axes.png(plots.training_curves(curves, label=label))
+
+  def test_the_dead_are_bars_and_no_histogram_is_cut(self):
+    points = samples.points((512,), (4, 8))
+    points[0]["dead"] = 0.46
+    (panel,) = plots.density(points).axes
+    bars = [p for p in panel.patches if p.get_gid().endswith("dead|0")]
+    self.assertEqual([b.get_height() for b in bars], [46, 1])
+    self.assertGreater(panel.get_ylim()[1], 46)
+    ticks = [t.get_text() for t in panel.get_xticklabels()]
+    self.assertEqual(ticks, ["dead", "10⁻²", "10⁻¹", "10⁰"])
+
   def test_curves_with_holes_are_drawn(self):
     some = samples.records()
     for record in some[10:]:
@@ -175,7 +211,7 @@ class PlotsTest(parameterized.TestCase):
   def test_equal_losses_are_drawn(self):
     points = [p | {"nmse": 0.25} for p in samples.points(NS, KS)]
     fit = scaling_law.fit(points, resamples=5)
-    self.assertLen(scaling.draw(points, fit, {}, ""), 4)
+    self.assertLen(scaling.draw(points, fit, {}), 5)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ class ArmsTest(absltest.TestCase):
       ("window_chunks", 8),
       ("lanes", 2),
       ("eval_rows", 100),
+      ("eval_steps", 100),
     ):
       config = dataclasses.replace(CONFIG, **{field: value})
       with self.assertRaisesRegex(InputError, f"train.{field}={value}"):
