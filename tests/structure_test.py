@@ -41,6 +41,7 @@ ROAD = [
   "evals",
   "report",
   "runs",
+  "plans",
   "studies",
   "command",
 ]
