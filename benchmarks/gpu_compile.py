@@ -43,37 +43,12 @@ from jax.sharding import SingleDeviceSharding
 
 from saejax import config as flags
 from saejax.errors import InputError
+from saejax.plans import chips
+from saejax.plans import topologies as plan_topologies
 from saejax.recipes import row_sparse
 from saejax.training import step
 from saejax.training.recipe import Hyper
 
-BYTES = 150_754_820_096  # of an H200
-TARGET = f"""
-gpu_device_info {{
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  shared_memory_per_block_optin: 232448
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 4800000000000
-  l2_cache_size: 62914560
-  clock_rate_ghz: 1.98
-  device_memory_size: {BYTES}
-  cuda_compute_capability {{ major: 9 }}
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-}}
-platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 10 }}
-runtime_version {{ major: 12 minor: 8 }}
-device_description_str: "NVIDIA H200"
-"""
 # XLA would recompute matmuls rather than fill the last fifth of the memory.
 FILL_MEMORY = "--xla_gpu_memory_limit_slop_factor=150"
 GET = "run make aot-gpu, and this with .venv-aot-gpu/bin/python"
@@ -254,7 +229,7 @@ def measure(size: str, device: Any, dump: pathlib.Path, **how) -> dict:
     "arguments": memory.argument_size_in_bytes,
     "temporaries": temporaries,
     "peak": peak,
-    "fits": peak < BYTES,
+    "fits": peak < chips.H200.memory,
     "sorts": sorted(sorts),
     "gathered": sorted(
       shape
@@ -286,7 +261,9 @@ def main(config: CompileConfig) -> int:
       f"--xla_gpu_autotune_level=0 {FILL_MEMORY} --xla_dump_to={dump}"
     )
     device = topologies.get_topology_desc(
-      platform="cuda", target_config=TARGET, topology="1x1x1"
+      platform="cuda",
+      target_config=plan_topologies.H200_TARGET,
+      topology="1x1x1",
     ).devices[0]
     for engine, aux, sizes in (
       ("sparse", False, config.sizes),
@@ -299,7 +276,7 @@ def main(config: CompileConfig) -> int:
         rows.append(row)
   result = {
     "device": "NVIDIA H200 (compute capability 9.0), compiled for, not present",
-    "device_bytes": BYTES,
+    "device_bytes": chips.H200.memory,
     "dtype": "bfloat16 matmuls, float32 state",
     "date": str(datetime.date.today()),
     "versions": {

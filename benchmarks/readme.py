@@ -157,14 +157,33 @@ def tpu_steps(result: dict[str, Any]) -> str:
   return table(made)
 
 
-def tpu_million(result: dict[str, Any]) -> str:
-  """Memory of a step of a million latents, by division of the chips."""
+def plans(result: dict[str, Any]) -> str:
+  """What each case needs and takes, by its slice and mesh."""
   made = []
-  for mesh, held in result["meshes"].items():
-    row: dict[str, Any] = {"data x latent": mesh}
-    for name in ("argument", "temporary", "total"):
-      row[f"{name}, GB"] = held[name] / 1e9
-    made.append(row | {"of the limit": held["of_limit"]})
+  for case in result["cases"].values():
+    if "memory" not in case:
+      made.append({"slice": case["topology"], "refused": case["refused"]})
+      continue
+    memory, seconds = case["memory"], case["seconds"]
+    links = max(each["on_links"] for each in case["collectives"].values())
+    made.append(
+      {
+        "slice": case["topology"],
+        "n": f"{case['n']:,}",
+        "d": f"{case['d']:,}",
+        "rows a step": case["batch_rows"],
+        "data x latent": "x".join(map(str, case["mesh"][1:])),
+        "arguments, GB": memory["arguments"] / 1e9,
+        "temporaries, GB": memory["temporaries"] / 1e9,
+        "of the memory": memory["total"] / memory["limit"],
+        "over links, GB": links / 1e9,
+        "floor, ms": seconds["step"] * 1e3,
+        "bound": case["bound"],
+        "chip-hours": case["run"]["chip_hours"],
+        "compiling, s": case["compile_seconds"],
+        "refused": None,
+      }
+    )
   return table(made)
 
 
@@ -257,7 +276,7 @@ SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {
   "startup*.json": startup,
   "tpu-bundles.json": bundles,
   "tpu-steps.json": tpu_steps,
-  "tpu-million.json": tpu_million,
+  "plans.json": plans,
   "agreement.json": agreement,
   "gpu-compile.json": gpu_compile,
   "outcome*.json": outcome,

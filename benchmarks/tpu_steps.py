@@ -36,17 +36,11 @@ import step_programs
 from jax.experimental import topologies
 
 from saejax import config, errors, machine
+from saejax.plans import topologies as plan_topologies
 from saejax.training import sharding
 
 MACHINE = ("cpu", "cores", "python", "jax", "jaxlib")
-ENVIRONMENT = {
-  "JAX_PLATFORMS": "cpu",
-  "TPU_SKIP_MDS_QUERY": "1",
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_WORKER_ID": "0",
-}
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", **plan_topologies.TPU_ENVIRONMENT}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from saejax.errors import InputError
 
 # Name -> the module with its `main` and `Config`; the docstring is its help.
 COMMANDS = {
+  "plan": "saejax.studies.plan",
   "harvest": "saejax.studies.harvest",
   "train": "saejax.studies.train",
   "scaling": "saejax.studies.scaling",

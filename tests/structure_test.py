@@ -42,6 +42,7 @@ ROAD = [
   "evals",
   "report",
   "runs",
+  "plans",
   "studies",
   "command",
 ]

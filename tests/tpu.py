@@ -9,23 +9,17 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from saejax.plans import topologies as plan_topologies
+
 # One topology of each kind of chip that kernels are compiled for.
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-# Without them libtpu looks for the chips' own metadata server, or for a lock.
-SETTINGS = {
-  "TPU_SKIP_MDS_QUERY": "1",
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_WORKER_ID": "0",
-}
 
 
 def topology(chip: str):
   """The topology of a kind of chip; skips the test where libtpu is absent."""
   if importlib.util.find_spec("libtpu") is None:
     raise unittest.SkipTest("libtpu is not installed (extra 'aot', make aot)")
-  for name, value in SETTINGS.items():
+  for name, value in plan_topologies.TPU_ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   return topologies.get_topology_desc(CHIPS[chip], platform="tpu")
 

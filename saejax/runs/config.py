@@ -15,6 +15,8 @@ from saejax.errors import InputError
 from saejax.recipes import arguments, catalogue
 from saejax.sae import files
 
+ARGUMENT = "argument"  # in the metadata of fields that are the recipe's
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SAEConfig:
@@ -52,11 +54,10 @@ class SAEConfig:
   @property
   def arguments(self) -> dict[str, tuple[Any, ...]]:
     """Values of each argument of the recipe."""
-    settings = {field.name for field in dataclasses.fields(SAEConfig)}
     return {
       field.name: getattr(self, field.name)
       for field in dataclasses.fields(self)
-      if field.name not in settings
+      if ARGUMENT in field.metadata
     }
 
   @property
@@ -109,16 +110,17 @@ class SAEConfig:
       ("recipe", str, dataclasses.field(default=recipe))
     ]
     for leaf in arguments.leaves(recipe):
-      if hasattr(SAEConfig, leaf.name):
+      if hasattr(cls, leaf.name):
         rule = f"has an argument {leaf.name}, the name of a setting"
         raise InputError("recipe", recipe, rule, "give it another name")
-      options: dict[str, Any] = {"metadata": {"comment": leaf.comment}}
+      about = {"comment": leaf.comment, ARGUMENT: True}
+      options: dict[str, Any] = {"metadata": about}
       if leaf.default is not fields.MISSING:
         options["default"] = (leaf.default,)
       field = dataclasses.field(**options)
       entries.append((leaf.name, tuple[leaf.kind, ...], field))
     return dataclasses.make_dataclass(
-      "SAEConfig", entries, bases=(SAEConfig,), frozen=True, kw_only=True
+      cls.__name__, entries, bases=(cls,), frozen=True, kw_only=True
     )
 
   @staticmethod

@@ -23,6 +23,7 @@ from saejax.report import extras, results, scaling
 from saejax.runs import folder as run_folder
 from saejax.runs import grid, latents, preflight, shares, stores
 from saejax.runs.config import SAEConfig, sae_config
+from saejax.studies import plan
 from saejax.terminal import busy, say
 from saejax.training.loop import TrainConfig
 
@@ -32,6 +33,7 @@ class Config:
   """Settings of a scaling run."""
 
   run_dir: str = "runs/scaling"  # folder of this run
+  dry_run: bool = False  # print what the run needs and takes, and end
   resamples: int = 300  # bootstrap resamples for intervals and bands
   harvest: HarvestConfig = HarvestConfig()
   sae: SAEConfig = sae_config(n=(512, 1024, 2048, 4096), k=[4, 8, 16, 32])
@@ -60,6 +62,9 @@ def _run(config: Config, spent: shares.Shares) -> None:
   with busy("preflight: reading the model and checking the settings"):
     source = spec.subject_of(wanted)
     preflight.check(wanted.rows, source.d, config.sae, config.train)
+  if config.dry_run:
+    plan.dry_run(config.sae, config.train, d=source.d, rows=wanted.rows)
+    return
   with run_folder.opened(config.run_dir, config) as folder:
     say(
       preflight.line(

@@ -32,6 +32,7 @@ from saejax.runs import folder as run_folder
 from saejax.runs import grid, latents, preflight, reading, stores
 from saejax.runs.config import SAEConfig
 from saejax.sae import prep
+from saejax.studies import plan
 from saejax.terminal import busy, say
 from saejax.training.loop import TrainConfig
 
@@ -54,6 +55,7 @@ class Config:
 
   run_dir: str = "runs/train"  # folder of this run
   online: bool = False  # train on rows as a model computes them
+  dry_run: bool = False  # print what the run needs and takes, and end
   sae: SAEConfig = SAEConfig()
   train: TrainConfig = TrainConfig()
 
@@ -170,6 +172,15 @@ def _stored(config: Any) -> None:
     target=sweep.target,
   )
   reading.check(store, config.train)
+  if config.dry_run:
+    plan.dry_run(
+      config.sae,
+      config.train,
+      d=store.d,
+      rows=store.rows,
+      target=sweep.target,
+    )
+    return
   contents = {"store": store.content, "held_out": held_out.content}
   with run_folder.opened(config.run_dir, config, stores=contents):
     say(preflight.line(store.rows, store.d, config.sae, config.train))
@@ -181,6 +192,9 @@ def _online(config: Online) -> None:
   wanted, path = config.harvest, pathlib.Path(config.run_dir)
   sites = spec.sites(wanted)
   width = max(_checked(site, config, together=len(sites)) for site in sites)
+  if config.dry_run:
+    plan.dry_run(config.sae, config.train, d=width, rows=wanted.rows)
+    return
   with run_folder.opened(path, config):
     line = preflight.line(
       wanted.rows,

@@ -4,6 +4,7 @@ from absl.testing import absltest
 
 from benchmarks import step_programs
 from benchmarks.step_programs import Sizes
+from saejax.plans import programs
 
 PROGRAM = """\
 HloModule step
@@ -45,7 +46,7 @@ true_computation=%on, false_computation=%off
 
 class TextTest(absltest.TestCase):
   def test_collectives_have_their_arrays_branch_and_passes(self):
-    found = step_programs.collectives(PROGRAM)
+    found = programs.collectives(PROGRAM)
     short = [(c.kind, c.arrays, c.branch, c.times) for c in found]
     self.assertIn(("all-reduce", (("f32", (8,)),), (), 31), short)
     self.assertIn(("all-reduce", (("f32", (8,)),), (), 0), short)
@@ -56,10 +57,8 @@ class TextTest(absltest.TestCase):
     self.assertEqual(next(c for c in found if c.arrays == both).bytes, 384)
 
   def test_a_step_executes_one_branch_and_the_largest_inside(self):
-    found = step_programs.collectives(PROGRAM)
-    without, with_aux = (
-      step_programs.executed(found, aux) for aux in (False, True)
-    )
+    found = programs.collectives(PROGRAM)
+    without, with_aux = (programs.executed(found, aux) for aux in (False, True))
     self.assertLen(without, 4)
     self.assertLen(with_aux, 5)
     shapes = [shape for c in with_aux for _, shape in c.arrays]

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from benchmarks import step_programs
 from saejax.kernels import mesh
 from saejax.kernels.nested_decode import groups
 from saejax.kernels.nested_decode import op as nested_decode
+from saejax.plans import programs
 from tests import toy
 
 B, K, D, N = 16, 5, 24, 64
@@ -49,7 +49,7 @@ class SquaresTest(parameterized.TestCase):
   def test_no_rank_is_summed_over_the_devices(self):
     with jax.set_mesh(devices((2, 4))):
       text = jax.jit(everything).lower(*arguments()).compile().as_text()
-    found = step_programs.collectives(text)
+    found = programs.collectives(text)
     self.assertLen([c for c in found if c.kind == "all-to-all"], 2)
     for c in found:
       self.assertEqual(c.times, 1, c)  # none in the loop over ranks
@@ -84,7 +84,7 @@ class GroupsTest(parameterized.TestCase):
     args = place(B, N, mesh.DATA, mesh.LATENT), place(N, D, mesh.LATENT)
     with jax.set_mesh(on):
       text = jax.jit(self.everything).lower(*args).compile().as_text()
-    for c in step_programs.collectives(text):
+    for c in programs.collectives(text):
       self.assertEqual(c.kind, "all-reduce", c)
       for _, shape in c.arrays:
         self.assertIn(shape, [(B // 2, D), (N // 4, D)])

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
 from benchmarks import step_programs
+from saejax.plans import programs
 from saejax.training import sharding
 
 SIZES = step_programs.Sizes(rows=256, d=64, n=1024, k=16)
@@ -58,12 +59,12 @@ class CollectivesTest(parameterized.TestCase):
       kernels="auto",
       dtype=jnp.float32,
     )
-    found = step_programs.collectives(program.as_text())
+    found = programs.collectives(program.as_text())
     for aux in (False, True):
-      step = step_programs.executed(found, aux)
+      step = programs.executed(found, aux)
       large = {
         kind: step_programs.large(step, kind, SIZES, MESH)
-        for kind in step_programs.KINDS
+        for kind in programs.KINDS
       }
       codes = [GATHERED[name]] + [AUX_CODE] * aux if name in GATHERED else []
       self.assertEqual(large.pop("all-gather"), codes)

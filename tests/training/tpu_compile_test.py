@@ -10,6 +10,7 @@ import math
 from absl.testing import absltest, parameterized
 
 from benchmarks import step_programs
+from saejax.plans import programs
 from saejax.training import sharding
 from tests import compiled, tpu
 
@@ -35,14 +36,14 @@ class TpuCompileTest(parameterized.TestCase):
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     self.assertLess(used, 16e9)  # of a v5e chip
     text = program.as_text()
-    self.assertCountEqual(step_programs.kernels(text), KERNELS[name])
+    self.assertCountEqual(programs.kernels(text), KERNELS[name])
     return text
 
   def exchanged(self, text, shape, aux):
     """Shapes of activation size that are gathered and summed in a step."""
-    step = step_programs.executed(step_programs.collectives(text), aux)
+    step = programs.executed(programs.collectives(text), aux)
     large = lambda kind: step_programs.large(step, kind, SIZES, shape)
-    others = [k for k in step_programs.KINDS if k[:4] != "all-"]
+    others = [k for k in programs.KINDS if k[:4] != "all-"]
     self.assertEmpty([c for kind in others for c in large(kind)])
     return large("all-gather"), large("all-reduce")
 

@@ -1,0 +1,43 @@
+"""The plan of a run, by the script."""
+
+import json
+import pathlib
+
+from absl.testing import absltest, parameterized
+
+from tests.experiments import script
+
+SMALL = ("--sae.d=32", "--sae.n=64,128", "--sae.k=2,4", "--train.batch_rows=64")
+
+
+class PlanTest(parameterized.TestCase):
+  def test_it_prints_a_plan_of_each_n_and_writes_the_records(self):
+    file = pathlib.Path(self.create_tempdir().full_path) / "plan.json"
+    code, out, err = script.run(
+      "plan", *SMALL, "--rows=6400", f"--write={file}"
+    )
+    self.assertEqual(code, 0, err)
+    for text in ("n 64, d 32, k 4, 2 SAEs", "memory", "in 100 steps"):
+      self.assertIn(text, out)
+    first, second = json.loads(file.read_text())
+    self.assertEqual((first["n"], second["n"]), (64, 128))
+    self.assertEqual(first["run"]["store_bytes"], 6400 * (2 * 32 + 16))
+    self.assertGreater(second["memory"]["total"], first["memory"]["total"])
+    self.assertLess(second["memory"]["total"], 2**24)
+
+  @parameterized.parameters(
+    (("--sae.k=2",), "sae.d"),
+    (("--sae.d=32", "--sae.k=2", "--topology=v5p-256"), "topology"),
+    (("--sae.d=32", "--sae.k=2", "--train.mesh=1,2,1"), "train.mesh"),
+    (("--sae.d=32", "--sae.k=2", "--rows=5"), "rows"),
+  )
+  def test_bad_input_is_one_line_and_nothing_is_written(self, flags, name):
+    file = pathlib.Path(self.create_tempdir().full_path) / "plan.json"
+    code, _, err = script.run("plan", *flags, f"--write={file}")
+    self.assertEqual(code, 2, err)
+    self.assertIn(name, err.splitlines()[-1])
+    self.assertFalse(file.exists())
+
+
+if __name__ == "__main__":
+  absltest.main()
