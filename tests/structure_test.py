@@ -24,6 +24,7 @@ ROAD = [
   "checks",
   "flagfiles",
   "durable",
+  "processes",
   "compile_cache",
   "fields",
   "presets",

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from saejax import config as configs
-from saejax import durable
+from saejax import durable, processes
 from saejax.errors import InputError
 from saejax.runs.config import SAEConfig
 from saejax.training import config as train_config
@@ -38,6 +38,7 @@ NO_RESULT = frozenset(
     "run_dir",
     "online",
     "harvest.dir",
+    *processes.FLAGS,
     *(f"train.{name}" for name in train_config.NO_RESULT),
   }
 )
@@ -69,25 +70,38 @@ def opened(
   """
   path = pathlib.Path(run_dir)
   ours = identity(config, stores or {})
-  with lock.RunLock(path):
-    file = path / IDENTITY
-    # It is written before the flags: flags alone have lost it.
-    if file.exists() or (path / FLAGS).exists():
-      remedy = "restore it, or name another run_dir"
-      theirs = durable.read_json(file, field="run_dir", remedy=remedy)
-      if differing := differences(theirs, ours):
-        more = f", {len(differing) - 1} more" if differing[1:] else ""
-        raise InputError(
-          "run_dir",
-          run_dir,
-          f"has a run with {differing[0]}{more}",
-          "give another run_dir, or repeat that run with "
-          f"--flagfile={path / FLAGS}",
-        )
-    text = json.dumps(ours, indent=1, sort_keys=True) + "\n"
-    durable.write_file(file, text.encode(), field="run_dir")
-    configs.write(path / FLAGS, config, omit=("run_dir",))
+  processes.agree(ours, remedy="give all processes the same files")
+  with contextlib.ExitStack() as stack:
+    processes.first(lambda: _prepared(path, ours, config, stack))
+    stack.enter_context(processes.logged(path))
     yield path
+
+
+def _prepared(
+  path: pathlib.Path,
+  ours: Mapping[str, Any],
+  config: Any,
+  stack: contextlib.ExitStack,
+) -> None:
+  """Locks the folder, refuses that of another run, writes what the run is."""
+  stack.enter_context(lock.RunLock(path))
+  file = path / IDENTITY
+  # It is written before the flags: flags alone have lost it.
+  if file.exists() or (path / FLAGS).exists():
+    remedy = "restore it, or name another run_dir"
+    theirs = durable.read_json(file, field="run_dir", remedy=remedy)
+    if differing := differences(theirs, ours):
+      more = f", {len(differing) - 1} more" if differing[1:] else ""
+      raise InputError(
+        "run_dir",
+        path,
+        f"has a run with {differing[0]}{more}",
+        "give another run_dir, or repeat that run with "
+        f"--flagfile={path / FLAGS}",
+      )
+  text = json.dumps(ours, indent=1, sort_keys=True) + "\n"
+  durable.write_file(file, text.encode(), field="run_dir")
+  configs.write(path / FLAGS, config, omit=("run_dir", *processes.FLAGS))
 
 
 def identity(config: Any, stores: Mapping[str, str]) -> dict[str, Any]:

@@ -16,14 +16,16 @@ folder of its own in the run folder.
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
-from saejax import fields
+from saejax import fields, processes
 from saejax.data import spec
 from saejax.data.mix import Mix
 from saejax.data.spec import OnlineConfig
 from saejax.data.store import reader
 from saejax.errors import InputError
+from saejax.processes import DistributedConfig
 from saejax.recipes import common
 from saejax.report import results
 from saejax.runs import folder as run_folder
@@ -54,6 +56,7 @@ class Config:
   online: bool = False  # train on rows as a model computes them
   sae: SAEConfig = SAEConfig()
   train: TrainConfig = TrainConfig()
+  distributed: DistributedConfig = DistributedConfig()
 
   @classmethod
   def variant(cls, online: bool) -> type["Config"]:
@@ -142,10 +145,11 @@ def main(config: Config) -> None:
   Args:
     config: settings of the command.
   """
-  if isinstance(config, Online):
-    _online(config)
-  else:
-    _stored(config)
+  with processes.started(config):
+    if isinstance(config, Online):
+      _online(config)
+    else:
+      _stored(config)
 
 
 def _stored(config: Any) -> None:
@@ -228,7 +232,7 @@ def _train(sweeps: Sequence[grid.Grid], config: Config) -> None:
   for sweep, points in zip(sweeps, grid.train_all(sweeps), strict=True):
     data = stores.describe(sweep.store, sweep.held_out)
     found = results.collect(config=config, points=points, data=data)
-    results.write(found, sweep.path)
+    processes.first(partial(results.write, found, sweep.path))
     say(f"results: {sweep.path / results.JSON}, SAEs: {sweep.path / 'saes'}")
 
 
