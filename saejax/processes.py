@@ -5,6 +5,7 @@ that are not parts of a checkpoint; what it refuses, all refuse. In one process
 every function here is the identity or does nothing.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import hashlib
@@ -17,6 +18,7 @@ import pathlib
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO, TypeVar
 
@@ -36,8 +38,10 @@ LOST = 75
 LOGS = "logs"  # folder in that of a run, with a file for each process
 # JAX errors of a collective or of the coordinator whose peer is gone.
 _LOST = re.compile(
-  r"gloo|nccl|connection|coordination|heartbeat|unavailable|deadline", re.I
+  r"[A-Z_]+: .*(gloo|nccl|connection|coordination|heartbeat|deadline)",
+  re.I | re.S,
 )
+_LAST_SECONDS = 2.0  # that process 0 leaves the others to fail as it did
 _boundaries = itertools.count()  # of `stop_signal`, the same in all processes
 
 
@@ -101,19 +105,42 @@ def started(config: Any) -> Iterator[None]:
     agree(settings)
     agree(code(), remedy="install the same version on all hosts")
     yield
-    # A process that ends earlier would be taken for lost.
-    jax.distributed.shutdown()
-  except (InputError, interrupt.Stopped):
-    jax.distributed.shutdown()  # raised in all
+  except BaseException as error:
+    if _is_lost(error):
+      number = jax.process_index()
+      terminal.say(
+        f"process {number}: lost another process; repeat the command of all "
+        f"to resume ({_shown(error)})"
+      )
+      _leave(LOST)
+    atexit.register(_leave, _exit_code(error))
     raise
-  except jax.errors.JaxRuntimeError as error:
-    if not _LOST.search(str(error)):
-      _end(f"error: {_shown(error)}", 1)
-    _end(
-      f"process {jax.process_index()}: lost another process; repeat the "
-      f"command of all to resume ({_shown(error)})",
-      LOST,
-    )
+  # A process that ends earlier would be taken for lost.
+  jax.distributed.shutdown()
+
+
+def _is_lost(error: BaseException) -> bool:
+  """Whether an error of JAX is that another process is gone."""
+  if not isinstance(error, jax.errors.JaxRuntimeError | ValueError):
+    return False
+  return _LOST.match(str(error)) is not None
+
+
+def _exit_code(error: BaseException) -> int:
+  """The exit code that `config.run` gives an exception."""
+  if isinstance(error, SystemExit):
+    return error.code if isinstance(error.code, int) else 1
+  return 2 if isinstance(error, InputError) else 1
+
+
+def _leave(exit_code: int) -> None:
+  """Ends this process at once: Python's own end would wait for the others."""
+  with contextlib.suppress(OSError, ValueError):
+    sys.stdout.flush()
+    sys.stderr.flush()
+  if jax.process_index() == 0:  # its end is that of all
+    time.sleep(_LAST_SECONDS)
+  os._exit(exit_code)
 
 
 def _initialized(config: DistributedConfig) -> bool:
@@ -157,14 +184,6 @@ def _on_cluster() -> bool:
 
 def _shown(error: BaseException) -> str:
   return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def _end(text: str, exit_code: int) -> None:
-  """Ends this process at once: Python's own end would wait for the others."""
-  with contextlib.suppress(OSError, ValueError):
-    terminal.say(text)
-    sys.stdout.flush()
-  os._exit(exit_code)
 
 
 def is_first() -> bool:
