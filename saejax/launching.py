@@ -83,6 +83,8 @@ def launch(command: Sequence[str], settings: Config) -> int:
       port = _free_port()
       for number in range(settings.processes):
         children.append(_started(command, settings, number, port))
+      pids = ", ".join(str(child.pid) for child in children)
+      terminal.say(f"started {len(children)} processes: pids {pids}")
       readers = [
         threading.Thread(target=_prefixed, args=(i, child), daemon=True)
         for i, child in enumerate(children)

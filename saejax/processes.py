@@ -275,7 +275,7 @@ def _entries(settings: Mapping[str, Any], prefix: str):
     if isinstance(value, Mapping):
       yield from _entries(value, f"{prefix}{name}.")
     else:
-      yield prefix + name, json.loads(json.dumps(value))
+      yield prefix + name, json.dumps(value, sort_keys=True)  # it may be NaN
 
 
 def code() -> dict[str, Any]:

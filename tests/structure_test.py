@@ -30,6 +30,7 @@ ROAD = [
   "presets",
   "choices",
   "config",
+  "launching",
   "kernels",
   "models",
   "data",

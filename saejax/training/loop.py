@@ -193,10 +193,11 @@ def steps(
       source.sample(SAMPLE_ROWS) if sample is None else as_batch(sample)
     )
   step, seconds = 0, np.zeros(len(members), np.float32)
+  ours = _fingerprint(fingerprint or {}, group, total_steps, config)
+  processes.agree(ours, remedy="give all processes the same rows and settings")
   with contextlib.ExitStack() as stack:
-    kept, ours = None, {}
+    kept = None
     if folder is not None:
-      ours = _fingerprint(fingerprint or {}, group, total_steps, config)
       kept = stack.enter_context(_opened(folder, ours))
       step, states, seconds = kept.restore(states, source, len(members))
     path = kept and kept.path
