@@ -38,8 +38,7 @@ LOST = 75
 LOGS = "logs"  # folder in that of a run, with a file for each process
 # JAX errors of a collective or of the coordinator whose peer is gone.
 _LOST = re.compile(
-  r"[A-Z_]+: .*(gloo|nccl|connection|coordination|heartbeat|deadline)",
-  re.I | re.S,
+  r"[A-Z_]+: (?is:.*(gloo|nccl|connection|coordination|heartbeat|deadline))"
 )
 _LAST_SECONDS = 2.0  # that process 0 leaves the others to fail as it did
 _boundaries = itertools.count()  # of `stop_signal`, the same in all processes
@@ -282,14 +281,15 @@ def code() -> dict[str, Any]:
   """Returns what results depend on besides settings: sources and versions."""
   folder = pathlib.Path(__file__).resolve().parent
   total = hashlib.sha256()
-  for path in [*folder.rglob("*.py"), *(folder / "kernels").rglob("*.py")]:
+  found = {*folder.rglob("*.py"), *(folder / "kernels").rglob("*.py")}
+  for path in sorted(found):
     total.update(str(path.relative_to(folder)).encode() + path.read_bytes())
   wanted = ("saejax", "commit", "python", "jax", "jaxlib", "backend")
-  found = machine.environment()
+  environment = machine.environment()
   return {
-    **{name: found[name] for name in wanted},
+    **{name: environment[name] for name in wanted},
     "code": total.hexdigest()[:16],
-    "devices per process": jax.local_device_count(),
+    "local_devices": jax.local_device_count(),
   }
 
 

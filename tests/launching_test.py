@@ -88,11 +88,15 @@ class LaunchTest(parameterized.TestCase):
     self.assertRegex(said, f"{signal.Signals(number).name}: stopping all")
 
   def test_a_command_is_needed_and_must_start(self):
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), self.assertRaises(SystemExit) as end:
-      launching.main(["launch_local.py", "--processes=2"])
-    self.assertEqual(end.exception.code, 2)
-    self.assertIn("command=: must follow after --", said.getvalue())
+    script = shared.ROOT / "experiments" / "launch_local.py"
+    done = subprocess.run(
+      [sys.executable, str(script), "--processes=2"],
+      capture_output=True,
+      text=True,
+      env={**os.environ, "PYTHONPATH": str(shared.ROOT)},
+    )
+    self.assertEqual(done.returncode, 2)
+    self.assertStartsWith(done.stderr, "command=: must follow after --")
     with self.assertRaisesRegex(ValueError, "command=no-such-program: cannot"):
       launching.launch(["no-such-program"], launching.Config())
 

@@ -66,13 +66,15 @@ def opened(
     The folder.
 
   Raises:
-    InputError: the folder is in use by another process, or has another run.
+    InputError: the folder is in use by another process, has another run, or is
+      not that of all processes.
   """
   path = pathlib.Path(run_dir)
   ours = identity(config, stores or {})
   processes.agree(ours, remedy="give all processes the same files")
   with contextlib.ExitStack() as stack:
     processes.first(lambda: _prepared(path, ours, config, stack))
+    _check_shared(path)
     stack.enter_context(processes.logged(path))
     yield path
 
@@ -104,6 +106,19 @@ def _prepared(
   configs.write(path / FLAGS, config, omit=("run_dir", *processes.FLAGS))
 
 
+def _check_shared(path: pathlib.Path) -> None:
+  """Refuses a folder that only the host of process 0 has."""
+  without = processes.gathered((path / IDENTITY).exists()).count(False)
+  if without:
+    raise InputError(
+      "run_dir",
+      path,
+      f"must be one folder for all processes, and {without} do not see the "
+      "files of process 0 there",
+      "name a folder on a file system that all hosts share",
+    )
+
+
 def identity(config: Any, stores: Mapping[str, str]) -> dict[str, Any]:
   """Returns the settings that determine the results.
 
@@ -126,7 +141,9 @@ def _decisive(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     if ".".join(full.split(".")[-2:]) in NO_RESULT:
       continue
     if isinstance(value, Mapping):
-      decisive[name] = _decisive(value, full + ".")
+      found = _decisive(value, full + ".")
+      if found or not value:  # not those of which nothing is left
+        decisive[name] = found
     elif name in PATHS and value and pathlib.Path(value).exists():
       decisive[name] = str(pathlib.Path(value).resolve())
     else:

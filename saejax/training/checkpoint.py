@@ -213,6 +213,10 @@ class Checkpoints:
     """
     self.wait()
     chosen = self._choose(step)
+    processes.agree(
+      {"run_dir": chosen and chosen.path.name},
+      remedy="name a folder on a file system that all hosts share",
+    )
     if chosen is None:
       return None
     note = folders.read_note(chosen.path)
