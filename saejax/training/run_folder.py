@@ -109,7 +109,8 @@ def _saved(states: Any, seconds: Sequence[float] | np.ndarray) -> Any:
   """What a checkpoint holds; seconds are those of process 0."""
   if jax.process_count() == 1:
     return {"members": states, "seconds": jnp.asarray(seconds)}
-  seconds = np.float32(processes.gathered([float(s) for s in seconds])[0])
+  shared = processes.gathered([float(s) for s in seconds])[0]
+  seconds = np.asarray(shared, np.float32)
   mesh = jax.tree.leaves(states)[0].sharding.mesh
   where = NamedSharding(mesh, PartitionSpec())
   return {"members": states, "seconds": sharding.place(seconds, where)}
