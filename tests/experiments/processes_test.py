@@ -93,9 +93,9 @@ class TrainTest(absltest.TestCase):
     return said
 
   def until_saved(self, run: str, started: subprocess.Popen) -> None:
-    """Waits for the first complete checkpoint."""
+    """Waits for the first checkpoint that both processes have completed."""
     saved = self.folder / run / "n16" / "checkpoints"
-    while not list(saved.glob("*/sums.json")):
+    while len(list(saved.glob("*/sums*.json"))) < 2:
       if started.poll() is not None:
         self.fail(self.ended(started))
       time.sleep(0.02)
