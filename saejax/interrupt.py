@@ -57,6 +57,15 @@ def requested() -> int | None:
   return _state.requested
 
 
+def taken() -> int | None:
+  """Returns the signal received while signals are deferred, and forgets it.
+
+  For a caller that passes it on, such as to other processes.
+  """
+  number, _state.requested = _state.requested, None
+  return number
+
+
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
   """Defers signals inside the context; see `requested`.

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from saejax import compile_cache
+from saejax import compile_cache, processes
 from saejax.errors import InputError
 from saejax.evals import held_out as evaluation
 from saejax.evals.reconstruction import Reconstruction
@@ -295,9 +295,11 @@ def _train(
   """
   steps = config.total_steps(0)
   source = rows.source(config, steps)
-  locked = contextlib.nullcontext() if folder is None else lock.RunLock(folder)
   try:
-    with locked:
+    with contextlib.ExitStack() as stack:
+      if folder is not None:
+        own = lock.RunLock(folder)
+        processes.first(lambda: stack.enter_context(own))
       trained = loop.train(
         make_recipe,
         members,
@@ -306,7 +308,7 @@ def _train(
         total_steps=steps,
         folder=folder,
         fingerprint=None if folder is None else identity(),
-        stream=None if progress else io.StringIO(),
+        stream=None if progress and processes.is_first() else io.StringIO(),
       )
   except loop.NonFiniteError as error:
     advice = "lower learning_rate" if error.rows_ok else "leave those rows out"

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from saejax import config as configs
-from saejax import durable
+from saejax import durable, processes
 from saejax.errors import InputError
 from saejax.runs.config import SAEConfig
 from saejax.training import config as train_config
@@ -38,6 +38,7 @@ NO_RESULT = frozenset(
     "run_dir",
     "online",
     "harvest.dir",
+    *processes.FLAGS,
     *(f"train.{name}" for name in train_config.NO_RESULT),
   }
 )
@@ -65,29 +66,57 @@ def opened(
     The folder.
 
   Raises:
-    InputError: the folder is in use by another process, or has another run.
+    InputError: the folder is in use by another process, has another run, or is
+      not that of all processes.
   """
   path = pathlib.Path(run_dir)
   ours = identity(config, stores or {})
-  with lock.RunLock(path):
-    file = path / IDENTITY
-    # It is written before the flags: flags alone have lost it.
-    if file.exists() or (path / FLAGS).exists():
-      remedy = "restore it, or name another run_dir"
-      theirs = durable.read_json(file, field="run_dir", remedy=remedy)
-      if differing := differences(theirs, ours):
-        more = f", {len(differing) - 1} more" if differing[1:] else ""
-        raise InputError(
-          "run_dir",
-          run_dir,
-          f"has a run with {differing[0]}{more}",
-          "give another run_dir, or repeat that run with "
-          f"--flagfile={path / FLAGS}",
-        )
-    text = json.dumps(ours, indent=1, sort_keys=True) + "\n"
-    durable.write_file(file, text.encode(), field="run_dir")
-    configs.write(path / FLAGS, config, omit=("run_dir",))
+  processes.agree(ours, remedy="give all processes the same files")
+  with contextlib.ExitStack() as stack:
+    processes.first(lambda: _prepared(path, ours, config, stack))
+    _check_shared(path)
+    stack.enter_context(processes.logged(path))
     yield path
+
+
+def _prepared(
+  path: pathlib.Path,
+  ours: Mapping[str, Any],
+  config: Any,
+  stack: contextlib.ExitStack,
+) -> None:
+  """Locks the folder, refuses that of another run, writes what the run is."""
+  stack.enter_context(lock.RunLock(path))
+  file = path / IDENTITY
+  # It is written before the flags: flags alone have lost it.
+  if file.exists() or (path / FLAGS).exists():
+    remedy = "restore it, or name another run_dir"
+    theirs = durable.read_json(file, field="run_dir", remedy=remedy)
+    if differing := differences(theirs, ours):
+      more = f", {len(differing) - 1} more" if differing[1:] else ""
+      raise InputError(
+        "run_dir",
+        path,
+        f"has a run with {differing[0]}{more}",
+        "give another run_dir, or repeat that run with "
+        f"--flagfile={path / FLAGS}",
+      )
+  text = json.dumps(ours, indent=1, sort_keys=True) + "\n"
+  durable.write_file(file, text.encode(), field="run_dir")
+  configs.write(path / FLAGS, config, omit=("run_dir", *processes.FLAGS))
+
+
+def _check_shared(path: pathlib.Path) -> None:
+  """Refuses a folder that only the host of process 0 has."""
+  without = processes.gathered((path / IDENTITY).exists()).count(False)
+  if without:
+    raise InputError(
+      "run_dir",
+      path,
+      f"must be one folder for all processes, and {without} do not see the "
+      "files of process 0 there",
+      "name a folder on a file system that all hosts share",
+    )
 
 
 def identity(config: Any, stores: Mapping[str, str]) -> dict[str, Any]:
@@ -112,7 +141,9 @@ def _decisive(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     if ".".join(full.split(".")[-2:]) in NO_RESULT:
       continue
     if isinstance(value, Mapping):
-      decisive[name] = _decisive(value, full + ".")
+      found = _decisive(value, full + ".")
+      if found or not value:  # not those of which nothing is left
+        decisive[name] = found
     elif name in PATHS and value and pathlib.Path(value).exists():
       decisive[name] = str(pathlib.Path(value).resolve())
     else:

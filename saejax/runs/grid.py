@@ -12,11 +12,12 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from saejax import durable, terminal
+from saejax import durable, processes, terminal
 from saejax.data import loader
 from saejax.data import mix as mixes
 from saejax.data.online import OnlineRows
@@ -123,7 +124,8 @@ def train_all(grids: Sequence[Grid]) -> list[list[dict[str, Any]]]:
       for doubt in quality.warnings(store):
         terminal.say(f"warning: {doubt}")
   groups = [(grid, n) for grid in grids for n in grid.sae.n]
-  left = [group for group in groups if not _is_finished(*group)]
+  finished = processes.gathered([_is_finished(*group) for group in groups])[0]
+  left = [g for g, is_done in zip(groups, finished, strict=True) if not is_done]
   together = isinstance(grids[0].store, OnlineRows)
   for part in [left] if together and left else [[group] for group in left]:
     shares = part[0][0].shares
@@ -133,9 +135,7 @@ def train_all(grids: Sequence[Grid]) -> list[list[dict[str, Any]]]:
       for (grid, n), own in zip(part, trained, strict=True):
         with terminal.busy(f"n{n}: evaluating on the held-out rows"):
           found = points.points(grid, n, own)
-        _save(grid, n, own, found)
-        record = {"points": found}
-        durable.write_sealed(_file(grid, n), record, field="run_dir")
+        processes.first(partial(_save, grid, n, own, found))
   remedy = "remove it and repeat the same command"
   read = lambda grid, n: durable.read_sealed(
     _file(grid, n), field="run_dir", remedy=remedy
@@ -212,7 +212,7 @@ def _save(
   trained: Sequence[loop.Trained],
   found: Sequence[dict[str, Any]],
 ) -> None:
-  """Saves the SAEs with what is known about them."""
+  """Saves the SAEs with what is known about them, and then their points."""
   for t, point in zip(trained, found, strict=True):
     files.save(
       t.sae,
@@ -222,6 +222,7 @@ def _save(
         **stores.describe(grid.store, grid.held_out),
       },
     )
+  durable.write_sealed(_file(grid, n), {"points": found}, field="run_dir")
 
 
 def _is_saved(grid: Grid, n: int) -> bool:

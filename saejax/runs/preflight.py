@@ -120,12 +120,12 @@ def check_memory(
 
 
 def memory() -> int:
-  """Returns the bytes that this process may use on all its devices."""
-  devices = jax.devices()
+  """Returns the bytes that a run may use on all its devices."""
+  devices = jax.local_devices()
   if devices[0].platform != "cpu":
     found = [device.memory_stats() or {} for device in devices]
     limits = [stats.get("bytes_limit", 2**63) for stats in found]
-    return sum(limits)
+    return sum(limits) * jax.process_count()
   limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
   soft = resource.getrlimit(resource.RLIMIT_AS)[0]
   if soft != resource.RLIM_INFINITY:

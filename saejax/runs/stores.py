@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from saejax import terminal
+import jax
+
+from saejax import processes, terminal
 from saejax.data import harvest
 from saejax.data.mix import Mix
 from saejax.data.online import OnlineRows
@@ -24,13 +26,19 @@ def harvested(
 ) -> tuple[Store, Store]:
   """Returns the training and the held-out store; harvests them if needed.
 
-  Progress is shown on standard error.
+  Progress is shown on standard error. Several processes each write their buckets.
 
   Args:
     config: settings of the harvest.
     source: the model; by default that of the settings.
   """
   with _progress() as progress:
+    if jax.process_count() > 1:
+      share = Share(jax.process_index(), jax.process_count())
+      harvest.harvest_share(
+        config, share=share, source=source, progress=progress
+      )
+      processes.sync()  # all buckets are there
     return harvest.harvest(config, source=source, progress=progress)
 
 

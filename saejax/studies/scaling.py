@@ -12,13 +12,15 @@ References:
 
 import dataclasses
 import pathlib
+from functools import partial
 from typing import Any
 
-from saejax import checks
+from saejax import checks, processes
 from saejax.data import spec
 from saejax.data.harvest import HarvestConfig
 from saejax.errors import InputError
 from saejax.evals import scaling_law
+from saejax.processes import DistributedConfig
 from saejax.report import extras, results, scaling
 from saejax.runs import folder as run_folder
 from saejax.runs import grid, latents, preflight, shares, stores
@@ -38,6 +40,7 @@ class Config:
   harvest: HarvestConfig = HarvestConfig()
   sae: SAEConfig = sae_config(n=(512, 1024, 2048, 4096), k=[4, 8, 16, 32])
   train: TrainConfig = TrainConfig()
+  distributed: DistributedConfig = DistributedConfig()
 
   def __post_init__(self):
     checks.at_least(self, 2, "resamples")
@@ -51,7 +54,7 @@ def main(config: Config) -> None:
   Args:
     config: settings of the run.
   """
-  with shares.Shares() as spent:
+  with processes.started(config), shares.Shares() as spent:
     _run(config, spent)
     say(f"time: {spent.line()}")
 
@@ -87,7 +90,7 @@ def _run(config: Config, spent: shares.Shares) -> None:
     )
     points = grid.train(sweep)
     with spent.during("report"):
-      _report(config, folder, sweep, points, spent)
+      processes.first(partial(_report, config, folder, sweep, points, spent))
     say(f"report: {folder / 'report.html'}")
 
 

@@ -18,14 +18,16 @@ import dataclasses
 import pathlib
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
-from saejax import fields
+from saejax import fields, processes
 from saejax.data import spec
 from saejax.data.mix import Mix
 from saejax.data.spec import OnlineConfig
 from saejax.data.store import reader
 from saejax.errors import InputError
+from saejax.processes import DistributedConfig
 from saejax.recipes import common
 from saejax.report import extras, results, scaling
 from saejax.runs import folder as run_folder
@@ -58,6 +60,7 @@ class Config:
   dry_run: bool = False  # print what the run needs and takes, and end
   sae: SAEConfig = SAEConfig()
   train: TrainConfig = TrainConfig()
+  distributed: DistributedConfig = DistributedConfig()
 
   @classmethod
   def variant(cls, online: bool) -> type["Config"]:
@@ -146,10 +149,11 @@ def main(config: Config) -> None:
   Args:
     config: settings of the command.
   """
-  if isinstance(config, Online):
-    _online(config)
-  else:
-    _stored(config)
+  with processes.started(config):
+    if isinstance(config, Online):
+      _online(config)
+    else:
+      _stored(config)
 
 
 def _stored(config: Any) -> None:
@@ -244,8 +248,8 @@ def _train(sweeps: Sequence[grid.Grid], config: Config) -> None:
   for sweep, points in zip(sweeps, grid.train_all(sweeps), strict=True):
     data = stores.describe(sweep.store, sweep.held_out)
     found = results.collect(config=config, points=points, data=data)
-    results.write(found, sweep.path)
-    _report(sweep, config, points, found)
+    processes.first(partial(results.write, found, sweep.path))
+    processes.first(partial(_report, sweep, config, points, found))
     say(f"results: {sweep.path / results.JSON}, SAEs: {sweep.path / 'saes'}")
 
 

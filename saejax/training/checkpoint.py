@@ -29,7 +29,7 @@ from typing import Any, Protocol
 
 import jax
 
-from saejax import errors, terminal
+from saejax import errors, processes, terminal
 from saejax.training import checkpoint_folder as folders
 from saejax.training import orbax_io
 from saejax.training.checkpoint_folder import Saved as Saved
@@ -101,6 +101,7 @@ class Checkpoints:
     except BaseException:
       logging.getLogger("absl").removeFilter(self._filter)
       raise
+    processes.sync()  # all have read the folder
     if jax.process_index() == 0:
       folders.clean(self.folder)
     for path, fault in found.damaged.items():
@@ -212,6 +213,10 @@ class Checkpoints:
     """
     self.wait()
     chosen = self._choose(step)
+    processes.agree(
+      {"run_dir": chosen and chosen.path.name},
+      remedy="name a folder on a file system that all hosts share",
+    )
     if chosen is None:
       return None
     note = folders.read_note(chosen.path)

@@ -16,18 +16,16 @@ import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from saejax import interrupt, machine
+from saejax import interrupt, machine, processes
 from saejax.data.batches import Batches
 from saejax.kernels import dispatch, native
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.terminal import Screen, busy
-from saejax.training import groups, wandb_run
+from saejax.training import groups, sharding, wandb_run
 from saejax.training.config import TrainConfig as TrainConfig
 from saejax.training.log import RunLog
 from saejax.training.members import Member
@@ -194,10 +192,11 @@ def steps(
       source.sample(SAMPLE_ROWS) if sample is None else as_batch(sample)
     )
   step, seconds = 0, np.zeros(len(members), np.float32)
+  ours = _fingerprint(fingerprint or {}, group, total_steps, config)
+  processes.agree(ours, remedy="give all processes the same rows and settings")
   with contextlib.ExitStack() as stack:
-    kept, ours = None, {}
+    kept = None
     if folder is not None:
-      ours = _fingerprint(fingerprint or {}, group, total_steps, config)
       kept = stack.enter_context(_opened(folder, ours))
       step, states, seconds = kept.restore(states, source, len(members))
     path = kept and kept.path
@@ -207,6 +206,7 @@ def steps(
       "label": label,
       "tracker": lambda: wandb_run.opened(path, config.wandb, ours),
     }
+    path = path if processes.is_first() else None
     log = stack.enter_context(RunLog(path, step=step, **shown))
     if kept and step:
       log.line(f"{kept.path.name}: resuming from step {step:,}")
@@ -282,7 +282,7 @@ class _Run:
       self.watch.evaluate(self.step, count, self.states)
     if self._is_due(count):
       self.save()
-    if self.kept and (number := _stop_signal(self.step)):
+    if self.kept and (number := processes.stop_signal()):
       self.save()
       raise _stopped(self.kept, number, self.step, log)
 
@@ -294,7 +294,7 @@ class _Run:
     rating = None
     if self.metric:
       with self._kernels():
-        rating = self.metric(self.group.trained(self.states))
+        rating = self.metric(self.group.trained(sharding.whole(self.states)))
     self.kept.save(self.step, self.states, self.seconds, self.source, rating)
     self.watch.log.saved()
 
@@ -342,6 +342,7 @@ def remove_checkpoints(folder: str | os.PathLike[str]) -> None:
 
 def _trained(group, states, source: Source, seconds) -> list[Trained]:
   """The members after training, in order."""
+  states = sharding.whole(states)
   saes, forms = group.saes(states, source), group.trained(states)
   found = []
   for i, state in enumerate(group.member_states(states)):
@@ -389,12 +390,3 @@ def _stopped(
   name = signal.Signals(number).name
   log.line(f"{kept.path.name}: stopped by {name}, saved at step {step:,}")
   return interrupt.Stopped(number)
-
-
-def _stop_signal(step: int) -> int | None:
-  """The signal after which to save and stop, the same on all processes."""
-  if jax.process_count() == 1:
-    return interrupt.requested()
-  # jax.distributed takes SIGTERM, and agrees on a step.
-  reached = multihost_utils.reached_preemption_sync_point(step)
-  return signal.SIGTERM if reached else None

@@ -105,7 +105,7 @@ class Group:
       count = range(len(self.members))
       return tuple(jax.tree.map(lambda a, i=i: a[i], hyper) for i in count)
     where = NamedSharding(self.mesh, P("ensemble"))
-    return (jax.device_put(hyper, where),)
+    return (sharding.place(hyper, jax.tree.map(lambda _: where, hyper)),)
 
   @functools.cached_property
   def shapes(self) -> tuple[SAE, ...]:
@@ -276,10 +276,12 @@ class Group:
       if (given, room) in self._compiled or (given, room) in missing:
         continue
       where = sharding.state_shardings(self.mesh, state, stacked=self.stacked)
+      # Metrics are read in every process.
+      read = None if jax.process_count() == 1 else NamedSharding(self.mesh, P())
       jitted = jax.jit(
         partial(_several, self._steps[given]),
         donate_argnums=0,
-        out_shardings=(where, None),
+        out_shardings=(where, read),
       )
       with jax.set_mesh(self.mesh):
         missing[given, room] = jitted.lower(state, hyper, batches, count)

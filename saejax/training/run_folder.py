@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from saejax import durable
+from saejax import durable, processes
 from saejax.errors import InputError
+from saejax.training import sharding
 from saejax.training.checkpoint import ENVIRONMENT, Checkpoints
 from saejax.training.fingerprint import differences
 from saejax.training.sources import Source
@@ -45,6 +47,7 @@ class RunFolder:
     self._checkpoints = Checkpoints(
       folder / checkpoints, fingerprint=fingerprint
     )
+    processes.sync()  # all have read what is there
     if jax.process_index() == 0:
       record = {"settings": json.dumps(fingerprint)}  # as text: it may hold NaN
       durable.write_sealed(folder / SETTINGS, record, field="run_dir")
@@ -67,7 +70,7 @@ class RunFolder:
       members: how many.
     """
     seconds = np.zeros(members, np.float32)
-    template = {"members": states, "seconds": jnp.asarray(seconds)}
+    template = _saved(states, seconds)
     restored = self._checkpoints.restore(template, source)
     if restored is None:
       return 0, states, seconds
@@ -94,12 +97,23 @@ class RunFolder:
     Raises:
       InputError: the disk is full, for this save or the one before.
     """
-    state = {"members": states, "seconds": jnp.asarray(seconds)}
+    state = _saved(states, seconds)
     self._checkpoints.save(step, state, source, metric=rating)
 
   def wait(self) -> None:
     """Waits until the last checkpoint is complete."""
     self._checkpoints.wait()
+
+
+def _saved(states: Any, seconds: Sequence[float] | np.ndarray) -> Any:
+  """What a checkpoint holds; seconds are those of process 0."""
+  if jax.process_count() == 1:
+    return {"members": states, "seconds": jnp.asarray(seconds)}
+  shared = processes.gathered([float(s) for s in seconds])[0]
+  seconds = np.asarray(shared, np.float32)
+  mesh = jax.tree.leaves(states)[0].sharding.mesh
+  where = NamedSharding(mesh, PartitionSpec())
+  return {"members": states, "seconds": sharding.place(seconds, where)}
 
 
 def _check(folder: pathlib.Path, ours: Any) -> None:

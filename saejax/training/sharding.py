@@ -9,9 +9,11 @@ rows. Which arrays these are is defined by the axes that fields and rules name
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from saejax import processes
 from saejax.errors import InputError
 from saejax.sae.axes import HEAD, LATENT, STAGE, Axes
 from saejax.training import state as states
@@ -32,7 +34,7 @@ def make_mesh(
 
   Raises:
     InputError: the shape is not three sizes whose product fits the devices from
-      the first one on.
+      the first one on, or leaves some of several processes idle.
   """
   devices = jax.devices() if devices is None else devices
   if len(shape) != 3 or any(size < 1 for size in shape):
@@ -50,6 +52,14 @@ def make_mesh(
       shape,
       f"needs {count} devices{after}, but {len(devices)} are available",
       "lower train.first_device, or a size" if first else "lower a size",
+    )
+  if jax.process_count() > 1 and count != len(devices):
+    raise InputError(
+      "train.mesh",
+      shape,
+      f"must have all {len(devices)} devices of the {jax.process_count()} "
+      f"processes, and has {count}",
+      f"use --train.mesh=1,{len(devices)},1, or another product",
     )
   return jax.make_mesh(
     shape,
@@ -149,10 +159,13 @@ def put(mesh: Mesh, batch: PyTree, parts: int = 1) -> PyTree:
       process, see `rows_part`.
   """
   where = rows_sharding(mesh)
-  if parts == 1:
+  if parts == 1 and where.is_fully_addressable:
     return jax.device_put(batch, where)
 
   def of_process(part):
+    if parts == 1:  # the whole batch, of which each device takes its rows
+      part = np.asarray(part)
+      return jax.make_array_from_callback(part.shape, where, part.__getitem__)
     shape = (len(part) * parts, *part.shape[1:])
     return jax.make_array_from_process_local_data(where, part, shape)
 
@@ -191,3 +204,22 @@ def place(tree: PyTree, where: PyTree) -> PyTree:
   if all(s.is_fully_addressable for s in jax.tree.leaves(where)):
     return jax.device_put(tree, where)
   return jax.jit(lambda tree: tree, out_shardings=where)(tree)
+
+
+def whole(tree: PyTree) -> PyTree:
+  """States that lie on the devices of several processes, in this one.
+
+  They lack the optimizer's arrays. One process keeps its states as they are.
+
+  Args:
+    tree: pytree of `TrainState`.
+  """
+  if jax.process_count() == 1:
+    return tree
+  return processes.local(
+    jax.tree.map(
+      lambda state: state.replace(opt_state=()),
+      tree,
+      is_leaf=lambda node: isinstance(node, states.TrainState),
+    )
+  )
