@@ -1,0 +1,219 @@
+"""Parts of a core evaluation on disk: resumed after a kill, merged at the end.
+
+folder/
+  identity.json            what the numbers depend on
+  training.npz             facts of training rows
+  part-00000-of-00004/
+    .lock sums.npz         sums of one process, saved about every `seconds`
+
+Process p of P reads the forward batches p, p + P, ... of the text. Sums are added
+batch by batch, in order, and a file replaces the one before: what a killed process
+has saved is what it had computed, and it continues with the next batch. Numbers
+are those of an undisturbed run bit for bit, and those of other numbers of processes
+but for the order of additions in float64.
+"""
+
+import io
+import json
+import pathlib
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from saejax import durable
+from saejax.data.store.share import Share
+from saejax.errors import InputError
+from saejax.evals import core, core_controls, embeddings, in_model, splices
+from saejax.training import lock
+
+FIELD = "dir"
+TRAINING, SUMS = "training.npz", "sums.npz"
+_REMEDY = "remove it, and repeat the command"
+
+
+def folder(root: str, identity: Mapping[str, Any]) -> pathlib.Path:
+  """Returns the folder of an evaluation, which is named by its identity.
+
+  Args:
+    root: folder of evaluations.
+    identity: what the numbers depend on, JSON-serialisable.
+
+  Raises:
+    InputError: the folder cannot be written.
+  """
+  found = pathlib.Path(root).expanduser() / durable.digest(identity)[:16]
+  text = json.dumps(identity, indent=1, sort_keys=True) + "\n"
+  durable.write_file(found / "identity.json", text.encode(), field=FIELD)
+  return found
+
+
+def training(
+  path: pathlib.Path, make: Callable[[], core_controls.Training]
+) -> core_controls.Training:
+  """Returns the facts of training rows, which are computed once.
+
+  Args:
+    path: the folder.
+    make: computes them.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  file = path / TRAINING
+  if not file.exists():
+    facts = make()
+    arrays = {
+      name: np.asarray(value)
+      for name, value in vars(facts).items()
+      if name != "k"
+    }
+    _write(file, arrays, {"k": dict(facts.k)})
+  arrays, about = _read(file)
+  for name in ("square_in", "square", "limit"):
+    arrays[name] = float(arrays[name])
+  return core_controls.Training(**arrays, k=about["k"])
+
+
+def run(
+  path: pathlib.Path,
+  share: Share,
+  evaluation: core.Core,
+  batches: Iterable[splices.Tokens],
+  *,
+  seconds: float = 20.0,
+  progress: Callable[[int], None] = lambda number: None,
+) -> None:
+  """Computes or continues the sums of one process.
+
+  Args:
+    path: the folder.
+    share: which process this is, of how many.
+    evaluation: what is computed of each batch.
+    batches: all batches of the text, in order; those of others are passed over.
+    seconds: time between saves.
+    progress: called with the number of each batch before it is computed.
+
+  Raises:
+    InputError: another process has this place, its file is damaged, or the disk
+      is full. What was saved is kept.
+  """
+  own = _place(path, share)
+  with lock.RunLock(own, field=FIELD):
+    total, next_, done = _saved(own / SUMS, evaluation)
+    if done:
+      return
+    saved, first = time.monotonic(), 0
+    for number, batch in enumerate(batches):
+      if number >= next_ and share.owns(number):
+        progress(number)
+        total = total.merged(evaluation.part(batch, first))
+        next_ = number + 1
+        if time.monotonic() - saved >= seconds:
+          _save(own / SUMS, total, next_, done=False)
+          saved = time.monotonic()
+      first += len(batch.ids)
+    _save(own / SUMS, total, next_, done=True)
+
+
+def merged(
+  path: pathlib.Path, processes: int, evaluation: core.Core
+) -> core.Sums | None:
+  """Returns the sums of all processes, or None where one is not done.
+
+  Args:
+    path: the folder.
+    processes: number of processes.
+    evaluation: what was computed.
+
+  Raises:
+    InputError: a file is damaged.
+  """
+  total = evaluation.nothing()
+  for process in range(processes):
+    file = _place(path, Share(process, processes)) / SUMS
+    part, _, done = _saved(file, evaluation)
+    if not done:
+      return None
+    total = total.merged(part)
+  return total
+
+
+def _place(path: pathlib.Path, share: Share) -> pathlib.Path:
+  return path / f"part-{share.process:05d}-of-{share.processes:05d}"
+
+
+# --- files -------------------------------------------------------------------
+
+
+def _save(file: pathlib.Path, sums: core.Sums, next_: int, done: bool) -> None:
+  arrays = {"error": sums.error}
+  for name, rows in sums.rows.items():
+    for number, leaf in enumerate(jax.tree.leaves(rows)):
+      arrays[f"rows/{name}/{number}"] = np.asarray(leaf)
+  for field, value in vars(sums.model).items():
+    if field == "by_position":
+      arrays |= {f"by_position/{k}": v for k, v in value.items()}
+    elif field != "names":
+      arrays[f"model/{field}"] = value
+  _write(file, arrays, {"next": next_, "done": done})
+
+
+def _saved(
+  file: pathlib.Path, evaluation: core.Core
+) -> tuple[core.Sums, int, bool]:
+  """The sums so far, the number of the next batch, and whether that is all."""
+  nothing = evaluation.nothing()
+  if not file.exists():
+    return nothing, 0, False
+  arrays, about = _read(file)
+  try:
+    rows = {}
+    for name, empty in nothing.rows.items():
+      leaves, tree = jax.tree.flatten(empty)
+      found = [arrays[f"rows/{name}/{i}"] for i in range(len(leaves))]
+      rows[name] = jax.tree.unflatten(tree, [a[()] for a in found])
+    given = {
+      name.removeprefix("model/"): value
+      for name, value in arrays.items()
+      if name.startswith("model/")
+    }
+    names = nothing.model.names
+    if isinstance(nothing.model, embeddings.Embeddings):
+      model = embeddings.Embeddings(names, **given)
+    else:
+      by_position = {
+        name: arrays[f"by_position/{name}"]
+        for name in nothing.model.by_position
+      }
+      model = in_model.InModel(names, by_position=by_position, **given)
+    sums = core.Sums(rows, arrays["error"], model)
+    return sums, about["next"], about["done"]
+  except (KeyError, TypeError) as error:
+    rule = f"must be sums of this evaluation ({error})"
+    raise InputError(FIELD, file, rule, _REMEDY) from error
+
+
+def _write(
+  file: pathlib.Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
+) -> None:
+  content = io.BytesIO()
+  text = np.frombuffer(durable.canonical(about).encode(), np.uint8)
+  np.savez(content, about=text, **arrays)  # pyright: ignore[reportArgumentType]
+  durable.write_file(file, content.getvalue(), field=FIELD)
+
+
+def _read(
+  file: pathlib.Path,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Arrays and facts; the format has checksums."""
+  try:
+    with np.load(file) as found:
+      arrays = dict(found)
+    return arrays, json.loads(arrays.pop("about").tobytes())
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    rule = f"must be a file that this command wrote ({error})"
+    raise InputError(FIELD, file, rule, _REMEDY) from error
