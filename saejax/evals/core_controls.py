@@ -58,13 +58,25 @@ def training(
     name: max(1, round(held_out.evaluate(sae, Batch(x=x, target=target)).l0))
     for name, sae in saes.items()
   }
-  moments = []
-  for rows in (x, x if target is None else target):
-    wide = rows.astype(np.float64)
-    square = float(np.square(wide).sum(axis=1).mean())
-    moments += [wide.mean(axis=0), square]
+  (mean_in, square_in), (mean, square) = (
+    _moments(rows) for rows in (x, x if target is None else target)
+  )
   most = max(k.values(), default=1) if target is None else 0
-  return Training(*moments, recovery.principal_directions(x, most), k, limit)
+  return Training(
+    mean_in=mean_in,
+    square_in=square_in,
+    mean=mean,
+    square=square,
+    directions=recovery.principal_directions(x, most),
+    k=k,
+    limit=limit,
+  )
+
+
+def _moments(x: Float[np.ndarray, "S d"]) -> tuple[np.ndarray, float]:
+  """The mean of rows and of their squared norms."""
+  wide = x.astype(np.float64)
+  return wide.mean(axis=0), float(np.square(wide).sum(axis=1).mean())
 
 
 def check(

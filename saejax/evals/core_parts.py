@@ -52,12 +52,15 @@ def folder(root: str, identity: Mapping[str, Any]) -> pathlib.Path:
 
 
 def training(
-  path: pathlib.Path, make: Callable[[], core_controls.Training]
+  path: pathlib.Path,
+  names: Iterable[str],
+  make: Callable[[], core_controls.Training],
 ) -> core_controls.Training:
   """Returns the facts of training rows, which are computed once.
 
   Args:
     path: the folder.
+    names: names of the SAEs; files have their order alone.
     make: computes them.
 
   Raises:
@@ -71,11 +74,13 @@ def training(
       for name, value in vars(facts).items()
       if name != "k"
     }
-    _write(file, arrays, {"k": dict(facts.k)})
+    _write(file, arrays, {"k": list(facts.k.values())})
   arrays, about = _read(file)
   for name in ("square_in", "square", "limit"):
     arrays[name] = float(arrays[name])
-  return core_controls.Training(**arrays, k=about["k"])
+  return core_controls.Training(
+    **arrays, k=dict(zip(names, about["k"], strict=True))
+  )
 
 
 def run(
@@ -151,9 +156,9 @@ def _place(path: pathlib.Path, share: Share) -> pathlib.Path:
 
 def _save(file: pathlib.Path, sums: core.Sums, next_: int, done: bool) -> None:
   arrays = {"error": sums.error}
-  for name, rows in sums.rows.items():
+  for sae, rows in enumerate(sums.rows.values()):
     for number, leaf in enumerate(jax.tree.leaves(rows)):
-      arrays[f"rows/{name}/{number}"] = np.asarray(leaf)
+      arrays[f"rows/{sae}/{number}"] = np.asarray(leaf)
   for field, value in vars(sums.model).items():
     if field == "by_position":
       arrays |= {f"by_position/{k}": v for k, v in value.items()}
@@ -172,9 +177,9 @@ def _saved(
   arrays, about = _read(file)
   try:
     rows = {}
-    for name, empty in nothing.rows.items():
+    for sae, (name, empty) in enumerate(nothing.rows.items()):
       leaves, tree = jax.tree.flatten(empty)
-      found = [arrays[f"rows/{name}/{i}"] for i in range(len(leaves))]
+      found = [arrays[f"rows/{sae}/{i}"] for i in range(len(leaves))]
       rows[name] = jax.tree.unflatten(tree, [a[()] for a in found])
     given = {
       name.removeprefix("model/"): value

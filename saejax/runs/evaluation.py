@@ -100,17 +100,24 @@ def check_site(
   Raises:
     InputError: the weights of the model, the layer or the point differ.
   """
+  written = about.get("target")
+  if written and target is None:
+    raise InputError(
+      "harvest.target_point",
+      "",
+      f"must be that of {name}, a transcoder to {written.get('name')}",
+      f"give --harvest.target_point={written.get('point')}",
+    )
   ours_of = {"model": meta.get("model"), "site": meta.get("site")}
-  pairs = [
+  ours_of["target"] = (target or {}).get("site")
+  pairs = (
     ("model", ("weights",), "harvest.model"),
     ("site", ("layer", "point"), "harvest.layer"),
-  ]
-  if target is not None:
-    ours_of["target"] = target.get("site")
-    pairs.append(("target", ("layer", "point"), "harvest.target_point"))
+    ("target", ("layer", "point"), "harvest.target_point"),
+  )
   for part, keys, field in pairs:
-    theirs, ours = about.get(part) or {}, ours_of[part] or {}
-    for key in keys:
+    theirs, ours = about.get(part) or {}, ours_of[part]
+    for key in keys if ours is not None else ():
       if key in theirs and theirs[key] != ours.get(key):
         raise InputError(
           field,

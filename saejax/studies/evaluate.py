@@ -117,6 +117,7 @@ def main(config: Config) -> None:
   share = Share(config.process, config.processes)
   facts = core_parts.training(
     place,
+    saes,
     lambda: evaluation.training(
       job,
       saes,
@@ -183,7 +184,7 @@ def _identity(
   """What the numbers depend on."""
   return {
     "version": VERSION,
-    "saes": {name: _content(sae) for name, sae in saes.items()},
+    "saes": [_content(sae) for sae in saes.values()],
     "train": durable.digest(job.train.about),
     "held_out": durable.digest(job.held_out.about),
     "model": job.meta.get("model"),
