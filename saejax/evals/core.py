@@ -111,8 +111,8 @@ class Core:
     controls: names of the edits that are controls of each SAE, by kind.
 
   Raises:
-    InputError: as `core_controls.check`, an SAE has the name of a control, there is no such
-      site, or the model predicts no token though it is causal.
+    InputError: as `core_controls.check`, an SAE has the name of a control, there
+      is no such site, or the model is causal and has no head.
   """
 
   def __init__(

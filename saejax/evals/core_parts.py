@@ -1,10 +1,12 @@
 """Parts of a core evaluation on disk: resumed after a kill, merged at the end.
 
 folder/
-  identity.json            what the numbers depend on
-  training.npz             facts of training rows
+  training.npz             facts of training rows: those of the process that had
+                           them first
   part-00000-of-00004/
-    .lock sums.npz         sums of one process, saved about every `seconds`
+    .lock identity.json    what the numbers depend on
+    training.npz           facts that this process computed
+    sums.npz               its sums, saved about every `seconds`
 
 Process p of P reads the forward batches p, p + P, ... of the text. Sums are added
 batch by batch, in order, and a file replaces the one before: what a killed process
@@ -13,12 +15,14 @@ are those of an undisturbed run bit for bit, and those of other numbers of proce
 but for the order of additions in float64.
 """
 
+import contextlib
 import io
 import json
+import os
 import pathlib
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,7 +35,7 @@ from saejax.evals import core, core_controls, embeddings, in_model, splices
 from saejax.training import lock
 
 FIELD = "dir"
-TRAINING, SUMS = "training.npz", "sums.npz"
+IDENTITY, TRAINING, SUMS = "identity.json", "training.npz", "sums.npz"
 _REMEDY = "remove it, and repeat the command"
 
 
@@ -41,25 +45,42 @@ def folder(root: str, identity: Mapping[str, Any]) -> pathlib.Path:
   Args:
     root: folder of evaluations.
     identity: what the numbers depend on, JSON-serialisable.
+  """
+  return pathlib.Path(root).expanduser() / durable.digest(identity)[:16]
+
+
+@contextlib.contextmanager
+def locked(
+  path: pathlib.Path, share: Share, identity: Mapping[str, Any]
+) -> Iterator[None]:
+  """Holds the place of one process, where it writes.
+
+  Args:
+    path: the folder.
+    share: which process this is, of how many.
+    identity: what the numbers depend on, which is written there.
 
   Raises:
-    InputError: the folder cannot be written.
+    InputError: another process has this place, or it cannot be written.
   """
-  found = pathlib.Path(root).expanduser() / durable.digest(identity)[:16]
-  text = json.dumps(identity, indent=1, sort_keys=True) + "\n"
-  durable.write_file(found / "identity.json", text.encode(), field=FIELD)
-  return found
+  own = _place(path, share)
+  with lock.RunLock(own, field=FIELD):
+    text = json.dumps(identity, indent=1, sort_keys=True) + "\n"
+    durable.write_file(own / IDENTITY, text.encode(), field=FIELD)
+    yield
 
 
 def training(
   path: pathlib.Path,
+  share: Share,
   names: Iterable[str],
   make: Callable[[], core_controls.Training],
 ) -> core_controls.Training:
-  """Returns the facts of training rows, which are computed once.
+  """Returns the facts of training rows, which are the same in all processes.
 
   Args:
     path: the folder.
+    share: which process this is, of how many; it holds its place.
     names: names of the SAEs; files have their order alone.
     make: computes them.
 
@@ -74,7 +95,11 @@ def training(
       for name, value in vars(facts).items()
       if name != "k"
     }
-    _write(file, arrays, {"k": list(facts.k.values())})
+    own = _place(path, share) / TRAINING
+    _write(own, arrays, {"k": list(facts.k.values())})
+    first = contextlib.suppress(FileExistsError)  # another one was first
+    with durable.disk_errors(path, field=FIELD, what=TRAINING), first:
+      os.link(own, file)
   arrays, about = _read(file)
   for name in ("square_in", "square", "limit"):
     arrays[name] = float(arrays[name])
@@ -96,32 +121,30 @@ def run(
 
   Args:
     path: the folder.
-    share: which process this is, of how many.
+    share: which process this is, of how many; it holds its place.
     evaluation: what is computed of each batch.
     batches: all batches of the text, in order; those of others are passed over.
     seconds: time between saves.
     progress: called with the number of each batch before it is computed.
 
   Raises:
-    InputError: another process has this place, its file is damaged, or the disk
-      is full. What was saved is kept.
+    InputError: its file is damaged, or the disk is full. What was saved is kept.
   """
-  own = _place(path, share)
-  with lock.RunLock(own, field=FIELD):
-    total, next_, done = _saved(own / SUMS, evaluation)
-    if done:
-      return
-    saved, first = time.monotonic(), 0
-    for number, batch in enumerate(batches):
-      if number >= next_ and share.owns(number):
-        progress(number)
-        total = total.merged(evaluation.part(batch, first))
-        next_ = number + 1
-        if time.monotonic() - saved >= seconds:
-          _save(own / SUMS, total, next_, done=False)
-          saved = time.monotonic()
-      first += len(batch.ids)
-    _save(own / SUMS, total, next_, done=True)
+  file = _place(path, share) / SUMS
+  total, next_, done = _saved(file, evaluation)
+  if done:
+    return
+  saved, first = time.monotonic(), 0
+  for number, batch in enumerate(batches):
+    if number >= next_ and share.owns(number):
+      progress(number)
+      total = total.merged(evaluation.part(batch, first))
+      next_ = number + 1
+      if time.monotonic() - saved >= seconds:
+        _save(file, total, next_, done=False)
+        saved = time.monotonic()
+    first += len(batch.ids)
+  _save(file, total, next_, done=True)
 
 
 def merged(

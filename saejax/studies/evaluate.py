@@ -113,37 +113,11 @@ def main(config: Config) -> None:
   screen.line(f"evaluate: {len(saes)} SAEs, loading {config.harvest.model}")
   about = {name: known for name, (_, known) in found.items()}
   job = evaluation.job(config.harvest, config.tokens, saes, about)
-  place = core_parts.folder(config.dir, _identity(config, job, saes))
+  identity = _identity(config, job, saes)
+  place = core_parts.folder(config.dir, identity)
   share = Share(config.process, config.processes)
-  facts = core_parts.training(
-    place,
-    saes,
-    lambda: evaluation.training(
-      job,
-      saes,
-      config.tokens,
-      progress=lambda rows: screen.status(
-        [f"evaluate: {rows:,} of {config.tokens:,} training rows"]
-      ),
-    ),
-  )
-  seed, source = config.seed, job.source
-  made = core.Core(saes, job.model, job.site, facts, source=source, seed=seed)
-  began = time.monotonic()
-  core_parts.run(
-    place,
-    share,
-    made,
-    evaluation.taken(job.held_out, config.tokens),
-    seconds=config.save_seconds,
-    progress=lambda number: screen.status(
-      [
-        f"evaluate: batch {number + 1} in the model, "
-        f"{len(made.edits)} edits, {time.monotonic() - began:.0f}s"
-      ]
-    ),
-  )
-  screen.end()
+  with core_parts.locked(place, share, identity):
+    made = _computed(config, place, share, job, saes, screen)
   theirs = _compat(config, place, share, job, saes, screen)
   sums = core_parts.merged(place, config.processes, made)
   if sums is None or theirs is None:
@@ -160,6 +134,40 @@ def main(config: Config) -> None:
     content = json.dumps(written, indent=2).encode() + b"\n"
     durable.write_file(config.write, content, field="write")
     print(config.write)
+
+
+def _computed(
+  config: Config,
+  place: pathlib.Path,
+  share: Share,
+  job: evaluation.Job,
+  saes: Mapping[str, SAE],
+  screen: terminal.Screen,
+) -> core.Core:
+  """Computes the sums of this process, or what is left of them."""
+  read = lambda count: screen.status(
+    [f"evaluate: {count:,} of {config.tokens:,} training rows"]
+  )
+  facts = core_parts.training(
+    place,
+    share,
+    saes,
+    lambda: evaluation.training(job, saes, config.tokens, progress=read),
+  )
+  seed, source = config.seed, job.source
+  made = core.Core(saes, job.model, job.site, facts, source=source, seed=seed)
+  began = time.monotonic()
+
+  def show(number: int) -> None:
+    what = f"evaluate: batch {number + 1} in the model"
+    seconds = f"{time.monotonic() - began:.0f} s"
+    screen.status([what, f"{len(made.edits)} edits", seconds])
+
+  batches = evaluation.taken(job.held_out, config.tokens)
+  seconds = config.save_seconds
+  core_parts.run(place, share, made, batches, seconds=seconds, progress=show)
+  screen.end()
+  return made
 
 
 def _saes(config: Config) -> Iterator[tuple[str, tuple[SAE, dict[str, Any]]]]:
