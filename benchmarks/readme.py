@@ -298,7 +298,7 @@ SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {
   "tpu-million.json": tpu_million,
   "agreement.json": agreement,
   "core-smollm2.json": core,
-  "core-speed*.json": core_speed,
+  "core-speed-cpu*.json": core_speed,
   "gpu-compile.json": gpu_compile,
   "outcome*.json": outcome,
   "step-gpu*.json": step_gpu,
