@@ -116,8 +116,8 @@ def check_site(
     ("target", ("layer", "point"), "harvest.target_point"),
   )
   for part, keys, field in pairs:
-    theirs, ours = about.get(part) or {}, ours_of[part]
-    for key in keys if ours is not None else ():
+    theirs, ours = about.get(part) or {}, ours_of[part] or {}
+    for key in keys if ours else ():
       if key in theirs and theirs[key] != ours.get(key):
         raise InputError(
           field,

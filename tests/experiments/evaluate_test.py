@@ -154,9 +154,9 @@ def same_to(test, a, b, within):
   """Numbers of two equal trees are equal to a relative tolerance."""
   if isinstance(a, dict):
     test.assertEqual(a.keys(), b.keys())
-    a, b = list(a.values()), [b[key] for key in a]
-  if isinstance(a, list):
-    test.assertEqual(len(a), len(b))
+    for key in a:
+      same_to(test, a[key], b[key], within)
+  elif isinstance(a, list):
     for one, other in zip(a, b, strict=True):
       same_to(test, one, other, within)
   elif isinstance(a, int | float):
