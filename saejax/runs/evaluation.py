@@ -71,7 +71,18 @@ def job(
   for part in (text.TRAIN, text.HELD_OUT):
     meta = spec.meta(chosen, part, source=source, corpus=corpus, target=target)
     parts.append(rows.TextRows(chosen, source, corpus, part, meta, target))
+    _check_tokens(parts[-1])
   return Job(model, source.meta, site, own if target else "", *parts)
+
+
+def _check_tokens(part: rows.TextRows) -> None:
+  """Refuses fewer tokens than a document has, before the model runs."""
+  try:
+    _ = part.documents
+  except InputError as error:
+    if error.field in ("harvest.rows", "harvest.held_out_rows"):
+      raise error.renamed("tokens") from error
+    raise
 
 
 def _reads(model: models.Model, site: str) -> Callable:

@@ -11,7 +11,7 @@ class MeshTest(evaluate_test.Base):
   def evaluate(self, name, **more):
     written = self.folder / f"{name}.json"
     small = {
-      "tokens": 100,
+      "tokens": 200,
       "harvest.forward_batch": 4,
       "harvest.pool_batches": 1,
       "harvest.calibration_rows": 64,
