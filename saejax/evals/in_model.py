@@ -161,9 +161,10 @@ class InModel:
         "kl": self.mean(name, "kl"),
         "ce_recovered": self.recovered(name),
         "kl_recovered": self.recovered(name, "kl"),
-        "ce_recovered_interval": list(intervals[name]["ce"]),
-        "kl_recovered_interval": list(intervals[name]["kl"]),
       }
+      for measure, ends in intervals[name].items():
+        if np.isfinite(ends).all():  # JSON has no NaN
+          found[name][f"{measure}_recovered_interval"] = list(ends)
     return found
 
   def merged(self, other: "InModel") -> "InModel":
