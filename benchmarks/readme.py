@@ -261,6 +261,44 @@ def step_gpu(result: dict[str, Any]) -> str:
   return table(rows)
 
 
+def core(result: dict[str, Any]) -> str:
+  """The table of core_smollm2.py, with intervals."""
+  made = []
+  for row in result["rows"]:
+    shown: dict[str, Any] = {"in place of the site": row["edit"]}
+    shown["L0"] = row.get("l0")
+    shown["alive"] = f"{row['alive']:.0%}" if "alive" in row else None
+    shown["FVU"] = f"{row['fvu']:.3f}"
+    for name, title in (("ce", "CE"), ("kl", "KL")):
+      shown[f"{title}, nats"] = f"{row[name]:.3f}"
+      text = f"{row[f'{name}_recovered']:.1%}"
+      if ends := row.get(f"{name}_recovered_interval"):
+        text += f" ({ends[0]:.1%} to {ends[1]:.1%})"
+      shown[f"{title} recovered"] = text
+    made.append(shown)
+  read = f"{result['tokens']:,} tokens of {result['documents']} documents"
+  return (
+    f"{read}; the model's own CE is {result['clean']:.3f}.\n\n{table(made)}"
+  )
+
+
+def core_speed(result: dict[str, Any]) -> str:
+  """The times of core_speed.py, a row per layer."""
+  return table(
+    {
+      "layer": row["layer"],
+      "passes": row["passes"],
+      "whole, s": row["whole"]["seconds"],
+      "parts, s": row["parts"]["seconds"],
+      "times": row["whole"]["seconds"] / row["parts"]["seconds"],
+      "whole, first, s": row["whole"]["first"],
+      "parts, first, s": row["parts"]["first"],
+      "difference": f"{row['difference']:.1e}",
+    }
+    for row in result["layers"]
+  )
+
+
 def rows(result: dict[str, Any]) -> str:
   """Every list of rows in a file, with the columns that are no lists."""
   lists = [
@@ -278,6 +316,8 @@ SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {
   "tpu-steps.json": tpu_steps,
   "plans.json": plans,
   "agreement.json": agreement,
+  "core-smollm2.json": core,
+  "core-speed-cpu*.json": core_speed,
   "gpu-compile.json": gpu_compile,
   "outcome*.json": outcome,
   "step-gpu*.json": step_gpu,

@@ -67,7 +67,7 @@ settings = evaluate.Config(
   harvest=config,
   tokens=512 if SMALL else 2_048,
 )
-records, _ = evaluate.evaluate(settings)
+records, *_ = evaluate.evaluate(settings)
 print(evaluate.table(records))
 
 # %% [markdown]

@@ -270,12 +270,19 @@ def subject_of(config: HarvestConfig) -> subject.Subject:
     config.point,
     special_tokens=config.special_tokens,
     score=config.score,
-    mesh=_mesh(config),
+    mesh=mesh_of(config),
   )
 
 
-def _mesh(config: HarvestConfig) -> Mesh | None:
-  """The devices of the model; None for the default one."""
+def mesh_of(config: HarvestConfig) -> Mesh | None:
+  """The devices of the model; None for the default one.
+
+  Args:
+    config: settings of the harvest.
+
+  Raises:
+    InputError: this process has fewer devices.
+  """
   if (config.mesh, config.first_device) == ((1, 1), 0):
     return None
   return mesh.make(config.mesh, first=config.first_device)

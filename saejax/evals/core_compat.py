@@ -35,9 +35,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax.errors import InputError
-from saejax.evals import in_model, latent_records
+from saejax.evals import latent_records, splices
 from saejax.interventions import operators
-from saejax.models import taps
+from saejax.models import mesh, taps
 from saejax.models.model import Model
 from saejax.sae.sae import SAE
 
@@ -45,6 +45,15 @@ SAEBENCH = "saebench"
 NAMES = (SAEBENCH,)
 SMALLEST_NORM = 1e-4  # of x in l2_ratio; below it the norm counts as 1
 Windows = Sequence[Int[np.ndarray, "B T"]]
+
+
+class _Window(NamedTuple):
+  """Tokens without padding, see `splices.Tokens`."""
+
+  ids: np.ndarray
+  mask: np.ndarray
+  keep: np.ndarray
+  doc: np.ndarray
 
 
 class Reference(NamedTuple):
@@ -162,20 +171,25 @@ def _losses(
   special: Int[np.ndarray, "s"],
   keep_special: bool,
 ) -> dict[str, dict[str, float]]:
-  edits = operators.splice(sae), operators.zero()
+  edits = [
+    splices.prepared(model, edit)
+    for edit in (operators.splice(sae), operators.zero())
+  ]
   rows: list[Mapping[str, np.ndarray]] = []
   for batch in windows:
-    ids, ordinary = jnp.asarray(batch), ~np.isin(batch, special)
-    every = np.ones(ids.shape, bool)
+    ordinary, every = ~np.isin(batch, special), np.ones(np.shape(batch), bool)
+    tokens = _Window(
+      np.asarray(batch), every, every, np.zeros(batch.shape, int)
+    )
+    read = splices.Reading(model, site, tokens)
     keeps = (ordinary if keep_special else every), every
-    clean = in_model.hidden(model, ids, every)
     changed = [
-      in_model.edited_hidden(
-        model, site, edit, ids, every, keep, jnp.float32(np.inf)
-      )
+      read.hidden(read.edited(edit, jnp.asarray(keep)))
       for edit, keep in zip(edits, keeps, strict=True)
     ]
-    found = jax.device_get(_compared(model, ids, clean, jnp.stack(changed)))
+    stacked = jnp.stack(changed)
+    found = _compared(model, read.ids, read.hidden(), stacked)
+    found = jax.device_get(mesh.settled(found, model.mesh))
     counted = {"kl": ordinary, "ce": ordinary[:, :-1]}
     rows.append({k: v[counted[k[:2]]] for k, v in found.items()})
   mean = {
@@ -225,7 +239,8 @@ def _compared(
       found[f"kl_{name}"] = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
     return found
 
-  return jax.lax.map(window, (ids, clean, jnp.swapaxes(changed, 0, 1)))
+  by_row = ids, clean, jnp.swapaxes(changed, 0, 1)
+  return mesh.by_row(window, by_row, model.mesh)
 
 
 # --- rows --------------------------------------------------------------------

@@ -7,7 +7,7 @@ tokens, of norm 1. With e' the embedding with the activations of a site replaced
   retrieval   share of windows whose nearest other window (largest cosine) is the
               same among the e' as among the e
 
-Edits act on the tokens that are rows of a harvest, as in `evals.in_model`.
+Edits act on the tokens that are rows of a harvest, see `splices`.
 
 References:
   Reimers, Gurevych, Sentence-BERT, 2019, arXiv:1908.10084 (mean pooling).
@@ -22,9 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from saejax.errors import InputError
-from saejax.evals import in_model
+from saejax.evals import splices
 from saejax.models import edits as edits_lib
-from saejax.models import taps
 from saejax.models.model import Model
 
 _BLOCK = 1024  # windows whose neighbours are found at once
@@ -36,11 +35,13 @@ class Embeddings:
 
   Attributes:
     names: names of the edits, E of them.
+    window: number of each window [N], ascending.
     clean: embeddings of the model [N, d].
     edited: those with each edit [E, N, d].
   """
 
   names: tuple[str, ...]
+  window: np.ndarray
   clean: np.ndarray
   edited: np.ndarray
 
@@ -51,7 +52,8 @@ class Embeddings:
       name: name of an edit.
     """
     edited = self.edited[self.names.index(name)]
-    return float(np.mean(np.sum(self.clean * edited, axis=-1)))
+    cosines = np.sum(self.clean * edited, axis=-1)
+    return float(np.mean(cosines, dtype=np.float64))
 
   def retrieval(self, name: str) -> float:
     """The share of windows that keep their nearest neighbour.
@@ -72,47 +74,113 @@ class Embeddings:
       }
     return found
 
+  def merged(self, other: "Embeddings") -> "Embeddings":
+    """The windows of both, in the order of their numbers.
+
+    Args:
+      other: embeddings of other windows, with the same edits.
+
+    Raises:
+      ValueError: it is of other edits.
+    """
+    if self.names != other.names:
+      raise ValueError(f"edits must be {self.names}, got {other.names}")
+    window = np.concatenate([self.window, other.window])
+    order = np.argsort(window, kind="stable")
+    return Embeddings(
+      self.names,
+      window[order],
+      np.concatenate([self.clean, other.clean])[order],
+      np.concatenate([self.edited, other.edited], axis=1)[:, order],
+    )
+
 
 def evaluate(
   model: Model,
   site: str,
   edits: Mapping[str, edits_lib.AnyEdit],
-  batches: Iterable[in_model.Tokens],
+  batches: Iterable[splices.Tokens],
   *,
+  source: str = "",
   limit: float = np.inf,
 ) -> Embeddings:
   """Computes embeddings of windows with and without edits of a site.
 
   Args:
     model: an embedding model, whose tokens are pooled by their mean.
-    site, edits, batches, limit: as for `in_model.evaluate`.
+    site, edits, batches, source, limit: as for `in_model.evaluate`.
 
   Raises:
     InputError: there is no such site, or fewer than two windows have a row.
   """
-  site = taps.resolve(model, *taps.parse(site, model.family)).name
-  prepared = [edits_lib.prepared(edit) for edit in edits.values()]
-  clean, edited = [], []
+  site, names = splices.name(model, site), tuple(edits)
+  prepared = [splices.prepared(model, edit) for edit in edits.values()]
+  total, first = nothing(names, model.d), 0
   for batch in batches:
-    used = batch.keep.any(axis=1)
-    ids, mask = jnp.asarray(batch.ids), jnp.asarray(batch.mask)
-    keep, most = jnp.asarray(batch.keep), jnp.float32(limit)
-    h = in_model.hidden(model, ids, mask)
-    clean.append(np.asarray(pooled(h, mask))[used])
-    parts = [
-      in_model.edited_hidden(model, site, edit, ids, mask, keep, most)
-      for edit in prepared
-    ]
-    edited.append(np.stack([np.asarray(pooled(h, mask))[used] for h in parts]))
-  if sum(map(len, clean)) < 2:
+    read = splices.Reading(model, site, batch, source=source, limit=limit)
+    changed = (read.edited(edit) for edit in prepared)
+    total = total.merged(part(names, read, batch, changed, first=first))
+    first += len(batch.ids)
+  check_counted(total)
+  return total
+
+
+def check_counted(found: Embeddings) -> None:
+  """Refuses embeddings of fewer than two windows.
+
+  Args:
+    found: the embeddings.
+
+  Raises:
+    InputError: there are fewer.
+  """
+  if len(found.window) < 2:
     raise InputError(
       "corpus",
-      f"{sum(map(len, clean))} windows with rows",
+      f"{len(found.window)} windows with rows",
       "must have at least two, whose neighbours are compared",
       "give more text",
     )
+
+
+def nothing(names: tuple[str, ...], d: int) -> Embeddings:
+  """Returns the embeddings of no window.
+
+  Args:
+    names: names of the edits.
+    d: width of the last hidden state.
+  """
+  clean = np.zeros((0, d), np.float32)
+  edited = np.zeros((len(names), 0, d), np.float32)
+  return Embeddings(names, np.zeros(0, np.int64), clean, edited)
+
+
+def part(
+  names: tuple[str, ...],
+  read: splices.Reading,
+  batch: splices.Tokens,
+  changed: Iterable[jax.Array],
+  *,
+  first: int,
+) -> Embeddings:
+  """Computes the embeddings of one batch.
+
+  Args:
+    names: names of the edits.
+    read: the batch at the site.
+    batch: the tokens.
+    changed: activations of the site with each edit.
+    first: number of its first window.
+  """
+  used = batch.keep.any(axis=1)
+  pooled = lambda h: np.asarray(pooled(h, read.mask))[used]
+  clean = pooled(read.hidden())
+  edited = [pooled(read.hidden(h)) for h in changed]
   return Embeddings(
-    tuple(edits), np.concatenate(clean), np.concatenate(edited, axis=1)
+    names,
+    first + np.nonzero(used)[0],
+    clean,
+    np.stack(edited) if edited else np.zeros((0, *clean.shape), clean.dtype),
   )
 
 

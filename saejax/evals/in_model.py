@@ -10,9 +10,8 @@ averaged over tokens, in nats. With the ablation q0 (zeros at the site),
   recovered CE = (CE(q0) - CE(q)) / (CE(q0) - CE(p))
   recovered KL = (KL(q0) - KL(q)) / KL(q0)
 
-Edits act on the tokens that are rows of a harvest, the others keep their
-activations, and only those tokens are counted whose next token exists. Sums are
-kept by document and by position in float64, so that parts can be merged, and two
+Edits act on the tokens that are rows of a harvest, see `splices`, and only those
+tokens are counted whose next token exists. Sums are kept by document and by position in float64, so that parts can be merged, and two
 edits are compared on the same tokens by resampling documents (paired bootstrap).
 
 References:
@@ -21,48 +20,23 @@ References:
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from saejax.errors import InputError
-from saejax.evals import comparison
+from saejax.evals import comparison, splices
 from saejax.evals.comparison import Difference
 from saejax.models import edits as edits_lib
-from saejax.models import taps
+from saejax.models import mesh
 from saejax.models.model import Model
 
 ZERO = "zero"  # name of the edit that others are measured against
 MEASURES = ("ce", "kl")
-
-
-class Tokens(Protocol):
-  """A forward batch, such as `data.text.windows.Batch`.
-
-  Attributes:
-    ids: token ids [B, T].
-    mask: which tokens are real [B, T].
-    keep: which tokens are rows [B, T].
-    doc: document of each token [B, T]; a window has tokens of one.
-  """
-
-  @property
-  def ids(self) -> np.ndarray: ...
-
-  @property
-  def mask(self) -> np.ndarray: ...
-
-  @property
-  def keep(self) -> np.ndarray: ...
-
-  @property
-  def doc(self) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,13 +108,46 @@ class InModel:
       difference, self.tokens, resamples=resamples, seed=seed
     )
 
+  def intervals(
+    self, *, resamples: int = 2000, seed: int = 0
+  ) -> dict[str, dict[str, tuple[float, float]]]:
+    """95 % intervals of the recovered shares over resampled documents.
+
+    Args:
+      resamples: resamples of the documents.
+      seed: of the resampling.
+
+    Returns:
+      (low, high) by name of the edit and measure; NaN without "zero" or with
+      fewer than two documents.
+    """
+    D, none = len(self.documents), (float("nan"), float("nan"))
+    if D < 2 or ZERO not in self.names:
+      return {name: dict.fromkeys(MEASURES, none) for name in self.names}
+    rng, at = np.random.default_rng(seed), self.names.index(ZERO)
+    every = np.stack([self.ce - self.clean, self.kl])  # what edits cost
+    chunk = max(1, 2**24 // D)
+    lost = [
+      np.einsum("med,rd->mer", every, rng.multinomial(D, np.full(D, 1 / D), r))
+      for r in np.diff([*range(0, resamples, chunk), resamples])
+    ]
+    lost = np.concatenate(lost, axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+      share = 1 - lost / lost[:, at : at + 1]
+    ends = np.quantile(share, [0.025, 0.975], axis=-1)
+    return {
+      name: {m: tuple(ends[:, i, e].tolist()) for i, m in enumerate(MEASURES)}
+      for e, name in enumerate(self.names)
+    }
+
   def record(self) -> dict[str, Any]:
-    """Means and recovered shares by edit, for results.json."""
+    """Means and recovered shares with intervals by edit, for results.json."""
     found: dict[str, Any] = {
       "tokens": int(self.tokens.sum()),
       "documents": len(self.documents),
       "clean": self.mean("clean"),
     }
+    intervals = self.intervals()
     for name in self.names:
       found[name] = {
         "ce": self.mean(name),
@@ -148,6 +155,9 @@ class InModel:
         "ce_recovered": self.recovered(name),
         "kl_recovered": self.recovered(name, "kl"),
       }
+      for measure, ends in intervals[name].items():
+        if np.isfinite(ends).all():  # JSON has no NaN
+          found[name][f"{measure}_recovered_interval"] = list(ends)
     return found
 
   def merged(self, other: "InModel") -> "InModel":
@@ -189,26 +199,50 @@ def evaluate(
   model: Model,
   site: str,
   edits: Mapping[str, edits_lib.AnyEdit],
-  batches: Iterable[Tokens],
+  batches: Iterable[splices.Tokens],
   *,
+  source: str = "",
   limit: float = np.inf,
 ) -> InModel:
   """Computes cross-entropy and KL divergence with edits of a site.
 
-  The model runs once a batch without an edit and once for each. Logits are made
-  for one window at a time, [T, vocabulary].
+  The layers before the site run once a batch, those after it once without an
+  edit and once for each. Logits are made for one window at a time,
+  [T, vocabulary], and for as many as the model has data devices.
 
   Args:
     model: a causal language model.
     site: the site that is edited, in any of the forms of `models.taps`.
     edits: edits by name; one called "zero" is what shares are relative to.
     batches: the tokens.
+    source: an earlier site that edits read, as transcoders do.
     limit: largest norm of a row; rows above it keep their activations, as those
       that a harvest drops as outliers.
 
   Raises:
     InputError: the model is not causal or has no head, there is no such site,
       or no token is counted.
+  """
+  check(model)
+  site, names = splices.name(model, site), tuple(edits)
+  prepared = [splices.prepared(model, edit) for edit in edits.values()]
+  total = nothing(names)
+  for batch in batches:
+    read = splices.Reading(model, site, batch, source=source, limit=limit)
+    changed = (read.edited(edit) for edit in prepared)
+    total = total.merged(part(names, read, batch, changed))
+  check_counted(total)
+  return total
+
+
+def check(model: Model) -> None:
+  """Refuses a model that predicts no token.
+
+  Args:
+    model: the model.
+
+  Raises:
+    InputError: it is an encoder, or its checkpoint has no head.
   """
   if not model.causal:
     raise InputError(
@@ -217,80 +251,59 @@ def evaluate(
       "must predict the next token, and is an encoder",
       "evaluate its embeddings: evals.embeddings",
     )
-  _ = model.head  # refuses a model without one
-  names = tuple(edits)
-  site = taps.resolve(model, *taps.parse(site, model.family)).name
-  prepared = [edits_lib.prepared(edit) for edit in edits.values()]
-  total: InModel | None = None
-  for batch in batches:
-    clean, ce, kl = _losses(model, site, prepared, batch, limit)
-    part = _summed(names, batch, clean, ce, kl)
-    total = part if total is None else total.merged(part)
-  if total is None or not total.tokens.sum():
+  _ = model.head
+
+
+def check_counted(found: InModel) -> None:
+  """Refuses sums of no token.
+
+  Args:
+    found: the sums.
+
+  Raises:
+    InputError: there is none.
+  """
+  if not found.tokens.sum():
     raise InputError(
       "corpus",
       "no token",
       "must have tokens that are rows and are followed by another",
       "give more text, or a longer context",
     )
-  return total
 
 
-def _losses(
-  model: Model,
-  site: str,
-  edits: Sequence[edits_lib.Edit],
-  batch: Tokens,
-  limit: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Cross-entropy [B, T - 1], and CE and KL of edits [E, B, T - 1]."""
-  ids, mask = jnp.asarray(batch.ids), jnp.asarray(batch.mask)
-  keep, most = jnp.asarray(batch.keep), jnp.float32(limit)
-  clean = hidden(model, ids, mask)
-  changed = [
-    edited_hidden(model, site, edit, ids, mask, keep, most) for edit in edits
-  ]
-  found = _compared(model, ids, clean, jnp.stack(changed))
-  return tuple(np.asarray(array, np.float64) for array in found)  # pyright: ignore[reportReturnType]
-
-
-@jax.jit
-def hidden(
-  model: Model, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
-) -> Float[Array, "B T d"]:
-  """The last hidden state, compiled.
+def nothing(names: tuple[str, ...]) -> InModel:
+  """Returns the sums over no token.
 
   Args:
-    model: the model.
-    ids: token ids.
-    mask: which tokens are real.
+    names: names of the edits.
   """
-  return model.hidden(ids, mask)
+  number, one = np.zeros(0, np.int64), np.zeros(0)
+  each = np.zeros((len(names), 0))
+  by_position = {"tokens": number, "clean": one, "ce": each, "kl": each}
+  return InModel(names, number, number, one, each, each, by_position)
 
 
-@partial(jax.jit, static_argnames="site")
-def edited_hidden(
-  model: Model,
-  site: str,
-  edit: edits_lib.Edit,
-  ids: Int[Array, "B T"],
-  mask: Bool[Array, "B T"],
-  keep: Bool[Array, "B T"],
-  limit: Float[Array, ""],
-) -> Float[Array, "B T d"]:
-  """The last hidden state with an edit of the rows at a site, compiled.
+def part(
+  names: tuple[str, ...],
+  read: splices.Reading,
+  batch: splices.Tokens,
+  changed: Iterable[Array],
+) -> InModel:
+  """Computes the sums of one batch.
 
   Args:
-    model: the model.
-    site: name of the site in saejax.
-    edit: the edit, see `edits.prepared`.
-    ids: token ids.
-    mask: which tokens are real.
-    keep: which tokens are rows; the others keep their activations.
-    limit: largest norm of a row.
+    names: names of the edits.
+    read: the batch at the site.
+    batch: the tokens.
+    changed: activations of the site with each edit.
   """
-  kept = edit.replace(function=Partial(edits_lib.at_rows, edit, keep, limit))
-  return taps.hidden(model, ids, mask, {site: kept})
+  model = read.model
+  clean, hidden = read.hidden(), [read.hidden(h) for h in changed]
+  changed_ = jnp.stack(hidden) if hidden else jnp.zeros((0, *clean.shape))
+  found = _compared(model, read.ids, clean, changed_)
+  found = mesh.settled(found, model.mesh)
+  return _summed(names, batch, *(np.asarray(a, np.float64) for a in found))
 
 
 @jax.jit
@@ -300,7 +313,7 @@ def _compared(
   clean: Float[Array, "B T d"],
   changed: Float[Array, "E B T d"],
 ) -> tuple[Array, Array, Array]:
-  """Losses of each token but the last, a window at a time."""
+  """CE [B, T - 1], and CE and KL of edits [E, B, T - 1], a window at a time."""
 
   def window(at):
     ids, clean, changed = at
@@ -315,7 +328,8 @@ def _compared(
     ce, kl = jax.lax.map(one, changed)
     return -of_next(log_p), ce, kl
 
-  found = jax.lax.map(window, (ids, clean, jnp.swapaxes(changed, 0, 1)))
+  by_row = ids, clean, jnp.swapaxes(changed, 0, 1)
+  found = mesh.by_row(window, by_row, model.mesh)
   return found[0], jnp.swapaxes(found[1], 0, 1), jnp.swapaxes(found[2], 0, 1)
 
 
@@ -326,7 +340,7 @@ def _log_softmax(model: Model, h: Float[Array, "T d"]) -> Array:
 
 def _summed(
   names: tuple[str, ...],
-  batch: Tokens,
+  batch: splices.Tokens,
   clean: np.ndarray,
   ce: np.ndarray,
   kl: np.ndarray,

@@ -17,10 +17,9 @@ References:
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from saejax.evals import geometry
 from saejax.sae import folding
@@ -30,7 +29,6 @@ CONSISTENT = "consistent_activation_heuristic"
 DENSITY = "feature_density"
 DIGITS = 10  # decimals of a number of a latent
 SHARES = {"1": 0.01, "10": 0.1}  # percent in a name, density
-BATCH_ROWS = 512  # all latents of so many rows are held
 
 
 def norms(sae: SAE) -> Float[Array, "n"]:
@@ -45,7 +43,8 @@ def norms(sae: SAE) -> Float[Array, "n"]:
 
 
 def of_weights(sae: SAE) -> dict[str, Float[np.ndarray, "n"]]:
-  """The measures of weights; those of an encoder without rows are left out.
+  """The measures of weights; those of an encoder without rows are left out, and
+  the cosine of a transcoder's encoder and decoder.
 
   Args:
     sae: the SAE.
@@ -59,58 +58,23 @@ def of_weights(sae: SAE) -> dict[str, Float[np.ndarray, "n"]]:
     return found
   W, b = np.asarray(W, np.float32), np.asarray(b, np.float32)
   length = np.linalg.norm(W, axis=-1)
-  with np.errstate(invalid="ignore", divide="ignore"):
-    cosine = np.sum(W * W_dec, axis=-1) / (length * c)
-  return found | {
+  found |= {
     "max_encoder_cosine_sim": geometry.max_cosines(W),
     "encoder_norm": c * length,
     "encoder_bias": c * b,
-    "encoder_decoder_cosine_sim": cosine,
   }
+  if sae.target_prep is None:  # else rows and columns are of two sites
+    with np.errstate(invalid="ignore", divide="ignore"):
+      cosine = np.sum(W * W_dec, axis=-1) / (length * c)
+    found["encoder_decoder_cosine_sim"] = cosine
+  return found
 
 
 def _raw(sae: SAE) -> SAE:
   try:
     return folding.fold_prep(sae)
-  except NotImplementedError:
+  except (NotImplementedError, ValueError):  # as of a transcoder with pre-bias
     return sae
-
-
-# --- activity ----------------------------------------------------------------
-
-
-def consistency(
-  sae: SAE, x: Float[np.ndarray, "R d"], window: Int[np.ndarray, "R"]
-) -> Float[np.ndarray, "n"]:
-  """Active tokens per window with any, for each latent; NaN for a dead one.
-
-  Args:
-    sae: the SAE.
-    x: rows.
-    window: number of the window of each row, from 0; rows of one are together.
-  """
-  zero = jnp.zeros(sae.n, jnp.int32)
-  state = zero, zero, zero - 1
-  for start in range(0, len(x), BATCH_ROWS):
-    stop = start + BATCH_ROWS
-    state = _counted(sae, x[start:stop], window[start:stop], state)
-  tokens, windows, _ = (np.asarray(count, np.float64) for count in state)
-  return ratio(tokens, windows)
-
-
-@jax.jit
-def _counted(sae, x, window, state):
-  """Adds rows to active tokens, active windows and the last active window."""
-
-  def row(state, at):
-    tokens, windows, last = state
-    active, number = at
-    new = (active & (last != number)).astype(jnp.int32)
-    last = jnp.where(active, number, last)
-    return (tokens + active.astype(jnp.int32), windows + new, last), None
-
-  active = sae.encode(x) != 0
-  return jax.lax.scan(row, state, (active, window.astype(jnp.int32)))[0]
 
 
 def ratio(

@@ -3,6 +3,7 @@
 With z = encode(x), x_hat = decode(z) and an edit z' = change(z),
 
   splice    x' = x_hat                          the SAE in place of the site
+  transcode y' = y_hat of x at an earlier site  a transcoder in place of its target
   edited    x' = x + (decode(z') - decode(z))   the error is kept
             x' = decode(z')                     keep_error=False
   without   x' = x - z_j d_j                    one latent per sequence is 0
@@ -16,8 +17,9 @@ change gives z back, `edited` is exactly the identity. An edit must leave alone 
 rows that the SAE has never seen: `data.text.rules`.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.tree_util import Partial
@@ -39,10 +41,47 @@ def splice(sae: SAE) -> Edit:
     sae: the SAE of the site, in the inference form.
 
   Raises:
-    InputError: it is a transcoder; or, where the edit is applied, it needs a
-      condition of each row.
+    InputError: it is a transcoder, see `transcode`; or, where the edit is
+      applied, it needs a condition of each row.
   """
   return Edit(Partial(_splice, _of_rows(sae)))
+
+
+def transcode(sae: SAE, source: str, target: str) -> dict[str, Edit]:
+  """The output of a transcoder in place of the activations of its target.
+
+  It reads the source in the same forward pass, so that an edit of an earlier
+  site changes its output too.
+
+  Args:
+    sae: the transcoder, or an SAE that reconstructs its own site.
+    source: name in saejax of the site that it reads, such as `layers.3.mlp_in`.
+    target: name of the site that it writes, after the source.
+
+  Returns:
+    An edit of each site, for `taps.write` and `generate`.
+  """
+  width = sae.encoder.width(sae.decoder)
+  return {source: remember(width), target: transcoded(sae, source)}
+
+
+def remember(width: int) -> Edit:
+  """Activations as they are, which edits of later sites can read.
+
+  Args:
+    width: width of the rows; heads are joined.
+  """
+  return Edit(Partial(_remember), jnp.zeros((width,)), each=True)
+
+
+def transcoded(sae: SAE, source: str) -> Edit:
+  """The edit of the target in `transcode`; the source has `remember`.
+
+  Args:
+    sae: the transcoder.
+    source: name in saejax of the site that it reads.
+  """
+  return Edit(Partial(_Transcoded(source), sae))
 
 
 def edited(sae: SAE, change: Change, *, keep_error: bool = True) -> Edit:
@@ -125,13 +164,28 @@ def _of_rows(sae: SAE) -> SAE:
       "sae",
       "a transcoder",
       "must reconstruct its input, and this one has a target at another site",
-      "write its output at the target's site",
+      "write its output at the target's site: operators.transcode",
     )
   return sae
 
 
 def _splice(sae: SAE, h: Array, context: Context) -> Array:
   return sae.reconstruct(_rows(h)).reshape(h.shape).astype(h.dtype)
+
+
+class _Transcoded(NamedTuple):
+  """Function of the target's edit; equal for equal sources, so compiled once."""
+
+  source: str
+
+  def __call__(self, sae: SAE, h: Array, context: Context) -> Array:
+    x = Batch(x=context.after(self.source).astype(jnp.float32))
+    return sae.reconstruct(x).reshape(h.shape).astype(h.dtype)
+
+
+def _remember(h: Array, context: Context, state: Array) -> tuple[Array, Array]:
+  x = h.reshape(*h.shape[:2], math.prod(h.shape[2:])).astype(jnp.float32)
+  return h, jnp.where(context.mask[..., None], x, state[:, None])
 
 
 def _delta(sae: SAE, change: Change, h: Array, context: Context) -> Array:

@@ -249,8 +249,8 @@ def tap(
     if edit.each:
       passed[name] = state
       state = jax.tree.map(lambda a: a[:, -1], state)
-    _same(name, "", edited, h)
-    _same(name, "a state of ", state, states[name])
+    check_same(name, "", edited, h)
+    check_same(name, "a state of ", state, states[name])
     after[name] = state
     return edited
 
@@ -258,7 +258,7 @@ def tap(
   return stack.Edits(each), after
 
 
-def _same(site: str, what: str, got: Any, want: Any) -> None:
+def check_same(site: str, what: str, got: Any, want: Any) -> None:
   """Refuses a tree of other structure, shapes or dtypes."""
   shown = [
     jax.tree.map(lambda a: f"{jnp.asarray(a).dtype} {jnp.shape(a)}", tree)

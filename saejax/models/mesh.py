@@ -10,7 +10,7 @@ References:
   Shoeybi et al., Megatron-LM, 2019, arXiv:1909.08053.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -181,3 +181,21 @@ def rows(mesh: Mesh | None, x: Array) -> Array:
   if mesh is None or x.shape[0] % mesh.shape[DATA]:
     return x
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(DATA)))
+
+
+def by_row(function: Callable[[T], Any], tree: T, mesh: Mesh | None) -> Any:
+  """Maps a function over rows, one per device of the data axis at a time.
+
+  Args:
+    function: of the leaves of one row.
+    tree: arrays [B, ...]; may be traced.
+    mesh: the mesh, or None for the default device.
+  """
+  many = replicas(mesh)
+  if many == 1 or jax.tree.leaves(tree)[0].shape[0] % many:
+    return jax.lax.map(function, tree)
+  # Row r is on device r // (B / many): a step takes one row of each device.
+  split = lambda a: a.reshape(many, -1, *a.shape[1:]).swapaxes(0, 1)
+  joined = lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:])
+  found = jax.lax.map(jax.vmap(function), jax.tree.map(split, tree))
+  return jax.tree.map(joined, found)

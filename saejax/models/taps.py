@@ -337,15 +337,29 @@ def hidden(
   """
   found = named(model, edits)
   model.check(ids, mask)
+  about = context(ids, mask, prompt=prompt)
+  tap, _ = edits_lib.tap(found, about, edits_lib.starts(found, len(ids)))
+  return model.hidden(about.ids, about.mask, tap=tap)
+
+
+def context(
+  ids: Int[Array, "B T"],
+  mask: Bool[Array, "B T"],
+  *,
+  prompt: Int[Array, "B"] | None = None,
+) -> edits_lib.Context:
+  """Returns the context of the edits of a whole forward pass.
+
+  Args:
+    ids, mask, prompt: as for `write`.
+  """
   ids, mask = jnp.where(mask, ids, 0), jnp.asarray(mask)
   positions = ops.positions(mask)
   prompt = jnp.sum(mask, axis=1) if prompt is None else jnp.asarray(prompt)
-  context = edits_lib.Context(
+  return edits_lib.Context(
     ids=ids,
     mask=mask,
     positions=positions,
     step=positions - prompt.astype(jnp.int32)[:, None],
     sequence=jnp.arange(len(ids), dtype=jnp.int32),
   )
-  tap, _ = edits_lib.tap(found, context, edits_lib.starts(found, len(ids)))
-  return model.hidden(ids, mask, tap=tap)

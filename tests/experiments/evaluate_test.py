@@ -15,7 +15,7 @@ from tests.experiments import corpora, script
 MODEL = "models/babyllama-105"
 
 
-class EvaluateTest(absltest.TestCase):
+class Base(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
@@ -27,6 +27,7 @@ class EvaluateTest(absltest.TestCase):
       "harvest.context": 32,
       "harvest.held_out_fraction": 0.5,
       "tokens": 400,
+      "dir": self.folder / "evaluations",
     }
 
   def save(self, name, n, about=None):
@@ -39,6 +40,8 @@ class EvaluateTest(absltest.TestCase):
     flags = {"sae": self.folder / "run"} | self.flags | more
     return script.run("evaluate", *(f"--{k}={v}" for k, v in flags.items()))
 
+
+class EvaluateTest(Base):
   def test_every_sae_of_a_run_with_controls(self):
     config = harvest.HarvestConfig(model=str(shared.path(MODEL)), layer=1)
     meta = spec.subject_of(config).meta
@@ -47,7 +50,13 @@ class EvaluateTest(absltest.TestCase):
     written = self.folder / "core.json"
     code, out, err = self.run_script(write=written)
     self.assertEqual(code, 0, err)
-    self.assertRegex(out, r"(?s)^a: FVU .*  pca +ce .*\nb: FVU")
+    self.assertRegex(
+      out,
+      r"(?s)^[0-9,]+ tokens, .*\nidentity .*\nzero .*\nmean .*\npca-4 .*"
+      r"\nrandom-128-4 .*\na  .*\nb  .*\[.*, .*\]",
+    )
+    again, repeated, _ = self.run_script(write=written)
+    self.assertEqual((again, repeated), (0, out))
     records = json.loads(written.read_text())
     self.assertEqual([r["sae_lens_id"] for r in records], ["a", "b"])
     for record in records:
@@ -97,6 +106,32 @@ class EvaluateTest(absltest.TestCase):
       for name, value in values.items():
         self.assertAlmostEqual(found[1][category][name], value, places=4)
 
+  def test_processes_share_the_text_and_the_last_one_merges(self):
+    self.save("a", 64)
+    small = {"harvest.forward_batch": 4, "harvest.pool_batches": 1}
+    found = []
+    for processes in (1, 3):
+      written = self.folder / f"{processes}.json"
+      for process in reversed(range(processes)):
+        self.assertFalse(written.exists())
+        code, out, err = self.run_script(
+          write=written, process=process, processes=processes, **small
+        )
+        self.assertEqual(code, 0, err)
+        self.assertEqual("not done" in out, process > 0)
+      (record,) = json.loads(written.read_text())
+      found.append(record)
+    parts = list((self.folder / "evaluations").glob("*/part-*"))
+    self.assertLen(parts, 4)
+    self.assertEqual(found[0]["eval_id"], found[1]["eval_id"])
+    keys = ("eval_result_metrics", "eval_result_details", "model", "controls")
+    more = "eval_result_unstructured"
+    whole, merged = (
+      [record[k] for k in keys[:2]] + [record[more][k] for k in keys[2:]]
+      for record in found
+    )
+    same_to(self, whole, merged, 1e-9)
+
   def test_another_site_and_no_sae_are_refused_by_name(self):
     config = harvest.HarvestConfig(model=str(shared.path(MODEL)), layer=2)
     meta = spec.subject_of(config).meta
@@ -110,9 +145,27 @@ class EvaluateTest(absltest.TestCase):
     code, _, err = self.run_script(**{"harvest.sites": "layers.1.resid_post"})
     self.assertEqual(code, 2)
     self.assertIn("one site at a time", err)
+    code, _, err = self.run_script(tokens=10, **{"harvest.layer": 2})
+    self.assertEqual(code, 2)
+    self.assertRegex(err, "--tokens=10: must fit a whole document")
     code, _, err = self.run_script(compat="other")
     self.assertEqual(code, 2)
     self.assertIn("--compat=other: must be saebench", err)
+
+
+def same_to(test, a, b, within):
+  """Numbers of two equal trees are equal to a relative tolerance."""
+  if isinstance(a, dict):
+    test.assertEqual(a.keys(), b.keys())
+    for key in a:
+      same_to(test, a[key], b[key], within)
+  elif isinstance(a, list):
+    for one, other in zip(a, b, strict=True):
+      same_to(test, one, other, within)
+  elif isinstance(a, int | float):
+    test.assertLessEqual(abs(a - b), within * max(1, abs(a)))
+  else:
+    test.assertEqual(a, b)
 
 
 if __name__ == "__main__":
