@@ -1,4 +1,4 @@
-"""Writes a page to look at latents: examples, histograms, neighbours."""
+"""Writes a page to look at latents, or files of them for other tools."""
 
 from saejax import command
 

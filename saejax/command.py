@@ -17,10 +17,10 @@ from saejax.errors import InputError
 
 # Name -> the module with its `main` and `Config`; the docstring is its help.
 COMMANDS = {
-  "plan": "saejax.studies.plan",
   "harvest": "saejax.studies.harvest",
   "train": "saejax.studies.train",
   "scaling": "saejax.studies.scaling",
+  "plan": "saejax.studies.plan",
   "evaluate": "saejax.studies.evaluate",
   "dashboard": "saejax.studies.dashboard",
   "compare": "saejax.studies.compare",

@@ -25,7 +25,7 @@ from saejax.interop import names
 from saejax.report import compare_page, extras
 from saejax.sae import files
 from saejax.sae.sae import SAE
-from saejax.studies import dashboard
+from saejax.studies import dashboard_sources
 
 SIDES = compared.SIDES
 POSITIONAL = SIDES  # flags that may be given without their names, in order
@@ -75,7 +75,7 @@ def main(config: Config) -> None:
   check_sites(about_a, about_b)
   store = reader.open(os.path.expanduser(config.store))
   for about in (about_a, about_b):
-    dashboard.check_site(about, store.meta)
+    dashboard_sources.check_site(about, store.meta)
   screen = terminal.Screen(sys.stderr)
   labels = _labels(config.a, config.b)
 
