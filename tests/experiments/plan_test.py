@@ -37,6 +37,7 @@ class PlanTest(parameterized.TestCase):
     x = np.random.default_rng(0).normal(size=(640, 32)).astype(np.float32)
     sizes = {"bucket_rows": 512, "shard_rows": 256, "chunk_rows": 64}
     create.write_store(folder / "store", {"x": x}, **sizes)
+    create.write_store(folder / "held_out", {"x": -x[:128]}, **sizes)
     environment = {"JAX_PLATFORMS": "cpu", "SLURM_NTASKS": "1"}
     with (
       mock.patch.dict(os.environ, environment),
@@ -45,7 +46,7 @@ class PlanTest(parameterized.TestCase):
       code, out, err = script.run(
         "train",
         f"--store={folder / 'store'}",
-        f"--held_out={folder / 'store'}",
+        f"--held_out={folder / 'held_out'}",
         f"--run_dir={folder / 'run'}",
         *("--dry_run", "--sae.n=64", "--sae.k=2,4", "--train.batch_rows=64"),
       )
