@@ -29,7 +29,7 @@ def together(
   workers = min(len(programs), machine.cores()) if alone else 1
   if workers < 2:
     found = {name: program.compile() for name, program in programs.items()}
-    if found:
+    if found and not alone:
       processes.sync()
     return found
   with futures.ThreadPoolExecutor(workers) as pool:
