@@ -269,6 +269,39 @@ def agree(
       )
 
 
+def check_shared(folder: str | os.PathLike[str]) -> None:
+  """Checks that all processes see one folder; leaves nothing there.
+
+  Args:
+    folder: folder of a run; where process 0 cannot write, its lock says so.
+
+  Raises:
+    InputError: they do not; in all.
+  """
+  if jax.process_count() == 1:
+    return
+  path = pathlib.Path(folder)
+  mark = path / gathered(f".seen-{os.getpid()}-{time.time_ns()}")[0]
+  made = [place for place in (path, *path.parents) if not place.exists()]
+  if is_first():
+    with contextlib.suppress(OSError):
+      path.mkdir(parents=True, exist_ok=True)
+      mark.touch()
+  sync()
+  seen = gathered(mark.exists())
+  refused = seen[0] and not all(seen)
+  if is_first():
+    with contextlib.suppress(OSError):
+      mark.unlink(missing_ok=True)
+      for place in made if refused else ():
+        place.rmdir()
+  if refused:
+    others = f"{seen.count(False)} of {len(seen)} processes see another"
+    rule = f"must be one folder for all, and {others}"
+    remedy = "name a folder on a file system that all hosts share"
+    raise InputError("run_dir", folder, rule, remedy)
+
+
 def _entries(settings: Mapping[str, Any], prefix: str):
   for name, value in settings.items():
     if isinstance(value, Mapping):

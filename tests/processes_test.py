@@ -6,7 +6,6 @@ import pathlib
 import socket
 import subprocess
 import sys
-import textwrap
 from unittest import mock
 
 import jax.numpy as jnp
@@ -15,10 +14,13 @@ from absl.testing import absltest, parameterized
 from safetensors import numpy as safetensors
 
 from saejax import processes
+from saejax.data import loader
+from saejax.data.store import create
 from saejax.errors import InputError
 from saejax.processes import DistributedConfig
 from tests import shared
 
+ROWS, BATCH = 2_000, 48
 CODE = """
 import json, sys
 import jax
@@ -29,6 +31,8 @@ if count > 1:
 import numpy as np
 import saejax
 from saejax import processes
+from saejax.data import loader
+from saejax.data.store import reader
 from saejax.training import sharding
 
 def refused(work):
@@ -45,15 +49,34 @@ fit = lambda mesh: saejax.fit(
   x, "batchtopk", n=16, k=2, steps=20, batch_rows=32, mesh=mesh, progress=False,
   native=False)
 sae, metrics = fit((1, 2, 2))
+
+def batches():
+  # A sum over each batch that depends on the order of its rows.
+  mesh = sharding.make_mesh((1, 4, 1))
+  part = sharding.rows_part(mesh, BATCH)
+  assert part == {"process_index": index, "process_count": count}, part
+  whole = sharding.rows_part(sharding.make_mesh((2, 1, 2)), BATCH)
+  assert whole == {"process_index": 0, "process_count": 1}, whole
+  ranked = jax.jit(lambda x: (x[:, 0] * jax.numpy.arange(BATCH)).sum())
+  store = reader.open(out + ".store")
+  for batch in loader.batches(store, batch_rows=BATCH, seed=0, **part):
+    x = sharding.put(mesh, {"x": batch["x"]}, count)["x"]
+    assert x.shape == (BATCH, 4) and not x.is_fully_addressable
+    assert x.addressable_shards[0].data.shape == (BATCH // 4, 4)
+    yield float(ranked(x))
+
 found = {
   "index": index,
   "first": refused(lambda: processes.first(fail)),
   "result": processes.first(lambda: 7),
   "agree": refused(lambda: processes.agree({"a": {"b": 1, "c": index}})),
+  "shared": refused(lambda: processes.check_shared(f"{out}.own/{index}")),
+  "same": refused(lambda: processes.check_shared(out + ".run")),
+  "batches": list(batches()) if count > 1 else [],
   "rows": refused(lambda: saejax.fit(
-    x + index, "topk", n=16, k=2, steps=20, run_dir=out + ".run",
+    x + index, "batchtopk", n=16, k=2, steps=20, run_dir=out + ".run",
     mesh=(1, 2, 2), progress=False)) if count > 1 else "",
-  "mesh": refused(lambda: fit((1, 2, 1))),
+  "mesh": refused(lambda: fit((1, 2, 1))) if count > 1 else "",
   "batch": refused(lambda: saejax.fit(
     x, n=16, k=2, steps=2, batch_rows=30, mesh=(1, 4, 1), progress=False)),
   "fvu": metrics.fvu,
@@ -74,9 +97,10 @@ def run(count: int, devices: int, out: pathlib.Path) -> list[dict]:
   flags = os.environ.get("XLA_FLAGS", "")
   forced = f"{flags} --xla_force_host_platform_device_count={devices}"
   arguments = [str(count), str(port), str(out)]
+  code = CODE.replace("BATCH", str(BATCH))
   started = [
     subprocess.Popen(
-      [sys.executable, "-c", textwrap.dedent(CODE), str(i), *arguments],
+      [sys.executable, "-c", code, str(i), *arguments],
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -95,6 +119,9 @@ def run(count: int, devices: int, out: pathlib.Path) -> list[dict]:
 class PairTest(absltest.TestCase):
   def test_two_processes_refuse_together_and_fit_as_one(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
+    x = np.arange(ROWS, dtype=np.float32)[:, None] + np.zeros(4, np.float32)
+    sizes = {"bucket_rows": 512, "shard_rows": 256, "chunk_rows": 64}
+    store = create.write_store(folder / "two.store", {"x": x}, **sizes)
     found = run(2, 2, folder / "two")
     (alone,) = run(1, 4, folder / "one")
     for own in found:
@@ -103,10 +130,23 @@ class PairTest(absltest.TestCase):
       self.assertRegex(own["rows"], "^rows=.*must be equal in all processes")
       self.assertRegex(own["mesh"], "train.mesh=.*must have all 4 devices")
       self.assertRegex(own["batch"], "must divide by the 4 devices of the data")
+      rule = "must be one folder for all, and 1 of 2 processes see another"
+      self.assertIn(f"/two.own/{own['index']}: {rule}", own["shared"])
+      self.assertIsNone(own["same"])
     self.assertEqual([own["result"] for own in found], [7, None])
     self.assertIsNone(alone["agree"])
-    # Nothing was written where the rows were refused.
+    self.assertIsNone(alone["shared"])
+    # Nothing was written where the folder or the rows were refused.
+    self.assertFalse((folder / "two.own").exists())
     self.assertEmpty(list((folder / "two.run").glob("[!.]*")))
+    # Parts of batches are put together as the batches of one process.
+    wanted = [
+      float((b["x"][:, 0] * np.arange(BATCH)).sum())
+      for b in loader.batches(store, batch_rows=BATCH, seed=0)
+    ]
+    self.assertLen(wanted, ROWS // BATCH)
+    for own in found:
+      np.testing.assert_allclose(own["batches"], wanted, rtol=1e-6)
     one, two = (
       safetensors.load_file(folder / name / "sae.safetensors")
       for name in ("one", "two")

@@ -294,10 +294,12 @@ def _train(
     FloatingPointError: rows or a loss became not finite.
   """
   steps = config.total_steps(0)
+  processes.agree({"run_dir": None if folder is None else str(folder)})
   source = rows.source(config, steps)
   try:
     with contextlib.ExitStack() as stack:
       if folder is not None:
+        processes.check_shared(folder)
         own = lock.RunLock(folder)
         processes.first(lambda: stack.enter_context(own))
       trained = loop.train(

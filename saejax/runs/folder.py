@@ -72,9 +72,9 @@ def opened(
   path = pathlib.Path(run_dir)
   ours = identity(config, stores or {})
   processes.agree(ours, remedy="give all processes the same files")
+  processes.check_shared(path)
   with contextlib.ExitStack() as stack:
     processes.first(lambda: _prepared(path, ours, config, stack))
-    _check_shared(path)
     stack.enter_context(processes.logged(path))
     yield path
 
@@ -104,19 +104,6 @@ def _prepared(
   text = json.dumps(ours, indent=1, sort_keys=True) + "\n"
   durable.write_file(file, text.encode(), field="run_dir")
   configs.write(path / FLAGS, config, omit=("run_dir", *processes.FLAGS))
-
-
-def _check_shared(path: pathlib.Path) -> None:
-  """Refuses a folder that only the host of process 0 has."""
-  without = processes.gathered((path / IDENTITY).exists()).count(False)
-  if without:
-    raise InputError(
-      "run_dir",
-      path,
-      f"must be one folder for all processes, and {without} do not see the "
-      "files of process 0 there",
-      "name a folder on a file system that all hosts share",
-    )
 
 
 def identity(config: Any, stores: Mapping[str, str]) -> dict[str, Any]:

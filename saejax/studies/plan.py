@@ -10,16 +10,19 @@ Without --train.mesh the meshes are tried in the order of their floors until one
 fits. TPU slices need libtpu (extra `aot`), GPUs the CUDA plugin (make aot-gpu).
 """
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from saejax import checks, durable, terminal
+from saejax import checks, durable, processes, terminal
 from saejax.errors import InputError
 from saejax.plans import chips, planner, topologies
 from saejax.recipes import common
@@ -104,6 +107,8 @@ def dry_run(
 ) -> None:
   """Prints the plan of a run on the devices of its mesh, which are here.
 
+  Process 0 prints it where there are several.
+
   Args:
     sae, train, d, rows, target: as for `plans`.
 
@@ -115,7 +120,9 @@ def dry_run(
   devices = here.devices[first : first + count]
   topology = dataclasses.replace(here, devices=devices)
   given = {"topology": topology, "mesh": train.mesh, "target": target}
-  plans(sae, train, d=d, rows=rows, **given)
+  printed = sys.stdout if processes.is_first() else io.StringIO()
+  with contextlib.redirect_stdout(printed):
+    plans(sae, train, d=d, rows=rows, **given)
 
 
 def plans(

@@ -6,7 +6,7 @@ from concurrent import futures
 import jax
 from jax.stages import Compiled, Lowered
 
-from saejax import machine
+from saejax import machine, processes
 
 
 def together(
@@ -16,7 +16,8 @@ def together(
 
   A compilation of a step mostly keeps one core busy and releases Python's lock.
   Processes that share a program compile in one order, since some back ends agree
-  on choices meanwhile.
+  on choices meanwhile, and then wait for each other: the first collective of a
+  program waits for half a minute only.
 
   Args:
     programs: traced and lowered programs by name.
@@ -24,10 +25,13 @@ def together(
   Returns:
     The compiled programs by name.
   """
-  several = jax.process_count() == 1
-  workers = min(len(programs), machine.cores()) if several else 1
+  alone = jax.process_count() == 1
+  workers = min(len(programs), machine.cores()) if alone else 1
   if workers < 2:
-    return {name: program.compile() for name, program in programs.items()}
+    found = {name: program.compile() for name, program in programs.items()}
+    if found and not alone:
+      processes.sync()
+    return found
   with futures.ThreadPoolExecutor(workers) as pool:
     compiled = pool.map(lambda program: program.compile(), programs.values())
     return dict(zip(programs, compiled, strict=True))

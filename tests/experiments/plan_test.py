@@ -1,10 +1,15 @@
 """The plan of a run, by the script."""
 
 import json
+import os
 import pathlib
+from unittest import mock
 
+import jax
+import numpy as np
 from absl.testing import absltest, parameterized
 
+from saejax.data.store import create
 from tests.experiments import script
 
 SMALL = ("--sae.d=32", "--sae.n=64,128", "--sae.k=2,4", "--train.batch_rows=64")
@@ -24,6 +29,31 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(first["run"]["store_bytes"], 6400 * (2 * 32 + 16))
     self.assertGreater(second["memory"]["total"], first["memory"]["total"])
     self.assertLess(second["memory"]["total"], 2**24)
+
+  def test_a_dry_run_prints_the_plan_writes_nothing_and_starts_no_processes(
+    self,
+  ):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    x = np.random.default_rng(0).normal(size=(640, 32)).astype(np.float32)
+    sizes = {"bucket_rows": 512, "shard_rows": 256, "chunk_rows": 64}
+    create.write_store(folder / "store", {"x": x}, **sizes)
+    create.write_store(folder / "held_out", {"x": -x[:128]}, **sizes)
+    environment = {"JAX_PLATFORMS": "cpu", "SLURM_NTASKS": "1"}
+    with (
+      mock.patch.dict(os.environ, environment),
+      mock.patch.object(jax.distributed, "initialize") as started,
+    ):
+      code, out, err = script.run(
+        "train",
+        f"--store={folder / 'store'}",
+        f"--held_out={folder / 'held_out'}",
+        f"--run_dir={folder / 'run'}",
+        *("--dry_run", "--sae.n=64", "--sae.k=2,4", "--train.batch_rows=64"),
+      )
+    self.assertEqual(code, 0, err)
+    self.assertIn("n 64, d 32, k 4, 2 SAEs, 64 rows a step", out)
+    started.assert_not_called()
+    self.assertFalse((folder / "run").exists())
 
   @parameterized.parameters(
     (("--sae.k=2",), "sae.d"),

@@ -51,6 +51,8 @@ def start(*command: str, devices: int = 1) -> subprocess.Popen:
       "PYTHONPATH": str(shared.ROOT),
       "JAX_PLATFORMS": "cpu",
       "XLA_FLAGS": forced,
+      # What one start has compiled serves the next ones.
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     },
   )
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from saejax import machine
+from saejax import machine, processes
 from saejax.training import compiling
 
 
@@ -43,15 +43,19 @@ class TogetherTest(parameterized.TestCase):
       found = compiling.together(programs)  # else the barrier breaks
     self.assertEqual(found, {name: name for name in "abcd"})
 
-  def test_one_process_of_several_compiles_in_order(self):
+  def test_one_process_of_several_compiles_in_order_and_waits(self):
     order = []
     programs = {
       name: mock.Mock(compile=lambda name=name: order.append(name))
       for name in "abcd"
     }
-    with mock.patch.object(jax, "process_count", return_value=2):
+    wait = lambda: order.append("sync")
+    with (
+      mock.patch.object(jax, "process_count", return_value=2),
+      mock.patch.object(processes, "sync", wait),
+    ):
       compiling.together(programs)
-    self.assertEqual(order, [*"abcd"])
+    self.assertEqual(order, [*"abcd", "sync"])
 
   def test_none_is_none(self):
     self.assertEqual(compiling.together({}), {})
