@@ -76,11 +76,14 @@ def loss_against_n(points: Points) -> Any:
     if ends:
       axes.vlines(*zip(*ends, strict=True), color=style["color"], lw=1)
       shown += [high for _, _, high in ends]
-  if (mean := _level(points, "mean")) is not None:
-    line = axes.axhline(mean, color=look.SOFT, lw=1.2, ls=(0, (6, 1.5, 1, 1.5)))
-    shown.append(mean)
   xs = [p["n"] for p in points]
-  look.log_scale(axes.xaxis, *look.padded(xs, 0.05), at=look.sizes(xs))
+  ends = look.padded(xs, 0.05)
+  if (mean := _level(points, "mean")) is not None:
+    dashes = (0, (6, 1.5, 1, 1.5))
+    (line,) = axes.plot(ends, [mean] * 2, ls=dashes, lw=1.2, color=look.SOFT)
+    look.named(line, "the mean row")
+    shown.append(mean)
+  look.log_scale(axes.xaxis, *ends, at=look.sizes(xs))
   if min(shown) > 0:
     look.log_scale(axes.yaxis, *look.padded(shown))
   axes.set_xlabel("latents n")
@@ -252,8 +255,9 @@ def _caption(points: Points, facts: Mapping[str, Any], name: str) -> str:
     what = "Distance of the model's embedding with the SAE in place of its site"
     unit = ""
   else:
-    over = (
-      f"{facts['tokens']:,} held-out tokens of {facts['documents']:,} documents"
+    D = facts["documents"]
+    over = f"{facts['tokens']:,} held-out tokens of {D:,} document" + "s" * (
+      D > 1
     )
     what = (
       "Cross-entropy with the SAE in place of its site, less that of the model"
@@ -283,9 +287,9 @@ def _table(points: Points, name: str) -> page.Table:
   ]
   columns += [page.Column("Seed")] * seeds + [heads[name]]
   with_ends = any(f"{name}_low" in p for p in points)
-  columns += [page.Column("95 %", heads[name].unit)] * with_ends
+  columns += [page.Column("95 % interval", heads[name].unit)] * with_ends
   columns += [heads[second]]
-  columns += [page.Column("95 %", "%")] * with_ends
+  columns += [page.Column("95 % interval", "%")] * with_ends
   for kind in kinds:
     label = _LINES[kind][0]
     columns.append(
