@@ -173,9 +173,9 @@ def part(
     first: number of its first window.
   """
   used = batch.keep.any(axis=1)
-  pooled = lambda h: np.asarray(pooled(h, read.mask))[used]
-  clean = pooled(read.hidden())
-  edited = [pooled(read.hidden(h)) for h in changed]
+  of_windows = lambda h: np.asarray(pooled(h, read.mask))[used]
+  clean = of_windows(read.hidden())
+  edited = [of_windows(read.hidden(h)) for h in changed]
   return Embeddings(
     names,
     first + np.nonzero(used)[0],

@@ -75,7 +75,8 @@ def loss_against_n(points: Points) -> Any:
     ]
     if ends:
       axes.vlines(*zip(*ends, strict=True), color=style["color"], lw=1)
-      shown += [high for _, _, high in ends]
+      # On a log axis the part of a bar that is not positive is cut off.
+      shown += [end for _, *pair in ends for end in pair if end > 0]
   xs = [p["n"] for p in points]
   ends = look.padded(xs, 0.05)
   if (mean := _level(points, "mean")) is not None:
