@@ -121,17 +121,10 @@ class InModel:
       (low, high) by name of the edit and measure; NaN without "zero" or with
       fewer than two documents.
     """
-    D, none = len(self.documents), (float("nan"), float("nan"))
-    if D < 2 or ZERO not in self.names:
+    none = (float("nan"), float("nan"))
+    if len(self.documents) < 2 or ZERO not in self.names:
       return {name: dict.fromkeys(MEASURES, none) for name in self.names}
-    rng, at = np.random.default_rng(seed), self.names.index(ZERO)
-    every = np.stack([self.ce - self.clean, self.kl])  # what edits cost
-    chunk = max(1, 2**24 // D)
-    lost = [
-      np.einsum("med,rd->mer", every, rng.multinomial(D, np.full(D, 1 / D), r))
-      for r in np.diff([*range(0, resamples, chunk), resamples])
-    ]
-    lost = np.concatenate(lost, axis=-1)
+    lost, at = self._resampled(resamples, seed)[0], self.names.index(ZERO)
     with np.errstate(invalid="ignore", divide="ignore"):
       share = 1 - lost / lost[:, at : at + 1]
     ends = np.quantile(share, [0.025, 0.975], axis=-1)
@@ -140,6 +133,38 @@ class InModel:
       for e, name in enumerate(self.names)
     }
 
+  def increases(
+    self, *, resamples: int = 2000, seed: int = 0
+  ) -> dict[str, tuple[float, float]]:
+    """95 % intervals of CE(q) - CE(p) over resampled documents, in nats.
+
+    Args:
+      resamples: resamples of the documents.
+      seed: of the resampling.
+
+    Returns:
+      (low, high) by name of the edit; NaN with fewer than two documents.
+    """
+    if len(self.documents) < 2:
+      return dict.fromkeys(self.names, (float("nan"), float("nan")))
+    lost, tokens = self._resampled(resamples, seed)
+    ends = np.quantile(lost[0] / tokens, [0.025, 0.975], axis=-1).T.tolist()
+    return dict(zip(self.names, map(tuple, ends), strict=True))
+
+  def _resampled(
+    self, resamples: int, seed: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """What edits cost [measure, E, resample], and tokens, of drawn documents."""
+    D, rng = len(self.documents), np.random.default_rng(seed)
+    every = np.stack([self.ce - self.clean, self.kl])
+    chunk = max(1, 2**24 // D)
+    lost, tokens = [], []
+    for r in np.diff([*range(0, resamples, chunk), resamples]):
+      drawn = rng.multinomial(D, np.full(D, 1 / D), r)
+      lost.append(np.einsum("med,rd->mer", every, drawn))
+      tokens.append(drawn @ self.tokens)
+    return np.concatenate(lost, axis=-1), np.concatenate(tokens)
+
   def record(self) -> dict[str, Any]:
     """Means and recovered shares with intervals by edit, for results.json."""
     found: dict[str, Any] = {
@@ -147,10 +172,11 @@ class InModel:
       "documents": len(self.documents),
       "clean": self.mean("clean"),
     }
-    intervals = self.intervals()
+    intervals, increases = self.intervals(), self.increases()
     for name in self.names:
       found[name] = {
         "ce": self.mean(name),
+        "ce_increase": self.mean(name) - found["clean"],
         "kl": self.mean(name, "kl"),
         "ce_recovered": self.recovered(name),
         "kl_recovered": self.recovered(name, "kl"),
@@ -158,6 +184,8 @@ class InModel:
       for measure, ends in intervals[name].items():
         if np.isfinite(ends).all():  # JSON has no NaN
           found[name][f"{measure}_recovered_interval"] = list(ends)
+      if np.isfinite(increases[name]).all():
+        found[name]["ce_increase_interval"] = list(increases[name])
     return found
 
   def merged(self, other: "InModel") -> "InModel":

@@ -3,10 +3,15 @@
   {config, environment, data,
    points: [{n, k, seed, learning_rate, status, tokens, nmse, fvu, l0, dead,
              cosine, seconds, group_seconds, density, ...}],
+            with --downstream_tokens also ce_increase, ce_recovered (_low, _high)
+            or cosine_distance, neighbours_kept, and those of the controls (_zero,
+            _mean, _pca, _random), see `studies.downstream.flat`
    fit: {alpha, beta_k, beta_n, gamma, zeta, eta, r2, intervals,
          holdout_error, ...} or null, fit_reason: reason for no fit, or null,
    seconds: {set-up, harvest, compile, train, ...} of the process up to the
-            plots, or null}
+            plots, or null,
+   downstream: {tokens_asked, tokens, documents, clean} or {tokens_asked, windows}
+               of the evaluation in the model, or null; of scaling runs}
 
 The JSON is strict: non-finite numbers are null. Files are replaced atomically, so
 that a reader sees either the earlier results or these.

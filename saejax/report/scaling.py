@@ -2,7 +2,7 @@
 
 results.json results.csv
 loss_against_n.png loss_against_k.png frontier.png residuals.png
-training_curves.png held_out_curves.png density.png
+training_curves.png held_out_curves.png density.png downstream.png
 report.html
 """
 
@@ -17,7 +17,14 @@ import numpy as np
 
 from saejax import durable
 from saejax.evals import scaling_law
-from saejax.report import drawing, page, plots, results, scaling_page
+from saejax.report import (
+  downstream,
+  drawing,
+  page,
+  plots,
+  results,
+  scaling_page,
+)
 
 PAGE = "report.html"
 
@@ -112,6 +119,8 @@ def draw(
     made["held_out_curves"] = plots.training_curves(
       curves, label=label, title="Held-out loss during training"
     )
+  if downstream.measured(good):
+    made[downstream.FIGURE] = downstream.loss_against_n(good)
   if any(p.get("density") for p in good):
     made["density"] = plots.density(good)
   return {name: drawing.plot(figure, name) for name, figure in made.items()}

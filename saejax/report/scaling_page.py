@@ -5,7 +5,15 @@ from typing import Any
 
 from saejax import terminal
 from saejax.evals import scaling_law
-from saejax.report import drawing, forms, law_page, notes, page, plots
+from saejax.report import (
+  downstream,
+  drawing,
+  forms,
+  law_page,
+  notes,
+  page,
+  plots,
+)
 
 
 def sections(
@@ -28,6 +36,8 @@ def sections(
   """
   points = found["points"]
   made = [page.Section("Result", _result(found, fit, drawn))]
+  if in_model := downstream.blocks(found, drawn):
+    made.append(page.Section("Loss in the model", in_model))
   if features:
     made.append(page.Section("Some latents", features))
   if fit is not None or found.get("fit_reason"):
@@ -38,7 +48,7 @@ def sections(
     page.Section("All SAEs", _every(points)),
     page.Section("Training and densities", _training(points, drawn)),
     page.Section("Settings", _run(found, command)),
-    page.Section("Definitions", [_definitions()]),
+    page.Section("Definitions", [_definitions(found)]),
   ]
 
 
@@ -75,7 +85,8 @@ def _result(found, fit, drawn) -> list[page.Block]:
   if not points:
     return [*blocks, page.Note("No SAE finished with a finite loss.")]
   blocks += notes.toy(points) + notes.dead(points) + forms.notes(points)
-  return [*blocks, _numbers(points, fit), *_curves(points, fit, drawn)]
+  blocks += [_numbers(points, fit), *_curves(points, fit, drawn)]
+  return blocks + downstream.offer(found)
 
 
 def _numbers(points, fit) -> page.Numbers:
@@ -253,7 +264,7 @@ def _run(found, command: str) -> list[page.Block]:
   ]
 
 
-def _definitions() -> page.Table:
+def _definitions(found) -> page.Table:
   rows = [
     ("n", "latents of an SAE"),
     ("k", "active latents per token; the others are zero"),
@@ -284,6 +295,7 @@ def _definitions() -> page.Table:
       "percentiles 2.5 to 97.5 of the bootstrap's predictions with residuals"
       " added, both widened for the six fitted parameters and by Student's t",
     ),
+    *downstream.definitions(found),
     ("time", "wall-clock seconds of training, without harvest and evaluation"),
   ]
   columns = [

@@ -31,12 +31,13 @@ from saejax.training.fingerprint import differences
 FLAGS, IDENTITY = configs.RUN_FLAGS, "identity.json"
 ARMS = "arms"  # folder of a study's arms
 # Settings that do not determine results: paths, intervals of logs and
-# checkpoints, and devices (which may change the last bits). Whether rows are
-# computed online shows in the others.
+# checkpoints, devices (which may change the last bits), and what is measured of
+# trained SAEs. Whether rows are computed online shows in the others.
 NO_RESULT = frozenset(
   {
     "run_dir",
     "online",
+    "downstream_tokens",
     "harvest.dir",
     *processes.FLAGS,
     *(f"train.{name}" for name in train_config.NO_RESULT),

@@ -30,7 +30,7 @@ def blocks(
   Returns:
     The blocks, or a note on why there are no cards.
   """
-  places = _places(grid, points)
+  places = folders(grid, points)
   good = plots.good(points)
   if not good:
     return []
@@ -70,10 +70,15 @@ def _name(point: Mapping[str, Any]) -> str:
   )
 
 
-def _places(
+def folders(
   grid: grids.Grid, points: Sequence[Mapping[str, Any]]
 ) -> dict[int, pathlib.Path]:
-  """The folder of the SAE of each point, by the identity of the point."""
+  """Returns the folder of the SAE of each point, by the `id` of the point.
+
+  Args:
+    grid: a grid that was trained.
+    points: all its points, in the order of `grid.train`.
+  """
   found = {}
   for n in grid.sae.n:
     members = grids.members(n, grid.sae, grid.train)

@@ -4,6 +4,9 @@
 
 The run folder gets results.json, results.csv, plots, report.html, metrics and
 the trained SAEs. A stopped run is resumed by the same command.
+--downstream_tokens=16384 adds what SAEs in place of the site cost the model, on as
+many held-out tokens: to a new run after training, and to a finished one without
+training again.
 
 References:
   Gao et al., Scaling and evaluating sparse autoencoders, 2024,
@@ -25,7 +28,7 @@ from saejax.report import extras, results, scaling
 from saejax.runs import folder as run_folder
 from saejax.runs import grid, latents, preflight, shares, stores
 from saejax.runs.config import SAEConfig, sae_config
-from saejax.studies import plan
+from saejax.studies import downstream, plan
 from saejax.terminal import busy, say
 from saejax.training.loop import TrainConfig
 
@@ -37,6 +40,8 @@ class Config:
   run_dir: str = "runs/scaling"  # folder of this run
   dry_run: bool = False  # print what the run needs and takes, and end
   resamples: int = 300  # bootstrap resamples for intervals and bands
+  # held-out tokens on which SAEs are evaluated in the model; 0 for none
+  downstream_tokens: int = 0
   harvest: HarvestConfig = HarvestConfig()
   sae: SAEConfig = sae_config(n=(512, 1024, 2048, 4096), k=[4, 8, 16, 32])
   train: TrainConfig = TrainConfig()
@@ -44,6 +49,7 @@ class Config:
 
   def __post_init__(self):
     checks.at_least(self, 2, "resamples")
+    checks.at_least(self, 0, "downstream_tokens")
 
 
 def main(config: Config) -> None:
@@ -68,6 +74,13 @@ def _run(config: Config, spent: shares.Shares) -> None:
   if config.dry_run:
     plan.dry_run(config.sae, config.train, d=source.d, rows=wanted.rows)
     return
+  if config.downstream_tokens:
+    with busy("preflight: checking that SAEs can be evaluated in the model"):
+      processes.first(
+        partial(
+          downstream.check, config.run_dir, wanted, config.downstream_tokens
+        )
+      )
   with run_folder.opened(config.run_dir, config) as folder:
     say(
       preflight.line(
@@ -89,8 +102,18 @@ def _run(config: Config, spent: shares.Shares) -> None:
       shares=spent,
     )
     points = grid.train(sweep)
+    measured = None
+    if config.downstream_tokens:
+      with spent.during("evaluate in the model"):
+        measured = processes.first(
+          partial(
+            downstream.measure, sweep, points, wanted, config.downstream_tokens
+          )
+        )
     with spent.during("report"):
-      processes.first(partial(_report, config, folder, sweep, points, spent))
+      processes.first(
+        partial(_report, config, folder, sweep, points, measured, spent)
+      )
     say(f"report: {folder / 'report.html'}")
 
 
@@ -99,9 +122,13 @@ def _report(
   folder: pathlib.Path,
   sweep: grid.Grid,
   points: list[dict[str, Any]],
+  measured: tuple[list[dict[str, Any]], dict[str, Any]] | None,
   spent: shares.Shares,
 ) -> None:
-  """Fits the law and writes results, plots and the page."""
+  """Fits the law and writes results, plots and the page.
+
+  `measured` are the points and facts of `downstream.measure`, if it was wanted.
+  """
   fit, reason = None, None
   try:
     fit = scaling_law.fit(points, resamples=config.resamples)
@@ -110,12 +137,13 @@ def _report(
     say(f"no scaling law: {reason}")
   found = results.collect(
     config=config,
-    points=points,
+    points=measured[0] if measured else points,
     fit=fit,
     fit_reason=reason,
     data=stores.describe(sweep.store, sweep.held_out),
     seconds=spent.seconds(),
   )
+  found["downstream"] = measured and measured[1]
   features = latents.blocks(sweep, points)
   with busy("drawing the report"):
     scaling.write(

@@ -128,6 +128,17 @@ class InModelTest(absltest.TestCase):
     again = found.compare("zero", "same", "kl")
     self.assertEqual(difference, again)
 
+  def test_the_increase_of_cross_entropy_has_the_interval_of_a_difference(self):
+    record = self.run_all().record()
+    self.assertEqual(record["same"]["ce_increase"], 0)
+    self.assertEqual(record["same"]["ce_increase_interval"], [0, 0])
+    zero, found = record["zero"], self.run_all().compare("zero", "same")
+    self.assertAlmostEqual(zero["ce_increase"], found.effect)
+    low, high = zero["ce_increase_interval"]
+    width = found.high - found.low
+    self.assertAlmostEqual(low, found.low, delta=0.1 * width)
+    self.assertAlmostEqual(high, found.high, delta=0.1 * width)
+
   def test_no_tokens_and_no_site_are_refused(self):
     self.keep = np.zeros_like(self.keep)
     with self.assertRaisesRegex(errors.InputError, "followed by another"):

@@ -8,6 +8,8 @@ import re
 from absl.testing import absltest
 
 import saejax
+from saejax.data import harvest
+from saejax.studies import evaluate
 from saejax.training import log
 from tests import shared
 from tests.experiments import script
@@ -93,22 +95,68 @@ class ScalingTest(absltest.TestCase):
     again = json.loads((run_dir / "results.json").read_text())
     self.assertEqual(again["points"], found["points"])
 
-  def test_too_small_a_grid_gives_results_and_says_why_there_is_no_law(self):
+  def test_too_small_a_grid_has_no_law_and_is_evaluated_in_the_model_later(
+    self,
+  ):
     folder = pathlib.Path(self.create_tempdir().full_path)
     run_dir = folder / "run"
-    code, _, err = script.run(
-      "scaling",
-      f"--run_dir={run_dir}",
-      *arguments(folder),
-      "--sae.n=32",
-      "--sae.k=2,4",
-    )
+    flags = [*arguments(folder), "--sae.n=32", "--sae.k=2,8"]
+    flags.append(f"--run_dir={run_dir}")
+    code, _, err = script.run("scaling", *flags, "--downstream_tokens=1")
+    self.assertEqual(code, 2)
+    self.assertIn("--downstream_tokens=1: must fit a whole document", err)
+    self.assertFalse(run_dir.exists())  # refused before any work
+    code, _, err = script.run("scaling", *flags)
     self.assertEqual(code, 0, err)
+    before = json.loads((run_dir / "results.json").read_text())
+    self.assertIsNone(before["fit"])
+    self.assertIn("sae.n", before["fit_reason"])
+    self.assertLen(before["points"], 2)
+    self.assertIn("--downstream_tokens=", (run_dir / "report.html").read_text())
+    self.assertIsNone(before["downstream"])
+
+    # The flag is given later: nothing is trained.
+    code, _, err = script.run("scaling", *flags, "--downstream_tokens=900")
+    self.assertEqual(code, 0, err)
+    self.assertNotIn("step 1/", err)
+    self.assertNotIn("compiling the training step", err)
     found = json.loads((run_dir / "results.json").read_text())
-    self.assertIsNone(found["fit"])
-    self.assertIn("sae.n", found["fit_reason"])
-    self.assertLen(found["points"], 2)
-    self.assertTrue((run_dir / "report.html").exists())
+    self.assertEqual(found["downstream"]["tokens_asked"], 900)
+    for point, old in zip(found["points"], before["points"], strict=True):
+      self.assertEqual(point | old, point)
+    self.compare_with_evaluate(folder, found["points"])
+    few, many = (p["ce_increase"] for p in found["points"])
+    self.assertLess(many, few)
+
+    # Once more: what was measured is read.
+    repeat = f"--flagfile={run_dir / 'run.flags'}"
+    code, _, err = script.run("scaling", repeat, flags[-1])
+    self.assertEqual(code, 0, err)
+    self.assertNotIn("evaluate: ", err)
+    again = json.loads((run_dir / "results.json").read_text())
+    self.assertEqual(again["points"], found["points"])
+
+  def compare_with_evaluate(self, folder, points):
+    """The measures are those of `saejax evaluate` on as many tokens."""
+    of_harvest = {"layer": 3, "context": 64, "calibration_rows": 256}
+    records, _, _ = evaluate.evaluate(
+      evaluate.Config(
+        sae=(str(folder / "run"),),
+        harvest=harvest.HarvestConfig(
+          model=str(shared.path("models/babyllama-105")),
+          corpus=str(folder / "text"),
+          **of_harvest,
+        ),
+        tokens=900,
+        dir=str(folder / "evaluations"),
+      )
+    )
+    for point in points:
+      own = records[f"n32-k{point['k']}-seed0"]
+      model, pca = own["model"], own["controls"]["pca"]
+      lost = model["ce"] - model["clean"]
+      self.assertAlmostEqual(point["ce_increase"], lost, places=5)
+      self.assertAlmostEqual(point["ce_increase_pca"], pca["ce_increase"], 5)
 
 
 if __name__ == "__main__":
