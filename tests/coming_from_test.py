@@ -35,6 +35,7 @@ SMALLER = {
   "layers.5": "layers.0",
   "layer=10": "layer=1",
   "n=2048": "n=64",
+  "k=16, steps=steps": "k=4, steps=steps, aux_weight=0",
   "k=16": "k=4",
   "k=[8, 16, 32]": "k=[4, 8]",
   "k=8,16,32": "k=4,8",
@@ -47,6 +48,7 @@ SMALLER = {
 # Their report pages, which other tests draw, take long.
 WITHOUT_REPORT = ("Weights & Biases", "Several layers in one run")
 TRAIN = ("--train.steps=12", "--train.batch_rows=64", "--sae.aux_weight=0")
+TRAIN += ("--train.eval_steps=0",)
 
 
 class Block(NamedTuple):

@@ -24,6 +24,7 @@ PACKAGES = (
   "evals",
   "report",
   "runs",
+  "plans",
   "studies",
 )
 
