@@ -8,13 +8,15 @@ import re
 import shlex
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
+import jax
 import numpy as np
 from absl.testing import absltest
 
+from saejax.models import taps
 from tests.data.text import rules_test
 from tests.experiments import script
 from tests.interop import cases, names_test
@@ -33,17 +35,20 @@ SMALLER = {
   "layers.5": "layers.0",
   "layer=10": "layer=1",
   "n=2048": "n=64",
-  "n=[1024, 2048]": "n=[32, 64]",
+  "k=16, steps=steps": "k=4, steps=steps, aux_weight=0",
   "k=16": "k=4",
-  "k=[8, 16]": "k=[2, 4]",
-  "k=8,16,32": "k=2,4",
-  "steps=2_000": "steps=12, batch_rows=64",
-  "steps = 2_000": "steps = 12",
+  "k=[8, 16, 32]": "k=[4, 8]",
+  "k=8,16,32": "k=4,8",
+  "steps=2_000": "steps=12, batch_rows=64, aux_weight=0",
+  "steps = 2_000": "steps = 2",
   "max_tokens=16": "max_tokens=4",
-  "20_000": "2_000",
+  "20_000, 64": "2_000, 32",  # as wide as the model: programs are shared
   "saes/theirs": str(cases.path("saelens_topk")),
 }
+# Their report pages, which other tests draw, take long.
+WITHOUT_REPORT = ("Weights & Biases", "Several layers in one run")
 TRAIN = ("--train.steps=12", "--train.batch_rows=64", "--sae.aux_weight=0")
+TRAIN += ("--train.eval_steps=0",)
 
 
 class Block(NamedTuple):
@@ -72,9 +77,20 @@ def blocks() -> list[Block]:
   return found
 
 
+def compiled(write: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """`taps.write` as one program, as it says, and not one for each operation."""
+
+  def inside(model, ids, mask, edits):
+    return jax.jit(lambda *given: write(*given, edits))(model, ids, mask)
+
+  return inside
+
+
 class ComingFromTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
+    own = mock.patch.object(taps, "write", compiled(taps.write))
+    self.enter_context(own)
     self.folder = pathlib.Path(self.create_tempdir().full_path)
     self.enter_context(contextlib.chdir(self.folder))
     config = rules_test.config(str(self.folder))
@@ -112,7 +128,7 @@ class ComingFromTest(absltest.TestCase):
   @contextlib.contextmanager
   def stand_ins(self, task: str) -> Iterator[None]:
     """The Hub, SAELens' registry and Weights & Biases, where a task needs them."""
-    stand_in, modules = None, {}
+    stand_in, modules = None, dict[str, Any]()
     if task.startswith("Load a pretrained"):
       stand_in = names_test.RegistryTest("test_release_and_id")
       stand_in.setUp()
@@ -126,10 +142,18 @@ class ComingFromTest(absltest.TestCase):
       spec = importlib.machinery.ModuleSpec("wandb", None, origin="wandb")
       fake.__spec__ = spec
       self.wandb = modules["wandb"] = fake
+    if task in WITHOUT_REPORT:
+      modules["matplotlib"] = None  # as where the extra `report` is missing
+    # Not mock.patch.dict: it would forget what a block imports.
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
     try:
-      with mock.patch.dict(sys.modules, modules):
-        yield
+      yield
     finally:
+      for name, module in before.items():
+        del sys.modules[name]
+        if module is not None:
+          sys.modules[name] = module
       if stand_in is not None:
         stand_in.doCleanups()
 
@@ -156,7 +180,8 @@ class ComingFromTest(absltest.TestCase):
     self.assertEqual(space["attribution"].shape, (64,))
     self.assertTrue(np.any(space["attribution"] != 0))
     self.assertEqual(space["recall"], 1)
-    self.assertLen(space["grid"], 4)
+    swept = [(t.n, t.sae.n, t.arguments["k"]) for t in space["grid"]]
+    self.assertEqual(swept, [(64, 64, 4), (64, 64, 8)])
     self.assertIsNotNone(space["transcoder"].target_prep)
     self.assertTrue(self.wandb.calls)
     for written in ("core.json", "latents.html", "saes/for-saelens/cfg.json"):
