@@ -181,7 +181,7 @@ def explained(axes: Any, text: str) -> None:
     text: the explanation.
   """
   axes.set_title(
-    textwrap.fill(text, 44 if is_narrow() else 100),
+    textwrap.fill(text, 44 if is_narrow() else 88),
     loc="left",
     fontsize=8.5,
     weight="normal",
