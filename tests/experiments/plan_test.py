@@ -1,5 +1,6 @@
 """The plan of a run, by the script."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.data.store import create
+from saejax.plans import chips, topologies
 from tests.experiments import script
 
 SMALL = ("--sae.d=32", "--sae.n=64,128", "--sae.k=2,4", "--train.batch_rows=64")
@@ -54,6 +56,22 @@ class PlanTest(parameterized.TestCase):
     self.assertIn("n 64, d 32, k 4, 2 SAEs, 64 rows a step", out)
     started.assert_not_called()
     self.assertFalse((folder / "run").exists())
+
+  def test_what_does_not_fit_is_refused_with_what_would_help(self):
+    file = pathlib.Path(self.create_tempdir().full_path) / "plan.json"
+    chip = dataclasses.replace(chips.TPUS["v5e"], memory=2**16)
+    here = topologies.Topology(
+      name="v5e:1x1", chip=chip, devices=tuple(jax.devices()[:1])
+    )
+    with mock.patch.object(topologies, "find", return_value=here):
+      code, out, err = script.run("plan", *SMALL, f"--write={file}")
+    self.assertEqual(code, 2, err)
+    self.assertIn("does not fit", out)
+    line = err.splitlines()[-1]
+    for part in ("topology=v5e:1x1", "n=64 needs", "--train.batch_rows to 32"):
+      self.assertIn(part, line)
+    self.assertRegex(line, "or use --topology=v5e:[248]x")
+    self.assertFalse(file.exists())
 
   @parameterized.parameters(
     (("--sae.k=2",), "sae.d"),
