@@ -48,6 +48,7 @@ _MODULES = (
   "interop",
   "kernels",
   "models",
+  "plans",
   "recipes",
   "report",
   "runs",
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
   from saejax import interventions as interventions
   from saejax import kernels as kernels
   from saejax import models as models
+  from saejax import plans as plans
   from saejax import recipes as recipes
   from saejax import report as report
   from saejax import runs as runs

@@ -155,8 +155,10 @@ def _started(
 
 def _prefixed(number: int, child: subprocess.Popen) -> None:
   """Says the lines of a process with its number."""
-  for line in child.stdout or ():
-    terminal.say(f"[{number}] {line.decode(errors='replace').rstrip()}")
+  assert child.stdout is not None
+  with child.stdout as lines:
+    for line in lines:
+      terminal.say(f"[{number}] {line.decode(errors='replace').rstrip()}")
 
 
 @contextlib.contextmanager

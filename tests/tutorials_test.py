@@ -79,7 +79,7 @@ class TutorialsTest(absltest.TestCase):
     sae, controls = record["model"][measure], record["controls"]
     self.assertGreater(sae, controls["random"][measure])
     self.assertGreater(sae, controls["mean"][measure])
-    self.assertEqual("ce_recovered" in out, causal)
+    self.assertEqual("CE recovered" in out, causal)
     data = found["data"]
     feature_page.validate(data)
     self.assertLen(data["latents"], 10)

@@ -54,9 +54,9 @@ saejax.save(sae, "saes/evaluated", about=about)
 # %% [markdown]
 # ## In the model
 #
-# This is what `saejax evaluate` prints. `ce` is the cross-entropy of the next
-# token in nats, and `ce_recovered` the share of the loss caused by zeros at the
-# layer that is recovered: 1 for the model itself and 0 for `zero`. Two
+# This is what `saejax evaluate` prints. CE is the cross-entropy of the next token
+# in nats, and "CE recovered" the share of the loss caused by zeros at the layer
+# that is recovered: 1 for the model itself and 0 for `zero`. Two
 # controls have as many active numbers per row as the SAE: `pca` its leading
 # principal components, `random` an untrained dictionary. Read the SAE's numbers
 # against these, not against 0.

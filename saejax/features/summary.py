@@ -16,6 +16,7 @@ from saejax import notebook
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
 from saejax.features import reading
+from saejax.sae.context import Batch
 from saejax.sae.latents import EntryLatents, Latents, SparseLatents
 from saejax.sae.sae import SAE
 
@@ -308,7 +309,10 @@ def _encoded(
   """Latents, and which rows are finite; the others are encoded as zeros."""
   finite = jnp.all(jnp.isfinite(x).reshape(len(x), -1), axis=-1)
   clean = jnp.where(finite.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
-  return sae.forward(clean).latents, finite
+  batch = Batch(x=clean)
+  if sae.target_prep is not None:  # a transcoder's latents are those of x alone
+    batch = batch.replace(target=jnp.zeros((*x.shape[:-1], sae.d), x.dtype))
+  return sae.forward(batch).latents, finite
 
 
 def entries(

@@ -205,7 +205,7 @@ class LoopTest(absltest.TestCase):
     store = self.store(self.x)
     make = lambda k: dataclasses.replace(recipe(k), static_k=True)
     here = self.train("here", self.batches(store), steps=3, make=make)
-    with mock.patch.object(loop.jax, "default_backend", lambda: "gpu"):
+    with mock.patch.object(jax, "default_backend", lambda: "gpu"):
       there = self.train("there", self.batches(store), steps=3, make=make)
     self.assert_same(there, here)
     self.assertEqual([t.sae.activation.k for t in there], [2, 4])
