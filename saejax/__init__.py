@@ -82,6 +82,7 @@ __all__ = [
   "models",
   "online",
   "open_store",
+  "plans",
   "push_to_hub",
   "recipes",
   "report",
