@@ -1,11 +1,12 @@
 """Rates and memory of chips, and the slices that can be had of them.
 
-Rates of TPUs are those of jax/_src/tpu_info.py (jax 0.10); links are those of one
-ring in both directions, from Google's "How to Scale Your Model" (2025), chapter
-"TPUs", of v7x half of Cloud TPU's 1,200 GB/s a chip over its three axes' links;
-slices are those of Cloud TPU's pages on each kind. `memory` is what the compiler
-of libtpu 0.0.42.1 lets a program use. H200: bfloat16 matmul and copy as measured
-(a data sheet says 990 TFLOP/s and 4.8 TB/s), NVLink 4 in one direction.
+Rates of TPUs are those of jax/_src/tpu_info.py (jax 0.10). Links are what a device
+sends around one ring of its slice, both ways together, from Google's "How to Scale
+Your Model" (2025), chapter "TPUs"; the two devices of a tpu7x chip share links that
+Cloud TPU's page gives the bandwidth of a v5p's, 1,200 GB/s a chip. Slices are those
+of Cloud TPU's pages on each kind. `memory` is what the compiler of libtpu 0.0.42.1
+lets a program use. H200: bfloat16 matmul and copy as measured (a data sheet says 990
+TFLOP/s and 4.8 TB/s), NVLink 4 in one direction.
 """
 
 import dataclasses
@@ -80,7 +81,7 @@ TPUS = {
     flops=1155e12,
     bandwidth=3.7e12,
     memory=int(94.75 * GIB),
-    link=200e9,
+    link=90e9,
     devices=2,
     slices=CUBES,
   ),

@@ -7,10 +7,13 @@ T devices, on D devices of rows:
                three products of its gradient); dense: 10 B n d in all
   bytes        26 P for Adam in float32, fused with its gradient, and 6 d per kept
                latent in bfloat16; dense: 38 P and twelve passes over [B, n]
-  links        the bytes of the step's collectives; all-reduces count twice
+  links        the bytes of the step's collectives, AuxK's with them, around one
+               ring; all-reduces count twice
 
-The three do not overlap: the encoder is bound by operations, everything else by
-bytes, and both wait for the links. A step on a chip takes longer.
+The three are taken not to overlap: the encoder is bound by operations, everything
+else by bytes, and both wait for the links. What a step does beside these comes on
+top. The links are an estimate: a slice whose axes all carry a collective has several
+rings, and without dead latents AuxK exchanges nothing.
 """
 
 import dataclasses

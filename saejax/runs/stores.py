@@ -237,3 +237,21 @@ def _about_mix(mix: Mix) -> dict[str, Any]:
     "content": mix.content,
     "rows": mix.rows,
   }
+
+
+def different_sites(
+  a: Mapping[str, Any], b: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+  """Yields in what model and site differ, where both say it.
+
+  Args:
+    a, b: metadata of stores, or what was saved with SAEs.
+
+  Yields:
+    What a says and what b says, such as "site layer 3" and "site layer 4".
+  """
+  for part, keys in (("model", ("weights",)), ("site", ("layer", "point"))):
+    ours, theirs = a.get(part) or {}, b.get(part) or {}
+    for key in keys:
+      if key in ours and key in theirs and ours[key] != theirs[key]:
+        yield f"{part} {key} {ours[key]}", f"{part} {key} {theirs[key]}"

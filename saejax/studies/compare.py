@@ -23,6 +23,7 @@ from saejax.errors import InputError
 from saejax.evals import compared, families, matching, pairs
 from saejax.interop import names
 from saejax.report import compare_page, extras
+from saejax.runs import stores
 from saejax.sae import files
 from saejax.sae.sae import SAE
 from saejax.studies import dashboard_sources
@@ -134,13 +135,10 @@ def check_sites(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
   Raises:
     InputError: the weights of the model, the layer or the point differ.
   """
-  for name, keys in (("model", ("weights",)), ("site", ("layer", "point"))):
-    ours, theirs = a.get(name) or {}, b.get(name) or {}
-    for key in keys:
-      if key in ours and key in theirs and ours[key] != theirs[key]:
-        raise InputError(
-          "b",
-          f"{name} {key} {theirs[key]}",
-          f"must be of the site of a, {name} {key} {ours[key]}",
-          "give two SAEs of one site",
-        )
+  for ours, theirs in stores.different_sites(a, b):
+    raise InputError(
+      "b",
+      theirs,
+      f"must be of the site of a, {ours}",
+      "give two SAEs of one site",
+    )

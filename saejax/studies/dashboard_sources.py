@@ -13,6 +13,7 @@ from saejax.interop import names
 from saejax.models import checkpoint, hub, taps
 from saejax.models import model as model_lib
 from saejax.models.model import Model
+from saejax.runs import stores
 from saejax.sae.sae import SAE
 
 
@@ -158,13 +159,10 @@ def check_site(about: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
   Raises:
     InputError: the weights of the model, the layer or the point differ.
   """
-  for part, keys in (("model", ("weights",)), ("site", ("layer", "point"))):
-    theirs, ours = about.get(part) or {}, meta.get(part) or {}
-    for key in keys:
-      if key in theirs and key in ours and theirs[key] != ours[key]:
-        raise InputError(
-          "store",
-          f"{part} {key} {ours[key]}",
-          f"must be of the site of the SAE, {part} {key} {theirs[key]}",
-          "give a store of that site, or another SAE",
-        )
+  for theirs, ours in stores.different_sites(about, meta):
+    raise InputError(
+      "store",
+      ours,
+      f"must be of the site of the SAE, {theirs}",
+      "give a store of that site, or another SAE",
+    )
