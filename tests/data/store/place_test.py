@@ -1,4 +1,4 @@
-"""Places of stores: an object store that speaks S3, and one that fails."""
+"""Places of stores: object stores that speak S3 or gs, and one that fails."""
 
 import concurrent.futures
 import errno
@@ -16,7 +16,7 @@ from saejax.data.store import create, objects, reader
 from saejax.data.store import place as places
 from saejax.data.store.share import Share
 from saejax.errors import InputError
-from tests import s3
+from tests import gcs, s3
 from tests.data import tiny
 
 SMALL = {"bucket_rows": 64, "shard_rows": 32, "chunk_rows": 8}
@@ -67,16 +67,15 @@ class PlaceTest(parameterized.TestCase):
       _ = made.path
 
 
-class S3Test(parameterized.TestCase):
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.url = cls.enterClassContext(s3.server())
-    cls.enterClassContext(mock.patch.dict(os.environ, s3.ENVIRONMENT))
+class ServedChecks:
+  """What holds of any object store; `url` is its server, empty for none."""
+
+  scheme: str
+  url: str
 
   def setUp(self):
     super().setUp()
-    self.path = f"s3://bucket/{self.id()}"
+    self.path = f"{self.scheme}://bucket/{self.id()}"
     self.folder = pathlib.Path(self.create_tempdir().full_path)
 
   def at(self, name="store", endpoint=None):
@@ -84,11 +83,6 @@ class S3Test(parameterized.TestCase):
 
   def write(self, name="store", endpoint=None):
     return create.write_store(self.at(name, endpoint), rows(), **SMALL)
-
-  def faulty(self, fault):
-    return self.enterContext(s3.proxy(self.url, fault))
-
-  # --- what is there ----------------------------------------------------------
 
   def test_the_store_is_that_of_a_folder(self):
     local = create.write_store(self.folder / "a", rows(), **SMALL)
@@ -103,11 +97,6 @@ class S3Test(parameterized.TestCase):
     ]
     for a, b in zip(*batches, strict=True):
       np.testing.assert_array_equal(a["x"], b["x"])
-
-  def test_the_endpoint_may_be_a_variable(self):
-    self.write()
-    with mock.patch.dict(os.environ, AWS_ENDPOINT_URL=self.url):
-      self.assertEqual(reader.open(f"{self.path}/store").rows, 150)
 
   def test_several_processes_harvest_one_store(self):
     corpus = tiny.corpus(self.folder / "corpus")
@@ -132,6 +121,47 @@ class S3Test(parameterized.TestCase):
     self.assertEqual(sum(won), 1)
     content = b"%d" % won.index(True)
     self.assertEqual(places.one(self.at(), "entry"), content)
+
+
+class GcsTest(ServedChecks, parameterized.TestCase):
+  scheme, url = "gs", ""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.enterClassContext(gcs.server())
+
+  def test_objects_are_listed_below_a_folder_in_pages(self):
+    place = self.at()
+    for number in range(7):
+      place.write(f"a/{number}", b"%d" % number)
+    place.write("b", b"")
+    self.assertEqual(place.names("a"), [f"a/{n}" for n in range(7)])
+    self.assertLen(place.names(), 8)
+    place.remove("a/3")
+    self.assertLen(place.names("a"), 6)
+
+  def test_a_bucket_that_is_not_there(self):
+    with self.assertRaisesRegex(InputError, "must exist .*make the bucket"):
+      create.write_store(places.at("gs://elsewhere/store"), rows(), **SMALL)
+
+
+class S3Test(ServedChecks, parameterized.TestCase):
+  scheme = "s3"
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.url = cls.enterClassContext(s3.server())
+    cls.enterClassContext(mock.patch.dict(os.environ, s3.ENVIRONMENT))
+
+  def faulty(self, fault):
+    return self.enterContext(s3.proxy(self.url, fault))
+
+  def test_the_endpoint_may_be_a_variable(self):
+    self.write()
+    with mock.patch.dict(os.environ, AWS_ENDPOINT_URL=self.url):
+      self.assertEqual(reader.open(f"{self.path}/store").rows, 150)
 
   # --- damage -----------------------------------------------------------------
 
