@@ -41,7 +41,8 @@ class Step:
     batch: shapes of a batch, over all devices.
     members: SAEs that are trained on the stream.
     stacked: whether one vmapped program steps them all.
-    engine, kernels: as `--train.engine` and `--train.kernels` give them.
+    engine, kernels, accumulate: as `--train.engine`, `--train.kernels` and
+      `--train.accumulate` give them.
   """
 
   recipe: Recipe
@@ -50,6 +51,7 @@ class Step:
   stacked: bool = False
   engine: str = "auto"
   kernels: Any = "auto"
+  accumulate: int = 1
 
   @property
   def rows(self) -> int:
@@ -81,7 +83,7 @@ def meshes(step: Step, topology: Topology) -> Iterator[Mesh]:
   for latent in range(1, count + 1):
     data = count // latent
     fits = count % latent == 0 and sae.n % latent == 0
-    if fits and step.rows % data == 0:
+    if fits and step.rows % (data * step.accumulate) == 0:
       given = {"rows": step.rows, "mesh": (data, latent)}
       given["engine"] = step.chosen_engine
       least = dataclasses.replace(
@@ -112,7 +114,13 @@ def check_mesh(step: Step, topology: Topology, mesh: Mesh) -> None:
       f"must use the {len(topology.devices)} devices of {topology.name}",
       "leave it out, and the best is searched",
     )
-  sharding.check(made, n=step.sae.n, batch_rows=step.rows, members=step.members)
+  sharding.check(
+    made,
+    n=step.sae.n,
+    batch_rows=step.rows,
+    members=step.members,
+    accumulate=step.accumulate,
+  )
 
 
 def compiled(step: Step, topology: Topology, mesh: Mesh) -> dict[str, Any]:
@@ -136,6 +144,7 @@ def compiled(step: Step, topology: Topology, mesh: Mesh) -> dict[str, Any]:
     made,
     members=members,
     engine=step.engine,
+    accumulate=step.accumulate,
     kernels=step.kernels,
   )
   limit = topology.chip.memory

@@ -47,6 +47,7 @@ def lowered(
   *,
   members: int = 0,
   engine: str = "auto",
+  accumulate: int = 1,
   kernels: dispatch.Kernels = "auto",
 ) -> jax.stages.Lowered:
   """One step as a run takes it, lowered for the devices of a mesh.
@@ -58,6 +59,7 @@ def lowered(
     members: number of stacked members, each with its own k; 0 for one that is
       not stacked.
     engine: "auto", "dense" or "sparse".
+    accumulate: parts that a batch is computed in.
     kernels: the form of the ops, as `--train.kernels` gives it.
 
   Raises:
@@ -74,7 +76,9 @@ def lowered(
   rows = sharding.rows_sharding(mesh)
   place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows)
   batch = jax.tree.map(place, batch)
-  one_step = step.make_step(recipe, engine=engine, stacked=stacked)
+  one_step = step.make_step(
+    recipe, engine=engine, stacked=stacked, accumulate=accumulate
+  )
   out = (jax.tree.map(lambda a: a.sharding, state), None)
   # The abstract mesh alone: kernels then ask it for the kind of chip.
   abstract = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)

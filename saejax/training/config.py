@@ -29,6 +29,8 @@ class TrainConfig:
   """How a run trains; what it trains is the recipe's business."""
 
   batch_rows: int = 512  # rows per step, over all devices
+  # parts of a batch that are computed one after the other, to save memory
+  accumulate: int = 1
   steps: int | None = None  # batches; none: as many as the epochs have
   epochs: int = 1  # passes over the rows, where steps is not given
   learning_rate: float = 6e-3  # peak, of an SAE with learning_rate_n latents
@@ -81,6 +83,7 @@ class TrainConfig:
       self,
       1,
       "batch_rows",
+      "accumulate",
       "epochs",
       "learning_rate_n",
       "window_chunks",
@@ -112,6 +115,9 @@ class TrainConfig:
       rule = "cannot be set beside steps"
       raise InputError("epochs", self.epochs, rule, "give one of the two")
 
+    if self.batch_rows % self.accumulate:
+      rule = f"must divide train.batch_rows, {self.batch_rows}"
+      raise InputError("accumulate", self.accumulate, rule, "use a divisor")
     if self.native and math.prod(self.mesh) > 1:
       mesh = ",".join(map(str, self.mesh))
       rule = f"runs on one device, and the mesh is {mesh}"
@@ -145,8 +151,9 @@ class TrainConfig:
       del found[name]
     if not self.native:  # as runs from before this setting have it
       del found["native"]
-    if self.lanes == 1:
-      del found["lanes"]
+    for name in ("accumulate", "lanes"):
+      if found[name] == 1:
+        del found[name]
     return found
 
   def rate(self, n: int) -> float:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training import compiling, sharding, step
+from saejax.training import compiling, passes, sharding, step
 from saejax.training.member import Member as Member
 from saejax.training.member import own_programs, programs
 from saejax.training.recipe import Hyper, Recipe, RowSource, Stats
@@ -39,7 +39,7 @@ class Group:
     mesh: of (ensemble, data, latent) devices.
     stacked: one vmapped program for all, instead of one for each in turn.
     engine: "auto", "dense" or "sparse".
-    skip_nonfinite: see `step.make_step`.
+    skip_nonfinite, accumulate: see `step.make_step`.
 
   Raises:
     InputError: a member's arguments are refused, or stacked members differ in
@@ -55,8 +55,10 @@ class Group:
     stacked: bool,
     engine: str = "auto",
     skip_nonfinite: bool = False,
+    accumulate: int = 1,
   ):
     self.members = tuple(members)
+    self.accumulate = accumulate
     self.mesh = mesh
     self.stacked = stacked
     # One program for several k: members limit theirs by a traced one.
@@ -88,6 +90,7 @@ class Group:
         engine=engine,
         stacked=stacked,
         skip_nonfinite=skip_nonfinite,
+        accumulate=accumulate,
       )
       for given, recipe in self._recipes.items()
     }
@@ -125,10 +128,11 @@ class Group:
       fields: names of the fields of the batches.
 
     Raises:
-      InputError: as for `Recipe.check`.
+      InputError: as for `Recipe.check` and `passes.check`.
     """
-    for recipe in self._recipes.values():
+    for recipe, sae in zip(self._recipes.values(), self.shapes, strict=True):
       recipe.check(fields, len(self.members))
+      passes.check(recipe, sae, self.accumulate)
 
   def init(
     self, sample: Float[Array, "s d"] | Batch | None = None

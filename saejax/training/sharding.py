@@ -69,7 +69,9 @@ def make_mesh(
   )
 
 
-def check(mesh: Mesh, *, n: int, batch_rows: int, members: int) -> None:
+def check(
+  mesh: Mesh, *, n: int, batch_rows: int, members: int, accumulate: int = 1
+) -> None:
   """Checks that the mesh divides the sizes of a run.
 
   Args:
@@ -77,10 +79,20 @@ def check(mesh: Mesh, *, n: int, batch_rows: int, members: int) -> None:
     n: number of latents.
     batch_rows: rows per batch.
     members: number of members.
+    accumulate: parts that a batch is computed in.
 
   Raises:
     InputError: it does not divide one, with the size and the axis.
   """
+  part = accumulate * mesh.shape["data"]
+  if accumulate > 1 and batch_rows % part:
+    raise InputError(
+      "train.batch_rows",
+      batch_rows,
+      f"must divide by {part}: train.accumulate={accumulate} parts over "
+      f"{mesh.shape['data']} devices of the data axis",
+      f"use a multiple of {part}",
+    )
   for field, value, axis in (
     ("sae.n", n, "latent"),
     ("train.batch_rows", batch_rows, "data"),

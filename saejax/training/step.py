@@ -16,20 +16,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
+from saejax.training import passes
 from saejax.training.parts import constraints
-from saejax.training.recipe import (
-  MEMBERS,
-  Hyper,
-  Recipe,
-  Record,
-  mean,
-  statistics,
-)
+from saejax.training.passes import REDONE as REDONE
+from saejax.training.recipe import MEMBERS, Hyper, Recipe, statistics
 from saejax.training.state import TrainState as TrainState
 
 Metrics = Mapping[str, Array]
 MOST_SKIPPED = 10  # updates in a row before a member is frozen
-REDONE = "redone"  # metric: whether the sparse engine's pass was done over
 
 
 def init_state(
@@ -70,6 +64,7 @@ def make_step(
   engine: str = "auto",
   stacked: bool = False,
   skip_nonfinite: bool = False,
+  accumulate: int = 1,
 ) -> Callable[[TrainState, Hyper, Array | Batch], tuple[TrainState, Metrics]]:
   """Builds the step of a recipe: (state, hyper, batch) -> (state, metrics).
 
@@ -84,6 +79,8 @@ def make_step(
       gradient, instead of halting (rows) or freezing the member (loss or
       gradient). A member whose loss or gradient is not finite in
       `MOST_SKIPPED` consecutive updates is frozen all the same.
+    accumulate: parts that a batch is computed in, one after the other, see
+      `passes`.
 
   Returns:
     A pure function to be jitted. Metrics are scalars, [members] if stacked:
@@ -92,7 +89,8 @@ def make_step(
     step was redone.
 
   Raises:
-    InputError: the recipe couples members and they are not stacked.
+    InputError: the recipe couples members and they are not stacked. The step
+      raises it where a batch of the recipe cannot be computed in parts.
   """
   if recipe.coupling is not None and not stacked:
     raise InputError(
@@ -112,13 +110,22 @@ def make_step(
     else lambda f: f
   )
   conditional = [t.active for t in recipe.terms.values() if t.active]
-  always = {name for name, t in recipe.terms.items() if t.active is None}
+  every = frozenset(recipe.terms)
+  always = every - {name for name, t in recipe.terms.items() if t.active}
+
+  def computed(names: frozenset[str], engine: str = engine):
+    how = passes.Pass(
+      recipe=recipe,
+      engine=engine,
+      stacked=stacked,
+      names=names,
+      parts=accumulate,
+    )
+    return partial(passes.gradients, how)
 
   def step(state: TrainState, hyper: Hyper, batch: Array | Batch):
     batch = as_batch(batch)
-    gradients = over(
-      partial(_loss_and_gradients, recipe, engine, stacked, set(recipe.terms))
-    )
+    gradients = over(computed(every))
     if conditional:
       # Outside the vmap: inside, a cond would compute both branches.
       needed = jnp.any(
@@ -129,16 +136,13 @@ def make_step(
           ]
         )
       )
-      without = over(
-        partial(_loss_and_gradients, recipe, engine, stacked, always)
-      )
+      without = over(computed(always))
       out = jax.lax.cond(needed, gradients, without, state, hyper, batch)
     else:
       out = gradients(state, hyper, batch)
     if REDONE in out[0]:
       # Outside the vmap, as above. With all terms: those that are idle are 0.
-      every = partial(_loss_and_gradients, recipe, "dense", stacked)
-      dense = over(partial(every, set(recipe.terms)))
+      dense = over(computed(every, "dense"))
       out = _redone(dense, out, state, hyper, batch)
     if recipe.coupling is not None:
       out = _coupled(recipe.coupling, state, out)
@@ -181,69 +185,6 @@ def _per_member(active, stats, rows: int, stacked: bool):
   return (
     jax.vmap(active, (0, None))(stats, rows) if stacked else active(stats, rows)
   )
-
-
-def _loss_and_gradients(
-  recipe: Recipe,
-  engine: str,
-  stacked: bool,
-  names: set[str],
-  state: TrainState,
-  hyper: Hyper,
-  batch: Batch,
-):
-  """Loss, its terms, new statistics and gradients; inactive terms are 0."""
-  key = jax.random.fold_in(state.key, state.step)
-
-  def loss(sae: SAE):
-    chosen = sae.engine(engine, train=True)
-    forward = sae.forward(
-      batch,
-      engine=chosen,
-      k=hyper.k,
-      coefficient=hyper.coefficient,
-      stats=state.stats,
-      step=state.step,
-      key=key,
-      train=True,
-    )
-    record = Record(
-      forward=forward,
-      sae=sae,
-      stats=state.stats,
-      engine=chosen,
-      stacked=stacked,
-    )
-    fixed = jax.lax.stop_gradient(record)
-    stats = state.stats
-    for rule in recipe.rules:
-      stats = rule.update(stats, fixed)
-    record = record.replace(stats=stats)
-
-    rows, total, terms = jnp.zeros(batch.x.shape[:-1]), jnp.zeros(()), {}
-    for name, term in recipe.terms.items():
-      value = term.fn(record) if name in names else jnp.zeros(())
-      weight = term.weight
-      if callable(weight):
-        weight = weight(state.step)
-      if term.swept and hyper.coefficient is not None:
-        weight *= hyper.coefficient
-      if value.ndim:
-        terms[name] = mean(value, batch.weight)
-        rows += weight * value
-      else:
-        terms[name] = value
-        total += weight * value
-    total += recipe.reduce(rows, batch.weight)
-    terms["l0"] = mean(forward.latents.count(), batch.weight)
-    if forward.exact is not None:
-      terms[REDONE] = 1 - forward.exact.astype(jnp.float32)
-    return total, (terms, stats)
-
-  (total, (metrics, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(
-    state.sae
-  )
-  return {"loss": total, **metrics}, stats, gradients
 
 
 def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
