@@ -41,8 +41,8 @@ class Step:
     batch: shapes of a batch, over all devices.
     members: SAEs that are trained on the stream.
     stacked: whether one vmapped program steps them all.
-    engine, kernels, accumulate: as `--train.engine`, `--train.kernels` and
-      `--train.accumulate` give them.
+    engine, kernels, accumulate, shard_optimizer: as `--train.engine`, ... give
+      them.
   """
 
   recipe: Recipe
@@ -52,6 +52,7 @@ class Step:
   engine: str = "auto"
   kernels: Any = "auto"
   accumulate: int = 1
+  shard_optimizer: bool = False
 
   @property
   def rows(self) -> int:
@@ -145,6 +146,7 @@ def compiled(step: Step, topology: Topology, mesh: Mesh) -> dict[str, Any]:
     members=members,
     engine=step.engine,
     accumulate=step.accumulate,
+    shard_optimizer=step.shard_optimizer,
     kernels=step.kernels,
   )
   limit = topology.chip.memory
@@ -178,7 +180,9 @@ def _memory(step: Step, program: Any, mesh: Any) -> dict[str, int]:
   # Members in turn: the states of the others lie beside the one that is stepped.
   others = 0
   if not step.stacked and step.members > 1:
-    state = ahead.state_shapes(step.recipe, mesh)
+    state = ahead.state_shapes(
+      step.recipe, mesh, shard_optimizer=step.shard_optimizer
+    )
     others = (step.members - 1) * sum(
       math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
       for a in jax.tree.leaves(state)

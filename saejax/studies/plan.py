@@ -177,6 +177,7 @@ def plans(
       engine=train.engine,
       kernels=train.kernels,
       accumulate=train.accumulate,
+      shard_optimizer=train.shard_optimizer,
     )
     print(_head(step, train, topology), flush=True)
     found = planner.plan(
@@ -203,6 +204,7 @@ def plans(
         "members": len(members),
         "batch_rows": train.batch_rows,
         "accumulate": train.accumulate,
+        "shard_optimizer": train.shard_optimizer,
         "dtype": train.dtype,
         "jax": jax.__version__,
         **found[-1],

@@ -19,6 +19,7 @@ NO_RESULT = (
   "checkpoint_steps",
   "mesh",
   "first_device",
+  "shard_optimizer",
   "wandb",
 )
 MOST_RATE = 6e-3  # that the law of n alone leads to; TIDE diverges above
@@ -55,6 +56,8 @@ class TrainConfig:
   # how members are stepped; auto: chosen for the hardware
   members: Literal["auto", "in_turn", "stacked"] = "auto"
   mesh: tuple[int, ...] = (1, 1, 1)  # devices: ensemble, data, latent
+  # whether devices of the data axis share the optimizer's state
+  shard_optimizer: bool = False
   # number of the mesh's first device, such as the one after those of a model
   first_device: int = 0
   # steps in one call of the compiled program; none: more than 1, up to 50, where

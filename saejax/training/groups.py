@@ -214,6 +214,7 @@ def build(
       engine=config.engine,
       skip_nonfinite=config.nonfinite == "skip",
       accumulate=config.accumulate,
+      shard_optimizer=config.shard_optimizer,
     )
     group.check(source.fields)
     for n in group.sizes:

@@ -25,7 +25,7 @@ from jaxtyping import Array
 from saejax.errors import InputError
 from saejax.sae.context import Batch
 from saejax.sae.sae import SAE
-from saejax.training import moments
+from saejax.training import moments, sharding
 from saejax.training.recipe import Hyper, Recipe, Record, Stats, Term, mean
 from saejax.training.state import TrainState
 
@@ -44,6 +44,7 @@ class Pass:
     stacked: whether the pass is vmapped over members.
     names: terms that are computed; others are 0.
     parts: parts that a batch is split into.
+    shard: whether gradients are divided over `data`, see `sharding.over_data`.
   """
 
   recipe: Recipe
@@ -51,6 +52,7 @@ class Pass:
   stacked: bool
   names: frozenset[str]
   parts: int = 1
+  shard: bool = False
 
   @property
   def terms(self) -> dict[str, Term]:
@@ -116,7 +118,11 @@ def gradients(
   (total, (metrics, stats)), found = jax.value_and_grad(loss, has_aux=True)(
     state.sae
   )
-  return {"loss": total, **metrics}, stats, found
+  return {"loss": total, **metrics}, stats, _placed(how, found)
+
+
+def _placed(how: Pass, found: SAE) -> SAE:
+  return sharding.over_data(found) if how.shard else found
 
 
 def _record(how: Pass, sae: SAE, state, hyper, batch, part=None) -> Record:
@@ -246,7 +252,7 @@ def _in_parts(how: Pass, state: TrainState, hyper: Hyper, batch: Batch):
     (total, (terms, found)), grads = jax.value_and_grad(loss, has_aux=True)(
       state.sae, i
     )
-    return {"loss": total, **terms}, found, grads
+    return {"loss": total, **terms}, found, _placed(how, grads)
 
   metrics, sums, found = _over(how.parts, each, _sum)
   return metrics, known if twice else absorbed(sums), found

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training import passes
+from saejax.training import passes, sharding
 from saejax.training.parts import constraints
 from saejax.training.passes import REDONE as REDONE
 from saejax.training.recipe import MEMBERS, Hyper, Recipe, statistics
@@ -65,6 +65,7 @@ def make_step(
   stacked: bool = False,
   skip_nonfinite: bool = False,
   accumulate: int = 1,
+  shard_optimizer: bool = False,
 ) -> Callable[[TrainState, Hyper, Array | Batch], tuple[TrainState, Metrics]]:
   """Builds the step of a recipe: (state, hyper, batch) -> (state, metrics).
 
@@ -81,6 +82,8 @@ def make_step(
       `MOST_SKIPPED` consecutive updates is frozen all the same.
     accumulate: parts that a batch is computed in, one after the other, see
       `passes`.
+    shard_optimizer: whether the update is divided over the mesh's `data` axis,
+      see `sharding.over_data`.
 
   Returns:
     A pure function to be jitted. Metrics are scalars, [members] if stacked:
@@ -120,6 +123,7 @@ def make_step(
       stacked=stacked,
       names=names,
       parts=accumulate,
+      shard=shard_optimizer,
     )
     return partial(passes.gradients, how)
 
@@ -149,7 +153,7 @@ def make_step(
     rows_ok = jnp.all(
       jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(batch)])
     )
-    apply = partial(_apply, recipe, skip_nonfinite)
+    apply = partial(_apply, recipe, skip_nonfinite, shard_optimizer)
     if stacked:
       apply = jax.vmap(
         apply, in_axes=(0, 0, 0, None), spmd_axis_name="ensemble"
@@ -187,9 +191,11 @@ def _per_member(active, stats, rows: int, stacked: bool):
   )
 
 
-def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
+def _apply(recipe: Recipe, skip: bool, shard: bool, state, hyper, out, rows_ok):
   """Updates one member; leaves it unchanged where something is not finite."""
   metrics, stats, gradients = out
+  if shard:
+    state = state.replace(sae=sharding.over_data(state.sae))
   gradients, norm = _constrained(recipe, state.sae, gradients)
   scale = recipe.clip.scale(norm)
   rate = hyper.learning_rate * recipe.schedule(state.step)
