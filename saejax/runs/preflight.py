@@ -156,13 +156,12 @@ def _memory(
   largest = max(sae.n)
   n = sum(sae.n) * together or largest
   count = len(grid.members(largest, sae, train))
-  copies, part = (
-    7 + (train.accumulate > 1),
-    train.batch_rows // train.accumulate,
-  )
-  return copies * 4 * count * 2 * n * d, 4 * (
-    train.batch_rows * d + part * largest
-  )
+  part = train.batch_rows // train.accumulate
+  state = 4 + (2 if train.weights == "bfloat16" else 4)
+  state += 4 if train.second_moments == "element" else 0
+  gradients = 4 * (1 + (train.accumulate > 1))
+  held = (2 * state + gradients) * count * 2 * n * d
+  return held, 4 * (train.batch_rows * d + part * largest)
 
 
 def line(

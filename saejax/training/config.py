@@ -53,6 +53,10 @@ class TrainConfig:
   # on a CPU: C++ kernels, which the system's compiler makes at their first use
   native: bool = False
   dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
+  # in which matrices are kept between steps; bfloat16: rounded stochastically
+  weights: Literal["float32", "bfloat16"] = "float32"
+  # Adam's second moments: of each entry, or of each latent's row
+  second_moments: Literal["element", "row"] = "element"
   # how members are stepped; auto: chosen for the hardware
   members: Literal["auto", "in_turn", "stacked"] = "auto"
   mesh: tuple[int, ...] = (1, 1, 1)  # devices: ensemble, data, latent
@@ -154,8 +158,9 @@ class TrainConfig:
       del found[name]
     if not self.native:  # as runs from before this setting have it
       del found["native"]
-    for name in ("accumulate", "lanes"):
-      if found[name] == 1:
+    usual = TrainConfig()
+    for name in ("accumulate", "lanes", "weights", "second_moments"):
+      if found[name] == getattr(usual, name):
         del found[name]
     return found
 
@@ -204,6 +209,9 @@ class TrainConfig:
       "dtype": self.dtype,
       "defaults": {"schedule": schedule, "clip_norm": "unit"},
     }
+    for name in ("weights", "second_moments"):
+      if getattr(self, name) != getattr(TrainConfig(), name):
+        made[name] = getattr(self, name)
     if self.warmup_steps is not None or decay is not None:
       made["schedule"] = schedule
     if self.clip_norm is not None:

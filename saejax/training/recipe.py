@@ -306,6 +306,8 @@ class Recipe:
     gradient: transforms the gradients before clipping.
     clip: scales the gradients by their global norm; by default it does not.
     project: projects the weights to their constraints.
+    weights: dtype in which matrices of one row per latent are kept between
+      steps: "float32", or "bfloat16" with stochastic rounding.
     ema_decay: decay of the weight EMA; None for no EMA.
     rules: statistics and their updates.
     finish: converts the trained SAE to the inference form.
@@ -326,6 +328,7 @@ class Recipe:
   gradient: Callable[[SAE, SAE], SAE] = unchanged
   clip: Clip = Clip()
   project: Callable[[SAE], SAE] = same
+  weights: str = "float32"
   ema_decay: float | None = None
   rules: tuple[Rule, ...] = ()
   finish: Finish = as_trained

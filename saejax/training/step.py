@@ -2,7 +2,7 @@
 
 Members of a run are stepped in turn, each with its own program, or stacked and
 vmapped. Order: forward, statistics, loss terms, gradient, the recipe's
-transform of it, clip, optimizer, projection, rules' `write`, weight EMA.
+transform of it, clip, optimizer, projection, rules' `write`, weight EMA, rounding.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import passes, sharding
-from saejax.training.parts import constraints
+from saejax.training.parts import constraints, rounding
 from saejax.training.passes import REDONE as REDONE
 from saejax.training.recipe import MEMBERS, Hyper, Recipe, statistics
 from saejax.training.state import TrainState as TrainState
@@ -45,7 +45,7 @@ def init_state(
   stats, stats_axes = statistics(recipe.rules, sae)
   return TrainState(
     step=jnp.asarray(0, jnp.int32),
-    sae=sae,
+    sae=rounding.stored(sae, recipe.weights),
     opt_state=recipe.optimizer(0.0).init(sae),
     ema=_average(recipe).init(sae) if recipe.ema_decay else (),
     stats=stats,
@@ -128,7 +128,8 @@ def make_step(
     return partial(passes.gradients, how)
 
   def step(state: TrainState, hyper: Hyper, batch: Array | Batch):
-    batch = as_batch(batch)
+    batch, stored = as_batch(batch), state.sae
+    state = state.replace(sae=rounding.widened(stored))
     gradients = over(computed(every))
     if conditional:
       # Outside the vmap: inside, a cond would compute both branches.
@@ -158,7 +159,12 @@ def make_step(
       apply = jax.vmap(
         apply, in_axes=(0, 0, 0, None), spmd_axis_name="ensemble"
       )
-    return apply(state, hyper, out, rows_ok)
+    new, metrics = apply(state, hyper, out, rows_ok)
+    if recipe.weights == "float32":
+      return new, metrics
+    rounded = jax.vmap(rounding.rounded) if stacked else rounding.rounded
+    sae = rounded(new.sae, stored, state.key, state.step)
+    return new.replace(sae=sae), metrics
 
   return step
 
@@ -301,7 +307,7 @@ def averaged(recipe: Recipe, state: TrainState) -> SAE:
     state: final state of the member.
   """
   if not recipe.ema_decay:
-    return state.sae
+    return rounding.widened(state.sae)
   count = jnp.maximum(state.ema.count, 1).astype(jnp.float32)
   debias = 1 - recipe.ema_decay**count
   mean = jax.tree.map(lambda a: a / debias, state.ema.ema)
