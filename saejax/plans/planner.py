@@ -22,6 +22,7 @@ from saejax.plans.topologies import Topology
 from saejax.sae.context import Batch
 from saejax.training import ahead, sharding
 from saejax.training.recipe import Recipe
+from saejax.training.step import init_state
 
 Mesh = tuple[int, int, int]
 # How compilers refuse a program that is too large.
@@ -155,7 +156,12 @@ def compiled(step: Step, topology: Topology, mesh: Mesh) -> dict[str, Any]:
   except jax.errors.JaxRuntimeError as error:
     if (refused := _refusal(str(error))) is None:
       raise
-    return {"mesh": mesh, "fits": False, "memory": {"total": refused}}
+    return {
+      "mesh": mesh,
+      "fits": False,
+      "memory": {"total": refused},
+      "largest": _largest(str(error)),
+    }
   memory = _memory(step, program, made)
   return {
     "mesh": mesh,
@@ -172,6 +178,12 @@ def _refusal(message: str) -> int | None:
     if found := pattern.search(message):
       return int(float(found[1]) * _UNITS[found[2]])
   return None
+
+
+def _largest(message: str, most: int = 4) -> list[str]:
+  """Size and shape of the largest buffers that a compiler's refusal names."""
+  found = re.findall(r"Size: ([\d.]+\w?)\b.*?Shape: (\S+)", message, re.DOTALL)
+  return [f"{size}: {shape}" for size, shape in found[:most]]
 
 
 def _memory(step: Step, program: Any, mesh: Any) -> dict[str, int]:
@@ -208,9 +220,13 @@ def _counted(
     for name, aux in (("without_aux", False), ("with_aux", True))
   }
   per_device = step.members // mesh[0]
-  least = floors.work(
-    step.sae, rows=step.rows, mesh=mesh[1:], engine=step.chosen_engine
+  update = floors.update_bytes(
+    _state_bytes(step),
+    accumulate=step.accumulate,
+    shards=mesh[1] if step.shard_optimizer else 1,
   )
+  given = {"rows": step.rows, "mesh": mesh[1:], "engine": step.chosen_engine}
+  least = floors.work(step.sae, update=update, **given)
   times = 1 if step.stacked else per_device  # programs that run in turn
   least = floors.Work(
     flops=least.flops * per_device,
@@ -230,6 +246,17 @@ def _counted(
     "seconds": {**seconds, "step": sum(seconds.values())},
     "bound": max(seconds, key=lambda name: seconds[name]),
   }
+
+
+def _state_bytes(step: Step) -> int:
+  """Bytes of weights and moments for each parameter, to whole bytes."""
+  start = lambda: init_state(step.recipe, jax.random.key(0))
+  state = jax.eval_shape(start)
+  held = sum(
+    a.size * a.dtype.itemsize
+    for a in jax.tree.leaves((state.sae, state.opt_state))
+  )
+  return round(held / floors.parameters(state.sae))
 
 
 def _exchanged(found: Sequence[programs.Collective]) -> dict[str, Any]:

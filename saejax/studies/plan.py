@@ -310,6 +310,9 @@ def _lines(record: dict[str, Any]) -> Iterator[str]:
     yield (
       f"  mesh {_mesh(record['mesh'])}: does not fit, "
       f"{durable.size(memory['total'])} a device"
+      + "".join(
+        f"\n  buffer       {each}" for each in record.get("largest", ())
+      )
     )
     return
   yield f"  mesh {_mesh(record['mesh'])}, compiled in {record['compile_seconds']} s"
