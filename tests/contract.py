@@ -194,8 +194,8 @@ def _nmse(sae, batch: Batch, around: dict, *, train: bool):
   return jnp.sum((out.target - out.x_hat) ** 2) / jnp.sum(spread**2)
 
 
-def restored(folder: str, states):
-  """States after a checkpoint and back."""
+def restored(folder: str, states, like=None):
+  """States after a checkpoint and back, placed as others are."""
 
   class Stream:
     def get_state(self):
@@ -207,7 +207,8 @@ def restored(folder: str, states):
   with Checkpoints(folder, fingerprint={}) as checkpoints:
     checkpoints.save(4, {"members": states}, Stream())
     checkpoints.wait()
-    return checkpoints.restore({"members": states}, Stream())[1]["members"]
+    like = {"members": states if like is None else like}
+    return checkpoints.restore(like, Stream())[1]["members"]
 
 
 def record(recipe: Recipe, sae, batch, *, engine="dense", **around) -> Record:

@@ -6,7 +6,8 @@ T devices, on D devices of rows:
   operations   2 B P_enc for encoding, and per kept latent 8 d (decode and the
                three products of its gradient); dense: 10 B n d in all
   bytes        26 P for Adam in float32, fused with its gradient, and 6 d per kept
-               latent in bfloat16; dense: 38 P and twelve passes over [B, n]
+               latent in bfloat16; dense: 38 P and twelve passes over [B, n]; a
+               batch in A parts: 8 (A - 1) P more, to add up gradients
   links        the bytes of the step's collectives, AuxK's with them, around one
                ring; all-reduces count twice
 
@@ -25,7 +26,7 @@ import jax
 from saejax.plans.chips import Chip
 from saejax.sae.sae import SAE
 
-ADAM_BYTES, DENSE_ADAM_BYTES = 26, 38  # per parameter
+ADAM_BYTES, DENSE_BYTES = 26, 12  # per parameter; beside the update, if dense
 PASSES = 12  # over [B, n] in bfloat16, of the dense engine
 
 
@@ -69,7 +70,14 @@ def _entries(tree: Any) -> int:
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def work(sae: SAE, *, rows: int, mesh: tuple[int, int], engine: str) -> Work:
+def work(
+  sae: SAE,
+  *,
+  rows: int,
+  mesh: tuple[int, int],
+  engine: str,
+  update: float = ADAM_BYTES,
+) -> Work:
   """What a step must do on one device, without collectives.
 
   Args:
@@ -77,6 +85,8 @@ def work(sae: SAE, *, rows: int, mesh: tuple[int, int], engine: str) -> Work:
     rows: of a batch, over all devices.
     mesh: devices of rows and of latents.
     engine: "dense" or "sparse".
+    update: bytes per parameter of a device that the optimizer reads and writes,
+      see `update_bytes`.
   """
   data, latent = mesh
   own, held = rows / data, parameters(sae) / latent
@@ -86,14 +96,27 @@ def work(sae: SAE, *, rows: int, mesh: tuple[int, int], engine: str) -> Work:
     entries = own * min(kept, sae.n) / latent
     return Work(
       flops=encode + 8 * entries * sae.d,
-      bytes=ADAM_BYTES * held
-      + 6 * entries * sae.d
-      + 2 * sae.n / latent * sae.d,
+      bytes=update * held + 6 * entries * sae.d + 2 * sae.n / latent * sae.d,
     )
   return Work(
     flops=encode + 8 * own * sae.n / latent * sae.d,
-    bytes=DENSE_ADAM_BYTES * held + PASSES * 2 * own * sae.n / latent,
+    bytes=(update + DENSE_BYTES) * held + PASSES * 2 * own * sae.n / latent,
   )
+
+
+def update_bytes(
+  state: float, *, accumulate: int = 1, shards: int = 1
+) -> float:
+  """Bytes per parameter that an update reads and writes on a device.
+
+  Args:
+    state: bytes of weights and moments per parameter: 12 for Adam in float32,
+      which gives `ADAM_BYTES`.
+    accumulate: parts of a batch, whose gradients are added up.
+    shards: devices that divide the update; new weights are gathered from them.
+  """
+  update = (2 * state + 2) / shards + 4 * (shards > 1)
+  return update + 8 * (accumulate - 1)
 
 
 def expected_exchange(

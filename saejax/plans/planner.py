@@ -22,6 +22,7 @@ from saejax.plans.topologies import Topology
 from saejax.sae.context import Batch
 from saejax.training import ahead, sharding
 from saejax.training.recipe import Recipe
+from saejax.training.step import init_state
 
 Mesh = tuple[int, int, int]
 # How compilers refuse a program that is too large.
@@ -41,7 +42,8 @@ class Step:
     batch: shapes of a batch, over all devices.
     members: SAEs that are trained on the stream.
     stacked: whether one vmapped program steps them all.
-    engine, kernels: as `--train.engine` and `--train.kernels` give them.
+    engine, kernels, accumulate, shard_optimizer: as `--train.engine`, ... give
+      them.
   """
 
   recipe: Recipe
@@ -50,6 +52,8 @@ class Step:
   stacked: bool = False
   engine: str = "auto"
   kernels: Any = "auto"
+  accumulate: int = 1
+  shard_optimizer: bool = False
 
   @property
   def rows(self) -> int:
@@ -81,7 +85,7 @@ def meshes(step: Step, topology: Topology) -> Iterator[Mesh]:
   for latent in range(1, count + 1):
     data = count // latent
     fits = count % latent == 0 and sae.n % latent == 0
-    if fits and step.rows % data == 0:
+    if fits and step.rows % (data * step.accumulate) == 0:
       given = {"rows": step.rows, "mesh": (data, latent)}
       given["engine"] = step.chosen_engine
       least = dataclasses.replace(
@@ -112,7 +116,13 @@ def check_mesh(step: Step, topology: Topology, mesh: Mesh) -> None:
       f"must use the {len(topology.devices)} devices of {topology.name}",
       "leave it out, and the best is searched",
     )
-  sharding.check(made, n=step.sae.n, batch_rows=step.rows, members=step.members)
+  sharding.check(
+    made,
+    n=step.sae.n,
+    batch_rows=step.rows,
+    members=step.members,
+    accumulate=step.accumulate,
+  )
 
 
 def compiled(step: Step, topology: Topology, mesh: Mesh) -> dict[str, Any]:
@@ -136,6 +146,8 @@ def compiled(step: Step, topology: Topology, mesh: Mesh) -> dict[str, Any]:
     made,
     members=members,
     engine=step.engine,
+    accumulate=step.accumulate,
+    shard_optimizer=step.shard_optimizer,
     kernels=step.kernels,
   )
   limit = topology.chip.memory
@@ -144,7 +156,12 @@ def compiled(step: Step, topology: Topology, mesh: Mesh) -> dict[str, Any]:
   except jax.errors.JaxRuntimeError as error:
     if (refused := _refusal(str(error))) is None:
       raise
-    return {"mesh": mesh, "fits": False, "memory": {"total": refused}}
+    return {
+      "mesh": mesh,
+      "fits": False,
+      "memory": {"total": refused},
+      "largest": _largest(str(error)),
+    }
   memory = _memory(step, program, made)
   return {
     "mesh": mesh,
@@ -163,13 +180,21 @@ def _refusal(message: str) -> int | None:
   return None
 
 
+def _largest(message: str, most: int = 4) -> list[str]:
+  """Size and shape of the largest buffers that a compiler's refusal names."""
+  found = re.findall(r"Size: ([\d.]+\w?)\b.*?Shape: (\S+)", message, re.DOTALL)
+  return [f"{size}: {shape}" for size, shape in found[:most]]
+
+
 def _memory(step: Step, program: Any, mesh: Any) -> dict[str, int]:
   """Bytes on one device."""
   found = program.memory_analysis()
   # Members in turn: the states of the others lie beside the one that is stepped.
   others = 0
   if not step.stacked and step.members > 1:
-    state = ahead.state_shapes(step.recipe, mesh)
+    state = ahead.state_shapes(
+      step.recipe, mesh, shard_optimizer=step.shard_optimizer
+    )
     others = (step.members - 1) * sum(
       math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
       for a in jax.tree.leaves(state)
@@ -195,9 +220,13 @@ def _counted(
     for name, aux in (("without_aux", False), ("with_aux", True))
   }
   per_device = step.members // mesh[0]
-  least = floors.work(
-    step.sae, rows=step.rows, mesh=mesh[1:], engine=step.chosen_engine
+  update = floors.update_bytes(
+    _state_bytes(step),
+    accumulate=step.accumulate,
+    shards=mesh[1] if step.shard_optimizer else 1,
   )
+  given = {"rows": step.rows, "mesh": mesh[1:], "engine": step.chosen_engine}
+  least = floors.work(step.sae, update=update, **given)
   times = 1 if step.stacked else per_device  # programs that run in turn
   least = floors.Work(
     flops=least.flops * per_device,
@@ -217,6 +246,17 @@ def _counted(
     "seconds": {**seconds, "step": sum(seconds.values())},
     "bound": max(seconds, key=lambda name: seconds[name]),
   }
+
+
+def _state_bytes(step: Step) -> int:
+  """Bytes of weights and moments for each parameter, to whole bytes."""
+  start = lambda: init_state(step.recipe, jax.random.key(0))
+  state = jax.eval_shape(start)
+  held = sum(
+    a.size * a.dtype.itemsize
+    for a in jax.tree.leaves((state.sae, state.opt_state))
+  )
+  return round(held / floors.parameters(state.sae))
 
 
 def _exchanged(found: Sequence[programs.Collective]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ _CALLED = re.compile(
   r"=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_END = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _TRIPS = re.compile(r'known_trip_count[\\":{ ]+n[\\": ]+(\d+)')
 
 
@@ -131,10 +132,23 @@ def _walk(
     else:
       passes = times
       if " while(" in line:
-        trips = _TRIPS.search(line)
-        passes = times * int(trips[1]) if trips else 0
+        passes = times * _trips(bodies, line)
       for inner in _CALLED.findall(line):
         yield from _walk(bodies, inner, branch, passes)
+
+
+def _trips(bodies: dict[str, list[str]], line: str) -> int:
+  """Passes of a loop; 0 where they are unknown.
+
+  Programs for TPUs do not say them. JAX counts loops of a known length from 0 up to
+  a constant, the only one in the condition.
+  """
+  if known := _TRIPS.search(line):
+    return int(known[1])
+  condition = re.search(r"condition=%?([\w.\-]+)", line)
+  text = "\n".join(bodies.get(condition[1], ())) if condition else ""
+  ends = _END.findall(text)
+  return int(ends[0]) if len(ends) == 1 and "direction=LT" in text else 0
 
 
 def _name(line: str) -> str:

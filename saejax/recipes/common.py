@@ -13,7 +13,13 @@ from saejax.errors import InputError
 from saejax.recipes import boosting, limits
 from saejax.sae.prep import Identity, Prep
 from saejax.sae.sae import SAE
-from saejax.training.parts import clipping, constraints, revival, schedules
+from saejax.training.parts import (
+  clipping,
+  constraints,
+  optimizers,
+  revival,
+  schedules,
+)
 from saejax.training.parts.rules import DeadTracker
 from saejax.training.recipe import Recipe, Record, Rule, Term, constant
 
@@ -57,6 +63,10 @@ class Options(TypedDict, total=False):
       `parts.clipping`; by default the method's own, or none.
     ema_decay: decay of the weight EMA; no EMA by default.
     dtype: dtype of matmul operands; float32 by default.
+    weights: dtype in which matrices are kept between steps, see
+      `parts.rounding`; float32 by default.
+    second_moments: "element", or "row" for one per latent, see
+      `parts.optimizers`; for methods trained by Adam.
     target: reconstruction target of a transcoder; x by default.
     residual_of: an SAE or the folder of one, on whose residual the recipe is
       trained: the next stage of boosting, see `sae.ensembles`. The result is
@@ -73,6 +83,8 @@ class Options(TypedDict, total=False):
   clip_norm: clipping.Norm
   ema_decay: float | None
   dtype: str
+  weights: str
+  second_moments: str
   target: Target
   residual_of: str | SAE
   defaults: Mapping[str, Any]
@@ -177,6 +189,9 @@ def compose(
     prep=given.get("prep", Identity()),
     dtype=given.get("dtype", "float32"),
   )
+  parts = {"optimizer": adam, **parts}
+  if given.get("second_moments") == "row":
+    parts["optimizer"] = optimizers.by_rows(parts["optimizer"], name)
   made = Recipe(
     name=name,
     init=draw,
@@ -185,7 +200,8 @@ def compose(
     schedule=given.get("schedule", constant),
     clip=clipping.by_norm(given.get("clip_norm")),
     ema_decay=given.get("ema_decay"),
-    **{"optimizer": adam, **parts},
+    weights=given.get("weights", "float32"),
+    **parts,
   )
   if "residual_of" in options:
     _check_stage(options)

@@ -161,7 +161,8 @@ def msae(
       "levels": Term(
         fn=nested_losses.prefixes(
           ks, shares, order="value", measure=MEASURES[measure]
-        )
+        ),
+        after=centred,
       )
     },
     rules=(rules.DataMean(),) if centred else (),

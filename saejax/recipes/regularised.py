@@ -57,7 +57,10 @@ def ortsae(
     d, n, k, k_aux=k_aux, aux_weight=aux_weight, **options
   )
   penalty = orthogonality.nearest(chunk=chunk, every=every, signed=signed)
-  more = {"ortho": common.penalty(penalty, gamma)} if gamma else {}
+  more = {}
+  if gamma:
+    term = common.penalty(penalty, gamma)
+    more["ortho"] = dataclasses.replace(term, mean=True)
   return dataclasses.replace(base, name="ortsae", terms={**base.terms, **more})
 
 

@@ -73,7 +73,13 @@ def check(
         total_steps=steps,
       )
       recipe.check(columns, len(members))
-    sharding.check(mesh, n=n, batch_rows=train.batch_rows, members=len(members))
+    sharding.check(
+      mesh,
+      n=n,
+      batch_rows=train.batch_rows,
+      members=len(members),
+      accumulate=train.accumulate,
+    )
 
 
 def check_memory(
@@ -115,7 +121,9 @@ def check_memory(
     f"n={n} with d={d}, {len(grid.members(n, sae, train))} SAE(s) and batches "
     f"of {train.batch_rows} needs about {durable.size(weights + batch)} of "
     f"memory, and {durable.size(limit)} are available",
-    "lower it, or use more devices (train.mesh)",
+    "lower it, or use more devices (train.mesh)"
+    if weights > batch
+    else "lower it, or compute it in parts (train.accumulate)",
   )
 
 
@@ -142,12 +150,18 @@ def _memory(
   """Estimates the bytes of the states that are held at once and of a batch.
 
   States are weights, two moments, gradients and a checkpoint's copy of the first
-  three; a batch is its rows and pre-activations.
+  three, with accumulation the gradients of a part too; a batch is its rows and
+  the pre-activations of a part.
   """
   largest = max(sae.n)
   n = sum(sae.n) * together or largest
   count = len(grid.members(largest, sae, train))
-  return 7 * 4 * count * 2 * n * d, 4 * train.batch_rows * (largest + d)
+  part = train.batch_rows // train.accumulate
+  state = 4 + (2 if train.weights == "bfloat16" else 4)
+  state += 4 if train.second_moments == "element" else 0
+  gradients = 4 * (1 + (train.accumulate > 1))
+  held = (2 * state + gradients) * count * 2 * n * d
+  return held, 4 * (train.batch_rows * d + part * largest)
 
 
 def line(

@@ -46,6 +46,11 @@ class Activation(Part):
     return self.row_k
 
   @property
+  def by_row(self) -> bool:
+    """Whether the latents of a row depend on no other row of the batch."""
+    return True
+
+  @property
   def fused(self) -> bool:
     """Whether the sparse engine supports it, given an encoder that has one."""
     return False

@@ -219,6 +219,10 @@ class Ranked(Activation):
     return self.budget.mean_k
 
   @property
+  def by_row(self) -> bool:
+    return self.scope == "row"
+
+  @property
   def by_norm(self) -> bool:
     return self.score == "norm"
 
@@ -357,6 +361,10 @@ class Phased(Activation):
   before: Activation
   after: Activation
   switch_step: int = flax.struct.field(pytree_node=False)
+
+  @property
+  def by_row(self) -> bool:
+    return self.before.by_row and self.after.by_row
 
   def with_k(self, k: int) -> "Phased":
     return self.replace(

@@ -98,6 +98,8 @@ class Context(flax.struct.PyTreeNode):
     stats: statistics before this batch; empty outside training.
     step: number of batches consumed before this one; None outside training.
     key: random key; None where nothing is sampled.
+    part: number of the part of a batch that these rows are; None for a whole
+      one. Parts of a batch share the key.
     k: traced k that overrides a part's static k, at most as large.
     coefficient: this member's coefficient, in a sweep over coefficients.
     dtype: dtype of matmul operands.
@@ -112,6 +114,7 @@ class Context(flax.struct.PyTreeNode):
   stats: Mapping[str, Array] = flax.struct.field(default_factory=dict)
   step: Int[Array, ""] | None = None
   key: PRNGKeyArray | None = None
+  part: Int[Array, ""] | None = None
   k: Int[Array, ""] | None = None
   coefficient: Float[Array, ""] | None = None
   dtype: str = flax.struct.field(pytree_node=False, default="float32")
@@ -123,7 +126,7 @@ class Context(flax.struct.PyTreeNode):
     return jnp.linalg.norm(self.W_dec, axis=-1)
 
   def random_key(self) -> PRNGKeyArray:
-    """Returns the random key, or raises where the pass has none.
+    """Returns the random key of draws for all rows of a batch.
 
     Raises:
       ValueError: the pass has no key.
@@ -133,3 +136,12 @@ class Context(flax.struct.PyTreeNode):
         "this SAE samples in training: pass key=jax.random.key(...) to forward"
       )
     return self.key
+
+  def rows_key(self) -> PRNGKeyArray:
+    """Returns the random key of draws for each row, other ones in every part.
+
+    Raises:
+      ValueError: the pass has no key.
+    """
+    key = self.random_key()
+    return key if self.part is None else jax.random.fold_in(key, self.part)

@@ -49,7 +49,7 @@ class Gaussian(encoders.Encoder):
       logvar = jnp.clip(logvar, *LOGVAR_RANGE)
     a = mean
     if ctx.train and self.posterior != "none":
-      a += scale(logvar) * jax.random.normal(ctx.random_key(), mean.shape)
+      a += scale(logvar) * jax.random.normal(ctx.rows_key(), mean.shape)
     return Pre(a=a, mean=mean, logvar=logvar)
 
 

@@ -32,7 +32,7 @@ class RandomMask(Activation):
     z = jax.nn.relu(pre.a)
     if not ctx.train:
       return z
-    key = ctx.random_key()
+    key = ctx.rows_key() if self.per_row else ctx.random_key()
     if PROBABILITY not in ctx.stats:
       raise ValueError(f"masking in training needs stats with {PROBABILITY}")
     shape = z.shape if self.per_row else z.shape[-1:]

@@ -292,6 +292,7 @@ class SAE(flax.struct.PyTreeNode):
     stats: Mapping[str, Array] | None = None,
     step: Int[Array, ""] | None = None,
     key: PRNGKeyArray | None = None,
+    part: Int[Array, ""] | None = None,
     train: bool = False,
   ) -> Forward:
     """Runs a forward pass and returns all that losses and metrics read.
@@ -303,7 +304,7 @@ class SAE(flax.struct.PyTreeNode):
         `engine`. A selection over the batch may be found inexact in the sparse
         engine: see `Forward.exact`.
       k: traced k that overrides the activation's, at most as large.
-      coefficient, stats, step, key, train: see `Context`.
+      coefficient, stats, step, key, part, train: see `Context`.
 
     Raises:
       ValueError: the engine is unknown or does not support the activation, or
@@ -317,6 +318,7 @@ class SAE(flax.struct.PyTreeNode):
       stats=stats or {},
       step=step,
       key=key,
+      part=part,
       train=train,
     )
     pre, latents, x_hat, exact = self._decoded(ctx, engine)

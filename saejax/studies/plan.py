@@ -176,6 +176,8 @@ def plans(
       stacked=train.members == "stacked" or bool(mesh and mesh[0] > 1),
       engine=train.engine,
       kernels=train.kernels,
+      accumulate=train.accumulate,
+      shard_optimizer=train.shard_optimizer,
     )
     print(_head(step, train, topology), flush=True)
     found = planner.plan(
@@ -201,6 +203,8 @@ def plans(
         "d": d,
         "members": len(members),
         "batch_rows": train.batch_rows,
+        "accumulate": train.accumulate,
+        "shard_optimizer": train.shard_optimizer,
         "dtype": train.dtype,
         "jax": jax.__version__,
         **found[-1],
@@ -267,6 +271,8 @@ def _refused(
     if chips.chips_of(shape) * own > 1.1 * whole
   ]
   remedy = f"lower --sae.n, or --train.batch_rows to {step.rows // 2}"
+  if step.rows % (2 * step.accumulate) == 0:
+    remedy += f", or use --train.accumulate={2 * step.accumulate}"
   if larger:
     remedy += f", or use --topology={topology.chip.name}:{larger[0]}"
   return InputError("topology", topology.name, rule, remedy)
@@ -284,11 +290,12 @@ def _head(
 ) -> str:
   sae, chip = step.sae, topology.chip
   kept = sae.activation.mean_k
+  parts = f" in {step.accumulate} parts" if step.accumulate > 1 else ""
   several = f", {step.members} SAEs" if step.members > 1 else ""
   return (
     f"{step.recipe.name}: n {sae.n:,}, d {step.batch.x.shape[-1]:,}"
     + (f", k {kept:g}" if kept is not None else "")
-    + f"{several}, {step.rows:,} rows a step, matmuls in {train.dtype}, "
+    + f"{several}, {step.rows:,} rows a step{parts}, matmuls in {train.dtype}, "
     f"{step.chosen_engine} engine\n"
     f"{topology.name}: {len(topology.devices)} devices of "
     f"{durable.size(chip.memory)}, {chip.flops / 1e12:.3g} TFLOP/s, "
@@ -303,6 +310,9 @@ def _lines(record: dict[str, Any]) -> Iterator[str]:
     yield (
       f"  mesh {_mesh(record['mesh'])}: does not fit, "
       f"{durable.size(memory['total'])} a device"
+      + "".join(
+        f"\n  buffer       {each}" for each in record.get("largest", ())
+      )
     )
     return
   yield f"  mesh {_mesh(record['mesh'])}, compiled in {record['compile_seconds']} s"

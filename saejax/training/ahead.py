@@ -16,13 +16,16 @@ from saejax.training.recipe import Hyper, Recipe
 PyTree = Any
 
 
-def state_shapes(recipe: Recipe, mesh: Mesh, *, members: int = 0) -> PyTree:
+def state_shapes(
+  recipe: Recipe, mesh: Mesh, *, members: int = 0, shard_optimizer: bool = False
+) -> PyTree:
   """The state before the first step: shapes, each with its sharding.
 
   Args:
     recipe: the recipe.
     mesh: of (ensemble, data, latent) devices.
     members: number of stacked members; 0 for one that is not stacked.
+    shard_optimizer: see `sharding.state_shardings`.
 
   Raises:
     InputError: the mesh does not divide an array.
@@ -35,7 +38,9 @@ def state_shapes(recipe: Recipe, mesh: Mesh, *, members: int = 0) -> PyTree:
     return jax.vmap(start)(jax.random.split(jax.random.key(0), members))
 
   state = jax.eval_shape(init)
-  where = sharding.state_shardings(mesh, state, stacked=members > 0)
+  where = sharding.state_shardings(
+    mesh, state, stacked=members > 0, shard_optimizer=shard_optimizer
+  )
   place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
   return jax.tree.map(place, state, where)
 
@@ -47,6 +52,8 @@ def lowered(
   *,
   members: int = 0,
   engine: str = "auto",
+  accumulate: int = 1,
+  shard_optimizer: bool = False,
   kernels: dispatch.Kernels = "auto",
 ) -> jax.stages.Lowered:
   """One step as a run takes it, lowered for the devices of a mesh.
@@ -58,13 +65,15 @@ def lowered(
     members: number of stacked members, each with its own k; 0 for one that is
       not stacked.
     engine: "auto", "dense" or "sparse".
+    accumulate, shard_optimizer: see `step.make_step`.
     kernels: the form of the ops, as `--train.kernels` gives it.
 
   Raises:
     InputError: the mesh does not divide an array.
   """
   stacked = members > 0
-  state = state_shapes(recipe, mesh, members=members)
+  sharded = {"shard_optimizer": shard_optimizer}
+  state = state_shapes(recipe, mesh, members=members, **sharded)
   lead = (members,) if stacked else ()
   one = NamedSharding(mesh, P("ensemble") if stacked else P())
   number = lambda dtype: jax.ShapeDtypeStruct(lead, dtype, sharding=one)
@@ -74,7 +83,9 @@ def lowered(
   rows = sharding.rows_sharding(mesh)
   place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows)
   batch = jax.tree.map(place, batch)
-  one_step = step.make_step(recipe, engine=engine, stacked=stacked)
+  one_step = step.make_step(
+    recipe, engine=engine, stacked=stacked, accumulate=accumulate, **sharded
+  )
   out = (jax.tree.map(lambda a: a.sharding, state), None)
   # The abstract mesh alone: kernels then ask it for the kind of chip.
   abstract = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)

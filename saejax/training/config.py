@@ -19,6 +19,7 @@ NO_RESULT = (
   "checkpoint_steps",
   "mesh",
   "first_device",
+  "shard_optimizer",
   "wandb",
 )
 MOST_RATE = 6e-3  # that the law of n alone leads to; TIDE diverges above
@@ -29,6 +30,8 @@ class TrainConfig:
   """How a run trains; what it trains is the recipe's business."""
 
   batch_rows: int = 512  # rows per step, over all devices
+  # parts of a batch that are computed one after the other, to save memory
+  accumulate: int = 1
   steps: int | None = None  # batches; none: as many as the epochs have
   epochs: int = 1  # passes over the rows, where steps is not given
   learning_rate: float = 6e-3  # peak, of an SAE with learning_rate_n latents
@@ -50,9 +53,15 @@ class TrainConfig:
   # on a CPU: C++ kernels, which the system's compiler makes at their first use
   native: bool = False
   dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
+  # in which matrices are kept between steps; bfloat16: rounded stochastically
+  weights: Literal["float32", "bfloat16"] = "float32"
+  # Adam's second moments: of each entry, or of each latent's row
+  second_moments: Literal["element", "row"] = "element"
   # how members are stepped; auto: chosen for the hardware
   members: Literal["auto", "in_turn", "stacked"] = "auto"
   mesh: tuple[int, ...] = (1, 1, 1)  # devices: ensemble, data, latent
+  # whether devices of the data axis share the optimizer's state
+  shard_optimizer: bool = False
   # number of the mesh's first device, such as the one after those of a model
   first_device: int = 0
   # steps in one call of the compiled program; none: more than 1, up to 50, where
@@ -81,6 +90,7 @@ class TrainConfig:
       self,
       1,
       "batch_rows",
+      "accumulate",
       "epochs",
       "learning_rate_n",
       "window_chunks",
@@ -112,6 +122,9 @@ class TrainConfig:
       rule = "cannot be set beside steps"
       raise InputError("epochs", self.epochs, rule, "give one of the two")
 
+    if self.batch_rows % self.accumulate:
+      rule = f"must divide train.batch_rows, {self.batch_rows}"
+      raise InputError("accumulate", self.accumulate, rule, "use a divisor")
     if self.native and math.prod(self.mesh) > 1:
       mesh = ",".join(map(str, self.mesh))
       rule = f"runs on one device, and the mesh is {mesh}"
@@ -145,8 +158,10 @@ class TrainConfig:
       del found[name]
     if not self.native:  # as runs from before this setting have it
       del found["native"]
-    if self.lanes == 1:
-      del found["lanes"]
+    usual = TrainConfig()
+    for name in ("accumulate", "lanes", "weights", "second_moments"):
+      if found[name] == getattr(usual, name):
+        del found[name]
     return found
 
   def rate(self, n: int) -> float:
@@ -194,6 +209,9 @@ class TrainConfig:
       "dtype": self.dtype,
       "defaults": {"schedule": schedule, "clip_norm": "unit"},
     }
+    for name in ("weights", "second_moments"):
+      if getattr(self, name) != getattr(TrainConfig(), name):
+        made[name] = getattr(self, name)
     if self.warmup_steps is not None or decay is not None:
       made["schedule"] = schedule
     if self.clip_norm is not None:

@@ -213,10 +213,18 @@ def build(
       stacked=stacked,
       engine=config.engine,
       skip_nonfinite=config.nonfinite == "skip",
+      accumulate=config.accumulate,
+      shard_optimizer=config.shard_optimizer,
     )
     group.check(source.fields)
     for n in group.sizes:
-      sharding.check(mesh, n=n, batch_rows=config.batch_rows, members=len(part))
+      sharding.check(
+        mesh,
+        n=n,
+        batch_rows=config.batch_rows,
+        members=len(part),
+        accumulate=config.accumulate,
+      )
     made.append(group)
   return made[0] if len(made) == 1 else Stacks(made)
 

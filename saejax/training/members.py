@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training import compiling, sharding, step
+from saejax.training import compiling, passes, sharding, step
 from saejax.training.member import Member as Member
 from saejax.training.member import own_programs, programs
 from saejax.training.recipe import Hyper, Recipe, RowSource, Stats
@@ -39,7 +39,7 @@ class Group:
     mesh: of (ensemble, data, latent) devices.
     stacked: one vmapped program for all, instead of one for each in turn.
     engine: "auto", "dense" or "sparse".
-    skip_nonfinite: see `step.make_step`.
+    skip_nonfinite, accumulate, shard_optimizer: see `step.make_step`.
 
   Raises:
     InputError: a member's arguments are refused, or stacked members differ in
@@ -55,8 +55,12 @@ class Group:
     stacked: bool,
     engine: str = "auto",
     skip_nonfinite: bool = False,
+    accumulate: int = 1,
+    shard_optimizer: bool = False,
   ):
     self.members = tuple(members)
+    self.accumulate = accumulate
+    self._placed = {"stacked": stacked, "shard_optimizer": shard_optimizer}
     self.mesh = mesh
     self.stacked = stacked
     # One program for several k: members limit theirs by a traced one.
@@ -82,13 +86,9 @@ class Group:
       )
     self._recipes = {given: every[given] for given in dict.fromkeys(used)}
     self._programs = used
+    how = {"engine": engine, "skip_nonfinite": skip_nonfinite, **self._placed}
     self._steps = {
-      given: step.make_step(
-        recipe,
-        engine=engine,
-        stacked=stacked,
-        skip_nonfinite=skip_nonfinite,
-      )
+      given: step.make_step(recipe, accumulate=accumulate, **how)
       for given, recipe in self._recipes.items()
     }
     self._compiled: dict[Any, Any] = {}
@@ -125,10 +125,11 @@ class Group:
       fields: names of the fields of the batches.
 
     Raises:
-      InputError: as for `Recipe.check`.
+      InputError: as for `Recipe.check` and `passes.check`.
     """
-    for recipe in self._recipes.values():
+    for recipe, sae in zip(self._recipes.values(), self.shapes, strict=True):
       recipe.check(fields, len(self.members))
+      passes.check(recipe, sae, self.accumulate)
 
   def init(
     self, sample: Float[Array, "s d"] | Batch | None = None
@@ -166,8 +167,7 @@ class Group:
       states: states from `init`, or their shapes.
     """
     return tuple(
-      sharding.state_shardings(self.mesh, s, stacked=self.stacked)
-      for s in states
+      sharding.state_shardings(self.mesh, s, **self._placed) for s in states
     )
 
   def put(self, batch: Mapping[str, np.ndarray], parts: int = 1) -> Batch:
@@ -275,7 +275,7 @@ class Group:
     ):
       if (given, room) in self._compiled or (given, room) in missing:
         continue
-      where = sharding.state_shardings(self.mesh, state, stacked=self.stacked)
+      (where,) = self.shardings([state])
       # Metrics are read in every process.
       read = None if jax.process_count() == 1 else NamedSharding(self.mesh, P())
       jitted = jax.jit(

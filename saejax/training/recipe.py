@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from saejax.errors import InputError
 from saejax.sae.context import FIELDS, Batch
 from saejax.sae.sae import SAE, Forward
+from saejax.training.moments import Whole
 from saejax.training.parts.clipping import Clip
 from saejax.training.state import Stats as Stats
 from saejax.training.state import TrainState
@@ -49,6 +50,7 @@ class Record(flax.struct.PyTreeNode):
     engine: "dense" or "sparse"; terms pass it on, they do not branch on it.
     stacked: whether this is one of the members that are vmapped over the axis
       `MEMBERS`.
+    whole: moments over the whole batch, where this pass is of a part of it.
   """
 
   forward: Forward
@@ -56,6 +58,7 @@ class Record(flax.struct.PyTreeNode):
   stats: Stats
   engine: str = flax.struct.field(pytree_node=False)
   stacked: bool = flax.struct.field(pytree_node=False, default=False)
+  whole: Whole | None = None
 
   @property
   def batch(self) -> Batch:
@@ -85,12 +88,19 @@ class Term:
     active: function of the statistics before the batch and the number of its
       rows that says whether the term can be non-zero; None means always. The
       term is not computed in steps where it is 0 for all members.
+    mean: whether a scalar is a weighted mean over rows, or reads no rows. Rows
+      are computed from their own row, the weights and `Record.whole`; other
+      scalars keep a batch from being accumulated in parts.
+    after: whether it reads the statistics, which include the batch, or the
+      moments of the residual. A batch in parts is then encoded twice.
   """
 
   fn: Callable[[Record], Array]
   weight: float | Callable[[Array], Array] = 1.0
   swept: bool = False
   active: Callable[[Stats, int], Array] | None = None
+  mean: bool = False
+  after: bool = False
 
 
 class Rule:
@@ -116,14 +126,43 @@ class Rule:
     """
     return {}
 
+  @property
+  def by_parts(self) -> bool:
+    """Whether a batch can be added in parts: by `measure` and `absorb`."""
+    return type(self).update is Rule.update
+
+  def measure(self, stats: Stats, record: Record) -> Any:
+    """Measures a batch, or a part of one: arrays that parts add up to.
+
+    Numbers are summed over the parts of a batch, masks are joined.
+
+    Args:
+      stats: the statistics before the batch.
+      record: the record of the batch or part.
+    """
+    del stats, record
+    return ()
+
+  def absorb(self, stats: Stats, measured: Any) -> Stats:
+    """Adds a batch to the statistics.
+
+    Args:
+      stats: the statistics before the batch.
+      measured: sum of `measure` over its parts.
+    """
+    del measured
+    return stats
+
   def update(self, stats: Stats, record: Record) -> Stats:
     """Adds one batch to the statistics; no gradient flows through them.
+
+    A rule that overrides it, not `measure` and `absorb`, needs whole batches.
 
     Args:
       stats: the statistics.
       record: the record of the batch.
     """
-    return stats
+    return self.absorb(stats, self.measure(stats, record))
 
   def write(self, state: TrainState) -> TrainState:
     """Changes the state after the optimizer's step, see `surgery`.
@@ -267,6 +306,8 @@ class Recipe:
     gradient: transforms the gradients before clipping.
     clip: scales the gradients by their global norm; by default it does not.
     project: projects the weights to their constraints.
+    weights: dtype in which matrices of one row per latent are kept between
+      steps: "float32", or "bfloat16" with stochastic rounding.
     ema_decay: decay of the weight EMA; None for no EMA.
     rules: statistics and their updates.
     finish: converts the trained SAE to the inference form.
@@ -287,6 +328,7 @@ class Recipe:
   gradient: Callable[[SAE, SAE], SAE] = unchanged
   clip: Clip = Clip()
   project: Callable[[SAE], SAE] = same
+  weights: str = "float32"
   ema_decay: float | None = None
   rules: tuple[Rule, ...] = ()
   finish: Finish = as_trained

@@ -3,7 +3,8 @@
 Mesh axes: `ensemble` (members of a run), `data` (rows of a batch), `latent`
 (latents of an SAE). Arrays with one row per latent are sharded over `latent` by
 rows. Which arrays these are is defined by the axes that fields and rules name
-(`saejax.sae.part`, `training.state.axes`).
+(`saejax.sae.part`, `training.state.axes`). With `--train.shard_optimizer` the
+optimizer's arrays and the weight EMA of these rows are sharded over `data` too.
 """
 
 from typing import Any
@@ -15,7 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 from saejax import processes
 from saejax.errors import InputError
+from saejax.kernels import mesh as meshes
+from saejax.sae import axes as sae_axes
 from saejax.sae.axes import HEAD, LATENT, STAGE, Axes
+from saejax.sae.sae import SAE
 from saejax.training import state as states
 
 PyTree = Any
@@ -69,7 +73,9 @@ def make_mesh(
   )
 
 
-def check(mesh: Mesh, *, n: int, batch_rows: int, members: int) -> None:
+def check(
+  mesh: Mesh, *, n: int, batch_rows: int, members: int, accumulate: int = 1
+) -> None:
   """Checks that the mesh divides the sizes of a run.
 
   Args:
@@ -77,10 +83,20 @@ def check(mesh: Mesh, *, n: int, batch_rows: int, members: int) -> None:
     n: number of latents.
     batch_rows: rows per batch.
     members: number of members.
+    accumulate: parts that a batch is computed in.
 
   Raises:
     InputError: it does not divide one, with the size and the axis.
   """
+  part = accumulate * mesh.shape["data"]
+  if accumulate > 1 and batch_rows % part:
+    raise InputError(
+      "train.batch_rows",
+      batch_rows,
+      f"must divide by {part}: train.accumulate={accumulate} parts over "
+      f"{mesh.shape['data']} devices of the data axis",
+      f"use a multiple of {part}",
+    )
   for field, value, axis in (
     ("sae.n", n, "latent"),
     ("train.batch_rows", batch_rows, "data"),
@@ -99,7 +115,11 @@ def check(mesh: Mesh, *, n: int, batch_rows: int, members: int) -> None:
 
 
 def state_shardings(
-  mesh: Mesh, state: states.TrainState, *, stacked: bool
+  mesh: Mesh,
+  state: states.TrainState,
+  *,
+  stacked: bool,
+  shard_optimizer: bool = False,
 ) -> states.TrainState:
   """The sharding of every leaf of a state, derived from its axes.
 
@@ -107,17 +127,22 @@ def state_shardings(
     mesh: the device mesh.
     state: arrays or shapes.
     stacked: whether every leaf has a leading axis of members.
+    shard_optimizer: whether the optimizer's arrays and the weight EMA are also
+      divided over `data`, where their rows allow it.
 
   Raises:
     InputError: a mesh axis does not divide a leaf; the message names it.
   """
+  kept = ("opt_state", "ema") if shard_optimizer else ()
 
   def sharding(path, leaf, names):
     spec = _spec(names)
+    if path[0].name in kept:
+      spec = _over_data(spec, leaf.shape[stacked:], dict(mesh.shape))
     if stacked:
       spec = P("ensemble", *spec)
     for size, axis in zip(leaf.shape, spec, strict=False):
-      if axis and size % mesh.shape[axis]:
+      if isinstance(axis, str) and size % mesh.shape[axis]:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         raise InputError(
           "train.mesh",
@@ -138,6 +163,38 @@ def _spec(names: Axes | None) -> P:
   if not names or names[0] not in (LATENT, HEAD, STAGE):
     return P()
   return P("latent", *(None,) * (len(names) - 1))
+
+
+def _over_data(spec: P, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
+  """A spec whose rows of latents lie on `data` too, if they can be divided."""
+  if spec[:1] != ("latent",) or shape[0] % (sizes["latent"] * sizes["data"]):
+    return spec
+  return P(("latent", "data"), *spec[1:])
+
+
+def over_data(sae: SAE) -> SAE:
+  """Places gradients or weights as the optimizer's arrays: each row once.
+
+  Gradients are then summed where they are needed, by a reduce-scatter, and only
+  the new weights are gathered (ZeRO). Without a mesh of several `data` devices
+  they stay as they are. Inside `jit`, for one member.
+
+  Args:
+    sae: an SAE, or gradients of one.
+
+  References:
+    Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion
+    Parameter Models, 2020, arXiv:1910.02054.
+  """
+  sizes = {axis: meshes.size(axis) for axis in AXES}
+  if sizes["data"] == 1:
+    return sae
+
+  def place(leaf, names):
+    spec = _over_data(_spec(names), leaf.shape, sizes)
+    return jax.lax.with_sharding_constraint(leaf, spec)
+
+  return jax.tree.map(place, sae, sae_axes.axes(sae))
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:

@@ -53,9 +53,9 @@ class TrainState(flax.struct.PyTreeNode):
 def axes(state: TrainState, *, stacked: bool = False) -> TrainState:
   """Names the axes of each array of a state, see `saejax.sae.axes.axes`.
 
-  Arrays of the optimizer have the axes of the weight they belong to. Those that
-  are not shaped like it, such as Adafactor's, have None: it is unknown which
-  rows belong to which latent.
+  Arrays of the optimizer have the axes of the weight they belong to, also those
+  with one number per row [n, 1]. Those of other shapes, such as Adafactor's, have
+  None: it is unknown which rows belong to which latent.
 
   Args:
     state: arrays or shapes.
@@ -73,8 +73,9 @@ def axes(state: TrainState, *, stacked: bool = False) -> TrainState:
     if not isinstance(node, SAE):
       return names
     leaves, structure = jax.tree_util.tree_flatten_with_path(node)
+    like = lambda own, shape: own in (shape, (*shape[:-1], 1))
     return structure.unflatten(
-      own if own == () or np.shape(leaf) == shapes.get(path) else None
+      own if own == () or like(np.shape(leaf), shapes.get(path, ())) else None
       for (path, leaf), own in zip(
         leaves, structure.flatten_up_to(names), strict=True
       )

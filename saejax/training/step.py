@@ -2,7 +2,7 @@
 
 Members of a run are stepped in turn, each with its own program, or stacked and
 vmapped. Order: forward, statistics, loss terms, gradient, the recipe's
-transform of it, clip, optimizer, projection, rules' `write`, weight EMA.
+transform of it, clip, optimizer, projection, rules' `write`, weight EMA, rounding.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,20 +16,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training.parts import constraints
-from saejax.training.recipe import (
-  MEMBERS,
-  Hyper,
-  Recipe,
-  Record,
-  mean,
-  statistics,
-)
+from saejax.training import passes, sharding
+from saejax.training.parts import constraints, rounding
+from saejax.training.passes import REDONE as REDONE
+from saejax.training.recipe import MEMBERS, Hyper, Recipe, statistics
 from saejax.training.state import TrainState as TrainState
 
 Metrics = Mapping[str, Array]
 MOST_SKIPPED = 10  # updates in a row before a member is frozen
-REDONE = "redone"  # metric: whether the sparse engine's pass was done over
 
 
 def init_state(
@@ -51,7 +45,7 @@ def init_state(
   stats, stats_axes = statistics(recipe.rules, sae)
   return TrainState(
     step=jnp.asarray(0, jnp.int32),
-    sae=sae,
+    sae=rounding.stored(sae, recipe.weights),
     opt_state=recipe.optimizer(0.0).init(sae),
     ema=_average(recipe).init(sae) if recipe.ema_decay else (),
     stats=stats,
@@ -70,6 +64,8 @@ def make_step(
   engine: str = "auto",
   stacked: bool = False,
   skip_nonfinite: bool = False,
+  accumulate: int = 1,
+  shard_optimizer: bool = False,
 ) -> Callable[[TrainState, Hyper, Array | Batch], tuple[TrainState, Metrics]]:
   """Builds the step of a recipe: (state, hyper, batch) -> (state, metrics).
 
@@ -84,6 +80,10 @@ def make_step(
       gradient, instead of halting (rows) or freezing the member (loss or
       gradient). A member whose loss or gradient is not finite in
       `MOST_SKIPPED` consecutive updates is frozen all the same.
+    accumulate: parts that a batch is computed in, one after the other, see
+      `passes`.
+    shard_optimizer: whether the update is divided over the mesh's `data` axis,
+      see `sharding.over_data`.
 
   Returns:
     A pure function to be jitted. Metrics are scalars, [members] if stacked:
@@ -92,7 +92,8 @@ def make_step(
     step was redone.
 
   Raises:
-    InputError: the recipe couples members and they are not stacked.
+    InputError: the recipe couples members and they are not stacked. The step
+      raises it where a batch of the recipe cannot be computed in parts.
   """
   if recipe.coupling is not None and not stacked:
     raise InputError(
@@ -112,13 +113,24 @@ def make_step(
     else lambda f: f
   )
   conditional = [t.active for t in recipe.terms.values() if t.active]
-  always = {name for name, t in recipe.terms.items() if t.active is None}
+  every = frozenset(recipe.terms)
+  always = every - {name for name, t in recipe.terms.items() if t.active}
+
+  def computed(names: frozenset[str], engine: str = engine):
+    how = passes.Pass(
+      recipe=recipe,
+      engine=engine,
+      stacked=stacked,
+      names=names,
+      parts=accumulate,
+      shard=shard_optimizer,
+    )
+    return partial(passes.gradients, how)
 
   def step(state: TrainState, hyper: Hyper, batch: Array | Batch):
-    batch = as_batch(batch)
-    gradients = over(
-      partial(_loss_and_gradients, recipe, engine, stacked, set(recipe.terms))
-    )
+    batch, stored = as_batch(batch), state.sae
+    state = state.replace(sae=rounding.widened(stored))
+    gradients = over(computed(every))
     if conditional:
       # Outside the vmap: inside, a cond would compute both branches.
       needed = jnp.any(
@@ -129,28 +141,30 @@ def make_step(
           ]
         )
       )
-      without = over(
-        partial(_loss_and_gradients, recipe, engine, stacked, always)
-      )
+      without = over(computed(always))
       out = jax.lax.cond(needed, gradients, without, state, hyper, batch)
     else:
       out = gradients(state, hyper, batch)
     if REDONE in out[0]:
       # Outside the vmap, as above. With all terms: those that are idle are 0.
-      every = partial(_loss_and_gradients, recipe, "dense", stacked)
-      dense = over(partial(every, set(recipe.terms)))
+      dense = over(computed(every, "dense"))
       out = _redone(dense, out, state, hyper, batch)
     if recipe.coupling is not None:
       out = _coupled(recipe.coupling, state, out)
     rows_ok = jnp.all(
       jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(batch)])
     )
-    apply = partial(_apply, recipe, skip_nonfinite)
+    apply = partial(_apply, recipe, skip_nonfinite, shard_optimizer)
     if stacked:
       apply = jax.vmap(
         apply, in_axes=(0, 0, 0, None), spmd_axis_name="ensemble"
       )
-    return apply(state, hyper, out, rows_ok)
+    new, metrics = apply(state, hyper, out, rows_ok)
+    if recipe.weights == "float32":
+      return new, metrics
+    rounded = jax.vmap(rounding.rounded) if stacked else rounding.rounded
+    sae = rounded(new.sae, stored, state.key, state.step)
+    return new.replace(sae=sae), metrics
 
   return step
 
@@ -183,72 +197,11 @@ def _per_member(active, stats, rows: int, stacked: bool):
   )
 
 
-def _loss_and_gradients(
-  recipe: Recipe,
-  engine: str,
-  stacked: bool,
-  names: set[str],
-  state: TrainState,
-  hyper: Hyper,
-  batch: Batch,
-):
-  """Loss, its terms, new statistics and gradients; inactive terms are 0."""
-  key = jax.random.fold_in(state.key, state.step)
-
-  def loss(sae: SAE):
-    chosen = sae.engine(engine, train=True)
-    forward = sae.forward(
-      batch,
-      engine=chosen,
-      k=hyper.k,
-      coefficient=hyper.coefficient,
-      stats=state.stats,
-      step=state.step,
-      key=key,
-      train=True,
-    )
-    record = Record(
-      forward=forward,
-      sae=sae,
-      stats=state.stats,
-      engine=chosen,
-      stacked=stacked,
-    )
-    fixed = jax.lax.stop_gradient(record)
-    stats = state.stats
-    for rule in recipe.rules:
-      stats = rule.update(stats, fixed)
-    record = record.replace(stats=stats)
-
-    rows, total, terms = jnp.zeros(batch.x.shape[:-1]), jnp.zeros(()), {}
-    for name, term in recipe.terms.items():
-      value = term.fn(record) if name in names else jnp.zeros(())
-      weight = term.weight
-      if callable(weight):
-        weight = weight(state.step)
-      if term.swept and hyper.coefficient is not None:
-        weight *= hyper.coefficient
-      if value.ndim:
-        terms[name] = mean(value, batch.weight)
-        rows += weight * value
-      else:
-        terms[name] = value
-        total += weight * value
-    total += recipe.reduce(rows, batch.weight)
-    terms["l0"] = mean(forward.latents.count(), batch.weight)
-    if forward.exact is not None:
-      terms[REDONE] = 1 - forward.exact.astype(jnp.float32)
-    return total, (terms, stats)
-
-  (total, (metrics, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(
-    state.sae
-  )
-  return {"loss": total, **metrics}, stats, gradients
-
-
-def _apply(recipe: Recipe, skip: bool, state: TrainState, hyper, out, rows_ok):
+def _apply(recipe: Recipe, skip: bool, shard: bool, state, hyper, out, rows_ok):
   """Updates one member; leaves it unchanged where something is not finite."""
   metrics, stats, gradients = out
+  if shard:
+    state = state.replace(sae=sharding.over_data(state.sae))
   gradients, norm = _constrained(recipe, state.sae, gradients)
   scale = recipe.clip.scale(norm)
   rate = hyper.learning_rate * recipe.schedule(state.step)
@@ -354,7 +307,7 @@ def averaged(recipe: Recipe, state: TrainState) -> SAE:
     state: final state of the member.
   """
   if not recipe.ema_decay:
-    return state.sae
+    return rounding.widened(state.sae)
   count = jnp.maximum(state.ema.count, 1).astype(jnp.float32)
   debias = 1 - recipe.ema_decay**count
   mean = jax.tree.map(lambda a: a / debias, state.ema.ema)

@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.plans import chips, planner, topologies
+from saejax.plans import chips, floors, planner, topologies
 from saejax.recipes import arguments
 from saejax.sae.context import Batch
 from saejax.training import config, step
@@ -57,6 +57,24 @@ class PlannerTest(parameterized.TestCase):
     wanted += ROWS * D * 4 / mesh[1]
     self.assertAlmostEqual(found["memory"]["arguments"] / wanted, 1, delta=0.02)
     self.assertTrue(found["fits"])
+
+  def test_options_that_save_memory_are_planned(self):
+    small = {"weights": "bfloat16", "second_moments": "row"}
+    train = config.TrainConfig(batch_rows=ROWS, steps=1000, **small)
+    options = train.options(1000)
+    recipe = arguments.make("topk", d=D, n=N, arguments={"k": K}, **options)
+    made = dataclasses.replace(
+      planned(), recipe=recipe, accumulate=4, shard_optimizer=True
+    )
+    found = planner.compiled(made, devices(), (1, 2, 4))
+    # Weights in bfloat16 on 4 devices, first moments in float32 on 8.
+    wanted = 2 * N * D * (2 / 4 + 4 / 8) + ROWS * D * 4 / 2
+    self.assertAlmostEqual(found["memory"]["arguments"] / wanted, 1, delta=0.1)
+    held = floors.parameters(made.sae) / 4
+    least = floors.work(made.sae, rows=ROWS, mesh=(2, 4), engine="sparse")
+    update = (2 * 6 + 2) / 2 + 4 + 8 * 3
+    more = (update - floors.ADAM_BYTES) * held
+    self.assertEqual(found["bytes"]["minimum"], least.bytes + more)
 
   def test_latents_over_devices_exchange_candidates_and_reconstructions(self):
     found = planner.compiled(planned(), devices(), (1, 1, 8))

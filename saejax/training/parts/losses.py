@@ -32,8 +32,7 @@ def normalised_mse(record: Record) -> Float[Array, "*b"]:
   Args:
     record: the training pass.
   """
-  spread = variance(record.forward.target, record.batch.weight)
-  return ratio(mse(record), spread)
+  return ratio(mse(record), target_variance(record))
 
 
 def batch_norm_mse(record: Record) -> Float[Array, "*b"]:
@@ -49,10 +48,13 @@ def batch_norm_mse(record: Record) -> Float[Array, "*b"]:
     He et al., Llama Scope, 2024, arXiv:2410.20526.
   """
   y = record.forward.target
-  off = y - mean_row(y, record.batch.weight)
-  spread = jnp.sqrt(jnp.maximum(squares(off), 1e-8))
+  if record.whole is None:
+    centre = mean_row(y, record.batch.weight)
+  else:
+    centre = record.whole.target.mean
+  spread = jnp.sqrt(jnp.maximum(squares(y - centre), 1e-8))
   loss = mse(record) / (y.shape[-1] * spread)
-  return jnp.where(variance(y, record.batch.weight) > EPS, loss, 0.0)
+  return jnp.where(target_variance(record) > EPS, loss, 0.0)
 
 
 def l1(record: Record) -> Float[Array, "*b"]:
@@ -169,3 +171,32 @@ def variance(
   """
   spread = mean(squares(x - mean_row(x, weight)), weight)
   return jnp.where(spread > EPS * mean(squares(x), weight), spread, 0.0)
+
+
+def target_variance(record: Record) -> Float[Array, ""]:
+  """`variance` of the reconstruction targets over the whole batch.
+
+  Args:
+    record: the training pass.
+  """
+  if record.whole is not None:
+    return record.whole.target.variance
+  return variance(record.forward.target, record.batch.weight)
+
+
+def residual_variance(record: Record) -> Float[Array, ""]:
+  """`variance` of y - x_hat over the whole batch, without its gradient.
+
+  Args:
+    record: the training pass.
+
+  Raises:
+    ValueError: the pass is of a part of a batch, and the term that reads this
+      does not say so (`Term.after`).
+  """
+  if record.whole is None:
+    e = jax.lax.stop_gradient(record.forward.target - record.forward.x_hat)
+    return variance(e, record.batch.weight)
+  if record.whole.residual is None:
+    raise ValueError("a term of the residual's variance needs Term(after=True)")
+  return record.whole.residual.variance

@@ -202,8 +202,7 @@ def ranks(weights: Sequence[float], *, normalise: bool = True) -> RowLoss:
       weight,
       record.sae.dtype,
     )
-    spread = losses.variance(forward.target, record.batch.weight)
-    return losses.ratio(errors, spread)
+    return losses.ratio(errors, losses.target_variance(record))
 
   return loss
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from saejax.kernels.topk import select
 from saejax.sae.activations import KEEPS, SCORES
 from saejax.sae.latents import DenseLatents, SparseLatents
-from saejax.training.parts.losses import EPS, squares, variance
+from saejax.training.parts.losses import EPS, residual_variance, squares
 from saejax.training.recipe import Record, Stats, Term, mean
 
 
@@ -61,12 +61,14 @@ def aux_k(
     dead = among.dead(record.stats)
     reconstruct = {"dense": _of_all, "sparse": _of_largest}[record.engine]
     e_hat = reconstruct(record, dead, k_aux, score, keep)
-    spread = variance(e, weight)
+    spread = residual_variance(record)
     scale = jnp.maximum(spread, EPS) if normalised else 1.0
     term = mean(squares(e_hat - e), weight) / scale
     return jnp.where(jnp.any(dead) & (spread > EPS), term, 0.0)
 
-  return Term(fn=loss, weight=weight, active=among.any_dead)
+  return Term(
+    fn=loss, weight=weight, active=among.any_dead, mean=True, after=True
+  )
 
 
 def default_k_aux(d: int) -> int:

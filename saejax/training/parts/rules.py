@@ -56,10 +56,18 @@ class DeadTracker(Rule):
   def axes(self) -> Mapping[str, str]:
     return {self.statistic: "n"}
 
-  def update(self, stats: Stats, record: Record) -> Stats:
+  @property
+  def by_parts(self) -> bool:
+    return self.fired is fired
+
+  def measure(self, stats: Stats, record: Record) -> Any:
+    """Rows, and the latents that fired on any of them."""
+    return counted_rows(record), self.fired(stats, record)
+
+  def absorb(self, stats: Stats, measured: Any) -> Stats:
     """Adds the batch's rows to every latent that did not fire on them."""
-    since = add_tokens(stats[self.statistic], counted_rows(record))
-    fired = self.fired(stats, record)
+    rows, fired = measured
+    since = add_tokens(stats[self.statistic], rows)
     return {**stats, self.statistic: jnp.where(fired, 0, since)}
 
   def dead(self, stats: Stats) -> Bool[Array, "n"]:
@@ -92,17 +100,20 @@ class DataMean(Rule):
   def axes(self) -> Mapping[str, str]:
     return {DATA_MEAN: "d", DATA_WEIGHT: ""}
 
-  def update(self, stats: Stats, record: Record) -> Stats:
+  def measure(self, stats: Stats, record: Record) -> Any:
+    """Weight of the rows, and the weighted sum of y - m."""
     y, weight = record.forward.target, record.batch.weight
     rows = y.reshape(-1, y.shape[-1])
     if weight is None:
       each = jnp.ones(rows.shape[:1])
     else:
       each = weight.reshape(-1)
-    added = jnp.sum(each)
+    return jnp.sum(each), each @ (rows - stats[DATA_MEAN])
+
+  def absorb(self, stats: Stats, measured: Any) -> Stats:
+    added, apart = measured
     seen = stats[DATA_WEIGHT] + added
-    m = stats[DATA_MEAN]
-    m += each @ (rows - m) / jnp.maximum(seen, 1e-12)
+    m = stats[DATA_MEAN] + apart / jnp.maximum(seen, 1e-12)
     return {**stats, DATA_MEAN: m, DATA_WEIGHT: seen}
 
 
