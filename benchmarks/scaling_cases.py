@@ -111,5 +111,7 @@ CASES: Mapping[str, Case] = {
     method="mfr", more={"match": "hungarian", "restart_above": 3.0}
   ),
   "tide (learned)": Case(method="tide", more={"modulation": "learned"}),
-  "tide (standardised)": Case(method="tide", more={"modulation": "standardise"}),
+  "tide (standardised)": Case(
+    method="tide", more={"modulation": "standardise"}
+  ),
 }

@@ -57,9 +57,7 @@ def _of_method(name: str) -> list[dict[str, Any]]:
   x = jax.ShapeDtypeStruct((SIZES.rows, SIZES.d), jnp.float32)
   program = ahead.lowered(made, x, sharding.make_mesh(MESH)).compile()
   found = programs.collectives(program.as_text())
-  sae: Any = jax.eval_shape(
-    lambda: made.init(jax.random.key(0), sample=None)
-  )
+  sae: Any = jax.eval_shape(lambda: made.init(jax.random.key(0), sample=None))
   sparse = sae.engine("auto", train=True) == "sparse"
   k = sae.activation.row_k if sparse else None
   has_aux = any(term.active for term in made.terms.values())
@@ -90,9 +88,7 @@ def least(k: int | None, aux: bool) -> int:
   return gathered + summed + ((again + summed) if aux else 0)
 
 
-def summary(
-  step: Sequence[programs.Collective], fewest: int
-) -> dict[str, Any]:
+def summary(step: Sequence[programs.Collective], fewest: int) -> dict[str, Any]:
   """Counts and bytes of a branch.
 
   Args:

@@ -85,7 +85,9 @@ class StateTest(parameterized.TestCase):
     found = sharding.state_shardings(mesh, state, stacked=False)
     self.assertEqual(found.sae.encoder.P.spec, P("latent", None, None))
     mesh = jax.sharding.AbstractMesh((1, 1, 8), sharding.AXES)
-    said = r"train.mesh=1,1,8: .*encoder.P .* by the 8 devices.*; .* use 4 devices"
+    said = (
+      r"train.mesh=1,1,8: .*encoder.P .* by the 8 devices.*; .* use 4 devices"
+    )
     with self.assertRaisesRegex(errors.InputError, said):
       sharding.state_shardings(mesh, state, stacked=False)
 
