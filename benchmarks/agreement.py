@@ -41,6 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.step_programs import Sizes
 from saejax import config, errors, machine
 from saejax.kernels import dispatch
 from saejax.recipes import arguments, catalogue
@@ -51,7 +52,7 @@ from saejax.training import fit, members, sharding
 from saejax.training import recipe as recipes
 from saejax.training.config import TrainConfig
 
-ROWS, D, N, K, STEPS = 64, 16, 256, 4, 3
+SIZES, STEPS = Sizes(rows=64, d=16, n=256, k=4), 3
 DEVICES, MESH = 8, (1, 2, 4)
 SHARE = 1e-3
 TOLERANCES = {"loss": 1e-6, "gradients": 1e-5, "update": 1e-4}
@@ -107,57 +108,79 @@ def keeping(made: recipes.Recipe) -> recipes.Recipe:
   return dataclasses.replace(made, optimizer=optimizer)
 
 
-def general() -> Any:
-  """The SAE that finetuned methods start from."""
+def general(n: int, d: int) -> Any:
+  """The SAE that finetuned methods start from.
+
+  Args:
+    n, d: its sizes.
+  """
   return initial.init(
-    jax.random.key(3), n=N, d=D, activation=activations.ReLU()
+    jax.random.key(3), n=n, d=d, activation=activations.ReLU()
   )
 
 
+# Of methods that the studies do not run: from (k, n, d).
 SPECIAL: Mapping[str, Any] = {
-  "ba": lambda: {"frequency": 0.1, "every": 2},
-  "mfr": lambda: {"k": K},
-  "ssae": lambda: {"init_from": general(), "t": 10.0, "coefficient": 0.3 / D},
-  "csae": dict,
-  "tide": lambda: {"k": K, "timesteps": 5, "modulation": "table"},
-  "layergroup": lambda: {"k": K, "scale": (1.0, 2.0, 0.5, 1.5, 1.0)},
-  "circuit_codes": dict,
+  "ba": lambda k, n, d: {"frequency": 0.1, "every": 2},
+  "mfr": lambda k, n, d: {"k": k},
+  "ssae": lambda k, n, d: {
+    "init_from": general(n, d),
+    "t": 10.0,
+    "coefficient": 0.3 / d,
+  },
+  "csae": lambda k, n, d: {},
+  "tide": lambda k, n, d: {"k": k, "timesteps": 5, "modulation": "table"},
+  "layergroup": lambda k, n, d: {"k": k, "scale": (1.0, 2.0, 0.5, 1.5, 1.0)},
+  "circuit_codes": lambda k, n, d: {},
 }
 
 
-def recipe(name: str) -> recipes.Recipe:
-  """A method as the studies run it, with latents that are dead at the end.
+def recipe(
+  name: str, sizes: Sizes = SIZES, *, steps: int = 100, **more: Any
+) -> recipes.Recipe:
+  """A method as the studies run it, with latents that die in a few steps.
 
   Args:
     name: name in the catalogue.
+    sizes: sizes of a step.
+    steps: steps of the whole run.
+    **more: further arguments and options of the recipe.
   """
   if name in SPECIAL:
-    given = SPECIAL[name]()
+    arguments_of = SPECIAL[name]
   else:
     variant = next(v for v in short_runs.VARIANTS.values() if v.recipe == name)
-    given = variant.arguments(K, N, D)
-  train = TrainConfig(batch_rows=ROWS, steps=100, dead_after_tokens=2 * ROWS)
-  return arguments.make(
-    name, d=D, n=N, arguments=given, **train.options(steps=100)
+    arguments_of = variant.arguments
+  given = arguments_of(sizes.k, sizes.n, sizes.d)
+  train = TrainConfig(
+    batch_rows=sizes.rows, steps=steps, dead_after_tokens=2 * sizes.rows
   )
+  options = {**train.options(steps=steps), **more}
+  # What is given beside the studies' arguments may replace them.
+  own = {key: value for key, value in given.items() if key not in options}
+  return arguments.make(name, d=sizes.d, n=sizes.n, arguments=own, **options)
 
 
-def batches(name: str) -> list[dict[str, np.ndarray]]:
+def batches(
+  name: str, sizes: Sizes = SIZES, *, steps: int = STEPS
+) -> list[dict[str, np.ndarray]]:
   """Rows of mean square norm 1 for each step, with all fields of a batch.
 
   Args:
     name: name in the catalogue.
+    sizes: sizes of a step.
+    steps: number of batches.
   """
-  rng = np.random.default_rng(0)
+  rng, rows, d, n = np.random.default_rng(0), sizes.rows, sizes.d, sizes.n
   normal = lambda *shape: rng.standard_normal(shape, np.float32)
-  directions, found = normal(N, D), []
-  for _ in range(STEPS):
-    x = (rng.random((ROWS, N)) < 3 / N) * rng.uniform(0.5, 1.5, (ROWS, N))
-    x = (x @ directions + 0.1 * normal(ROWS, D)).astype(np.float32)
+  directions, found = normal(n, d), []
+  for _ in range(steps):
+    x = (rng.random((rows, n)) < 3 / n) * rng.uniform(0.5, 1.5, (rows, n))
+    x = (x @ directions + 0.1 * normal(rows, d)).astype(np.float32)
     x /= np.sqrt(np.mean(np.sum(x**2, axis=1)))
-    batch = {"x": x, "score": x @ directions[0], "cond": np.arange(ROWS) % 5}
+    batch = {"x": x, "score": x @ directions[0], "cond": np.arange(rows) % 5}
     if name == "csae":
-      batch = {"x": x.reshape(-1, 2, D)}
+      batch = {"x": x.reshape(-1, 2, d)}
     found.append({k: np.asarray(v) for k, v in batch.items()})
   return found
 
@@ -366,7 +389,7 @@ def main(chosen: Config) -> int:
       "date": datetime.date.today().isoformat(),
       "environment": machine.environment(),
       "xla_flags": os.environ.get("XLA_FLAGS", ""),
-      "sizes": {"rows": ROWS, "d": D, "n": N, "k": K, "steps": STEPS},
+      "sizes": {**dataclasses.asdict(SIZES), "steps": STEPS},
       "mesh": MESH,
       "tolerances": TOLERANCES,
       "failed": failed,

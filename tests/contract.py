@@ -61,16 +61,18 @@ class Case:
   close: float = 2e-4
 
 
-def members(case: Case):
-  return [fit.member(seed, learning_rate=case.rate) for seed in (0, 1)]
+def members(case: Case, count: int = 2):
+  return [fit.member(seed, learning_rate=case.rate) for seed in range(count)]
 
 
-def group(case: Case, *, stacked: bool, mesh=(1, 1, 1)) -> Group:
+def group(
+  case: Case, *, stacked: bool, mesh=(1, 1, 1), count: int = 2
+) -> Group:
   """The case's members."""
   recipe = case.make()
   return Group(
     lambda: recipe,
-    members(case),
+    members(case, count),
     mesh=sharding.make_mesh(mesh),
     stacked=stacked,
   )
@@ -159,20 +161,35 @@ def check(test, case: Case) -> None:
     np.testing.assert_array_equal(reconstruct(loaded), reconstruct(saes[0]))
 
 
-def check_on_devices(test, case: Case) -> None:
-  """Eight devices give the update that one gives."""
+def check_on_devices(test, case: Case, mesh: tuple[int, ...]) -> None:
+  """A mesh gives the updates, metrics and statistics that one device gives.
+
+  Weights start equal bit for bit; counts of tokens are equal.
+  """
   first = as_batch(case.draw(jnp.asarray(0, jnp.int32)))
   batches = [as_batch(case.draw(jnp.asarray(i, jnp.int32))) for i in (0, 1)]
-  ends = []
-  for mesh in ((1, 1, 1), (2, 2, 2)):
-    g = group(case, stacked=True, mesh=mesh)
+  starts, ends, found = [], [], []
+  for shape in ((1, 1, 1), mesh):
+    stacked = case.stacked or mesh[0] > 1
+    g = group(case, stacked=stacked, mesh=shape, count=max(2, mesh[0]))
     states = g.init(first)
+    starts.append(jax.device_get([s.sae for s in states]))
     for batch in batches:
       fields = {k: v for k, v in vars(batch).items() if v is not None}
-      states, _, _ = g.run(states, [g.put(fields)])
+      states, metrics, _ = g.run(states, [g.put(fields)])
       jax.block_until_ready(states)
-    ends.append(jax.device_get(states[0].sae))
+    ends.append(jax.device_get([(s.sae, s.stats) for s in states]))
+    found.append(g.by_member(metrics))
+  toy.assert_trees_equal(starts[1], starts[0])
   toy.assert_trees_close(ends[1], ends[0], rtol=case.close, atol=case.close)
+  for (_, got), (_, want) in zip(*reversed(ends), strict=True):
+    counts = {k: v for k, v in want.items() if v.dtype.kind in "ib"}
+    toy.assert_trees_equal({k: got[k] for k in counts}, counts)
+  for name, want in found[0].items():
+    np.testing.assert_allclose(
+      found[1][name], want, rtol=case.close, atol=case.close, err_msg=name
+    )
+  np.testing.assert_array_equal(found[1]["dead"], found[0]["dead"])
 
 
 def nmse(sae, batch: Batch, state=None) -> float:

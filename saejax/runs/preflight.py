@@ -16,7 +16,7 @@ from saejax.recipes import common
 from saejax.runs import grid
 from saejax.runs.config import SAEConfig
 from saejax.sae import prep
-from saejax.training import loop, sharding, wandb_run
+from saejax.training import ahead, loop, sharding, wandb_run
 
 
 def check(
@@ -73,6 +73,8 @@ def check(
         total_steps=steps,
       )
       recipe.check(columns, len(members))
+      if mesh.size > 1:  # arrays of other sizes than n: one row per head
+        ahead.state_shapes(recipe, mesh)
     sharding.check(
       mesh,
       n=n,

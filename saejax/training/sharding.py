@@ -7,6 +7,7 @@ rows. Which arrays these are is defined by the axes that fields and rules name
 optimizer's arrays and the weight EMA of these rows are sharded over `data` too.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -55,7 +56,7 @@ def make_mesh(
       "train.mesh",
       shape,
       f"needs {count} devices{after}, but {len(devices)} are available",
-      "lower train.first_device, or a size" if first else "lower a size",
+      "lower train.first_device, or a size" if first else _fewer(devices),
     )
   if jax.process_count() > 1 and count != len(devices):
     raise InputError(
@@ -73,6 +74,15 @@ def make_mesh(
   )
 
 
+def _fewer(devices) -> str:
+  """The remedy where a mesh needs more devices than there are."""
+  text = f"lower a size, such as --train.mesh=1,{len(devices)},1"
+  if devices[0].platform != "cpu":
+    return text
+  flag = "XLA_FLAGS=--xla_force_host_platform_device_count"
+  return f"{text}; {flag} sets the number of CPU devices"
+
+
 def check(
   mesh: Mesh, *, n: int, batch_rows: int, members: int, accumulate: int = 1
 ) -> None:
@@ -88,6 +98,7 @@ def check(
   Raises:
     InputError: it does not divide one, with the size and the axis.
   """
+  given = ",".join(map(str, mesh.shape.values()))
   part = accumulate * mesh.shape["data"]
   if accumulate > 1 and batch_rows % part:
     raise InputError(
@@ -100,18 +111,24 @@ def check(
   for field, value, axis in (
     ("sae.n", n, "latent"),
     ("train.batch_rows", batch_rows, "data"),
-    ("train.mesh", members, "ensemble"),
   ):
     size = mesh.shape[axis]
     if value % size:
-      what = "members" if axis == "ensemble" else field
       raise InputError(
         field,
         value,
-        f"{what} must divide by the {size} devices of the {axis} axis",
-        f"use a multiple of {size}, or another mesh than "
-        f"--train.mesh={','.join(map(str, mesh.shape.values()))}",
+        f"must divide by the {size} devices of the {axis} axis",
+        f"use a multiple of {size}, or another mesh than --train.mesh={given}",
       )
+  size = mesh.shape["ensemble"]
+  if members % size:
+    raise InputError(
+      "train.mesh",
+      given,
+      f"the number of SAEs, {members}, must divide by the {size} devices of the "
+      "ensemble axis",
+      f"train a multiple of {size} SAEs, or put the devices on another axis",
+    )
 
 
 def state_shardings(
@@ -144,12 +161,13 @@ def state_shardings(
     for size, axis in zip(leaf.shape, spec, strict=False):
       if isinstance(axis, str) and size % mesh.shape[axis]:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
+        most = math.gcd(size, mesh.shape[axis])
         raise InputError(
           "train.mesh",
-          tuple(mesh.shape.values()),
+          ",".join(map(str, mesh.shape.values())),
           f"{name} of shape {leaf.shape} must divide by the "
           f"{mesh.shape[axis]} devices of the {axis} axis along its size {size}",
-          f"change that size, or lower the {axis} axis",
+          f"change that size, or use {most} devices on the {axis} axis",
         )
     return NamedSharding(mesh, spec)
 
@@ -214,8 +232,12 @@ def put(mesh: Mesh, batch: PyTree, parts: int = 1) -> PyTree:
     batch: arrays [rows, ...] of the host.
     parts: parts that the batch is split into; the arrays are the part of this
       process, see `rows_part`.
+
+  Raises:
+    InputError: the data axis does not divide the rows.
   """
   where = rows_sharding(mesh)
+  _check_rows(mesh, batch, parts)
   if parts == 1 and where.is_fully_addressable:
     return jax.device_put(batch, where)
 
@@ -227,6 +249,21 @@ def put(mesh: Mesh, batch: PyTree, parts: int = 1) -> PyTree:
     return jax.make_array_from_process_local_data(where, part, shape)
 
   return jax.tree.map(of_process, batch)
+
+
+def _check_rows(mesh: Mesh, batch: PyTree, parts: int) -> None:
+  """Checks that the data axis divides the first axis of a batch's arrays."""
+  size = mesh.shape["data"]
+  for rows in {len(part) * parts for part in jax.tree.leaves(batch)}:
+    if rows % size:
+      raise InputError(
+        "batch",
+        rows,
+        f"the number of rows (or pairs of rows) must divide by the {size} "
+        "devices of the data axis",
+        f"use batches of a multiple of {size}, or another mesh than "
+        f"--train.mesh={','.join(map(str, mesh.shape.values()))}",
+      )
 
 
 def rows_part(mesh: Mesh, batch_rows: int) -> dict[str, int]:

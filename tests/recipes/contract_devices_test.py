@@ -1,7 +1,11 @@
-"""Every recipe on eight devices gives the update that one gives."""
+"""Every recipe on a mesh of eight devices gives the update that one gives.
+
+Recipes take the meshes in turn; benchmarks/scaling_efficiency.py has all of both.
+"""
 
 from absl.testing import absltest, parameterized
 
+from saejax.recipes import catalogue
 from tests import contract
 from tests.recipes import (
   batch_sparse_test,
@@ -38,10 +42,17 @@ CASES = {
 }
 
 
+MESHES = ((1, 2, 4), (2, 2, 2), (1, 1, 8), (1, 4, 2), (8, 1, 1), (1, 8, 1))
+NAMES = dict.fromkeys([*catalogue.METHODS, *CASES])
+
+
 class DevicesTest(parameterized.TestCase):
-  @parameterized.parameters(*zip(CASES))
-  def test_eight_devices_equal_one(self, name):
-    contract.check_on_devices(self, CASES[name])
+  @parameterized.named_parameters(
+    (f"_{name}", name, MESHES[i % len(MESHES)]) for i, name in enumerate(NAMES)
+  )
+  def test_eight_devices_equal_one(self, name, mesh):
+    self.assertIn(name, CASES, "give it a contract.Case in the recipe's test")
+    contract.check_on_devices(self, CASES[name], mesh)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tests of saejax.training.sharding; several devices: mesh_devices_test."""
 
 import jax
+import numpy as np
 from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec as P
 
@@ -21,21 +22,31 @@ class MeshTest(parameterized.TestCase):
       sharding.make_mesh(shape)
 
   def test_refuses_more_devices_than_there_are(self):
-    with self.assertRaisesRegex(
-      errors.InputError, "needs 2 devices, but 1 are"
-    ):
+    said = r"needs 2 devices, but 1 .*--train.mesh=1,1,1; XLA_FLAGS=--xla_force"
+    with self.assertRaisesRegex(errors.InputError, said):
       sharding.make_mesh((1, 2, 1), devices=jax.devices()[:1])
 
   @parameterized.parameters(
     ("sae.n=30", 30, 64, 4, "latent"),
     ("train.batch_rows=63", 32, 63, 4, "data"),
-    ("train.mesh=3", 32, 64, 3, "ensemble"),
+    ("train.mesh=2,4,8", 32, 64, 3, "ensemble"),
   )
   def test_refuses_sizes_that_do_not_divide(self, said, n, rows, members, axis):
     mesh = jax.sharding.AbstractMesh((2, 4, 8), sharding.AXES)
     sharding.check(mesh, n=32, batch_rows=64, members=4)
-    with self.assertRaisesRegex(errors.InputError, f"{said}: .*{axis} axis"):
+    with self.assertRaises(errors.InputError) as caught:
       sharding.check(mesh, n=n, batch_rows=rows, members=members)
+    size = mesh.shape[axis]
+    message = str(caught.exception)
+    self.assertRegex(message, rf"{said}: .*divide by the {size} devices of the")
+    self.assertRegex(message, rf"{axis} axis; .* multiple of {size}.*, or ")
+
+  def test_refuses_batches_that_do_not_divide(self):
+    mesh = jax.sharding.AbstractMesh((1, 8, 1), sharding.AXES)
+    pairs = {"x": np.zeros((4, 2, 6), np.float32)}
+    said = r"batch=4: .* pairs of rows\) must divide by the 8 .* multiple of 8"
+    with self.assertRaisesRegex(errors.InputError, said):
+      sharding.put(mesh, pairs)
 
 
 class StateTest(parameterized.TestCase):
@@ -74,7 +85,9 @@ class StateTest(parameterized.TestCase):
     found = sharding.state_shardings(mesh, state, stacked=False)
     self.assertEqual(found.sae.encoder.P.spec, P("latent", None, None))
     mesh = jax.sharding.AbstractMesh((1, 1, 8), sharding.AXES)
-    said = r"train.mesh=\(1, 1, 8\): .*encoder.P .* divide by the 8 devices of"
+    said = (
+      r"train.mesh=1,1,8: .*encoder.P .* by the 8 devices.*; .* use 4 devices"
+    )
     with self.assertRaisesRegex(errors.InputError, said):
       sharding.state_shardings(mesh, state, stacked=False)
 
