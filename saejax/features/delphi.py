@@ -13,15 +13,16 @@ in the middle of it, after the tokenizer's end or separator where it has one, as
 delphi packs its text. Latents are those of the store's rows, in their own context.
 The rest of the last sequence is filled with that token, which has no latents.
 
-The store is read once. Entries go to one file per split as they are found, and each
-is sorted by itself, so that memory holds one split, and per row of the store its
-place.
+The store is read once. Entries go to one file per split and process as they are found,
+16 bytes each, and each split is sorted by itself, so that memory holds one split, and
+per row of the store its place.
 
 References:
   Paulo et al., Automatically Interpreting Millions of Features in Large Language
   Models, 2024, arXiv:2410.13928; github.com/EleutherAI/delphi, latents/cache.py.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -159,17 +160,30 @@ class _Entries(parts.Work[np.ndarray, tuple[int, int]]):
     folder = self.kept.place(process)
     return [folder / f"entries-{i}" for i in range(len(self.bounds) - 1)]
 
+  def _errors(self) -> contextlib.AbstractContextManager[None]:
+    field, what = parts.FIELD, "the entries"
+    return durable.disk_errors(self.kept.folder, field=field, what=what)
+
   def nothing(self) -> np.ndarray:
     return np.zeros((0, len(self.bounds)), np.int64)
 
   def added(self, total: np.ndarray, batch: tuple[int, int]) -> np.ndarray:
-    process = self.kept.share.process
-    files = self._files(process)
+    files = self._files(self.kept.share.process)
+    with self._errors():
+      return self._appended(total, batch, files)
+
+  def _appended(
+    self,
+    total: np.ndarray,
+    batch: tuple[int, int],
+    files: Sequence[pathlib.Path],
+  ) -> np.ndarray:
+    """With the entries of a batch at the ends of the files."""
     if not len(total):  # what a killed process has left is overwritten
       for file in files:
         file.write_bytes(b"")
       total = np.zeros((1, len(self.bounds)), np.int64)
-      total[0, 0] = process
+      total[0, 0] = self.kept.share.process
     total = total.copy()
     numbers, x = np.arange(*batch), self.store.read(*batch)
     for part in summary.active(self.sae, numbers, x, self.batch_rows):
@@ -199,9 +213,10 @@ class _Entries(parts.Work[np.ndarray, tuple[int, int]]):
     return np.concatenate([total, other])
 
   def arrays(self, total: np.ndarray) -> dict[str, np.ndarray]:
-    for process in total[:, 0]:
-      for file in self._files(int(process)):
-        durable.sync_file(file)
+    with self._errors():
+      for process in total[:, 0]:
+        for file in self._files(int(process)):
+          durable.sync_file(file)
     return {"bytes": total}
 
   def restored(self, arrays: dict[str, np.ndarray]) -> np.ndarray:

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -131,6 +132,13 @@ class Pass:
       rule = f"has a pass of other settings: {', '.join(found)}"
       remedy = "remove it, name another folder, or repeat its settings"
       raise InputError(FIELD, place, rule, remedy)
+
+  def remove(self) -> None:
+    """Removes the folder, where no other process may need it."""
+    if self.share.processes == 1:
+      shutil.rmtree(self.folder, ignore_errors=True)
+      with contextlib.suppress(OSError):
+        self.folder.parent.rmdir()  # where this was all in it
 
   def run(
     self,
