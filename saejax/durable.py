@@ -14,7 +14,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from saejax.errors import InputError
 
@@ -39,6 +39,23 @@ def write_file(
   Raises:
     InputError: the disk is full or not writable; an earlier file is unchanged.
   """
+  with replacing(path, field=field) as file:
+    file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(
+  path: str | os.PathLike[str], *, field: str = "path"
+) -> Iterator[IO[bytes]]:
+  """Yields a file to write, which becomes `path` at the end; see `write_file`.
+
+  Args:
+    path: the file; its folder is made where it is missing.
+    field: the setting that errors name.
+
+  Raises:
+    InputError: the disk is full or not writable; an earlier file is unchanged.
+  """
   path = pathlib.Path(path)
   # Draft names do not depend on the process: kills leave at most one draft.
   draft = path.with_name(path.name + ".tmp")
@@ -46,7 +63,7 @@ def write_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
       with open(draft, "wb") as file:
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
       os.replace(draft, path)

@@ -56,10 +56,12 @@ saejax.save(sae, "saes/evaluated", about=about)
 #
 # This is what `saejax evaluate` prints. CE is the cross-entropy of the next token
 # in nats, and "CE recovered" the share of the loss caused by zeros at the layer
-# that is recovered: 1 for the model itself and 0 for `zero`. Two
-# controls have as many active numbers per row as the SAE: `pca` its leading
-# principal components, `random` an untrained dictionary. Read the SAE's numbers
-# against these, not against 0.
+# that is recovered: 1 for the model itself and 0 for `zero`. Two controls have as
+# many active numbers per row as the SAE has on training rows, 30 here: `pca` its
+# leading principal components, `random` an untrained dictionary. The SAE has more on
+# held-out rows, 43, as its threshold is fixed by training. Read its numbers
+# against these, not against 0: 97 % of the loss is recovered, 75 % by principal
+# components and 59 % by random directions.
 
 # %%
 settings = evaluate.Config(
@@ -97,7 +99,7 @@ data = cards.make(
   activity.Choice(random=10 if SMALL else 100),
   model=model if model.causal else None,
 )
-feature_page.write("latents.html", data, "Latents of layer 10")
+feature_page.write("latents.html", data, f"Latents of layer {LAYER}")
 size = os.path.getsize("latents.html") / 1e6
 print(f"latents.html: {len(data['latents'])} latents, {size:.1f} MB")
 

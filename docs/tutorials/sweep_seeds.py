@@ -61,7 +61,8 @@ for one in grid:
 # Latents of two SAEs are matched one to one, so that the sum of the cosines of
 # decoder rows is largest. A pair is shared where decoder and encoder have the same
 # partner, and the mean of their cosines is above 0.7. Latents that are never
-# active keep their initial rows, and are left out.
+# active keep their initial rows, and are left out. After this short training about
+# a fifth is shared with k = 8, and 6 or 7 % with k = 16.
 
 
 # %%
@@ -103,8 +104,9 @@ print(f"with random rows: {random:.1%}, largest cosine {cosines.max():.2f}")
 # %% [markdown]
 # ## Which are shared?
 #
-# Those that are active on more rows, as a rule. `found_in` counts the other seeds
-# that have each latent of the first.
+# `found_in` counts the other seeds that have each latent of the first. Those that
+# both have are active on twice as many rows as those that neither has, 1.2 % and
+# 0.6 % of them in the median; there are 35 of the one and 928 of the other.
 
 # %%
 members = by_setting[SIZES[-1], KS[-1]]

@@ -1,22 +1,17 @@
-"""How strongly chosen latents are active, with samples, in one pass over a store.
+"""How strongly chosen latents are active, with samples; see `observing`.
 
 Beside a `summary`: a histogram of the positive values with bins of equal ratio, a
 random sample of rows of each bin, and with which latents they are active together.
-Whatever the number of latents, the store is read once.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import scipy.sparse
 from jaxtyping import Float, Int
 
-from saejax.data.store.reader import Store
 from saejax.errors import InputError
-from saejax.features import reading, summary
 from saejax.features.summary import Summary
-from saejax.sae.sae import SAE
 
 PER_OCTAVE = 4  # bins per factor of 2
 LOWEST = -20  # log2 of the first bin's lower edge
@@ -93,6 +88,18 @@ class Samples:
     rank = np.arange(len(group)) - np.searchsorted(group, group)
     keep = order[rank < most]
     return Samples(place[keep], bin[keep], draw[keep], value[keep], row[keep])
+
+
+def drawn(
+  seed: int, place: np.ndarray, value: np.ndarray, row: np.ndarray
+) -> Samples:
+  """Samples that keep every row.
+
+  Args:
+    seed: of the draw.
+    place, value, row: place of the latent, value and row number of each entry.
+  """
+  return Samples(place, bins(value), draws(seed, row), value, row)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,121 +194,3 @@ class Choice:
           "latents", latent, f"must be in [0, {n})", f"use at most {n - 1}"
         )
     return np.unique(self.latents)
-
-
-def observe(
-  sae: SAE,
-  store: Store,
-  choice: Choice,
-  *,
-  top: int = 10,
-  per_bin: int = 3,
-  batch_rows: int = 4096,
-  together: bool = True,
-  watch: Callable[[summary.Active, np.ndarray, np.ndarray], None] | None = None,
-  progress: Callable[[int, int], None] | None = None,
-) -> Activity:
-  """Observes latents over a store, which is read once, in order.
-
-  Random latents are the first `choice.random` of a random order that are active
-  on any row. A latent that comes to be among them was not active before, and
-  one that gives way never returns, so that one pass and the memory of these
-  latents suffice.
-
-  Args:
-    sae: the SAE, in the inference form.
-    store: the rows.
-    choice: the latents.
-    top: number of rows kept for each.
-    per_bin: number of rows kept for each bin.
-    batch_rows: largest number of rows on the device at once.
-    together: whether to count the rows of pairs; without, `together` is
-      [L, 0].
-    watch: called with what is active on the rows of each part, and with the
-      numbers and the rows of the batch.
-    progress: called with the number of rows read, and of all.
-
-  Raises:
-    InputError: there is no such latent.
-  """
-  order = choice.order(sae.n)
-  wanted = order if len(choice.latents) else order[:0]
-  total = Activity(
-    summary=summary.of_entries(wanted, 0, summary.NONE, top),
-    histogram=np.zeros((len(wanted), BINS), np.int64),
-    samples=_samples(choice.seed, *summary.NONE),
-    together=np.zeros((len(wanted), sae.n if together else 0), np.int32),
-    count=np.zeros(sae.n, np.int64),
-  )
-  done = 0
-  for numbers, x in reading.batches(store, batch_rows=batch_rows):
-    for part in summary.active(sae, numbers, x, batch_rows):
-      if watch is not None:
-        watch(part, numbers, x)
-      count = total.count + np.bincount(part.latent, minlength=sae.n)
-      if not len(choice.latents):
-        wanted = np.sort(order[count[order] > 0][: choice.random])
-      total = dataclasses.replace(total.chosen(wanted), count=count)
-      total = _added(total, part, choice.seed, top, per_bin)
-    done += len(numbers)
-    if progress is not None:
-      progress(done, store.rows)
-  return total
-
-
-def _samples(
-  seed: int, place: np.ndarray, value: np.ndarray, row: np.ndarray
-) -> Samples:
-  return Samples(place, bins(value), draws(seed, row), value, row)
-
-
-def _added(
-  total: Activity, part: summary.Active, seed: int, top: int, per_bin: int
-) -> Activity:
-  """With the rows of a part."""
-  wanted = total.latents
-  if not len(wanted):
-    more = summary.of_entries(wanted, part.rows, summary.NONE, top)
-    return dataclasses.replace(total, summary=total.summary.merged(more))
-  place = np.searchsorted(wanted, part.latent)
-  inside = wanted[np.minimum(place, len(wanted) - 1)] == part.latent
-  place, value, row = place[inside], part.value[inside], part.row[inside]
-  more = summary.of_entries(wanted, part.rows, (place, value, row), top)
-  up = value > 0
-  samples = _samples(seed, place[up], value[up], row[up])
-  flat = samples.place * BINS + samples.bin
-  counts = np.bincount(flat, minlength=len(wanted) * BINS)
-  if total.together.size:
-    _count_pairs(total.together, part, place, inside)
-  return Activity(
-    summary=total.summary.merged(more),
-    histogram=total.histogram + counts.reshape(-1, BINS),
-    samples=total.samples.merged(samples, per_bin),
-    together=total.together,
-    count=total.count,
-  )
-
-
-def _count_pairs(
-  together: np.ndarray,
-  part: summary.Active,
-  place: np.ndarray,
-  inside: np.ndarray,
-) -> None:
-  """Adds the rows of pairs to [L, n], in place: a copy would take the time.
-
-  Args:
-    together: the counts.
-    part: entries of some rows.
-    place: place of the latent of each entry that is `inside`.
-    inside: which entries are of the L latents.
-  """
-  L, n = together.shape
-  # Rows by latents, 0 or 1: A^T Z counts the rows of both.
-  _, at = np.unique(part.row, return_inverse=True)
-  ones = np.ones(len(at), np.int32)
-  rows = int(at.max(initial=-1)) + 1
-  Z = scipy.sparse.csr_array((ones, (at, part.latent)), (rows, n))
-  A = scipy.sparse.csr_array((ones[inside], (at[inside], place)), (rows, L))
-  both = (A.T @ Z).tocoo()
-  together[both.row, both.col] += both.data

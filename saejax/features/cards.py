@@ -16,7 +16,7 @@ from saejax.data.store import reader
 from saejax.data.store.reader import Store
 from saejax.data.text import neighbours
 from saejax.errors import InputError
-from saejax.features import activity, lens, summary
+from saejax.features import activity, lens, observing, parts, summary
 from saejax.features.activity import Activity
 from saejax.models import tokenizer
 from saejax.models.model import Model
@@ -56,6 +56,7 @@ def make(
   sizes: Sizes = Sizes(),
   batch_rows: int = 4096,
   progress: Callable[[int, int], None] | None = None,
+  kept: parts.Pass | None = None,
 ) -> dict[str, Any]:
   """Makes the cards of latents from a store, which is read once.
 
@@ -69,16 +70,18 @@ def make(
     sizes: numbers of what a card shows.
     batch_rows: largest number of rows on the device at once.
     progress: called with the number of rows read, and of all.
+    kept: folder in which a stopped pass is resumed; None for none.
 
   Raises:
     InputError: the store has no text or another width, there is no such latent,
       or the model has no language head or another width.
+    parts.Unfinished: other processes are not done.
   """
   words = words_of(sae, store)
   if model is not None:
     lens.check(model, sae.d)
     lens.directions(sae, np.zeros(0, int))  # refused before the pass
-  found = activity.observe(
+  found = observing.observe(
     sae,
     store,
     choice,
@@ -86,6 +89,7 @@ def make(
     per_bin=sizes.each,
     batch_rows=batch_rows,
     progress=progress,
+    kept=kept,
   )
   W = np.asarray(sae.W_dec, np.float32)
   shown = examples(

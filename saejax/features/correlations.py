@@ -1,7 +1,7 @@
 """Correlations of latents with each other and with the dimensions of a site.
 
-Sums of products over rows, from active latents alone: sum z_i z_j [L, n] and
-sum z_i x_k [L, d]. No array has an axis for rows beside one for latents.
+Sums of products over rows in float64, from active latents alone: sum z_i z_j [L, n]
+and sum z_i x_k [L, d]. No array has an axis for rows beside one for latents.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from saejax.data.store.reader import Store
 from saejax.features.summary import Active
 
-_PAIRS = 2**28  # products of pairs of latents in memory, 1 GiB
+_PAIRS = 2**28  # products of pairs of latents in memory, 2 GiB
 
 
 class Correlations:
@@ -21,20 +21,29 @@ class Correlations:
 
   Attributes:
     latents: numbers of the L latents, ascending.
-    rows: number of rows.
     has_pairs: whether products of latents are kept: L n is at most 2^28.
+    sums: sums over rows: "rows", of 1; "sum" and "square", of z and z^2 [n];
+      "pairs" and "with_x", of products [L, n] and [L, d].
   """
 
   def __init__(self, latents: Sequence[int] | np.ndarray, n: int, d: int):
     self.latents = np.asarray(latents, int)
-    self.rows = 0
     L = len(self.latents)
     self.has_pairs = L * n <= _PAIRS
     self._place = np.full(n, -1)
     self._place[self.latents] = np.arange(L)
-    self._sum, self._square = np.zeros((2, n))
-    self._pairs = np.zeros((L, n if self.has_pairs else 0), np.float32)
-    self._with_x = np.zeros((L, d), np.float32)
+    self.sums = {
+      "rows": np.zeros(1, np.int64),
+      "sum": np.zeros(n),
+      "square": np.zeros(n),
+      "pairs": np.zeros((L, n if self.has_pairs else 0)),
+      "with_x": np.zeros((L, d)),
+    }
+
+  @property
+  def rows(self) -> int:
+    """Number of rows."""
+    return int(self.sums["rows"][0])
 
   def add(
     self, part: Active, numbers: np.ndarray, x: Float[np.ndarray, "B d"]
@@ -46,24 +55,22 @@ class Correlations:
       numbers: the numbers of the rows, ascending.
       x: the rows.
     """
-    self.rows += part.rows
-    n = len(self._sum)
+    sums, n = self.sums, len(self._place)
+    sums["rows"] += part.rows
     value = part.value.astype(np.float64)
-    self._sum += np.bincount(part.latent, value, n)
-    self._square += np.bincount(part.latent, value * value, n)
+    sums["sum"] += np.bincount(part.latent, value, n)
+    sums["square"] += np.bincount(part.latent, value * value, n)
     row = np.searchsorted(numbers, part.row)
     place = self._place[part.latent]
     mine = place >= 0
     shape = len(x), len(self.latents)
-    A = scipy.sparse.csr_array(
-      (part.value[mine], (row[mine], place[mine])), shape
-    )
+    A = scipy.sparse.csr_array((value[mine], (row[mine], place[mine])), shape)
     used = np.unique(row)  # the others may be no finite rows
-    self._with_x += A[used].T @ x[used].astype(np.float32)
+    sums["with_x"] += A[used].T @ x[used].astype(np.float64)
     if self.has_pairs:
-      Z = scipy.sparse.csr_array((part.value, (row, part.latent)), (len(x), n))
+      Z = scipy.sparse.csr_array((value, (row, part.latent)), (len(x), n))
       both = (A.T @ Z).tocoo()
-      self._pairs[both.row, both.col] += both.data
+      sums["pairs"][both.row, both.col] += both.data
 
   def with_latents(self, count: int) -> list[tuple[list, list, list]]:
     """The other latents of the largest correlation.
@@ -75,17 +82,15 @@ class Correlations:
       For each latent the numbers, Pearson correlations and cosines; none where
       products are not kept.
     """
-    found = []
+    found, total, square = [], self.sums["sum"], self.sums["square"]
     for i, latent in enumerate(self.latents):
       if not self.has_pairs:
         found.append(([], [], []))
         continue
-      own = self._sum[latent], self._square[latent]
-      pearson, cosine = self._scores(
-        self._pairs[i], own, self._sum, self._square
-      )
+      own = total[latent], square[latent]
+      pearson, cosine = self._scores(self.sums["pairs"][i], own, total, square)
       pearson[latent] = -np.inf
-      pearson[self._square == 0] = -np.inf
+      pearson[square == 0] = -np.inf
       found.append(_largest(pearson, cosine, count))
     return found
 
@@ -106,8 +111,8 @@ class Correlations:
     return [
       _largest(
         *self._scores(
-          self._with_x[i],
-          (self._sum[latent], self._square[latent]),
+          self.sums["with_x"][i],
+          (self.sums["sum"][latent], self.sums["square"][latent]),
           total,
           square,
         ),
@@ -124,7 +129,7 @@ class Correlations:
     square: Float[np.ndarray, "m"],
   ) -> tuple[np.ndarray, np.ndarray]:
     """Pearson correlation and cosine from sums."""
-    N, product = self.rows, product.astype(np.float64)
+    N = self.rows
     spread = (N * own[1] - own[0] ** 2) * (N * square - total**2)
     pearson = N * product - own[0] * total
     pearson = pearson / np.sqrt(np.maximum(spread, 1e-12))

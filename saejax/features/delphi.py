@@ -13,9 +13,9 @@ in the middle of it, after the tokenizer's end or separator where it has one, as
 delphi packs its text. Latents are those of the store's rows, in their own context.
 The rest of the last sequence is filled with that token, which has no latents.
 
-The store is read once. Entries go to one file per split as they are found, and each
-is sorted by itself, so that memory holds one split, and per row of the store its
-place.
+The store is read once. Entries go to one file per split and process as they are found,
+16 bytes each, and each split is sorted by itself, so that memory holds one split, and
+per row of the store its place.
 
 References:
   Paulo et al., Automatically Interpreting Millions of Features in Large Language
@@ -23,6 +23,7 @@ References:
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -38,7 +39,7 @@ from saejax.data.store import reader
 from saejax.data.store.reader import Store
 from saejax.data.text import neighbours
 from saejax.errors import InputError
-from saejax.features import reading, summary
+from saejax.features import parts, reading, summary
 from saejax.models.tokenizer import Tokenizer
 from saejax.sae.sae import SAE
 
@@ -59,6 +60,7 @@ def write(
   length: int = 256,
   batch_rows: int = 4096,
   progress: Callable[[str, int, int], None] | None = None,
+  kept: parts.Pass | None = None,
 ) -> int:
   """Writes the cache; returns the number of entries.
 
@@ -72,10 +74,13 @@ def write(
     length: tokens of a sequence; delphi's windows of 32 must divide it.
     batch_rows: largest number of rows on the device at once.
     progress: called with a stage, what is done of it, and of how much.
+    kept: folder of the entries, in which a stopped pass is resumed; by default
+      one that is removed.
 
   Raises:
     InputError: the store has no text or another width, there is no such latent,
-      or the folder cannot be written.
+      the folder cannot be written, or as `parts.total`.
+    parts.Unfinished: other processes are not done.
   """
   if store.d != sae.d:
     raise InputError(
@@ -96,7 +101,6 @@ def write(
   say = progress or (lambda *_: None)
   site = store.meta.get("site") or {}
   module = module or str(site.get("module") or "site")
-  place, tokens = sequences(store, words, length)
   wanted = np.zeros(sae.n, bool)
   wanted[list(latents) if len(latents) else slice(None)] = True
   bounds = np.linspace(0, sae.n, min(splits, sae.n) + 1).astype(int)
@@ -104,53 +108,133 @@ def write(
   with durable.disk_errors(target.parent, field="write", what=module):
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".draft-") as drafts:
-      draft = [pathlib.Path(drafts, str(i)) for i in range(len(bounds) - 1)]
-      entries = _collect(
-        sae, store, place, wanted, bounds, draft, batch_rows, say
+      kept = kept or parts.Pass(pathlib.Path(drafts))
+      place, tokens = sequences(store, words, length)
+      work = _Entries(sae, store, kept, place, wanted, bounds, batch_rows)
+      about = reading.identity(
+        "delphi",
+        sae,
+        store,
+        latents=[int(latent) for latent in latents],
+        bounds=bounds.tolist(),
+        length=length,
+        batch_rows=batch_rows,
       )
-      for i, file in enumerate(draft):
+      intervals = reading.intervals(store, batch_rows)
+      rows = np.cumsum([0] + [b - a for a, b in intervals])
+      found = parts.total(
+        kept,
+        work,
+        intervals,
+        lambda: about,
+        lambda number: say("rows", int(rows[number]), store.rows),
+      )
+      say("rows", store.rows, store.rows)
+      count = len(bounds) - 1
+      for i in range(count):
         start, end = int(bounds[i]), int(bounds[i + 1]) - 1
-        found = np.fromfile(file, _ENTRY)
         name = f"{start}_{end}.safetensors"
-        _write_split(target / name, found, start, tokens)
-        say("files", i + 1, len(draft))
-    _write_config(target, store, tokens, len(draft), site)
-  return entries
+        _write_split(target / name, work.read(found, i), start, tokens)
+        say("files", i + 1, count)
+    _write_config(target, store, tokens, count, site)
+  return int(found[:, 1:].sum()) // _ENTRY.itemsize
 
 
-def _collect(
-  sae: SAE,
-  store: Store,
-  place: Int[np.ndarray, "rows"],
-  wanted: np.ndarray,
-  bounds: Int[np.ndarray, "splits+1"],
-  draft: Sequence[pathlib.Path],
-  batch_rows: int,
-  say: Callable[[str, int, int], None],
-) -> int:
-  """Writes the entries of each split to its draft, in the order of the store."""
-  done = entries = 0
-  starts = np.array([a for a, _ in store.intervals])
-  counts = np.cumsum([0] + [b - a for a, b in store.intervals])
-  with contextlib.ExitStack() as stack:
-    files = [stack.enter_context(open(file, "wb")) for file in draft]
-    for numbers, x in reading.batches(store, batch_rows=batch_rows):
-      for part in summary.active(sae, numbers, x, batch_rows):
-        keep = wanted[part.latent] & (np.abs(part.value) > LEAST)
-        row, latent = part.row[keep], part.latent[keep]
-        # Rows between buckets do not exist: the place is by order, not number.
-        bucket = np.searchsorted(starts, row, side="right") - 1
-        order = counts[bucket] + row - starts[bucket]
-        found = np.empty(len(row), _ENTRY)
-        found["at"], found["latent"] = place[order], latent
-        found["value"] = part.value[keep]
-        split = np.searchsorted(bounds, latent, side="right") - 1
-        for i, file in enumerate(files):
-          found[split == i].tofile(file)
-        entries += len(found)
-      done += len(numbers)
-      say("rows", done, store.rows)
-  return entries
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Entries(parts.Work[np.ndarray, tuple[int, int]]):
+  """Entries over intervals of rows, in a file per split and process.
+
+  The sums are the bytes of these files: a row (process, bytes of each split) for
+  each process that has any.
+  """
+
+  sae: SAE
+  store: Store
+  kept: parts.Pass
+  place: Int[np.ndarray, "rows"]
+  wanted: np.ndarray
+  bounds: Int[np.ndarray, "splits+1"]
+  batch_rows: int
+
+  def _files(self, process: int) -> list[pathlib.Path]:
+    folder = self.kept.place(process)
+    return [folder / f"entries-{i}" for i in range(len(self.bounds) - 1)]
+
+  def _errors(self) -> contextlib.AbstractContextManager[None]:
+    field, what = parts.FIELD, "the entries"
+    return durable.disk_errors(self.kept.folder, field=field, what=what)
+
+  def nothing(self) -> np.ndarray:
+    return np.zeros((0, len(self.bounds)), np.int64)
+
+  def added(self, total: np.ndarray, batch: tuple[int, int]) -> np.ndarray:
+    files = self._files(self.kept.share.process)
+    with self._errors():
+      return self._appended(total, batch, files)
+
+  def _appended(
+    self,
+    total: np.ndarray,
+    batch: tuple[int, int],
+    files: Sequence[pathlib.Path],
+  ) -> np.ndarray:
+    """With the entries of a batch at the ends of the files."""
+    if not len(total):  # what a killed process has left is overwritten
+      for file in files:
+        file.write_bytes(b"")
+      total = np.zeros((1, len(self.bounds)), np.int64)
+      total[0, 0] = self.kept.share.process
+    total = total.copy()
+    numbers, x = np.arange(*batch), self.store.read(*batch)
+    for part in summary.active(self.sae, numbers, x, self.batch_rows):
+      found = self._entries(part)
+      split = np.searchsorted(self.bounds, found["latent"], side="right") - 1
+      for i, path in enumerate(files):
+        mine = found[split == i]
+        with open(path, "ab") as file:
+          mine.tofile(file)
+        total[0, 1 + i] += mine.nbytes
+    return total
+
+  def _entries(self, part: summary.Active) -> np.ndarray:
+    """The entries of some rows, with their places among the tokens."""
+    keep = self.wanted[part.latent] & (np.abs(part.value) > LEAST)
+    row = part.row[keep]
+    # Rows between buckets do not exist: the place is by order, not number.
+    starts = np.array([a for a, _ in self.store.intervals])
+    counts = np.cumsum([0] + [b - a for a, b in self.store.intervals])
+    bucket = np.searchsorted(starts, row, side="right") - 1
+    found = np.empty(len(row), _ENTRY)
+    found["at"] = self.place[counts[bucket] + row - starts[bucket]]
+    found["latent"], found["value"] = part.latent[keep], part.value[keep]
+    return found
+
+  def merged(self, total: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.concatenate([total, other])
+
+  def arrays(self, total: np.ndarray) -> dict[str, np.ndarray]:
+    with self._errors():
+      for process in total[:, 0]:
+        for file in self._files(int(process)):
+          durable.sync_file(file)
+    return {"bytes": total}
+
+  def restored(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    total = arrays["bytes"]
+    for process, *lengths in total.tolist():
+      for file, length in zip(self._files(process), lengths, strict=True):
+        if not file.exists() or file.stat().st_size < length:
+          raise KeyError(file.name)
+        if file.stat().st_size > length:  # written after the last save
+          os.truncate(file, length)
+    return total
+
+  def read(self, total: np.ndarray, split: int) -> np.ndarray:
+    """The entries of a split, of all processes."""
+    found = [np.zeros(0, _ENTRY)]
+    for process in total[:, 0].tolist():
+      found.append(np.fromfile(self._files(process)[split], _ENTRY))
+    return np.concatenate(found)
 
 
 def sequences(

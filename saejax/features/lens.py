@@ -53,17 +53,19 @@ def logits(
   size = np.sqrt(np.mean(np.square(directions), axis=-1, keepdims=True))
   v = directions / np.where(size > 0, size, 1)
   h = jnp.asarray(np.concatenate([v, np.zeros_like(v[:1])]))
+  return np.asarray(_normed(model, h), np.float32)
+
+
+@jax.jit  # the layers before, whose outputs are replaced, are not computed
+def _normed(model: Model, h: Float[Array, "L+1 d"]) -> Float[Array, "L V"]:
+  """Logits of rows after the last layer, less those of the last row."""
   last = f"layers.{model.layers - 1}.resid_post"
   point = lambda name, old: (
     h[:, None].astype(old.dtype) if name == last else old
   )
   ids = jnp.zeros((len(h), 1), jnp.int32)
   out = model.hidden(ids, jnp.ones_like(ids, bool), tap=point)[:, 0]
-  return np.asarray(_head(out[:-1] - out[-1], model.head), np.float32)
-
-
-@jax.jit
-def _head(h: Float[Array, "L d"], W: Float[Array, "V d"]) -> Array:
+  h, W = out[:-1] - out[-1], model.head
   return h.astype(jnp.float32) @ W.astype(jnp.float32).T
 
 

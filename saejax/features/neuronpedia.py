@@ -40,7 +40,7 @@ from saejax.data.store import reader
 from saejax.data.store.reader import Store
 from saejax.data.text import neighbours
 from saejax.errors import InputError
-from saejax.features import activity, cards, lens
+from saejax.features import activity, cards, lens, observing, parts
 from saejax.features.activity import Activity
 from saejax.features.correlations import Correlations
 from saejax.models.model import Model
@@ -65,6 +65,7 @@ def write(
   file_latents: int = 128,
   batch_rows: int = 4096,
   progress: Progress | None = None,
+  kept: parts.Pass | None = None,
 ) -> int:
   """Writes the files; returns the number of features in them.
 
@@ -79,10 +80,12 @@ def write(
     file_latents: latents of a file.
     batch_rows: largest number of rows on the device at once.
     progress: called with a stage, what is done of it, and of how much.
+    kept: folder in which a stopped pass is resumed; None for none.
 
   Raises:
     InputError: the store has no text or another width, there is no such latent,
       or the model has no head or another width.
+    parts.Unfinished: other processes are not done.
   """
   if store.d != sae.d:
     raise InputError(
@@ -100,7 +103,7 @@ def write(
   if not len(choice.latents):
     latents = np.sort(latents[: choice.random])
   related = Correlations(latents, sae.n, sae.d)
-  found = activity.observe(
+  found = observing.observe(
     sae,
     store,
     activity.Choice(latents=latents, seed=choice.seed),
@@ -108,8 +111,9 @@ def write(
     per_bin=sizes.each,
     batch_rows=batch_rows,
     together=False,
-    watch=related.add,
+    watch=related,
     progress=lambda *done: say("rows", *done),
+    kept=kept,
   )
   live = found.latents[found.summary.count > 0]
   tables = _tables(sae, store, related)

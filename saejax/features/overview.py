@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saejax.data.store.reader import Store
-from saejax.features import cards, summary
+from saejax.features import cards, parts, summary
 from saejax.features.summary import Summary
 from saejax.sae.sae import SAE
 
@@ -133,6 +133,7 @@ def make(
   *,
   sizes: cards.Sizes = cards.Sizes(top=4, before=12, after=6, near=5),
   batch_rows: int = 4096,
+  kept: parts.Pass | None = None,
 ) -> dict[str, Any]:
   """Makes the cards of latents that are chosen after a pass over all of them.
 
@@ -144,6 +145,7 @@ def make(
     choose: from the summary of all latents to those that are shown.
     sizes: numbers of what a card shows.
     batch_rows: largest number of rows on the device at once.
+    kept: folder in which a stopped pass is resumed; None for none.
 
   Returns:
     {"rows": number of rows, "n": latents, "dead": those never active,
@@ -154,7 +156,9 @@ def make(
     InputError: the store has no text, or another width.
   """
   cards.words_of(sae, store)  # refused before the pass
-  total = summary.summarise(sae, store, top=sizes.top, batch_rows=batch_rows)
+  total = summary.summarise(
+    sae, store, top=sizes.top, batch_rows=batch_rows, kept=kept
+  )
   chosen = choose(total)
   latents = np.array([pick.latent for pick in chosen], int)
   lists = [

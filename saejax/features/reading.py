@@ -1,10 +1,15 @@
 """Reads the rows of a store, in order and in batches of one shape."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from saejax.data.store.reader import Store
+from saejax.sae import files
+from saejax.sae.sae import SAE
+
+VERSION = 1  # of the sums of passes
 
 
 def batches(
@@ -23,12 +28,46 @@ def batches(
   Raises:
     ValueError: batch_rows is below 1.
   """
+  for start, stop in intervals(store, batch_rows):
+    yield np.arange(start, stop), store.read(start, stop)
+
+
+def intervals(store: Store, batch_rows: int) -> list[tuple[int, int]]:
+  """(start, stop) of the rows of each batch of `batches`.
+
+  Args:
+    store, batch_rows: as for `batches`.
+
+  Raises:
+    ValueError: batch_rows is below 1.
+  """
   if batch_rows < 1:
     raise ValueError(f"batch_rows must be at least 1, got {batch_rows}")
-  for first, last in store.intervals:
-    for start in range(first, last, batch_rows):
-      stop = min(start + batch_rows, last)
-      yield np.arange(start, stop), store.read(start, stop)
+  return [
+    (start, min(start + batch_rows, last))
+    for first, last in store.intervals
+    for start in range(first, last, batch_rows)
+  ]
+
+
+def identity(
+  kind: str, sae: SAE, store: Store, **settings: Any
+) -> dict[str, Any]:
+  """Returns what the sums of a pass depend on, for `parts`.
+
+  Args:
+    kind: name of the sums.
+    sae: the SAE.
+    store: the rows.
+    **settings: JSON-serialisable settings of the pass.
+  """
+  return {
+    "pass": kind,
+    "version": VERSION,
+    "sae": files.checksum(sae),
+    "store": store.content,
+    "settings": settings,
+  }
 
 
 def pad(x: np.ndarray, batch_rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from saejax import notebook
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
-from saejax.features import reading
+from saejax.features import parts, reading
 from saejax.sae.context import Batch
 from saejax.sae.latents import EntryLatents, Latents, SparseLatents
 from saejax.sae.sae import SAE
@@ -149,6 +149,7 @@ def summarise(
   *,
   top: int = 20,
   batch_rows: int = 4096,
+  kept: parts.Pass | None = None,
 ) -> Summary:
   """Summarises latents over a store, which is read once, in order.
 
@@ -158,9 +159,11 @@ def summarise(
     latents: numbers of the latents; all by default.
     top: number of rows kept for each.
     batch_rows: largest number of rows on the device at once.
+    kept: folder in which a stopped pass is resumed; None for none.
 
   Raises:
-    InputError: there is no such latent, or top is negative.
+    InputError: there is no such latent, top is negative, or as `parts.total`.
+    parts.Unfinished: other processes are not done.
   """
   if top < 0:
     raise InputError("top", top, "must be at least 0", "use 0 or more")
@@ -173,15 +176,45 @@ def summarise(
       f"must be in [0, {sae.n})",
       f"use at most {sae.n - 1}",
     )
-  total = of_entries(wanted, 0, NONE, top)
-  for numbers, x in reading.batches(store, batch_rows=batch_rows):
-    for part in active(sae, numbers, x, batch_rows):
-      row, latent, value = part.row, part.latent, part.value
-      place = np.searchsorted(wanted, latent)
-      inside = wanted[np.minimum(place, len(wanted) - 1)] == latent
-      found = (place[inside], value[inside], row[inside])
-      total = total.merged(of_entries(wanted, part.rows, found, top))
-  return total
+  settings = {"top": top, "batch_rows": batch_rows}
+  named = None if latents is None else wanted.tolist()
+  return parts.total(
+    kept,
+    _Summing(sae, store, wanted, **settings),
+    reading.intervals(store, batch_rows),
+    lambda: reading.identity("summary", sae, store, latents=named, **settings),
+  )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Summing(parts.Work[Summary, tuple[int, int]]):
+  """A summary over intervals of rows."""
+
+  sae: SAE
+  store: Store
+  wanted: Int[np.ndarray, "L"]
+  top: int
+  batch_rows: int
+
+  def nothing(self) -> Summary:
+    return of_entries(self.wanted, 0, NONE, self.top)
+
+  def added(self, total: Summary, batch: tuple[int, int]) -> Summary:
+    numbers, x = np.arange(*batch), self.store.read(*batch)
+    for part in active(self.sae, numbers, x, self.batch_rows):
+      entries = part.among(self.wanted)
+      more = of_entries(self.wanted, part.rows, entries, self.top)
+      total = total.merged(more)
+    return total
+
+  def merged(self, total: Summary, other: Summary) -> Summary:
+    return total.merged(other)
+
+  def arrays(self, total: Summary) -> dict[str, np.ndarray]:
+    return parts.flat(total)
+
+  def restored(self, arrays: dict[str, np.ndarray]) -> Summary:
+    return parts.filled(self.nothing(), arrays)
 
 
 def density_edges(rows: int) -> Float[np.ndarray, "e"]:
@@ -218,6 +251,30 @@ class Active:
   row: Int[np.ndarray, "e"]
   latent: Int[np.ndarray, "e"]
   value: Float[np.ndarray, "e"]
+
+  def among(
+    self, latents: Int[np.ndarray, "L"]
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Entries of some latents: places among them, values, row numbers.
+
+    Args:
+      latents: numbers of the latents, ascending.
+    """
+    if not len(latents):
+      return NONE
+    place, inside = self.places(latents)
+    return place[inside], self.value[inside], self.row[inside]
+
+  def places(
+    self, latents: Int[np.ndarray, "L"]
+  ) -> tuple[Int[np.ndarray, "e"], Bool[np.ndarray, "e"]]:
+    """Place of each entry among latents, and whether it is of one of them.
+
+    Args:
+      latents: numbers of the latents, ascending; at least one.
+    """
+    place = np.searchsorted(latents, self.latent)
+    return place, latents[np.minimum(place, len(latents) - 1)] == self.latent
 
 
 def active(

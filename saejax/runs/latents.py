@@ -9,10 +9,12 @@ import numpy as np
 
 from saejax import terminal
 from saejax.errors import InputError
-from saejax.features import overview
+from saejax.features import overview, parts, reading
 from saejax.report import cards_page, page, plots
 from saejax.runs import grid as grids
 from saejax.sae import files
+
+PASSES = "passes"  # folder of a stopped pass, in that of the run
 
 
 def blocks(
@@ -21,7 +23,8 @@ def blocks(
   """Makes cards of ten latents in one pass over the held-out rows.
 
   The SAE is that of the lowest held-out loss; where the run has one of fewer
-  latents and otherwise equal settings, it shows what a latent splits into.
+  latents and otherwise equal settings, it shows what a latent splits into. A
+  stopped pass is resumed.
 
   Args:
     grid: a grid that was trained.
@@ -42,11 +45,15 @@ def blocks(
     with terminal.busy("looking at some latents on the held-out rows"):
       W = smaller and _decoder(files.load(places[id(smaller)]))
       sae = files.load(places[id(best)])
+      about = reading.identity("overview", sae, grid.held_out)
+      kept = parts.Pass(parts.folder(str(grid.path / PASSES), about))
       found = overview.make(
         sae,
         grid.held_out,
         lambda total: overview.picks(total, _decoder(sae), W),
+        kept=kept,
       )
+      kept.remove()
   except (InputError, NotImplementedError) as error:
     why = error.rule if isinstance(error, InputError) else str(error)
     return [page.Note(f"There are no cards of latents: {why}.")]

@@ -8,6 +8,7 @@ checks them: a changed byte that matters is an error that names its file.
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import os
 import pathlib
@@ -168,6 +169,19 @@ def content(folder: str | os.PathLike[str]) -> str:
   with _readable(folder) as folder:
     structure = _structure(folder)
     return durable.digest([structure["sae"], structure["files"]])
+
+
+def checksum(sae: SAE) -> str:
+  """Checksum of the parts and arrays of an SAE.
+
+  Args:
+    sae: the SAE.
+  """
+  found = hashlib.sha256(repr(sae).encode())
+  for path, leaf in jax.tree_util.tree_leaves_with_path(sae):
+    found.update(jax.tree_util.keystr(path).encode())
+    found.update(np.ascontiguousarray(leaf).tobytes())
+  return found.hexdigest()
 
 
 def _structure(folder: pathlib.Path) -> dict[str, Any]:

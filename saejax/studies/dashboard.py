@@ -22,7 +22,6 @@ import os
 import pathlib
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +30,7 @@ import numpy as np
 from saejax import checks, durable, models, terminal
 from saejax.data.store import reader
 from saejax.data.store.reader import Store
+from saejax.data.store.share import Share
 from saejax.data.text import rules, subject
 from saejax.errors import InputError
 from saejax.evals import card_effects, latent_effects
@@ -39,6 +39,7 @@ from saejax.features import (
   cards,
   delphi,
   neuronpedia,
+  parts,
   prompts,
 )
 from saejax.interop import names
@@ -47,7 +48,9 @@ from saejax.models.model import Model
 from saejax.report import extras, feature_page
 from saejax.sae import files
 from saejax.sae.sae import SAE
+from saejax.studies import dashboard_pass
 from saejax.studies import dashboard_sources as sources
+from saejax.studies.dashboard_pass import Meter
 
 EXPORTS = ("neuronpedia", "delphi")
 PAGE = "dashboard.html"
@@ -86,6 +89,10 @@ class Config:
   export: str = ""
   # the file, by default dashboard.html; for exports the folder, by default its name
   write: str = ""
+  dir: str = "runs/dashboards"  # folder of sums, from which a pass is resumed
+  process: int = 0  # number of this process, from 0
+  processes: int = 1  # processes that share the rows of the store
+  save_seconds: float = 20.0  # time between saves of the sums
 
   def __post_init__(self):
     if not self.sae:
@@ -93,6 +100,8 @@ class Config:
     checks.at_least(self, 1, "top", "strongest", "batch_windows")
     checks.at_least(self, 0 if self.export else 1, "random")
     checks.at_least(self, 0, "seed", "quarter", "before", "after")
+    checks.at_least(self, 0, "save_seconds")
+    Share(self.process, self.processes)
     if self.export not in ("", *EXPORTS):
       rule = f"must be {' or '.join(EXPORTS)}, or empty"
       raise InputError("export", self.export, rule, "choose one")
@@ -122,33 +131,6 @@ class Config:
     return self.write or self.export or PAGE
 
 
-class Meter:
-  """Shows what is done of a stage, about once a second.
-
-  Args:
-    screen: where.
-  """
-
-  def __init__(self, screen: terminal.Screen):
-    self._screen, self._next = screen, 0.0
-    self._pause = 1.0 if screen.is_terminal else 10.0
-
-  def __call__(self, stage: str, done: int, total: int) -> None:
-    """Shows the status, where it is time to, or the stage is done.
-
-    Args:
-      stage: what is counted.
-      done, total: number done, and of all.
-    """
-    now = time.monotonic()
-    if now < self._next and done < total:
-      return
-    self._next = now + self._pause
-    self._screen.status([f"dashboard: {stage} {done:,} of {total:,}"])
-    if done >= total:
-      self._screen.end()
-
-
 def main(config: Config) -> None:
   """Writes the page, or the files of an export.
 
@@ -167,12 +149,18 @@ def main(config: Config) -> None:
   if store is not None:
     sources.check_site(about, store.meta)
   screen = terminal.Screen(sys.stderr)
-  if config.export:
-    assert store is not None
-    print(export(config, sae, store, folder.name, screen))
+  try:
+    if config.export:
+      assert store is not None
+      print(export(config, sae, store, folder.name, screen))
+      return
+    data, kept = page(config, sae, about, store, screen)
+  except parts.Unfinished as pass_:
+    print(f"{pass_} (other processes are not done)")
     return
-  data = page(config, sae, about, store, screen)
   feature_page.write(config.target, data, f"Latents of {folder.name}")
+  if kept is not None:
+    kept.remove()
   print(f"{len(data['latents'])} latents: {config.target}")
 
 
@@ -182,8 +170,8 @@ def page(
   about: Mapping[str, Any],
   store: Store | None,
   screen: terminal.Screen,
-) -> dict[str, Any]:
-  """Returns the data of the page.
+) -> tuple[dict[str, Any], parts.Pass | None]:
+  """Returns the data of the page, and where the pass over the store is kept.
 
   Args:
     config: settings of the command.
@@ -221,7 +209,7 @@ def page(
   head = model
   if (effects or config.prompt) and not sources.has_lens(model, sae):
     head = None
-  sizes = sizes_of(config)
+  sizes, kept = sizes_of(config), None
   if store is None or (found and not chosen.latents):
     words = tokenizer.load(hub.resolve(name))
     data = prompts.bare_cards(
@@ -229,7 +217,7 @@ def page(
     )
   else:
     screen.line(f"dashboard: reading {store.rows:,} rows")
-    meter = Meter(screen)
+    meter, kept = Meter(screen), _kept(config, sae, store, chosen)
     data = cards.make(
       sae,
       store,
@@ -237,6 +225,7 @@ def page(
       model=head,
       sizes=sizes,
       progress=lambda *done: meter("rows", *done),
+      kept=kept,
     )
   if effects:
     assert model is not None and store is not None
@@ -247,7 +236,22 @@ def page(
       "strongest": config.strongest,
       "prompts": found,
     }
-  return data
+  return data, kept
+
+
+def _kept(
+  config: Config, sae: SAE, store: Store, chosen: activity.Choice
+) -> parts.Pass:
+  """Where the pass over the store is kept."""
+  return dashboard_pass.kept(
+    *(config.dir, Share(config.process, config.processes)),
+    *(config.save_seconds, config.export or PAGE, sae, store),
+    latents=[int(latent) for latent in chosen.latents],
+    random=chosen.random,
+    seed=chosen.seed,
+    top=config.top,
+    quarter=config.quarter,
+  )
 
 
 def _prompts(
@@ -364,28 +368,34 @@ def export(
     random=config.random or sae.n,
     seed=config.seed,
   )
-  meter = Meter(screen)
+  meter, kept = Meter(screen), _kept(config, sae, store, chosen)
   # The folder appears whole; a killed command leaves its draft to the next.
-  draft = folder.with_name(f".{folder.name}.draft")
+  draft = folder.with_name(f".{folder.name}.draft-{config.process}")
   shutil.rmtree(draft, ignore_errors=True)
-  if config.export == "delphi":
-    latents = config.latents
-    count = delphi.write(draft, sae, store, latents, progress=meter)
-  else:
-    count = neuronpedia.write(
-      draft,
-      sae,
-      store,
-      chosen,
-      name=name,
-      model=models.load(config.model) if config.model else None,
-      sizes=sizes_of(config),
-      progress=meter,
-    )
+  try:
+    if config.export == "delphi":
+      latents = config.latents
+      count = delphi.write(
+        draft, sae, store, latents, progress=meter, kept=kept
+      )
+    else:
+      model = models.load(config.model) if config.model else None
+      count = neuronpedia.write(
+        *(draft, sae, store, chosen),
+        name=name,
+        model=model,
+        sizes=sizes_of(config),
+        progress=meter,
+        kept=kept,
+      )
+  except parts.Unfinished:
+    shutil.rmtree(draft, ignore_errors=True)
+    raise
   with durable.disk_errors(folder.parent, field="write", what=folder.name):
     if folder.exists():
       folder.rmdir()
     draft.rename(folder)
     durable.sync_folder(folder.parent)
-  what = "values" if config.export == "delphi" else "latents"
-  return f"{count:,} {what}: {config.target}"
+  kept.remove()
+  kind = "values" if config.export == "delphi" else "latents"
+  return f"{count:,} {kind}: {config.target}"

@@ -24,7 +24,6 @@ The last one that is done merges their sums, prints and writes.
 
 import dataclasses
 import datetime
-import hashlib
 import itertools
 import json
 import os
@@ -35,7 +34,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from saejax import checks, durable, machine, models, terminal
@@ -44,6 +42,7 @@ from saejax.data.store.share import Share
 from saejax.data.text import rows
 from saejax.errors import InputError
 from saejax.evals import core, core_compat, core_parts
+from saejax.features import parts
 from saejax.interop import names
 from saejax.models import hub, tokenizer
 from saejax.runs import evaluation
@@ -142,13 +141,17 @@ def evaluate(
   about = {name: known for name, (_, known) in given.items()}
   job = evaluation.job(config.harvest, config.tokens, saes, about)
   identity = _identity(config, job, saes)
-  place = core_parts.folder(config.dir, identity)
+  place = parts.folder(config.dir, identity)
   share = Share(config.process, config.processes)
-  with core_parts.locked(place, share, identity):
-    made = _computed(config, place, share, job, saes, screen)
-  theirs = _compat(config, place, share, job, saes, screen)
-  sums = core_parts.merged(place, config.processes, made)
-  if sums is None or theirs is None:
+  kept = parts.Pass(place, share, config.save_seconds)
+  with kept.locked(identity):
+    made = _computed(config, kept, job, saes, screen)
+  theirs = _compat(config, kept, job, saes, screen)
+  try:
+    sums = kept.merged(core_parts.Work(made), identity)
+  except parts.Unfinished:
+    theirs = None
+  if theirs is None:
     return {}, job.meta, place.name
   records = made.records(sums)
   for name, record in theirs.items():
@@ -158,8 +161,7 @@ def evaluate(
 
 def _computed(
   config: Config,
-  place: pathlib.Path,
-  share: Share,
+  kept: parts.Pass,
   job: evaluation.Job,
   saes: Mapping[str, SAE],
   screen: terminal.Screen,
@@ -169,8 +171,7 @@ def _computed(
     [f"evaluate: {count:,} of {config.tokens:,} training rows"]
   )
   facts = core_parts.training(
-    place,
-    share,
+    kept,
     saes,
     lambda: evaluation.training(job, saes, config.tokens, progress=read),
   )
@@ -184,8 +185,7 @@ def _computed(
     screen.status([what, f"{len(made.edits)} edits", seconds])
 
   batches = evaluation.taken(job.held_out, config.tokens)
-  seconds = config.save_seconds
-  core_parts.run(place, share, made, batches, seconds=seconds, progress=show)
+  kept.run(core_parts.Work(made), core_parts.numbered(batches), show)
   screen.end()
   return made
 
@@ -212,7 +212,7 @@ def _identity(
   """What the numbers depend on."""
   return {
     "version": VERSION,
-    "saes": [_content(sae) for sae in saes.values()],
+    "saes": [files.checksum(sae) for sae in saes.values()],
     "train": durable.digest(job.train.about),
     "held_out": durable.digest(job.held_out.about),
     "model": job.meta.get("model"),
@@ -224,22 +224,12 @@ def _identity(
   }
 
 
-def _content(sae: SAE) -> str:
-  """Checksum of the parts and arrays of an SAE."""
-  found = hashlib.sha256(repr(sae).encode())
-  for path, leaf in jax.tree_util.tree_leaves_with_path(sae):
-    found.update(jax.tree_util.keystr(path).encode())
-    found.update(np.ascontiguousarray(leaf).tobytes())
-  return found.hexdigest()
-
-
 # --- the numbers of SAEBench -------------------------------------------------
 
 
 def _compat(
   config: Config,
-  place: pathlib.Path,
-  share: Share,
+  kept: parts.Pass,
   job: evaluation.Job,
   saes: Mapping[str, SAE],
   screen: terminal.Screen,
@@ -249,20 +239,20 @@ def _compat(
     return {}
   packed = None
   for number, (name, sae) in enumerate(saes.items()):
-    file = place / f"{config.compat}-{number:05d}.json"
-    if file.exists() or not share.owns(number):
+    file = kept.folder / f"{config.compat}-{number:05d}.json"
+    if file.exists() or not kept.share.owns(number):
       continue
     screen.status([f"evaluate: the numbers of {config.compat} for {name}"])
     packed = packed or _packed(job.held_out, config, job.model)
     found = core_compat.saebench(sae, job.model, job.site, *packed)
-    durable.write_sealed(file, found._asdict(), field=core_parts.FIELD)
+    durable.write_sealed(file, found._asdict(), field=parts.FIELD)
   screen.end()
   found = {}
   for number, name in enumerate(saes):
-    file = place / f"{config.compat}-{number:05d}.json"
+    file = kept.folder / f"{config.compat}-{number:05d}.json"
     if not file.exists():
       return None
-    found[name] = durable.read_sealed(file, field=core_parts.FIELD)
+    found[name] = durable.read_sealed(file, field=parts.FIELD)
   return found
 
 

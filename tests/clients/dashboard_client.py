@@ -1,7 +1,10 @@
 """Reads exports of the dashboard with the tools that they are for, in PyTorch.
 
-Needs Python with torch, transformers, asyncer, simple-parsing, nltk, orjson and, each
-without its dependencies, sae-dashboard==0.8.0 and eai-delphi==0.1.3:
+Needs Python 3.11 or later with torch, transformers, jaxtyping, asyncer,
+simple-parsing, nltk and orjson, and, each without its dependencies,
+sae-dashboard==0.8.0 and eai-delphi==0.1.3. Last run with torch 2.13.0, transformers
+5.24.0, jaxtyping 0.3.11 and NumPy 2.4.6.
+
   PYTHON tests/clients/dashboard_client.py neuronpedia FOLDER OUT
   PYTHON tests/clients/dashboard_client.py delphi FOLDER OUT
 
@@ -39,7 +42,10 @@ def neuronpedia(folder: pathlib.Path):
 
 
 def delphi(folder: pathlib.Path):
-  """Examples of each latent, by delphi's `LatentDataset` and constructor."""
+  """Entries and examples of each latent, by delphi's `LatentDataset`.
+
+  The records are those that it yields: of its loader, constructor and sampler.
+  """
   from delphi import config
   from delphi.latents import loader
 
@@ -67,20 +73,19 @@ def delphi(folder: pathlib.Path):
   for buffer in data.buffers:
     for latent in buffer:
       entries = latent.activation_data
-      record = loader.constructor(
-        record=loader.LatentRecord(latent.latent),
-        activation_data=entries,
-        constructor_cfg=data.constructor_cfg,
-        tokens=data.tokens,
-        tokenizer=Words(),
-      )
-      best = record.examples[0]
       found[latent.latent.latent_index] = {
         "module": latent.module,
         "locations": entries.locations.tolist(),
         "activations": entries.activations.float().tolist(),
-        "best": [best.tokens.tolist(), best.activations.float().tolist()],
       }
+  for record in data:
+    best = record.examples[0]
+    found[record.latent.latent_index] |= {
+      "best": [best.tokens.tolist(), best.activations.float().tolist()],
+      "train": [example.str_tokens for example in record.train],
+      "max": float(record.max_activation),
+      "frequency": record.per_token_frequency,
+    }
   return {"tokens": data.tokens.tolist(), "latents": found}
 
 

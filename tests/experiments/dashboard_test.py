@@ -51,6 +51,7 @@ class DashboardTest(absltest.TestCase):
       "sae": self.folder / "sae",
       "store": self.store.path,
       "write": self.written,
+      "dir": self.folder / "passes",
     }
     flags |= more
     return script.run("dashboard", *(f"--{k}={v}" for k, v in flags.items()))
@@ -130,6 +131,25 @@ class DashboardTest(absltest.TestCase):
     self.assertEqual(found["prompts"], bare)
     self.assertEqual(found["rows"], self.store.rows)
     self.assertTrue(any(c["examples"] for c in found["latents"]))
+
+  def test_processes_share_a_pass(self):
+    self.save(about={"site": self.store.meta["site"]})
+    code, out, err = self.run_script(random=7)
+    self.assertEqual(code, 0, err)
+    self.assertIn("7 latents", out)
+    self.assertFalse((self.folder / "passes").exists())
+    want, two = self.data(), {"random": 7, "processes": 2}
+    self.written.unlink()
+    code, out, err = self.run_script(process=1, **two)
+    self.assertEqual(code, 0, err)
+    self.assertIn("(other processes are not done)", out)
+    self.assertFalse(self.written.exists())
+    code, out, err = self.run_script(process=0, **two)
+    self.assertEqual(code, 0, err)
+    self.assertEqual(self.data(), want)
+    code, _, err = self.run_script(process=2, **two)
+    self.assertEqual(code, 2)
+    self.assertIn("--process=2: must be in [0, 2)", err)
 
   def test_exports(self):
     self.save(about={"site": self.store.meta["site"]})

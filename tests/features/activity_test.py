@@ -5,7 +5,7 @@ from absl.testing import absltest, parameterized
 
 from saejax import errors
 from saejax.data.store import create, stored
-from saejax.features import activity
+from saejax.features import activity, observing
 from saejax.sae import activations
 from tests import toy
 
@@ -44,7 +44,7 @@ class ActivityTest(parameterized.TestCase):
     latents, edges = [2, 5, 11, 23], activity.edges()
     choice = activity.Choice(latents=latents, seed=3)
     for batch_rows in (48, 4096):
-      got = activity.observe(
+      got = observing.observe(
         self.sae(activation),
         self.store,
         choice,
@@ -103,11 +103,11 @@ class ActivityTest(parameterized.TestCase):
     live = np.flatnonzero((z != 0).any(axis=0))
     for batch_rows in (40, 4096):
       choice = activity.Choice(random=5, seed=2)
-      got = activity.observe(sae, self.store, choice, batch_rows=batch_rows)
+      got = observing.observe(sae, self.store, choice, batch_rows=batch_rows)
       order = [i for i in choice.order(24) if i in live]
       self.assertEqual(got.latents.tolist(), sorted(order[:5]))
       named = activity.Choice(latents=got.latents.tolist(), seed=2)
-      want = activity.observe(sae, self.store, named)
+      want = observing.observe(sae, self.store, named)
       for name in ("histogram", "together", "count"):
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
       for name in ("count", "top_rows"):
@@ -115,7 +115,7 @@ class ActivityTest(parameterized.TestCase):
           getattr(got.summary, name), getattr(want.summary, name)
         )
       np.testing.assert_array_equal(got.samples.row, want.samples.row)
-    many = activity.observe(sae, self.store, activity.Choice(random=99))
+    many = observing.observe(sae, self.store, activity.Choice(random=99))
     self.assertEqual(many.latents.tolist(), live.tolist())
 
   def test_the_store_is_read_once(self):
@@ -129,7 +129,7 @@ class ActivityTest(parameterized.TestCase):
     self.enter_context(
       absltest.mock.patch.object(stored.Store, "read", counted)
     )
-    activity.observe(
+    observing.observe(
       self.sae(activations.TopK(3)), self.store, activity.Choice(random=24)
     )
     self.assertEqual(read, list(range(500)))
@@ -138,7 +138,7 @@ class ActivityTest(parameterized.TestCase):
     sae = self.sae(activations.TopK(3))
     for latent in (-1, 24):
       with self.assertRaisesRegex(errors.InputError, f"latents={latent}: .*24"):
-        activity.observe(sae, self.store, activity.Choice(latents=[1, latent]))
+        observing.observe(sae, self.store, activity.Choice(latents=[1, latent]))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 from saejax import errors
 from saejax.data.store import create
 from saejax.data.text import neighbours
-from saejax.features import activity, cards
+from saejax.features import activity, cards, observing
 from saejax.report import feature_page
 from saejax.sae import activations
 from tests import toy
@@ -87,7 +87,7 @@ class CardsTest(parameterized.TestCase):
   def test_quarters_hold_the_smallest_draws_of_their_range(self):
     store = self.store(None)
     choice = activity.Choice(latents=[4], seed=5)
-    found = activity.observe(self.sae, store, choice, top=1, per_bin=3)
+    found = observing.observe(self.sae, store, choice, top=1, per_bin=3)
     (mine,) = cards.picked(found, 3)
     z = np.asarray(self.sae.encode(self.x))[:, 4]
     (rows,) = np.nonzero(z > 0)
@@ -122,7 +122,7 @@ class CardsTest(parameterized.TestCase):
       )
 
   def test_companions_are_active_on_the_same_rows(self):
-    found = activity.observe(
+    found = observing.observe(
       self.sae, self.store(None), activity.Choice(latents=[4, 9])
     )
     active = np.asarray(self.sae.encode(self.x)) != 0

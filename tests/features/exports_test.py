@@ -128,9 +128,16 @@ class ExportTest(parameterized.TestCase):
         np.testing.assert_allclose(
           mine["activations"], seen[token, int(latent)], rtol=1e-3
         )
+        z = seen[:, int(latent)]
         tokens, values = mine["best"]
         best = tokens[int(np.argmax(values))]
-        self.assertEqual(best, int(seen[:, int(latent)].argmax()))
+        self.assertEqual(best, int(z.argmax()))
+        self.assertAlmostEqual(mine["max"], z.max(), delta=1e-3 * z.max())
+        self.assertAlmostEqual(mine["frequency"], (z != 0).sum() / flat.size)
+        for words in mine["train"]:
+          self.assertTrue(
+            z[[int(w) for w in words if int(w) != stores.END]].any()
+          )
 
   def test_delphi_gets_wide_numbers_where_they_are_needed(self):
     big = self.sae.replace(
