@@ -209,7 +209,7 @@ def _watched(children: Sequence[subprocess.Popen], grace: float) -> set[int]:
       ended[number] = code
       if number in killed:
         continue
-      terminal.say(f"process {number} {_said(code)}")
+      terminal.say(f"process {number} {_said(code, due < float('inf'))}")
       # One that saved and stopped is followed by the others in their own time.
       if code not in (0, STOPPED):
         due = min(due, time.monotonic() + grace)
@@ -223,8 +223,10 @@ def _watched(children: Sequence[subprocess.Popen], grace: float) -> set[int]:
   return killed
 
 
-def _said(code: int) -> str:
-  """How a process ended."""
+def _said(code: int, later: bool) -> str:
+  """How a process ended; later: another one has failed before."""
+  if code == -signal.SIGABRT and later:
+    return "lost another process: aborted by JAX's runtime"
   if code < 0:
     return f"was lost: {signal.Signals(-code).name}"
   if code == LOST:

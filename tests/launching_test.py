@@ -25,6 +25,9 @@ what = flags["do"].split(",")[number]
 print("ready", number, flags["distributed.processes"], flush=True)
 if what == "lose":
   os.kill(os.getpid(), signal.SIGKILL)
+if what == "abort":  # as JAX's runtime does, after a while
+  time.sleep(0.5)
+  os.kill(os.getpid(), signal.SIGABRT)
 if what == "wait":
   time.sleep(60)
 sys.exit(int(what))
@@ -67,6 +70,12 @@ class LaunchTest(parameterized.TestCase):
     self.assertIn("process 1 was lost: SIGKILL\n", said)
     self.assertIn("process 2 is done\n", said)
     self.assertIn("process 0 is stopped, since another one failed\n", said)
+
+  def test_what_the_runtime_aborts_is_told_from_what_was_lost(self):
+    code, said = self.launched("lose,abort")
+    self.assertEqual(code, launching.LOST)
+    self.assertIn("process 0 was lost: SIGKILL\n", said)
+    self.assertIn("process 1 lost another process: aborted by JAX", said)
 
   @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
   def test_a_signal_stops_all(self, number):
