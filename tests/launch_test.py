@@ -17,7 +17,7 @@ from absl.testing import absltest, parameterized
 
 from saejax import config, launching
 from saejax.studies import train
-from tests import shared
+from tests import clusters, shared
 
 LAUNCH = shared.ROOT / "launch"
 SCHEMA = shared.ROOT / "third_party" / "jobset" / "jobset-v1alpha2.json"
@@ -35,46 +35,6 @@ LEADER = (
   "F1201 client.h:80] UNAVAILABLE: Failed to send RPC to coordination service."
   " Either the leader task was preempted/died/restarted unexpectedly or"
 )
-# Stand-ins of a cluster's commands, which start processes on this machine. A
-# command that is run has the number of the attempt in $ATTEMPT.
-SRUN = """
-while [ "${1#--}" != "$1" ]; do shift; done
-export ATTEMPT=$(($(cat attempt 2>/dev/null || echo 0) + 1))
-echo $ATTEMPT >attempt
-export SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=1
-for i in 0 1; do
-  SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & pids="$pids $!"
-done
-highest=0
-for pid in $pids; do
-  wait $pid; code=$?
-  [ $code -gt $highest ] && highest=$code
-done
-exit $highest
-"""
-GCLOUD = """
-for word in "$@"; do
-  case $word in
-    scp | ssh) what=$word ;;
-    --output-directory=*) to=${word#*=} ;;
-    --command=*) command=${word#*=} ;;
-  esac
-done
-echo "$@" >>gcloud.txt
-if [ $what = scp ]; then
-  for i in 0 1; do mkdir -p host-$i && cp "$5" host-$i; done
-  exit
-fi
-export ATTEMPT=$(($(cat attempt 2>/dev/null || echo 0) + 1))
-echo $ATTEMPT >attempt
-for i in 0 1; do
-  (cd host-$i && TPU_WORKER_ID=$i bash -c "$command" >"../$to/$i.log") &
-  pids="$pids $!"
-done
-status=0
-for pid in $pids; do wait $pid || status=$?; done
-exit $status
-"""
 
 
 # --- the manifest ------------------------------------------------------------
@@ -211,15 +171,7 @@ class ScriptsTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
-    for name, text in (
-      ("srun", SRUN),
-      ("gcloud", GCLOUD),
-      ("scontrol", 'echo "$@" >scontrol.txt'),
-    ):
-      path = self.folder / "bin" / name
-      path.parent.mkdir(exist_ok=True)
-      path.write_text(f"#!/usr/bin/env bash\n{text}")
-      path.chmod(0o755)
+    clusters.write(self.folder / "bin")
 
   def start(self, script: str, *words: str, **more: str) -> subprocess.Popen:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
