@@ -24,6 +24,12 @@ name="process${number:+ $number} on $(hostname)"
 log=$logs/$(hostname)${number:+-$number}.log
 mkdir -p "$logs" && : >>"$log" || exit 2
 before=$(wc -c <"$log")
+lock=/tmp/saejax-$(id -u)-$(realpath "$log" | cksum | cut -d " " -f 1).lock
+exec 9>"$lock"
+if ! flock -n 9; then # after a lost connection, say
+  echo "$name: exit code 2, since another process writes $log; stop that first"
+  exit 2
+fi
 
 # Numbers of the processes that the runtime says it lost; the leader is process 0.
 lost() {

@@ -239,6 +239,10 @@ class ScriptsTest(parameterized.TestCase):
     command = "trap 'echo saved; exit 143' TERM; echo ready; while :; do sleep 0.1; done"
     with self.start("process.sh", "logs", "bash", "-c", command) as started:
       self.assertEqual(started.stdout.readline(), "ready\n")
+      # Nobody else writes its log meanwhile.
+      code, said = self.run_script("process.sh", "logs", "bash", "-c", "exit 0")
+      self.assertEqual(code, 2)
+      self.assertIn("exit code 2, since another process writes", said)
       os.killpg(started.pid, signal.SIGTERM)
       said = started.communicate(timeout=60)[0]
     self.assertEqual(started.returncode, 143)

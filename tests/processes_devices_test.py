@@ -27,7 +27,7 @@ from saejax.studies import train
 from tests import clusters, pair, shared
 from tests.experiments import script
 
-STEPS = 1_000
+STEPS = 300
 EXPERIMENTS = shared.ROOT / "experiments"
 LAUNCH = shared.ROOT / "launch"
 
@@ -56,8 +56,8 @@ class PairTest(absltest.TestCase):
       f"--train.mesh={','.join(map(str, pair.MESH))}",
       "--train.batch_rows=32",
       f"--train.steps={STEPS}",
-      "--train.checkpoint_steps=100",
-      "--train.log_steps=100",
+      "--train.checkpoint_steps=50",
+      "--train.log_steps=50",
     ]
 
   def start(self, *command: str, **more: str) -> subprocess.Popen:
@@ -219,7 +219,7 @@ class PairTest(absltest.TestCase):
       self.assertIn(f"saved at step {step}\n", log.read_text())
       self.assertRegex(said, f"process {process} on .*: exit code 143\n")
     counts = [int(text.replace(",", "")) for text in (first, step)]
-    self.assertEqual(counts[0] % 100, 0)
+    self.assertEqual(counts[0] % 50, 0)
     self.assertBetween(counts[1], counts[0] + 1, STEPS - 1)
     return counts[1]
 
