@@ -4,8 +4,8 @@
       experiments/train.py --store=runs/stores/store-... ... --train.mesh=1,4,1
 
 Each line that a process says has its number in front. Where a process is lost,
-the others are stopped within twice the heartbeat timeout, and the exit code is 75:
-repeat the command to resume. A signal stops all processes after the same step,
+it is named, the others are stopped within twice the heartbeat timeout, and the exit
+code is 75: repeat the command to resume. A signal stops all processes after the same step,
 which is saved; a second one kills them.
 """
 
@@ -85,8 +85,9 @@ def launch(command: Sequence[str], settings: Config) -> int:
         children.append(_started(command, settings, number, port))
       pids = ", ".join(str(child.pid) for child in children)
       terminal.say(f"started {len(children)} processes: pids {pids}")
+      lost: set[int] = set()
       readers = [
-        threading.Thread(target=_prefixed, args=(i, child), daemon=True)
+        threading.Thread(target=_prefixed, args=(i, child, lost), daemon=True)
         for i, child in enumerate(children)
       ]
       for reader in readers:
@@ -94,6 +95,8 @@ def launch(command: Sequence[str], settings: Config) -> int:
       killed = _watched(children, 2 * settings.heartbeat_timeout_seconds)
       for reader in readers:
         reader.join(timeout=1)
+      for number in sorted(lost):
+        terminal.say(f"process {number} was lost, by JAX's runtime")
   finally:
     _send(children, signal.SIGKILL)
   codes = [c.returncode for i, c in enumerate(children) if i not in killed]
@@ -153,12 +156,26 @@ def _started(
     ) from error
 
 
-def _prefixed(number: int, child: subprocess.Popen) -> None:
-  """Says the lines of a process with its number."""
+def _prefixed(number: int, child: subprocess.Popen, lost: set[int]) -> None:
+  """Says the lines of a process with its number.
+
+  Args:
+    number, child: the process.
+    lost: the numbers that JAX's runtime names before it aborts a process are
+      added, each on a line of its own; the leader is process 0.
+  """
   assert child.stdout is not None
+  named = False
   with child.stdout as lines:
     for line in lines:
-      terminal.say(f"[{number}] {line.decode(errors='replace').rstrip()}")
+      text = line.decode(errors="replace").rstrip()
+      terminal.say(f"[{number}] {text}")
+      if named and text.isdecimal():
+        lost.add(int(text))
+      else:
+        named = "tasks are unhealthy" in text
+      if "Either the leader task" in text:
+        lost.add(0)
 
 
 @contextlib.contextmanager
@@ -225,6 +242,8 @@ def _watched(children: Sequence[subprocess.Popen], grace: float) -> set[int]:
 
 def _said(code: int) -> str:
   """How a process ended."""
+  if code == -signal.SIGABRT:  # 134 in a shell
+    return "was aborted, by JAX's runtime where another process is lost"
   if code < 0:
     return f"was lost: {signal.Signals(-code).name}"
   if code == LOST:

@@ -25,6 +25,9 @@ what = flags["do"].split(",")[number]
 print("ready", number, flags["distributed.processes"], flush=True)
 if what == "lose":
   os.kill(os.getpid(), signal.SIGKILL)
+if what == "abort":  # as JAX's runtime does, after a while
+  print("UNAVAILABLE: The following tasks are unhealthy:\\n0\\n7\\nx", flush=True)
+  os.kill(os.getpid(), signal.SIGABRT)
 if what == "wait":
   time.sleep(60)
 sys.exit(int(what))
@@ -67,6 +70,14 @@ class LaunchTest(parameterized.TestCase):
     self.assertIn("process 1 was lost: SIGKILL\n", said)
     self.assertIn("process 2 is done\n", said)
     self.assertIn("process 0 is stopped, since another one failed\n", said)
+
+  def test_what_the_runtime_lost_is_named(self):
+    # The first process hangs.
+    code, said = self.launched("wait,abort", heartbeat_timeout_seconds=1)
+    self.assertEqual(code, launching.LOST)
+    self.assertIn("process 1 was aborted, by JAX's runtime", said)
+    for number in (0, 7):
+      self.assertIn(f"\nprocess {number} was lost, by JAX's runtime\n", said)
 
   @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
   def test_a_signal_stops_all(self, number):
