@@ -64,6 +64,9 @@ others=$(lost)
 if [ -n "$others" ]; then
   say "$name: lost process $others"
 fi
+if tail -c "+$((before + 1))" "$log" | grep -q 'Service/RegisterTask'; then
+  say "$name: not all processes came; start each of them once, and see their logs"
+fi
 if [ "$ended" != "$code" ]; then
   say "$name: exit code $code, for $ended"
 else

@@ -106,10 +106,9 @@ def started(config: Any) -> Iterator[None]:
     yield
   except BaseException as error:
     if _is_lost(error):
-      number = jax.process_index()
       terminal.say(
-        f"process {number}: lost another process; repeat the command of all "
-        f"to resume ({_shown(error)})"
+        f"process {jax.process_index()}: lost another process; repeat the "
+        f"command of all to resume ({_shown(error)})"
       )
       _leave(LOST)
     atexit.register(_leave, _exit_code(error))
@@ -147,13 +146,15 @@ def _initialized(config: DistributedConfig) -> bool:
   given = config.coordinator, config.processes, config.process
   if given == (None, None, None) and not _on_cluster():
     return False
+  waiting = "waiting for the other processes: start each, with its own number"
   try:
-    jax.distributed.initialize(
-      *given,
-      heartbeat_timeout_seconds=config.heartbeat_timeout_seconds,
-      # Otherwise JAX asks the cluster, if only for the devices.
-      cluster_detection_method="deactivate" if None not in given else None,
-    )
+    with terminal.busy(waiting, after_seconds=20):  # JAX aborts after 300
+      jax.distributed.initialize(
+        *given,
+        heartbeat_timeout_seconds=config.heartbeat_timeout_seconds,
+        # Otherwise JAX asks the cluster, if only for the devices.
+        cluster_detection_method="deactivate" if None not in given else None,
+      )
   except ValueError as error:
     if given == (None, None, None):  # a TPU host alone
       return False
@@ -314,8 +315,7 @@ def code() -> dict[str, Any]:
   """Returns what results depend on besides settings: sources and versions."""
   folder = pathlib.Path(__file__).resolve().parent
   total = hashlib.sha256()
-  found = {*folder.rglob("*.py"), *(folder / "kernels").rglob("*.py")}
-  for path in sorted(found):
+  for path in sorted({*folder.rglob("*.py"), *folder.glob("kernels/**/*.py")}):
     total.update(str(path.relative_to(folder)).encode() + path.read_bytes())
   wanted = ("saejax", "commit", "python", "jax", "jaxlib", "backend")
   environment = machine.environment()

@@ -235,6 +235,13 @@ class ScriptsTest(parameterized.TestCase):
     _, said = self.run_script(*words, SAID="other", SLURM_PROCID="1")
     self.assertNotIn("lost process", said)
 
+  def test_a_process_says_that_not_all_came(self):
+    text = "RPC: /xla.coordination.CoordinationService/RegisterTask"
+    command = f"echo {text}; kill -ABRT $$"
+    code, said = self.run_script("process.sh", "logs", "bash", "-c", command)
+    self.assertEqual(code, 75)
+    self.assertIn(": not all processes came; start each of them once", said)
+
   def test_a_signal_is_left_to_the_process(self):
     command = "trap 'echo saved; exit 143' TERM; echo ready; while :; do sleep 0.1; done"
     with self.start("process.sh", "logs", "bash", "-c", command) as started:
