@@ -47,7 +47,7 @@ def cell(value: Any) -> str:
     return "yes" if value else "no"
   if isinstance(value, float):
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:,.{digits}f}" if abs(value) >= 0.01 else f"{value:.2g}"
+    return f"{value:,.{digits}f}" if abs(value) >= 1 else f"{value:.3g}"
   if isinstance(value, int):
     return f"{value:,}"
   if isinstance(value, list):
