@@ -39,7 +39,7 @@ class ReadmeTest(absltest.TestCase):
     (folder / "other-a.json").write_text(json.dumps(result))
     shown = readme.written(blank, folder)
     self.assertIn("2026-01-02", shown)
-    self.assertIn("| ours | 0.17 |", shown)
+    self.assertIn("| ours | 0.169 |", shown)
     self.assertNotIn("Not measured", shown)
     self.assertEqual(readme.written(shown, folder), shown)
 
