@@ -133,7 +133,7 @@ def check(test, case: Case) -> None:
   # Some losses differ from step to step by what they draw.
   ends, late = lasting(recipe, g.by_member(late))[-LAST:], last(g, late)
   trained = g.member_states(states)
-  saes = g.saes(states, sources.Drawn(case.draw, case.steps))
+  saes = g.finished(g.trained(states), sources.Drawn(case.draw, case.steps))
   with test.subTest("finite"):
     for metrics in (early, late):
       for name, value in metrics.items():

@@ -195,7 +195,7 @@ def _steps(grid: Grid, n: int, batches: Any, label: str) -> loop.Steps:
         total_steps=grid.total_steps,
         fingerprint=_fingerprint(grid, n),
         metric=lambda forms: float(
-          np.mean([r.fvu for r in points.as_trained(grid, forms, [rated])])
+          np.mean([r["fvu"] for r in points.during(grid, forms, rated)])
         ),
         held_out=lambda forms: points.during(grid, forms, rated),
         provenance=batches.provenance,

@@ -50,6 +50,17 @@ def batches(store: Store, columns: tuple[str, ...]) -> Iterator[Batch]:
     )
 
 
+def first_rows(store: Store) -> int:
+  """Number of rows of the first of `batches`, for which programs are compiled.
+
+  Args:
+    store: the held-out store.
+  """
+  first, last = store.intervals[0]
+  shape = store.columns["x"].shape
+  return min(BATCH_ROWS, last - first) * (shape[0] if len(shape) > 1 else 1)
+
+
 def sample(store: Store, columns: tuple[str, ...], rows: int) -> Batch:
   """Samples rows spread evenly over the store.
 

@@ -156,7 +156,7 @@ def during(grid: Any, forms, rows: Batch) -> list[dict[str, float]]:
       [rows],
       means=[_mean(grid, frame)] * len(forms),
       frame=frame,
-      batch_rows=held_out.BATCH_ROWS,
+      batch_rows=held_out.first_rows(grid.held_out),
     )
   else:
     found = as_trained(grid, forms, [rows])

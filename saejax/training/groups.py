@@ -140,15 +140,22 @@ class Stacks:
       form for group, own in self._each(states) for form in group.trained(own)
     ]
 
-  def saes(self, states: Any, rows: RowSource | None = None) -> list[SAE]:
-    """The inference form of each member, in order.
+  def finished(
+    self, forms: Sequence[tuple[SAE, Stats]], rows: RowSource | None = None
+  ) -> list[SAE]:
+    """The inference form of each member, from its training form.
 
     Args:
-      states: states of each group.
+      forms: what `trained` returns.
       rows: source of training rows for calibration; None for none.
     """
+    left = iter(forms)
     return [
-      sae for group, own in self._each(states) for sae in group.saes(own, rows)
+      sae
+      for group in self._groups
+      for sae in group.finished(
+        list(itertools.islice(left, len(group.members))), rows
+      )
     ]
 
   def _each(self, given: Sequence[Any]):

@@ -343,7 +343,8 @@ def remove_checkpoints(folder: str | os.PathLike[str]) -> None:
 def _trained(group, states, source: Source, seconds) -> list[Trained]:
   """The members after training, in order."""
   states = sharding.whole(states)
-  saes, forms = group.saes(states, source), group.trained(states)
+  forms = group.trained(states)
+  saes = group.finished(forms, source)
   found = []
   for i, state in enumerate(group.member_states(states)):
     failed = int(state.failed_step)

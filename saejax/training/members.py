@@ -333,22 +333,20 @@ class Group:
       found.append((sae, state.stats))
     return found
 
-  def saes(
+  def finished(
     self,
-    states: tuple[step.TrainState, ...],
+    forms: Sequence[tuple[SAE, Stats]],
     rows: RowSource | None = None,
   ) -> list[SAE]:
-    """The inference form of each member.
+    """The inference form of each member, from its training form.
 
     Args:
-      states: states from `init` or `run`.
+      forms: what `trained` returns.
       rows: source of training rows for calibration; None for none.
     """
     return [
       self._recipe(member).finish(sae, stats, rows)
-      for member, (sae, stats) in zip(
-        self.members, self.trained(states), strict=True
-      )
+      for member, (sae, stats) in zip(self.members, forms, strict=True)
     ]
 
   def _recipe(self, member: Member) -> Recipe:

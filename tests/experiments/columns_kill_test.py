@@ -19,8 +19,8 @@ from tests.experiments import corpora, script
 
 HARVEST = (
   "--harvest.context=64",
-  "--harvest.rows=4000",
-  "--harvest.held_out_rows=1000",
+  "--harvest.rows=2048",
+  "--harvest.held_out_rows=512",
   "--harvest.bucket_rows=2048",
   "--harvest.shard_rows=1024",
   "--harvest.chunk_rows=256",
@@ -31,7 +31,7 @@ TRAIN = (
   "--sae.k=4",
   "--sae.aux_weight=0",  # which takes half of the time to compile
   "--train.batch_rows=64",
-  "--train.epochs=3",
+  "--train.epochs=6",
   "--train.checkpoint_steps=30",
   "--train.log_steps=5",
 )

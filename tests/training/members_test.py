@@ -60,12 +60,17 @@ def run(g, xs, states=None, at_once=1):
   return states, {n: np.concatenate([f[n] for f in found]) for n in names}
 
 
+def finished(g, states):
+  """The inference forms."""
+  return g.finished(g.trained(states))
+
+
 @functools.cache
 def trained(stacked):
   """The group, its states after all batches on the host, its metrics."""
   g = group(stacked=stacked)
   states, metrics = run(g, batches())
-  return g, g.member_states(states), g.saes(states), metrics
+  return g, g.member_states(states), finished(g, states), metrics
 
 
 class GroupTest(parameterized.TestCase):
@@ -96,7 +101,7 @@ class GroupTest(parameterized.TestCase):
     saes = []
     for stacked in (False, True):
       g = group(relu, chosen, stacked=stacked)
-      saes.append(g.saes(run(g, batches(10))[0]))
+      saes.append(finished(g, run(g, batches(10))[0]))
     for one, other in zip(*saes, strict=True):
       toy.assert_trees_close(other, one, rtol=1e-5, atol=1e-6)
 
@@ -253,13 +258,13 @@ class CoefficientTest(parameterized.TestCase):
       [m.name for m in g.members],
       ["coefficient=0.05-seed0", "coefficient=0.2-seed0"],
     )
-    together = g.saes(run(g, batches())[0])
+    together = finished(g, run(g, batches())[0])
     for own, sae in zip(chosen, together, strict=True):
       alone = group(self.relu, [own], stacked=False)
-      toy.assert_trees_equal(alone.saes(run(alone, batches())[0])[0], sae)
+      toy.assert_trees_equal(finished(alone, run(alone, batches())[0])[0], sae)
     stack = group(self.relu, chosen, stacked=True)
     for one, two in zip(
-      stack.saes(run(stack, batches())[0]), together, strict=True
+      finished(stack, run(stack, batches())[0]), together, strict=True
     ):
       toy.assert_trees_close(one, two, rtol=1e-4, atol=1e-5)
 
