@@ -1,10 +1,12 @@
 """Tests of saejax.studies.claims.causal, with a small model."""
 
 import pathlib
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
 
+from saejax.studies import arms
 from saejax.studies.claims import causal, training
 from saejax.studies.claims import claim as claims
 from saejax.training.config import TrainConfig
@@ -13,6 +15,12 @@ from tests import shared
 CONFIG = TrainConfig(steps=4, batch_rows=64, learning_rate=3e-3, warmup_steps=2)
 ROWS = 1024
 LAYERS = 2
+OPTIONS = arms.options
+
+
+def without_aux(config, rows):
+  """Options of arms without the loss that takes half of the time to compile."""
+  return {**OPTIONS(config, rows), "aux_weight": 0}
 
 
 class MixedTest(absltest.TestCase):
@@ -37,6 +45,7 @@ class CausalClaimsTest(absltest.TestCase):
     make = lambda: causal.points(
       folder, model, CONFIG, 2, rows=ROWS, layers=LAYERS
     )
+    self.enter_context(mock.patch.object(arms, "options", without_aux))
     points, data = make()
 
     alone = causal.EACH
