@@ -229,6 +229,8 @@ def by_layer(trained: arms.Trained) -> list[dict[str, float]]:
     mean_layer_fvu and worst_layer_fvu of each SAE.
   """
   held_out, fvus = trained.rows.held_out, []
+  # The program of the evaluation of all layers, and not another.
+  batch_rows = next(iter(arms.chunks(held_out))).rows
   cond = np.asarray(condition_preps.required(held_out.cond))
   for c in np.unique(cond):
     own = jax.tree.map(lambda a, c=c: a[cond == c], held_out)
@@ -237,6 +239,7 @@ def by_layer(trained: arms.Trained) -> list[dict[str, float]]:
       arms.chunks(own),
       means=[trained.rows.mean] * len(trained.saes),
       frame="raw",
+      batch_rows=batch_rows,
     )
     fvus.append([f.fvu for f in found])
   return [
