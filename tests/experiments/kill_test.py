@@ -20,6 +20,7 @@ class KillTest(absltest.TestCase):
       if not flag.startswith("--harvest.dir")
     ]
     small = ("--sae.n=64", "--sae.k=4", "--train.checkpoint_steps=4")
+    small += ("--sae.aux_weight=0.125",)  # which scaling_test leaves out
     done = subprocess.run(
       [
         sys.executable,
