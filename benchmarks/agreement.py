@@ -195,7 +195,13 @@ class Outcome:
 
 
 def outcome(
-  name: str, *, engine: str, kernels: dispatch.Kernels, mesh: tuple[int, ...]
+  name: str,
+  *,
+  engine: str = "dense",
+  kernels: dispatch.Kernels = "xla",
+  mesh: tuple[int, ...] = (1, 1, 1),
+  accumulate: int = 1,
+  **more: Any,
 ) -> Outcome:
   """Takes the steps of a method.
 
@@ -204,16 +210,23 @@ def outcome(
     engine: "auto", "dense" or "sparse".
     kernels: the form of the ops; Pallas kernels are simulated.
     mesh: sizes of the mesh of devices.
+    accumulate: parts that a batch is computed in.
+    **more: further arguments and options of the recipe.
+
+  Raises:
+    InputError: a batch of the method cannot be computed in parts.
   """
   method, seeds = catalogue.METHODS[name], (0, 1) if name == "mfr" else (0,)
-  made = keeping(recipe(name))
+  made = keeping(recipe(name, **more))
   group = members.Group(
     lambda: made,
     [fit.member(s, learning_rate=1e-3 * method.rate) for s in seeds],
     mesh=sharding.make_mesh(mesh),
     stacked=len(seeds) > 1,
     engine=engine,
+    accumulate=accumulate,
   )
+  group.check(("x", "score", "cond", "target"))
   data = batches(name)
   fields = {k: jnp.asarray(v) for k, v in data[0].items()}
   leaves = lambda tree: [np.asarray(a) for a in jax.tree.leaves(tree)]

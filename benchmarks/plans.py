@@ -13,7 +13,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -37,17 +37,31 @@ class Case:
   k: int
   batch_rows: int
   mesh: tuple[int, int, int] | None = None
+  accumulate: int = 1
+  weights: Literal["float32", "bfloat16"] = "float32"
+  second_moments: Literal["element", "row"] = "element"
 
 
-WIDE = {"n": 1 << 20, "d": 4096, "k": 64, "batch_rows": 8192}
-LARGEST = {"n": 1 << 24, "d": 12_288, "k": 256, "batch_rows": 8192}
+OF_TRAINING = ("batch_rows", "accumulate", "weights", "second_moments")
+WIDE: dict[str, Any] = {"n": 1 << 20, "d": 4096, "k": 64, "batch_rows": 8192}
+# The largest SAE of Gao et al. 2024, arXiv:2406.04093, its batch in 16 parts.
+LARGEST: dict[str, Any] = {
+  "n": 1 << 24,
+  "d": 12_288,
+  "k": 256,
+  "batch_rows": 131_072,
+}
+LARGEST |= {"accumulate": 16}
+SMALL_STATE: dict[str, Any] = {"weights": "bfloat16", "second_moments": "row"}
 CASES = {
   "131k": Case(topology="v5e:4x4", **{**WIDE, "n": 131_072}),
   "1M": Case(topology="v5e:16x16", **WIDE),
   "1M-4x64": Case(topology="v5e:16x16", **WIDE, mesh=(1, 4, 64)),
   "1M-16x16": Case(topology="v5e:16x16", **WIDE, mesh=(1, 16, 16)),
-  "16M": Case(topology="v5p:4x4x8", **LARGEST),
-  "16M-4x8x8": Case(topology="v5p:4x8x8", **LARGEST),
+  "16M": Case(topology="v5p:4x4x8", **LARGEST, mesh=(1, 1, 128)),
+  "16M-small-state": Case(
+    topology="v5p:4x4x4", **LARGEST, **SMALL_STATE, mesh=(1, 1, 64)
+  ),
 }
 
 
@@ -73,7 +87,8 @@ def planned(case: Case, rows: int) -> dict[str, Any]:
     case: the case.
     rows: of the run.
   """
-  train = TrainConfig(batch_rows=case.batch_rows, dtype="bfloat16")
+  own = {name: getattr(case, name) for name in OF_TRAINING}
+  train = TrainConfig(dtype="bfloat16", **own)
   try:
     (record,) = plan.plans(
       sae_config(n=(case.n,), k=case.k),

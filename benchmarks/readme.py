@@ -172,6 +172,7 @@ def plans(result: dict[str, Any]) -> str:
         "n": f"{case['n']:,}",
         "d": f"{case['d']:,}",
         "rows a step": case["batch_rows"],
+        "parts": case.get("accumulate", 1),
         "data x latent": "x".join(map(str, case["mesh"][1:])),
         "arguments, GB": memory["arguments"] / 1e9,
         "temporaries, GB": memory["temporaries"] / 1e9,
@@ -299,6 +300,11 @@ def core_speed(result: dict[str, Any]) -> str:
   )
 
 
+def memory_options(result: dict[str, Any]) -> str:
+  """A row per option of memory_options.py."""
+  return table(result["options"])
+
+
 def rows(result: dict[str, Any]) -> str:
   """Every list of rows in a file, with the columns that are no lists."""
   lists = [
@@ -319,6 +325,7 @@ SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {
   "core-smollm2.json": core,
   "core-speed-cpu*.json": core_speed,
   "gpu-compile.json": gpu_compile,
+  "memory-options.json": memory_options,
   "outcome*.json": outcome,
   "step-gpu*.json": step_gpu,
 }  # others: `rows`
