@@ -6,8 +6,11 @@ import tempfile
 import jax
 import numpy as np
 from absl.testing import absltest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from saejax.training import members, sharding
+from saejax.training.parts import rounding
 from tests import contract, toy
 from tests.training import mesh_devices_test as usual
 
@@ -69,6 +72,15 @@ class ShardOptimizerTest(absltest.TestCase):
     self.assertEqual(rows(state.sae.W_enc), half)
     bias = state.opt_state[0].mu.decoder.b
     self.assertEqual(rows(bias), (2, usual.D))
+
+  def test_stochastic_rounding_does_not_depend_on_the_mesh(self):
+    x, key = toy.rows(N, usual.D), jax.random.key(5)
+    where = NamedSharding(sharding.make_mesh(MESH), P(("latent", "data")))
+    rounded = jax.jit(rounding.stochastic)
+    got = rounded(jax.device_put(x, where), key)
+    np.testing.assert_array_equal(got, rounded(x, key))
+    other = rounded(x, jax.random.key(6))
+    self.assertTrue((np.asarray(got) != np.asarray(other)).any())
 
   def held(self, states):
     moment = states[0].opt_state[0].nu.decoder.W

@@ -58,7 +58,7 @@ class StepTest(absltest.TestCase):
       8, 32, 3, dead_after_tokens=100, weights="bfloat16", second_moments="row"
     )
     state = step.init_state(recipe, jax.random.key(0))
-    one = jax.jit(step.make_step(recipe))
+    one = jax.jit(step.make_step(recipe, accumulate=2))
     hyper = Hyper(learning_rate=jnp.asarray(1e-5))
     states = [state]
     for i in range(2):
