@@ -2,7 +2,7 @@
 
 from absl.testing import absltest, parameterized
 
-from saejax.plans import programs
+from saejax.plans import planner, programs
 
 # As the compiler for TPUs writes a loop whose body exchanges an array.
 LOOP = """
@@ -37,6 +37,29 @@ class TripsTest(parameterized.TestCase):
     stated = 'body=%body, backend_config={"known_trip_count":{"n":"3"}}'
     (found,) = programs.collectives(LOOP.replace("body=%body", stated))
     self.assertEqual(found.times, 3)
+
+
+class RefusalTest(absltest.TestCase):
+  def test_the_largest_buffers_of_a_refused_program_are_named(self):
+    message = """Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm.
+  Largest program allocations in hbm:
+
+  1. Size: 8.00G
+     Operator: op_name="jit(step)/mul"
+     Shape: f32[1048576,2048]{1,0:T(8,128)}
+     Unpadded size: 8.00G
+
+  2. Size: 512.0M
+     Shape: bf16[131072,2048]{1,0:T(8,128)(2,1)}
+"""
+    self.assertEqual(
+      planner._largest(message),
+      [
+        "8.00G: f32[1048576,2048]{1,0:T(8,128)}",
+        "512.0M: bf16[131072,2048]{1,0:T(8,128)(2,1)}",
+      ],
+    )
+    self.assertEqual(planner._refusal(message), int(18.5 * 2**30))
 
 
 if __name__ == "__main__":
