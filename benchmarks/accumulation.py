@@ -5,7 +5,8 @@
 Each method of the catalogue takes the steps of agreement.py, whose last ones have dead
 latents and AuxK, with whole batches and with batches in 4 parts (--train.accumulate).
 A difference is the largest of those of loss, gradients and update over the tolerances
-of agreement.py. Methods that draw noise for each row draw other noise in parts. Exits with 1 where another method differs.
+of agreement.py. Methods that draw noise for each row draw other noise in parts. Exits
+with 1 where another method differs.
 """
 
 import dataclasses

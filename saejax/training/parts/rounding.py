@@ -40,6 +40,9 @@ def widened(sae: SAE) -> SAE:
   Args:
     sae: the SAE, as it is stored.
   """
+  narrow = [a.dtype == jnp.bfloat16 for a in jax.tree.leaves(sae)]
+  if not any(narrow):
+    return sae
   wide = lambda a: a.astype(jnp.float32) if a.dtype == jnp.bfloat16 else a
   return jax.tree.map(wide, sae)
 
