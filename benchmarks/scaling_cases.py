@@ -15,6 +15,7 @@ from benchmarks import agreement
 from benchmarks.step_programs import Sizes
 from saejax.recipes import catalogue
 from saejax.recipes.common import Target
+from saejax.sae.context import Batch
 from saejax.training import recipe as recipes
 
 STEPS = 16
@@ -30,12 +31,14 @@ class Case:
       called with the sizes.
     engine: "auto", "dense" or "sparse".
     weighted: whether rows have weights, some of them 0.
+    even: whether rows have equal norms, so that they keep about as many latents.
   """
 
   method: str
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   engine: str = "auto"
   weighted: bool = False
+  even: bool = False
 
   @property
   def rate(self) -> float:
@@ -60,6 +63,9 @@ class Case:
     """
     found = agreement.batches(self.method, sizes, steps=steps)
     for i, batch in enumerate(found):
+      if self.even:
+        x = batch["x"]
+        batch["x"] = x / np.linalg.norm(x, axis=-1, keepdims=True)
       if "target" in self.more:
         width = self.more["target"].d
         batch["target"] = np.tanh(batch["x"])[:, :width]
@@ -67,6 +73,15 @@ class Case:
         rng = np.random.default_rng(i)
         batch["weight"] = rng.integers(0, 3, sizes.rows).astype(np.float32)
     return found
+
+  def sample(self, sizes: Sizes) -> Batch:
+    """The rows that initial weights are drawn with.
+
+    Args:
+      sizes: sizes of a step.
+    """
+    steps = agreement.SAMPLED.get(self.method, 1)
+    return agreement.joined(self.batches(sizes, steps))
 
 
 def _general(sizes: Sizes) -> Any:
@@ -81,7 +96,7 @@ CASES: Mapping[str, Case] = {
   "topk (rows with weights)": Case(method="topk", weighted=True),
   "topk (transcoder)": Case(method="topk", more={"target": Target(d=12)}),
   "topk (boosting)": Case(method="topk", more={"residual_of": _general}),
-  "batchtopk (sparse engine)": Case(method="batchtopk", engine="sparse"),
+  "batchtopk (rows of equal norm)": Case(method="batchtopk", even=True),
   "batchtopk (signed and zipf)": Case(
     method="batchtopk", more={"signed": True, "aux": "zipf"}
   ),
