@@ -27,7 +27,6 @@ TOLERANCE = 1e-4
 TRIALS = (
   ("topk", "--sae.k=4", 2, (1, 2, 2)),
   ("topk", "--sae.k=4 --sae.seeds=2", 4, (2, 2, 2)),
-  ("batchtopk", "--sae.k=4", 2, (1, 1, 4)),
 )
 SECONDS = 1200  # for one command
 
