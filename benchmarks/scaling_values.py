@@ -265,7 +265,8 @@ def agrees(cell: Mapping[str, Any]) -> bool:
   Args:
     cell: differences by name.
   """
-  noise = cell["noise"] or {"weights": 0, "metrics": 0, "counts": 0, "dead": 1}
+  noise = {"weights": 0, "metrics": 0, "counts": 0, "dead": True}
+  noise |= cell["noise"] or {}
   near = all(
     cell[name] <= max(most, TIMES * noise[name])
     for name, most in {**TOLERANCES, "counts": 0}.items()
