@@ -33,7 +33,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +44,7 @@ import optax
 from benchmarks.step_programs import Sizes
 from saejax import config, errors, machine
 from saejax.kernels import dispatch
-from saejax.recipes import arguments, catalogue
+from saejax.recipes import arguments, catalogue, common
 from saejax.sae import activations, initial
 from saejax.sae.context import Batch
 from saejax.studies import short_runs
@@ -135,6 +135,10 @@ SPECIAL: Mapping[str, Any] = {
 }
 
 
+# Batches that initial weights are drawn with, of methods that need more than one.
+SAMPLED = {"ra_sae": 5}
+
+
 def recipe(
   name: str, sizes: Sizes = SIZES, *, steps: int = 100, **more: Any
 ) -> recipes.Recipe:
@@ -151,14 +155,15 @@ def recipe(
   else:
     variant = next(v for v in short_runs.VARIANTS.values() if v.recipe == name)
     arguments_of = variant.arguments
-  given = arguments_of(sizes.k, sizes.n, sizes.d)
+  given = {**arguments_of(sizes.k, sizes.n, sizes.d)}
   train = TrainConfig(
     batch_rows=sizes.rows, steps=steps, dead_after_tokens=2 * sizes.rows
   )
-  options = {**train.options(steps=steps), **more}
-  # What is given beside the studies' arguments may replace them.
-  own = {key: value for key, value in given.items() if key not in options}
-  return arguments.make(name, d=sizes.d, n=sizes.n, arguments=own, **options)
+  options = train.options(steps=steps)
+  for key, value in more.items():
+    of_run = key in common.Options.__annotations__
+    (options if of_run else given)[key] = value
+  return arguments.make(name, d=sizes.d, n=sizes.n, arguments=given, **options)
 
 
 def batches(
@@ -183,6 +188,16 @@ def batches(
       batch = {"x": x.reshape(-1, 2, d)}
     found.append({k: np.asarray(v) for k, v in batch.items()})
   return found
+
+
+def joined(found: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+  """The rows of several batches as one, such as those to draw weights with.
+
+  Args:
+    found: the batches.
+  """
+  join = lambda key: jnp.asarray(np.concatenate([b[key] for b in found]))
+  return Batch(**{key: join(key) for key in found[0]})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,10 +243,10 @@ def outcome(
   )
   group.check(("x", "score", "cond", "target"))
   data = batches(name)
-  fields = {k: jnp.asarray(v) for k, v in data[0].items()}
+  sample = batches(name, steps=SAMPLED.get(name, 1))
   leaves = lambda tree: [np.asarray(a) for a in jax.tree.leaves(tree)]
   with dispatch.kernels(kernels, interpret=kernels == "pallas"):
-    states = group.init(Batch(**fields))
+    states = group.init(joined(sample))
     start, losses = leaves(states[0].sae), []
     for batch in data:
       states, metrics, _ = group.run(states, [group.put(batch)])

@@ -17,6 +17,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from benchmarks import scaling_tables
+
 HERE = pathlib.Path(__file__).parent
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MISSING = "Not measured yet.\n"
@@ -202,6 +204,11 @@ def agreement(result: dict[str, Any]) -> str:
   return table(made)
 
 
+def scaling(result: dict[str, Any]) -> str:
+  """Values by mesh, exchanges and processes of scaling_efficiency.py."""
+  return "\n".join(map(table, scaling_tables.tables(result)))
+
+
 def gpu_compile(result: dict[str, Any]) -> str:
   """What the compiled GPU step holds, in GB."""
   return table(
@@ -322,6 +329,7 @@ SHOWN: dict[str, Callable[[dict[str, Any]], str]] = {
   "tpu-steps.json": tpu_steps,
   "plans.json": plans,
   "agreement.json": agreement,
+  "scaling-efficiency.json": scaling,
   "core-smollm2.json": core,
   "core-speed-cpu*.json": core_speed,
   "gpu-compile.json": gpu_compile,

@@ -8,7 +8,7 @@ nothing about that of eight chips, and none is taken. What carries over to chips
 is whether the results agree, and what the compiled step exchanges.
 
   values      every method on every mesh, and the other cases of scaling_cases.py
-              on two, against one device, with the same seeds and batches
+              on one, against one device, with the same seeds and batches
   exchanges   the collectives of a compiled step whose latents are sharded
   processes   the command in 2 and 4 processes of 2 devices against one process
 
@@ -79,6 +79,7 @@ def around() -> dict[str, Any]:
     "date": datetime.date.today().isoformat(),
     "environment": machine.environment(),
     "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    "meshes": [",".join(map(str, m)) for m in scaling_values.MESHES],
     "sizes": {**dataclasses.asdict(SIZES), "steps": STEPS},
     "tolerances": scaling_values.TOLERANCES,
     "edge": scaling_values.EDGE,

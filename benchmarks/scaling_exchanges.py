@@ -5,8 +5,8 @@ executed branch of a method's step, with or without AuxK. Bytes are those of the
 results on a device, times the passes of loops around them.
 
   least         bytes of one [B, d] all-reduce in float32, to sum x_hat over
-                shards, and where each row keeps k latents one all-gather
-                [B, T k] of values and indices; with AuxK twice that
+                shards, and in the sparse engine one all-gather [B, T k] of
+                values and indices; with AuxK twice that
   activations   collectives of as many entries as those, by kind
   others        all others: gradients and statistics of latents, counts per row
 """
@@ -59,7 +59,8 @@ def _of_method(name: str) -> list[dict[str, Any]]:
   found = programs.collectives(program.as_text())
   sae: Any = jax.eval_shape(lambda: made.init(jax.random.key(0), sample=None))
   sparse = sae.engine("auto", train=True) == "sparse"
-  k = sae.activation.row_k if sparse else None
+  activation = sae.activation
+  k = (activation.row_k or round(activation.mean_k)) if sparse else None
   has_aux = any(term.active for term in made.terms.values())
   return [
     {
@@ -77,8 +78,8 @@ def least(k: int | None, aux: bool) -> int:
   """Bytes that a step must exchange for its activations.
 
   Args:
-    k: active latents per row that a shard may hold; None: no selection over
-      latents.
+    k: active latents per row, or their mean; None in the dense engine, which
+      exchanges none.
     aux: whether the step has AuxK.
   """
   shards = MESH[2]

@@ -26,10 +26,7 @@ TOLERANCE = 1e-4
 # Flags of the method, processes, and mesh.
 TRIALS = (
   ("topk", "--sae.k=4", 2, (1, 2, 2)),
-  ("topk", "--sae.k=4", 4, (1, 2, 4)),
   ("topk", "--sae.k=4 --sae.seeds=2", 4, (2, 2, 2)),
-  ("batchtopk", "--sae.k=4", 2, (1, 2, 2)),
-  ("jumprelu", "--sae.coefficient=0.001", 2, (1, 2, 2)),
 )
 SECONDS = 1200  # for one command
 

@@ -60,7 +60,8 @@ def mfr(
     coefficient: weight of the coupling; the paper's for GPT-2.
     coefficient_warmup: fraction of the run in which it rises from 0; 100 steps
       in the paper.
-    match: "max", the nearest row, or "hungarian", the best assignment.
+    match: "max", the nearest row, or "hungarian", the best assignment, on one
+      device only.
     detach_peers: whether only the row, not its match, gets a gradient.
     restart_above: see `coupling.RestartMember`; None never restarts. The paper
       fixes the target rate at 32/512, here it is k/n.

@@ -61,6 +61,13 @@ def check(
   mesh = sharding.make_mesh(train.mesh, first=train.first_device)
   for n in sae.n:
     members = grid.members(n, sae, train)
+    sharding.check(
+      mesh,
+      n=n,
+      batch_rows=train.batch_rows,
+      members=len(members),
+      accumulate=train.accumulate,
+    )
     for values in dict.fromkeys(member.arguments for member in members):
       recipe = grid.recipe(
         n,
@@ -75,13 +82,6 @@ def check(
       recipe.check(columns, len(members))
       if mesh.size > 1:  # arrays of other sizes than n: one row per head
         ahead.state_shapes(recipe, mesh)
-    sharding.check(
-      mesh,
-      n=n,
-      batch_rows=train.batch_rows,
-      members=len(members),
-      accumulate=train.accumulate,
-    )
 
 
 def check_memory(

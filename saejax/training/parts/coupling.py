@@ -102,7 +102,20 @@ def assignment(cosines: Float[Array, "n n"]) -> Int[Array, "n"]:
 
   Args:
     cosines: cosines of all pairs.
+
+  Raises:
+    InputError: a mesh of several devices is set: one would wait for the host
+      and the others for it, without end on CPUs.
   """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty and mesh.size > 1:
+    raise InputError(
+      "match",
+      "hungarian",
+      f"is computed on the host, for which a mesh of {mesh.size} devices cannot "
+      "wait",
+      "use --sae.match=max, or --train.mesh=1,1,1",
+    )
 
   def solve(cosines) -> np.ndarray:
     cosines = np.nan_to_num(np.asarray(cosines, np.float64))

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from saejax.errors import InputError
 from saejax.sae import activations, decoders, encoders, prep
 from saejax.sae.latents import DenseLatents, SparseLatents
 from saejax.sae.sae import SAE
+from saejax.training import sharding
 from saejax.training.parts import coupling
 from saejax.training.state import TrainState
 from tests import toy
@@ -87,6 +89,15 @@ class MutualFeaturesTest(parameterized.TestCase):
     np.testing.assert_allclose(
       np.asarray(at) / at[3], [0, 0.5, 1, 1], atol=1e-6
     )
+
+  def test_an_assignment_on_the_host_is_refused_on_a_mesh(self):
+    mesh = jax.sharding.AbstractMesh((1, 2, 4), sharding.AXES)
+    said = "match=hungarian: .* mesh of 8 devices .*--sae.match=max"
+    with (
+      jax.sharding.use_abstract_mesh(mesh),
+      self.assertRaisesRegex(InputError, said),
+    ):
+      jax.eval_shape(coupling.assignment, jnp.eye(4))
 
 
 class RestartMemberTest(parameterized.TestCase):
