@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from saejax import compile_cache, processes
+from saejax import compile_cache, processes, terminal
 from saejax.errors import InputError
 from saejax.evals import held_out as evaluation
 from saejax.evals.reconstruction import Reconstruction
@@ -33,8 +33,9 @@ class Trained:
   """One SAE of `fit_grid`.
 
   Attributes:
-    sae: its inference form.
+    sae: its inference form; of the last good weights where it diverged.
     metrics: on the held-out rows.
+    status: "ok", or "diverged at step s": its loss or gradient was not finite.
     n: latents.
     seed: of the initial weights.
     arguments: of the recipe.
@@ -42,6 +43,7 @@ class Trained:
 
   sae: SAE
   metrics: Reconstruction
+  status: str = "ok"
   n: int
   seed: int
   arguments: Mapping[str, Any]
@@ -117,7 +119,7 @@ def fit(
     "prep": prep,
   }
   rate = _rate(recipe, learning_rate, n or EXPANSION * rows.d)
-  ((sae, metrics),) = _train(
+  ((trained, metrics),) = _train(
     lambda: built,
     [Member(seed=seed, learning_rate=rate)],
     rows,
@@ -126,7 +128,7 @@ def fit(
     folder=run_dir,
     identity=lambda: {**identity, "rows": rows.content()},
   )
-  return sae, metrics
+  return trained.sae, metrics
 
 
 @compile_cache.enabled()
@@ -156,10 +158,13 @@ def fit_grid(
     **lists: arguments of the recipe; a list is swept, anything else is fixed.
 
   Returns:
-    One entry per SAE: by n, then the combinations in order, then seeds.
+    One entry per SAE: by n, then the combinations in order, then seeds. An SAE
+    that diverges is frozen, and the others are what they are without it; a line
+    on standard error names it.
 
   Raises:
-    InputError, FloatingPointError: as `fit`.
+    InputError: as `fit`.
+    FloatingPointError: rows are not finite, or every SAE diverged.
 
   >>> import jax, saejax
   >>> x = jax.random.normal(jax.random.key(0), (2000, 16))
@@ -196,8 +201,15 @@ def fit_grid(
   make = lambda combination: recipes[combination]
   found = _train(make, members, rows, config, progress=progress)
   return [
-    Trained(sae=sae, metrics=metrics, n=size, seed=seed, arguments=own)
-    for ((size, own), seed), (sae, metrics) in zip(
+    Trained(
+      sae=own.sae,
+      metrics=metrics,
+      status=own.status,
+      n=size,
+      seed=seed,
+      arguments=given,
+    )
+    for ((size, given), seed), (own, metrics) in zip(
       itertools.product(combinations, range(seeds)), found, strict=True
     )
   ]
@@ -287,11 +299,11 @@ def _train(
   progress: bool,
   folder: str | os.PathLike[str] | None = None,
   identity: Callable[[], Mapping[str, Any]] = dict,
-) -> list[tuple[SAE, Reconstruction]]:
-  """The SAE of each member with its metrics, on one reading of the rows.
+) -> list[tuple[loop.Trained, Reconstruction]]:
+  """Each member after training, with its metrics, on one reading of the rows.
 
   Raises:
-    FloatingPointError: rows or a loss became not finite.
+    FloatingPointError: rows or the losses of all members became not finite.
   """
   steps = config.total_steps(0)
   processes.agree({"run_dir": None if folder is None else str(folder)})
@@ -318,10 +330,9 @@ def _train(
   finally:
     source.close()
   for own in trained:
-    if own.status != "ok":
-      rule = "the loss or its gradient was not finite"
-      raise FloatingPointError(f"{own.status}, {rule}: lower learning_rate")
+    if own.status != "ok" and processes.is_first():
+      terminal.say(f"warning: {own.member.name}: {own.status}: lower its rate")
   return [
-    (own.sae, evaluation.evaluate(own.sae, rows.held_out, mean=rows.mean))
+    (own, evaluation.evaluate(own.sae, rows.held_out, mean=rows.mean))
     for own in trained
   ]

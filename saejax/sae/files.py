@@ -31,6 +31,8 @@ from saejax.sae.sae import SAE
 ARRAYS = "sae.safetensors"
 STRUCTURE = "sae.json"
 VERSION = 2
+# Status of an SAE whose loss was not finite in training, with the step after it.
+DIVERGED = "diverged at step"
 
 _REMEDY = "restore it from a copy, or save the SAE again"
 
@@ -155,6 +157,15 @@ def about(folder: str | os.PathLike[str]) -> dict[str, Any]:
   """
   with _readable(folder) as folder:
     return _structure(folder)["about"]
+
+
+def is_diverged(about: Mapping[str, Any]) -> bool:
+  """Whether an SAE was frozen in training because its loss was not finite.
+
+  Args:
+    about: metadata of a saved SAE, or a point of a run, with its status.
+  """
+  return str(about.get("status", "")).startswith(DIVERGED)
 
 
 def content(folder: str | os.PathLike[str]) -> str:

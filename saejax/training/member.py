@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from saejax.sae import files
 from saejax.training.recipe import Recipe
 
 
@@ -48,6 +49,15 @@ def _text(value: Any) -> str:
   if isinstance(value, tuple):
     return ",".join(map(_text, value))
   return re.sub(r"[^\w.+-]+", "_", str(value))
+
+
+def status(failed_step: int) -> str:
+  """Says how the training of a member ended: "ok", or "diverged at step s".
+
+  Args:
+    failed_step: the step at which it was frozen; negative if it was not.
+  """
+  return "ok" if failed_step < 0 else f"{files.DIVERGED} {failed_step}"
 
 
 Arguments = tuple[tuple[str, Any], ...]

@@ -136,7 +136,10 @@ def make_step(
       needed = jnp.any(
         jnp.stack(
           [
-            jnp.any(_per_member(active, state.stats, batch.rows, stacked))
+            jnp.any(
+              _per_member(active, state.stats, batch.rows, stacked)
+              & state.alive  # a frozen member asks for nothing
+            )
             for active in conditional
           ]
         )
@@ -177,7 +180,7 @@ def _redone(dense, out, *args):
       metrics, stats, gradients = dense(*args)
     return {**metrics, REDONE: jnp.ones_like(out[0][REDONE])}, stats, gradients
 
-  redo = jnp.any(out[0][REDONE] > 0)
+  redo = jnp.any((out[0][REDONE] > 0) & args[0].alive)
   return jax.lax.cond(redo, again, lambda out, *_: out, out, *args)
 
 
