@@ -238,8 +238,7 @@ def sae_folder(
     member: the member of the group with n latents.
     point: its point, with its status.
   """
-  marked = "-diverged" if files.is_diverged(point) else ""
-  return grid.path / "saes" / f"n{n}-{member.name}{marked}"
+  return grid.path / "saes" / files.marked(f"n{n}-{member.name}", point)
 
 
 def _is_saved(grid: Grid, n: int, found: Sequence[Mapping[str, Any]]) -> bool:
@@ -253,19 +252,25 @@ def _is_saved(grid: Grid, n: int, found: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def members(n: int, sae: SAEConfig, train: loop.TrainConfig) -> list[Member]:
-  """The members with n latents: every combination of arguments and seed.
+  """The members with n latents: all combinations of arguments, rates, seeds.
 
   Args:
     n: latents.
-    sae: recipe, swept arguments and number of seeds.
+    sae: recipe, swept arguments, factors of the rate and number of seeds.
     train: settings that give the learning rate at n.
   """
   rate = train.rate(n)
   if sae.recipe in catalogue.METHODS:
     rate *= catalogue.METHODS[sae.recipe].rate
   return [
-    Member(seed=seed, learning_rate=rate, arguments=given)
+    Member(
+      seed=seed,
+      learning_rate=rate * factor,
+      arguments=given,
+      label=f"rate={factor:g}" if len(sae.rates) > 1 else "",
+    )
     for given in sae.combinations
+    for factor in sae.rates
     for seed in range(sae.seeds)
   ]
 

@@ -168,6 +168,16 @@ def is_diverged(about: Mapping[str, Any]) -> bool:
   return str(about.get("status", "")).startswith(DIVERGED)
 
 
+def marked(name: str, about: Mapping[str, Any]) -> str:
+  """Returns the name of an SAE's folder, marked where it diverged.
+
+  Args:
+    name: the name otherwise.
+    about: its metadata, with its status.
+  """
+  return f"{name}-diverged" if is_diverged(about) else name
+
+
 def content(folder: str | os.PathLike[str]) -> str:
   """SHA-256 of the parts and arrays of a saved SAE, its metadata left out.
 
