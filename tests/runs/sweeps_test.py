@@ -93,7 +93,7 @@ class SweepTest(absltest.TestCase):
       )
       self.assert_close(found[2].sae, sae)
       self.assertAlmostEqual(found[2].metrics.fvu, metrics.fvu, places=5)
-      centres = [float(one.sae.prep.centre.mean()) for one in found]
+      centres = [float(leaves(one.sae.prep)[0].mean()) for one in found]
       np.testing.assert_allclose(centres, [0, 0, 1, 1], atol=0.05)
 
   def test_sites_that_do_not_fit_together_are_refused(self):
