@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
   "SAE": "saejax.sae.sae",
+  "Sites": "saejax.runs.sites",
   "DenseLatents": "saejax.sae.latents",
   "SparseLatents": "saejax.sae.latents",
   "InputError": "saejax.errors",
@@ -27,7 +28,7 @@ _NAMES = {
   "evaluate": "saejax.evals.held_out",
   "init": "saejax.sae.initial",
   "fit": "saejax.runs.fitting",
-  "fit_grid": "saejax.runs.fitting",
+  "fit_grid": "saejax.runs.sweeps",
   "harvest": "saejax.data.files",
   "load": "saejax.interop.names",
   "online": "saejax.data.harvest",
@@ -62,6 +63,7 @@ __all__ = [
   "DenseLatents",
   "InputError",
   "Mix",
+  "Sites",
   "SparseLatents",
   "Store",
   "about",
@@ -127,7 +129,8 @@ if TYPE_CHECKING:
   from saejax.interop.names import load as load
   from saejax.interop.publish import push_to_hub as push_to_hub
   from saejax.runs.fitting import fit as fit
-  from saejax.runs.fitting import fit_grid as fit_grid
+  from saejax.runs.sites import Sites as Sites
+  from saejax.runs.sweeps import fit_grid as fit_grid
   from saejax.sae.files import about as about
   from saejax.sae.files import save as save
   from saejax.sae.initial import init as init

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from saejax.errors import InputError
 from saejax.interop import record as records
 from saejax.interop.files import Files
 from saejax.interop.formats import Forward, Hints
@@ -37,9 +38,17 @@ def read(files: Files, hints: Hints) -> Record:
     hints: `site`.
 
   Raises:
-    InputError: the folder is damaged, or a part has no form in a record.
+    InputError: the folder is damaged, a part has no form in a record, or the
+      SAE diverged in training.
   """
   about = sae_files.about(files.folder)
+  if sae_files.is_diverged(about):
+    raise InputError(
+      "sae",
+      files.name,
+      f"{about['status']} of its training, and its weights are those before it",
+      "train it at a lower learning rate, or read it with saejax.load",
+    )
   site = {**_site(about), **hints.site}
   sae = sae_files.load(files.folder)
   return records.from_sae(sae, site=Site(**site), name=files.name)

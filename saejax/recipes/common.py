@@ -109,7 +109,8 @@ class AuxK:
     k = _k_aux(d, n, self.k_aux, self.k)
     if not self.weight:
       return {}
-    given = {"among": tracker, **self.choices}
+    by_k = self.k_aux is None and self.k is not None
+    given = {"among": tracker, "by_k": by_k, **self.choices}
     return {"aux": revival.aux_k(k, weight=self.weight, **given)}
 
 

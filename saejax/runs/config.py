@@ -20,7 +20,7 @@ ARGUMENT = "argument"  # in the metadata of fields that are the recipe's
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SAEConfig:
-  """A grid of SAEs: all combinations of n, values of arguments, and seeds.
+  """A grid of SAEs: all combinations of n, arguments, learning rates, seeds.
 
   Attributes:
     CHOICE: name of the field that determines which other fields exist.
@@ -31,6 +31,9 @@ class SAEConfig:
   recipe: str = "topk"  # training method, or module:function for your own
   n: tuple[int, ...] = (1024,)  # numbers of latents; one group per n
   seeds: int = 1  # SAEs per combination, with seeds 0, 1, ...
+  rates: tuple[float, ...] = (
+    1.0,
+  )  # factors of the learning rate, each trained
   prep: Literal[
     "default", "none", "centre_scale", "scale", "scale_sqrt_d", "row_layer_norm"
   ] = "default"  # scaling of x; default: the recipe's, otherwise centre_scale
@@ -42,6 +45,7 @@ class SAEConfig:
     arguments.find(self.recipe)
     checks.distinct(self, "n")
     checks.at_least(self, 1, "seeds")
+    checks.distinct(self, "rates", least=1e-6)
     for name, values in self.arguments.items():
       if not values or len(set(values)) < len(values):
         raise InputError(
@@ -86,6 +90,8 @@ class SAEConfig:
       InputError: a folder holds no SAE.
     """
     found = dataclasses.asdict(self)
+    if self.rates == (1.0,):  # as runs from before this setting have it
+      del found["rates"]
     for name in ("residual_of", *arguments.saes(self.recipe)):
       value = found[name]
       found[name] = (

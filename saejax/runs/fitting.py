@@ -1,22 +1,20 @@
-"""`saejax.fit` and `saejax.fit_grid`: SAEs from rows in one call."""
+"""`saejax.fit`: an SAE from rows in one call. `sweeps` has `saejax.fit_grid`."""
 
 import contextlib
-import dataclasses
 import io
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from saejax import compile_cache, processes
+from saejax import compile_cache, processes, terminal
 from saejax.errors import InputError
 from saejax.evals import held_out as evaluation
 from saejax.evals.reconstruction import Reconstruction
 from saejax.recipes import arguments as recipe_arguments
 from saejax.recipes import catalogue, common
-from saejax.runs import inputs
+from saejax.runs import inputs, sites
 from saejax.sae import files
 from saejax.sae import prep as preps
 from saejax.sae.sae import SAE
@@ -26,25 +24,6 @@ from saejax.training.members import Member
 from saejax.training.recipe import Recipe
 
 EXPANSION = 8  # latents over width, where n is not given
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trained:
-  """One SAE of `fit_grid`.
-
-  Attributes:
-    sae: its inference form.
-    metrics: on the held-out rows.
-    n: latents.
-    seed: of the initial weights.
-    arguments: of the recipe.
-  """
-
-  sae: SAE
-  metrics: Reconstruction
-  n: int
-  seed: int
-  arguments: Mapping[str, Any]
 
 
 @compile_cache.enabled()
@@ -108,109 +87,51 @@ def fit(
   (32, 4.0, 100)
   """
   rows = inputs.given(x, held_out)
-  config = _config(rows, steps, batch_rows, prep, mesh, native)
-  built = _recipe(recipe, rows, n, config, prep, arguments)
+  named = {"": rows}
+  config = settings(named, steps, batch_rows, prep, mesh, native)
+  built = make_recipe(recipe, rows, n, config, prep, arguments)
   identity = {
     "recipe": recipe if isinstance(recipe, str) else built.name,
     "n": n or (None if isinstance(recipe, Recipe) else EXPANSION * rows.d),
-    "arguments": _recorded(recipe, arguments),
+    "arguments": recorded(recipe, arguments),
     "prep": prep,
   }
-  rate = _rate(recipe, learning_rate, n or EXPANSION * rows.d)
-  ((sae, metrics),) = _train(
+  rate = rate_of(recipe, learning_rate, n or EXPANSION * rows.d)
+  ((trained, metrics),) = train(
     lambda: built,
     [Member(seed=seed, learning_rate=rate)],
-    rows,
+    named,
     config,
     progress=progress,
     folder=run_dir,
     identity=lambda: {**identity, "rows": rows.content()},
   )
-  return sae, metrics
+  return trained.sae, metrics
 
 
-@compile_cache.enabled()
-def fit_grid(
-  x: Any,
-  recipe: str | Callable[..., Recipe] = "topk",
-  *,
-  n: int | Sequence[int],
-  seeds: int = 1,
-  held_out: Any = None,
-  steps: int | None = None,
-  batch_rows: int = TrainConfig.batch_rows,
-  learning_rate: float | None = None,
-  prep: str = "centre_scale",
-  mesh: tuple[int, int, int] | None = None,
-  native: bool = False,
-  progress: bool = True,
-  **lists: Any,
-) -> list[Trained]:
-  """Trains every combination of arguments in one pass over the rows.
+def settings(
+  rows: Mapping[str, inputs.Rows],
+  steps: int | None,
+  batch_rows: int,
+  prep: str,
+  mesh: tuple[int, int, int] | None,
+  native: bool,
+  **more: Any,
+) -> TrainConfig:
+  """Returns the settings of a run, checked.
 
   Args:
-    x, recipe, held_out, steps, batch_rows, learning_rate, prep, mesh, native,
-      progress: see `fit`; the recipe is not a built one.
-    n: latents, one number or several.
-    seeds: SAEs of each combination, from seeds 0, 1, ...
-    **lists: arguments of the recipe; a list is swept, anything else is fixed.
-
-  Returns:
-    One entry per SAE: by n, then the combinations in order, then seeds.
+    rows: from `sites.given`.
+    steps, batch_rows, prep, mesh, native: as for `fit`.
+    **more: further settings.
 
   Raises:
-    InputError, FloatingPointError: as `fit`.
-
-  >>> import jax, saejax
-  >>> x = jax.random.normal(jax.random.key(0), (2000, 16))
-  >>> saes = saejax.fit_grid(x, n=32, k=[2, 4], steps=20, batch_rows=256,
-  ...                        progress=False)
-  >>> [(t.arguments["k"], t.sae.n) for t in saes]
-  [(2, 32), (4, 32)]
+    InputError: one cannot be used; its name is that of the argument.
   """
-  if isinstance(recipe, Recipe):
-    raise _built("recipe", recipe.name)
-  if seeds < 1:
-    raise InputError("seeds", seeds, "must be at least 1", "give 1 or more")
-  rows = inputs.given(x, held_out)
-  config = _config(rows, steps, batch_rows, prep, mesh, native)
-  swept = {k: v if isinstance(v, list) else [v] for k, v in lists.items()}
-  combinations = [
-    (size, dict(zip(swept, values, strict=True)))
-    for size in ([n] if isinstance(n, int) else list(n))
-    for values in itertools.product(*swept.values())
-  ]
-  recipes = [
-    _recipe(recipe, rows, size, config, prep, own) for size, own in combinations
-  ]
-  # By their number: arguments may be anything, arrays too.
-  members = [
-    Member(
-      seed=seed,
-      learning_rate=_rate(recipe, learning_rate, size),
-      arguments=(("combination", i),),
-    )
-    for i, (size, _) in enumerate(combinations)
-    for seed in range(seeds)
-  ]
-  make = lambda combination: recipes[combination]
-  found = _train(make, members, rows, config, progress=progress)
-  return [
-    Trained(sae=sae, metrics=metrics, n=size, seed=seed, arguments=own)
-    for ((size, own), seed), (sae, metrics) in zip(
-      itertools.product(combinations, range(seeds)), found, strict=True
-    )
-  ]
-
-
-def _config(
-  rows: inputs.Rows, steps, batch_rows, prep, mesh, native
-) -> TrainConfig:
-  """The settings of a run, checked."""
   for name, value in (("steps", steps), ("batch_rows", batch_rows)):
     if value is not None and value < 1:
       raise InputError(name, value, "must be at least 1", "give 1 or more")
-  steps = rows.steps(batch_rows) if steps is None else steps
+  steps = sites.steps(rows, batch_rows) if steps is None else steps
   if steps is None:
     rule = "must be given where x is a stream of batches"
     raise InputError("steps", None, rule, "give the number of batches")
@@ -218,12 +139,25 @@ def _config(
     known = ", ".join(preps.KINDS)
     raise InputError("prep", prep, f"must be one of {known}", "see sae.prep")
   return TrainConfig(
-    steps=steps, batch_rows=batch_rows, mesh=mesh or (1, 1, 1), native=native
+    steps=steps,
+    batch_rows=batch_rows,
+    mesh=mesh or (1, 1, 1),
+    native=native,
+    **more,
   )
 
 
-def _rate(recipe: Any, given: float | None, n: int) -> float:
-  """The peak learning rate, by default that of the method with n latents."""
+def rate_of(recipe: Any, given: float | None, n: int) -> float:
+  """Returns the peak learning rate, by default that of the method.
+
+  Args:
+    recipe: as for `fit`.
+    given: the rate, or None.
+    n: latents.
+
+  Raises:
+    InputError: the rate is not positive and finite.
+  """
   if given is None:
     method = catalogue.METHODS.get(recipe) if isinstance(recipe, str) else None
     return TrainConfig().rate(n) * (1.0 if method is None else method.rate)
@@ -233,14 +167,29 @@ def _rate(recipe: Any, given: float | None, n: int) -> float:
   return given
 
 
-def _recipe(
-  recipe, rows: inputs.Rows, n, config: TrainConfig, prep, arguments
+def make_recipe(
+  recipe: str | Recipe | Callable[..., Recipe],
+  rows: inputs.Rows,
+  n: int | None,
+  config: TrainConfig,
+  prep: str,
+  arguments: Mapping[str, Any],
 ) -> Recipe:
-  """The recipe with its arguments and the settings of the run."""
+  """Builds the recipe with its arguments and the settings of the run.
+
+  Args:
+    recipe, n, prep: as for `fit`.
+    rows: the rows of its site.
+    config: from `settings`.
+    arguments: of the recipe.
+
+  Raises:
+    InputError: an argument is refused, or given beside a built recipe.
+  """
   if isinstance(recipe, Recipe):
     for name, value in (("n", n), *arguments.items()):
       if value is not None:
-        raise _built(name, value)
+        raise built_error(name, value)
     return recipe
   options = config.options(config.total_steps(0))
   options["defaults"]["prep"] = preps.from_stats(prep, rows.stats)
@@ -259,8 +208,12 @@ def _recipe(
   )
 
 
-def _recorded(recipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-  """The arguments as they are recorded: SAEs by their content."""
+def recorded(recipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the arguments as they are recorded: SAEs by their content.
+
+  Args:
+    recipe, arguments: as for `make_recipe`.
+  """
   found = dict(arguments)
   saes = () if isinstance(recipe, Recipe) else recipe_arguments.saes(recipe)
   for name in arguments.keys() & {"residual_of", *saes}:
@@ -269,7 +222,13 @@ def _recorded(recipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
   return found
 
 
-def _built(name: str, value: Any) -> InputError:
+def built_error(name: str, value: Any) -> InputError:
+  """Returns the error of an argument beside a built recipe.
+
+  Args:
+    name: name of the argument.
+    value: its value.
+  """
   return InputError(
     name,
     value,
@@ -278,24 +237,36 @@ def _built(name: str, value: Any) -> InputError:
   )
 
 
-def _train(
-  make_recipe: Callable[..., Recipe],
+def train(
+  make: Callable[..., Recipe],
   members: Sequence[Member],
-  rows: inputs.Rows,
+  rows: Mapping[str, inputs.Rows],
   config: TrainConfig,
   *,
   progress: bool,
   folder: str | os.PathLike[str] | None = None,
   identity: Callable[[], Mapping[str, Any]] = dict,
-) -> list[tuple[SAE, Reconstruction]]:
-  """The SAE of each member with its metrics, on one reading of the rows.
+) -> list[tuple[loop.Trained, Reconstruction]]:
+  """Trains members on one reading of the rows and evaluates each.
+
+  Args:
+    make: from a member's arguments, by name, to the recipe.
+    members: the members.
+    rows: from `sites.given`.
+    config: from `settings`.
+    progress: whether a line on standard error shows it.
+    folder: for checkpoints and metrics; None for none.
+    identity: settings that must be equal on resume, where there is a folder.
+
+  Returns:
+    Each member after training, with its metrics on the rows of its site.
 
   Raises:
-    FloatingPointError: rows or a loss became not finite.
+    FloatingPointError: rows or the losses of all members became not finite.
   """
   steps = config.total_steps(0)
   processes.agree({"run_dir": None if folder is None else str(folder)})
-  source = rows.source(config, steps)
+  source = sites.source(rows, config, steps)
   try:
     with contextlib.ExitStack() as stack:
       if folder is not None:
@@ -303,7 +274,7 @@ def _train(
         own = lock.RunLock(folder)
         processes.first(lambda: stack.enter_context(own))
       trained = loop.train(
-        make_recipe,
+        make,
         members,
         source,
         config=config,
@@ -317,11 +288,11 @@ def _train(
     raise FloatingPointError(f"{error}: {advice}") from error
   finally:
     source.close()
+  found = []
   for own in trained:
-    if own.status != "ok":
-      rule = "the loss or its gradient was not finite"
-      raise FloatingPointError(f"{own.status}, {rule}: lower learning_rate")
-  return [
-    (own.sae, evaluation.evaluate(own.sae, rows.held_out, mean=rows.mean))
-    for own in trained
-  ]
+    if own.status != "ok" and processes.is_first():
+      terminal.say(f"warning: {own.member.name}: {own.status}: lower its rate")
+    read = rows[own.member.site]
+    metrics = evaluation.evaluate(own.sae, read.held_out, mean=read.mean)
+    found.append((own, metrics))
+  return found

@@ -136,13 +136,8 @@ def train_all(grids: Sequence[Grid]) -> list[list[dict[str, Any]]]:
         with terminal.busy(f"n{n}: evaluating on the held-out rows"):
           found = points.points(grid, n, own)
         processes.first(partial(_save, grid, n, own, found))
-  remedy = "remove it and repeat the same command"
-  read = lambda grid, n: durable.read_sealed(
-    _file(grid, n), field="run_dir", remedy=remedy
-  )
   return [
-    [point for n in grid.sae.n for point in read(grid, n)["points"]]
-    for grid in grids
+    [point for n in grid.sae.n for point in _points(grid, n)] for grid in grids
   ]
 
 
@@ -151,7 +146,14 @@ def _file(grid: Grid, n: int) -> pathlib.Path:
 
 
 def _is_finished(grid: Grid, n: int) -> bool:
-  return _file(grid, n).exists() and _is_saved(grid, n)
+  return _file(grid, n).exists() and _is_saved(grid, n, _points(grid, n))
+
+
+def _points(grid: Grid, n: int) -> list[dict[str, Any]]:
+  """The points of a finished group."""
+  remedy = "remove it and repeat the same command"
+  read = durable.read_sealed(_file(grid, n), field="run_dir", remedy=remedy)
+  return read["points"]
 
 
 def _train(groups: Sequence[tuple[Grid, int]]) -> list[list[loop.Trained]]:
@@ -216,7 +218,7 @@ def _save(
   for t, point in zip(trained, found, strict=True):
     files.save(
       t.sae,
-      grid.path / "saes" / f"n{n}-{t.member.name}",
+      sae_folder(grid, n, t.member, point),
       about={
         **{k: v for k, v in point.items() if k not in TRANSIENT},
         **stores.describe(grid.store, grid.held_out),
@@ -225,29 +227,50 @@ def _save(
   durable.write_sealed(_file(grid, n), {"points": found}, field="run_dir")
 
 
-def _is_saved(grid: Grid, n: int) -> bool:
+def sae_folder(
+  grid: Grid, n: int, member: Member, point: Mapping[str, Any]
+) -> pathlib.Path:
+  """Returns the folder of an SAE; its name says if the SAE diverged.
+
+  Args:
+    grid: the grid.
+    n: latents.
+    member: the member of the group with n latents.
+    point: its point, with its status.
+  """
+  return grid.path / "saes" / files.marked(f"n{n}-{member.name}", point)
+
+
+def _is_saved(grid: Grid, n: int, found: Sequence[Mapping[str, Any]]) -> bool:
   """Whether every SAE of a group is there with its weights."""
-  return all(
-    (grid.path / "saes" / f"n{n}-{member.name}" / file).is_file()
-    for member in members(n, grid.sae, grid.train)
+  every = members(n, grid.sae, grid.train)
+  return len(every) == len(found) and all(
+    (sae_folder(grid, n, member, point) / file).is_file()
+    for member, point in zip(every, found, strict=True)
     for file in (files.STRUCTURE, files.ARRAYS)
   )
 
 
 def members(n: int, sae: SAEConfig, train: loop.TrainConfig) -> list[Member]:
-  """The members with n latents: every combination of arguments and seed.
+  """The members with n latents: all combinations of arguments, rates, seeds.
 
   Args:
     n: latents.
-    sae: recipe, swept arguments and number of seeds.
+    sae: recipe, swept arguments, factors of the rate and number of seeds.
     train: settings that give the learning rate at n.
   """
   rate = train.rate(n)
   if sae.recipe in catalogue.METHODS:
     rate *= catalogue.METHODS[sae.recipe].rate
   return [
-    Member(seed=seed, learning_rate=rate, arguments=given)
+    Member(
+      seed=seed,
+      learning_rate=rate * factor,
+      arguments=given,
+      label=f"rate={factor:g}" if len(sae.rates) > 1 else "",
+    )
     for given in sae.combinations
+    for factor in sae.rates
     for seed in range(sae.seeds)
   ]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from saejax.data import mix as mixes
-from saejax.data import shared, shuffle
+from saejax.data import shared, shuffle, streams
 from saejax.data.batches import Batches, IteratorBatches, StoreBatches
 from saejax.data.mix import Mix
 from saejax.data.online import OnlineRows
@@ -91,23 +91,37 @@ class Rows:
       config: batch_rows, seed and mesh of the run.
       steps: number of batches.
     """
+    if self.arrays is None:
+      return sources.Stream(self.batches(config, steps))
+    order = self._order(config, steps)
+    return sources.of_arrays(self.arrays, steps, config.mesh, **order)
+
+  def batches(self, config: TrainConfig, steps: int) -> Batches:
+    """Builds the batches of `source` as a stream on the host.
+
+    Args:
+      config, steps: as for `source`.
+    """
     if self.stream is not None:
-      return sources.Stream(self.stream)
+      return self.stream
     if isinstance(self.store, OnlineRows):
       read = {"batch_rows": config.batch_rows, "seed": config.seed}
-      return sources.Stream(shared.readers([self.store], **read)[0])
+      return shared.readers([self.store], **read)[0]
+    order = self._order(config, steps)
+    if self.arrays is not None:
+      return streams.array_batches(self.arrays, **order)
+    mesh = sharding.make_mesh(config.mesh, first=config.first_device)
+    part = sharding.rows_part(mesh, config.batch_rows)
+    return StoreBatches(self.store, **{**order, "epochs": None}, **part)
+
+  def _order(self, config: TrainConfig, steps: int) -> dict[str, Any]:
+    """What fixes the order; a store is read until the steps end."""
     rows = self.store.rows if self.arrays is None else len(self.arrays["x"])
-    order: dict[str, Any] = {
+    return {
       "batch_rows": config.batch_rows,
       "seed": config.seed,
       "epochs": -(-steps * config.batch_rows // rows),
     }
-    if self.arrays is None:
-      order["epochs"] = None  # the steps are the end
-      mesh = sharding.make_mesh(config.mesh, first=config.first_device)
-      part = sharding.rows_part(mesh, config.batch_rows)
-      return sources.Stream(StoreBatches(self.store, **order, **part))
-    return sources.of_arrays(self.arrays, steps, config.mesh, **order)
 
 
 def arrays_hash(arrays: Mapping[str, Any]) -> str:

@@ -91,5 +91,5 @@ def folders(
     members = grids.members(n, grid.sae, grid.train)
     mine = [p for p in points if p["n"] == n]
     for member, point in zip(members, mine, strict=True):
-      found[id(point)] = grid.path / "saes" / f"n{n}-{member.name}"
+      found[id(point)] = grids.sae_folder(grid, n, member, point)
   return found

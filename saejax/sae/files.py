@@ -31,6 +31,8 @@ from saejax.sae.sae import SAE
 ARRAYS = "sae.safetensors"
 STRUCTURE = "sae.json"
 VERSION = 2
+# Status of an SAE whose loss was not finite in training, with the step after it.
+DIVERGED = "diverged at step"
 
 _REMEDY = "restore it from a copy, or save the SAE again"
 
@@ -155,6 +157,25 @@ def about(folder: str | os.PathLike[str]) -> dict[str, Any]:
   """
   with _readable(folder) as folder:
     return _structure(folder)["about"]
+
+
+def is_diverged(about: Mapping[str, Any]) -> bool:
+  """Whether an SAE was frozen in training because its loss was not finite.
+
+  Args:
+    about: metadata of a saved SAE, or a point of a run, with its status.
+  """
+  return str(about.get("status", "")).startswith(DIVERGED)
+
+
+def marked(name: str, about: Mapping[str, Any]) -> str:
+  """Returns the name of an SAE's folder, marked where it diverged.
+
+  Args:
+    name: the name otherwise.
+    about: its metadata, with its status.
+  """
+  return f"{name}-diverged" if is_diverged(about) else name
 
 
 def content(folder: str | os.PathLike[str]) -> str:

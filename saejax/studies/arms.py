@@ -342,7 +342,7 @@ def _train_arm(
         "k": own.member.k,
         "coefficient": own.member.coefficient,
         "seed": own.member.seed,
-        "status": "ok" if own.status == "ok" else "frozen",
+        "status": own.status,
         "seconds": round(own.seconds, 3),
         **metrics.record(),
         **arm.facts,

@@ -17,7 +17,7 @@ def together(
   A compilation of a step mostly keeps one core busy and releases Python's lock.
   Processes that share a program compile in one order, since some back ends agree
   on choices meanwhile, and then wait for each other: the first collective of a
-  program waits for half a minute only.
+  program waits for half a minute only. Equal programs are compiled once.
 
   Args:
     programs: traced and lowered programs by name.
@@ -25,6 +25,20 @@ def together(
   Returns:
     The compiled programs by name.
   """
+  given = {name: _identity(program) for name, program in programs.items()}
+  distinct = {given[name]: program for name, program in programs.items()}
+  found = _compiled(distinct)
+  return {name: found[identity] for name, identity in given.items()}
+
+
+def _identity(program: Lowered) -> Hashable:
+  """Equal for programs that compile to the same one and take the same trees."""
+  return program.as_text(), program.in_tree, program.out_tree
+
+
+def _compiled(
+  programs: Mapping[Hashable, Lowered],
+) -> dict[Hashable, Compiled]:
   alone = jax.process_count() == 1
   workers = min(len(programs), machine.cores()) if alone else 1
   if workers < 2:

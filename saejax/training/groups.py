@@ -12,8 +12,9 @@ from saejax.sae.context import Batch
 from saejax.sae.sae import SAE
 from saejax.training import sharding, step
 from saejax.training.config import TrainConfig
+from saejax.training.dispatches import MOST_STEPS
 from saejax.training.member import Member, own_programs
-from saejax.training.members import MOST_STEPS, Group
+from saejax.training.members import Group
 from saejax.training.recipe import Recipe, RowSource, Stats
 from saejax.training.sources import Source
 
@@ -37,6 +38,7 @@ class Stacks:
     self._groups = tuple(groups)
     self.members = tuple(m for group in groups for m in group.members)
     self.mesh = groups[0].mesh
+    self.sites = groups[0].sites
     self.put = groups[0].put
 
   def check(self, fields: tuple[str, ...]) -> None:
@@ -177,7 +179,7 @@ def build(
 
   Members are stacked where their method couples them, where the mesh has an
   ensemble axis, and on accelerators; where a stack cannot share one program,
-  neighbours of equal arguments are a stack of their own.
+  neighbours that can are a stack of their own.
 
   Args:
     make_recipe: from a member's arguments, by name, to the recipe.
@@ -192,10 +194,8 @@ def build(
   mesh = sharding.make_mesh(config.mesh, first=config.first_device)
   check_source(source, mesh)
   apart = own_programs(make_recipe, members)
-  needed = (
-    mesh.shape["ensemble"] > 1
-    or make_recipe(**dict(members[0].arguments)).coupling is not None
-  )
+  coupled = make_recipe(**dict(members[0].given)).coupling is not None
+  needed = mesh.shape["ensemble"] > 1 or coupled
   stacked = config.members == "stacked" or (
     config.members == "auto"
     and (needed or (not apart and jax.default_backend() != "cpu"))
@@ -209,8 +209,7 @@ def build(
     )
   parts = [list(members)]
   if stacked and apart and config.members == "auto":
-    by = itertools.groupby(members, key=lambda member: member.arguments)
-    parts = [list(part) for _, part in by]
+    parts = _stackable(make_recipe, members, coupled)
   made = []
   for part in parts:
     group = Group(
@@ -222,6 +221,7 @@ def build(
       skip_nonfinite=config.nonfinite == "skip",
       accumulate=config.accumulate,
       shard_optimizer=config.shard_optimizer,
+      sites=source.sites,
     )
     group.check(source.fields)
     for n in group.sizes:
@@ -234,6 +234,22 @@ def build(
       )
     made.append(group)
   return made[0] if len(made) == 1 else Stacks(made)
+
+
+def _stackable(
+  make_recipe: Callable[..., Recipe], members: Sequence[Member], coupled: bool
+) -> list[list[Member]]:
+  """Neighbours that can share a program; of a coupled method, equal ones."""
+  if coupled:
+    by = itertools.groupby(members, key=lambda member: member.arguments)
+    return [list(part) for _, part in by]
+  parts: list[list[Member]] = []
+  for member in members:
+    if parts and not own_programs(make_recipe, [*parts[-1], member]):
+      parts[-1].append(member)
+    else:
+      parts.append([member])
+  return parts
 
 
 def check_source(source: Source, mesh: Any) -> None:
@@ -277,7 +293,7 @@ def steps_at_once(
   # Multiply-adds of an encoder's forward and backward pass and a sparse decoder.
   work = 3 * config.batch_rows * max(1, min(counts))
   wanted = WORK.get(jax.default_backend(), WORK_ACCELERATOR) // work
-  row_bytes = 4 * max(sae.d for sae in group.shapes)
+  row_bytes = 4 * max(sae.d for sae in group.shapes) * max(1, group.sites)
   room = ROOM_BYTES // (config.batch_rows * row_bytes)
   return max(1, min(MOST_STEPS, total_steps, 1 + wanted, room))
 
@@ -310,5 +326,10 @@ def settings(members: Sequence[Member]) -> list[Mapping[str, Any]]:
     One mapping per member: its fields, with its arguments by name.
   """
   return [
-    {**vars(member), "arguments": dict(member.arguments)} for member in members
+    {
+      name: dict(value) if name == "arguments" else value
+      for name, value in vars(member).items()
+      if name not in ("site", "label") or value
+    }
+    for member in members
   ]

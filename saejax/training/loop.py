@@ -28,6 +28,7 @@ from saejax.terminal import Screen, busy
 from saejax.training import groups, sharding, wandb_run
 from saejax.training.config import TrainConfig as TrainConfig
 from saejax.training.log import RunLog
+from saejax.training.member import status
 from saejax.training.members import Member
 from saejax.training.recipe import Recipe, Stats
 from saejax.training.sources import Source, source_of
@@ -53,7 +54,7 @@ class Trained:
     trained: its training form: the weights before `Recipe.finish`.
     state: after the last step, without the optimizer's arrays.
     seconds: of computing, summed over resumes.
-    status: "ok", or "frozen at step s" where its loss was not finite.
+    status: "ok", or "diverged at step s" where its loss was not finite.
   """
 
   member: Member
@@ -223,6 +224,7 @@ def steps(
       observe=observe,
       held_out=held_out,
     )
+    watch.resume(states)
     run = _Run(group, source, watch, kept, metric, step, states, seconds)
     while run.step < total_steps:
       try:
@@ -347,7 +349,6 @@ def _trained(group, states, source: Source, seconds) -> list[Trained]:
   saes = group.finished(forms, source)
   found = []
   for i, state in enumerate(group.member_states(states)):
-    failed = int(state.failed_step)
     found.append(
       Trained(
         member=group.members[i],
@@ -355,7 +356,7 @@ def _trained(group, states, source: Source, seconds) -> list[Trained]:
         trained=forms[i][0],
         state=state.replace(opt_state=()),
         seconds=float(seconds[i]),
-        status="ok" if failed < 0 else f"frozen at step {failed}",
+        status=status(int(state.failed_step)),
       )
     )
   return found

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from saejax.sae import files
 from saejax.training.recipe import Recipe
 
 
@@ -18,12 +19,23 @@ class Member:
     arguments: of the recipe, those in which members may differ: each a name
       and a hashable value.
     coefficient: multiplies the weight of the method's swept terms.
+    site: name of the site whose rows it reads, where a run has several. The
+      recipe is made with it as the argument `site`.
+    label: what else its name says, such as a swept learning rate; fit for the
+      name of a file.
   """
 
   seed: int
   learning_rate: float
   arguments: tuple[tuple[str, Any], ...] = ()
   coefficient: float = 1.0
+  site: str = ""
+  label: str = ""
+
+  @property
+  def given(self) -> tuple[tuple[str, Any], ...]:
+    """The arguments of the recipe, with the site where there is one."""
+    return (*((("site", self.site),) if self.site else ()), *self.arguments)
 
   @property
   def k(self) -> Any:
@@ -36,8 +48,12 @@ class Member:
       f"k{_text(value)}" if name == "k" else f"{name}={_text(value)}"
       for name, value in self.arguments
     ]
+    if self.site:
+      parts.insert(0, _text(self.site))
     if self.coefficient != 1:
       parts.append(f"c{self.coefficient:g}")
+    if self.label:
+      parts.append(self.label)
     return "-".join([*parts, f"seed{self.seed}"])
 
 
@@ -48,6 +64,15 @@ def _text(value: Any) -> str:
   if isinstance(value, tuple):
     return ",".join(map(_text, value))
   return re.sub(r"[^\w.+-]+", "_", str(value))
+
+
+def status(failed_step: int) -> str:
+  """Says how the training of a member ended: "ok", or "diverged at step s".
+
+  Args:
+    failed_step: the step at which it was frozen; negative if it was not.
+  """
+  return "ok" if failed_step < 0 else f"{files.DIVERGED} {failed_step}"
 
 
 Arguments = tuple[tuple[str, Any], ...]
@@ -65,13 +90,13 @@ def programs(
     make_recipe: from arguments by name to the recipe.
     members: at least one.
   """
-  swept = make_recipe(**dict(members[0].arguments)).swept
+  swept = make_recipe(**dict(members[0].given)).swept
   values = {dict(member.arguments).get(swept) for member in members}
   if len(values) < 2 or None in values:
-    return [m.arguments for m in members], [m.coefficient for m in members]
+    return [m.given for m in members], [m.coefficient for m in members]
   given, factors = [], []
   for member in members:
-    own = {**dict(member.arguments), swept: 1.0}
+    own = {**dict(member.given), swept: 1.0}
     given.append(tuple(own.items()))
     value = dict(member.arguments)[swept]
     factors.append(float(value) * member.coefficient)
@@ -91,11 +116,11 @@ def own_programs(
   differing = {
     name for own in given for name, _ in given[0].symmetric_difference(own)
   }
-  if others := sorted(differing - {"k"}):
+  if others := sorted(differing - {"k", "site"}):
     return others[0]
-  if not differing:
+  if "k" not in differing:
     return ""
   largest = max(members, key=lambda m: m.k)
   whole = all(m.k == int(m.k) for m in members)
-  limit = whole and not make_recipe(**dict(largest.arguments)).static_k
+  limit = whole and not make_recipe(**dict(largest.given)).static_k
   return "" if limit else "k"

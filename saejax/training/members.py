@@ -22,12 +22,17 @@ from jaxtyping import Array, Float
 from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
-from saejax.training import compiling, passes, sharding, step
+from saejax.training import (
+  compiling,
+  dispatches,
+  passes,
+  sharding,
+  sited,
+  step,
+)
 from saejax.training.member import Member as Member
 from saejax.training.member import own_programs, programs
 from saejax.training.recipe import Hyper, Recipe, RowSource, Stats
-
-MOST_STEPS = 50  # in one call of a program that draws its batches
 
 
 class Group:
@@ -40,10 +45,12 @@ class Group:
     stacked: one vmapped program for all, instead of one for each in turn.
     engine: "auto", "dense" or "sparse".
     skip_nonfinite, accumulate, shard_optimizer: see `step.make_step`.
+    sites: names of the sites along the first axis of a batch, where there are
+      several; each member has one of them.
 
   Raises:
-    InputError: a member's arguments are refused, or stacked members differ in
-      one that their program cannot share.
+    InputError: a member's arguments are refused, it has none of the sites, or
+      stacked members differ in what their program cannot share.
   """
 
   def __init__(
@@ -57,10 +64,13 @@ class Group:
     skip_nonfinite: bool = False,
     accumulate: int = 1,
     shard_optimizer: bool = False,
+    sites: Sequence[str] = (),
   ):
     self.members = tuple(members)
     self.accumulate = accumulate
     self._placed = {"stacked": stacked, "shard_optimizer": shard_optimizer}
+    self._site = sited.numbers(members, sites)
+    self.sites = len(sites)
     self.mesh = mesh
     self.stacked = stacked
     # One program for several k: members limit theirs by a traced one.
@@ -68,12 +78,19 @@ class Group:
     given, self._factors = programs(make_recipe, members)
     largest = max(range(len(members)), key=lambda i: members[i].k)
     largest = given[largest]
-    self._given = dict(zip(members, given, strict=True))
+    if stacked:  # each with the k of the program, and its own site
+      site = lambda m: {"site": m.site} if m.site else {}
+      own = [{**dict(largest), **site(m)} for m in members]
+      self._own = [tuple(arguments.items()) for arguments in own]
+    else:
+      self._own = given
     used = [largest] if stacked else given
     # Also of the k that are only limits, whose recipe may refuse them.
     every = {
       given: make_recipe(**dict(given))
-      for given in dict.fromkeys([*given, *(m.arguments for m in members)])
+      for given in dict.fromkeys(
+        [*given, *self._own, *(m.given for m in members)]
+      )
     }
     if stacked and (name := own_programs(make_recipe, members)):
       values = dict.fromkeys(dict(m.arguments).get(name) for m in members)
@@ -84,9 +101,11 @@ class Group:
         f"({', '.join(map(str, values))}) need programs of their own",
         f"use --train.members=in_turn, or one {name}",
       )
+    self._every = every
     self._recipes = {given: every[given] for given in dict.fromkeys(used)}
     self._programs = used
     how = {"engine": engine, "skip_nonfinite": skip_nonfinite, **self._placed}
+    how["sited"] = self.sites > 0
     self._steps = {
       given: step.make_step(recipe, accumulate=accumulate, **how)
       for given, recipe in self._recipes.items()
@@ -100,7 +119,8 @@ class Group:
     swept = jnp.asarray(swept) if set(swept) != {1.0} else None
     ks = [m.k for m in self.members]
     limits = jnp.asarray(ks, jnp.int32) if self._several_ks else None
-    hyper = Hyper(learning_rate=rates, k=limits, coefficient=swept)
+    sites = jnp.asarray(self._site, jnp.int32) if self.sites else None
+    hyper = Hyper(learning_rate=rates, k=limits, coefficient=swept, site=sites)
     if not self.stacked:
       count = range(len(self.members))
       return tuple(jax.tree.map(lambda a, i=i: a[i], hyper) for i in count)
@@ -137,7 +157,8 @@ class Group:
     """States before the first step: one per member, or one stack of all.
 
     Args:
-      sample: raw rows or a batch for the initial weights; None for none.
+      sample: raw rows or a batch for the initial weights, of every site where
+        there are several; None for none.
     """
     keys = [jax.random.key(member.seed) for member in self.members]
     # The sample is an argument: a constant would be folded while compiling.
@@ -145,16 +166,19 @@ class Group:
       given: jax.jit(
         lambda key, rows, r=r: step.init_state(r, key, sample=rows)
       )
-      for given, r in self._recipes.items()
+      for given, r in self._every.items()
+      if given in self._own
     }
-    if self.stacked:
+    if self.stacked and not self.sites:
       (one,) = start.values()
       states = (jax.vmap(one, (0, None))(jnp.stack(keys), sample),)
     else:
       states = tuple(
-        start[given](key, sample)
-        for given, key in zip(self._programs, keys, strict=True)
+        start[given](key, sited.part(sample, i) if self.sites else sample)
+        for given, key, i in zip(self._own, keys, self._site, strict=True)
       )
+    if self.stacked and self.sites:  # preps and samples differ
+      states = (jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),)
     return tuple(
       sharding.place(s, where)
       for s, where in zip(states, self.shardings(states), strict=True)
@@ -177,7 +201,8 @@ class Group:
       batch: arrays by field, equally many rows each.
       parts: processes that each have a part of the batch, see `sharding.put`.
     """
-    return sharding.put(self.mesh, as_batch(batch), parts)
+    several = self.sites > 0
+    return sharding.put(self.mesh, as_batch(batch), parts, sited=several)
 
   def run(
     self,
@@ -250,11 +275,11 @@ class Group:
     ):
       began = time.perf_counter()
       if (given, "drawn") not in self._compiled:
-        several = partial(_drawn, self._steps[given])
+        several = partial(dispatches.drawn, self._steps[given])
         self._compiled[given, "drawn"] = jax.jit(several, donate_argnums=0)
       parts = []
-      for first in range(start, stop, MOST_STEPS):
-        last = min(first + MOST_STEPS, stop)
+      for first in range(start, stop, dispatches.MOST_STEPS):
+        last = min(first + dispatches.MOST_STEPS, stop)
         bounds = jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32)
         program = self._compiled[given, "drawn"]
         state, out = program(state, hyper, draw, *bounds)
@@ -279,7 +304,7 @@ class Group:
       # Metrics are read in every process.
       read = None if jax.process_count() == 1 else NamedSharding(self.mesh, P())
       jitted = jax.jit(
-        partial(_several, self._steps[given]),
+        partial(dispatches.several, self._steps[given]),
         donate_argnums=0,
         out_shardings=(where, read),
       )
@@ -324,10 +349,10 @@ class Group:
       states: states from `init` or `run`.
     """
     found = []
-    for member, state in zip(
-      self.members, self.member_states(states), strict=True
+    for member, own, state in zip(
+      self.members, self._own, self.member_states(states), strict=True
     ):
-      sae = step.averaged(self._recipe(member), state)
+      sae = step.averaged(self._every[own], state)
       if self._several_ks and member.k:
         sae = sae.replace(activation=sae.activation.with_k(member.k))
       found.append((sae, state.stats))
@@ -345,14 +370,17 @@ class Group:
       rows: source of training rows for calibration; None for none.
     """
     return [
-      self._recipe(member).finish(sae, stats, rows)
-      for member, (sae, stats) in zip(self.members, forms, strict=True)
+      self._every[own].finish(sae, stats, self._rows(rows, i))
+      for i, (own, (sae, stats)) in enumerate(
+        zip(self._own, forms, strict=True)
+      )
     ]
 
-  def _recipe(self, member: Member) -> Recipe:
-    return self._recipes[
-      self._programs[0] if self.stacked else self._given[member]
-    ]
+  def _rows(self, rows: RowSource | None, i: int) -> RowSource | None:
+    """The source of the rows that member i reads."""
+    if rows is None or not self.sites:
+      return rows
+    return sited.SiteRows(rows, self._site[i])
 
 
 def _stacked(metrics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
@@ -363,31 +391,3 @@ def _stacked(metrics: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
     name: np.stack([m.get(name, absent) for m in metrics], axis=1)
     for name in names
   }
-
-
-def _drawn(one_step, state, hyper, draw, start, stop, most=MOST_STEPS):
-  """At most `most` steps, start to stop; metrics of each, then zeros."""
-  # Traced once, for its shapes and for the loop.
-  step = jax.jit(
-    lambda i, state: one_step(state, hyper, as_batch(draw(i))), inline=True
-  )
-  shapes = jax.eval_shape(step, start, state)[1]
-  kept = jax.tree.map(lambda a: jnp.zeros((most, *a.shape), a.dtype), shapes)
-
-  def body(i, carry):
-    state, metrics = step(i, carry[0])
-    put = lambda all_, one: all_.at[i - start].set(one)
-    return state, jax.tree.map(put, carry[1], metrics)
-
-  return jax.lax.fori_loop(start, stop, body, (state, kept))
-
-
-def _several(one_step, state, hyper, batches, count):
-  """One step for each of the first `count` batches; metrics stacked."""
-  if len(batches) == 1:
-    state, metrics = one_step(state, hyper, batches[0])
-    return state, jax.tree.map(lambda a: a[None], metrics)
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-  draw = lambda i: jax.tree.map(lambda leaf: leaf[i], stacked)
-  first = jnp.zeros((), jnp.int32)
-  return _drawn(one_step, state, hyper, draw, first, count, len(batches))

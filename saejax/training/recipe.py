@@ -33,11 +33,14 @@ class Hyper(flax.struct.PyTreeNode):
     k: maximum number of active latents per row where members share a program,
       else None.
     coefficient: factor of the weight of swept terms, or None.
+    site: place of the member's rows along the first axis of a batch of several
+      sites; None where all members read the same rows.
   """
 
   learning_rate: Float[Array, ""]
   k: Int[Array, ""] | None = None
   coefficient: Float[Array, ""] | None = None
+  site: Int[Array, ""] | None = None
 
 
 class Record(flax.struct.PyTreeNode):

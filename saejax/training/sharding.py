@@ -215,16 +215,19 @@ def over_data(sae: SAE) -> SAE:
   return jax.tree.map(place, sae, sae_axes.axes(sae))
 
 
-def rows_sharding(mesh: Mesh) -> NamedSharding:
-  """The sharding of a batch [B, d].
+def rows_sharding(mesh: Mesh, *, sited: bool = False) -> NamedSharding:
+  """The sharding of a batch [B, d], or of several sites [s, B, d].
 
   Args:
     mesh: the mesh.
+    sited: whether there are several sites.
   """
-  return NamedSharding(mesh, P("data"))
+  return NamedSharding(mesh, P(None, "data") if sited else P("data"))
 
 
-def put(mesh: Mesh, batch: PyTree, parts: int = 1) -> PyTree:
+def put(
+  mesh: Mesh, batch: PyTree, parts: int = 1, *, sited: bool = False
+) -> PyTree:
   """Places a batch on the devices; returns before it is there.
 
   Args:
@@ -232,12 +235,13 @@ def put(mesh: Mesh, batch: PyTree, parts: int = 1) -> PyTree:
     batch: arrays [rows, ...] of the host.
     parts: parts that the batch is split into; the arrays are the part of this
       process, see `rows_part`.
+    sited: whether arrays have a leading axis of sites before that of rows.
 
   Raises:
     InputError: the data axis does not divide the rows.
   """
-  where = rows_sharding(mesh)
-  _check_rows(mesh, batch, parts)
+  where = rows_sharding(mesh, sited=sited)
+  _check_rows(mesh, batch, parts, int(sited))
   if parts == 1 and where.is_fully_addressable:
     return jax.device_put(batch, where)
 
@@ -245,16 +249,17 @@ def put(mesh: Mesh, batch: PyTree, parts: int = 1) -> PyTree:
     if parts == 1:  # the whole batch, of which each device takes its rows
       part = np.asarray(part)
       return jax.make_array_from_callback(part.shape, where, part.__getitem__)
-    shape = (len(part) * parts, *part.shape[1:])
-    return jax.make_array_from_process_local_data(where, part, shape)
+    shape = list(part.shape)
+    shape[int(sited)] *= parts
+    return jax.make_array_from_process_local_data(where, part, tuple(shape))
 
   return jax.tree.map(of_process, batch)
 
 
-def _check_rows(mesh: Mesh, batch: PyTree, parts: int) -> None:
-  """Checks that the data axis divides the first axis of a batch's arrays."""
+def _check_rows(mesh: Mesh, batch: PyTree, parts: int, axis: int) -> None:
+  """Checks that the data axis divides the rows of a batch's arrays."""
   size = mesh.shape["data"]
-  for rows in {len(part) * parts for part in jax.tree.leaves(batch)}:
+  for rows in {part.shape[axis] * parts for part in jax.tree.leaves(batch)}:
     if rows % size:
       raise InputError(
         "batch",

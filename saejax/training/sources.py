@@ -43,6 +43,8 @@ class Source(Protocol):
   Attributes:
     fields: names of the fields of `Batch` that its batches have.
     is_drawn: whether its batches are made inside the program.
+    sites: names of the sites along the first axis of each field, where the
+      batches have several.
   """
 
   @property
@@ -50,6 +52,9 @@ class Source(Protocol):
 
   @property
   def is_drawn(self) -> bool: ...
+
+  @property
+  def sites(self) -> tuple[str, ...]: ...
 
   def take(self, step: int, count: int, *, most: int = 1) -> Feed:
     """The batches of steps step to step + count, which is the new position.
@@ -170,6 +175,10 @@ class Stream:
   def fields(self) -> tuple[str, ...]:
     return self._batches.fields
 
+  @property
+  def sites(self) -> tuple[str, ...]:
+    return getattr(self._batches, "sites", ())
+
   def take(self, step: int, count: int, *, most: int = 1) -> Feed:
     """Reads the next batches.
 
@@ -281,6 +290,7 @@ class Drawn:
   """
 
   is_drawn = True
+  sites = ()
 
   def __init__(
     self,

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
+from saejax import processes
 from saejax.sae import axes as sae_axes
 from saejax.sae.sae import SAE
 
@@ -48,6 +49,18 @@ class TrainState(flax.struct.PyTreeNode):
   stats_axes: tuple[tuple[str, str], ...] = flax.struct.field(
     pytree_node=False, default=()
   )
+
+
+def failed_steps(states: Any) -> list[int]:
+  """The step at which each member was frozen, in order; -1 while it is alive.
+
+  Args:
+    states: states of all members, of `Group` or of `Stacks`.
+  """
+  is_state = lambda node: isinstance(node, TrainState)
+  each = jax.tree.leaves(states, is_leaf=is_state)
+  failed = processes.local([state.failed_step for state in each])
+  return [int(step) for own in failed for step in np.atleast_1d(own)]
 
 
 def axes(state: TrainState, *, stacked: bool = False) -> TrainState:

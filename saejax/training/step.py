@@ -17,6 +17,7 @@ from saejax.errors import InputError
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.training import passes, sharding
+from saejax.training import sited as sites
 from saejax.training.parts import constraints, rounding
 from saejax.training.passes import REDONE as REDONE
 from saejax.training.recipe import MEMBERS, Hyper, Recipe, statistics
@@ -66,6 +67,7 @@ def make_step(
   skip_nonfinite: bool = False,
   accumulate: int = 1,
   shard_optimizer: bool = False,
+  sited: bool = False,
 ) -> Callable[[TrainState, Hyper, Array | Batch], tuple[TrainState, Metrics]]:
   """Builds the step of a recipe: (state, hyper, batch) -> (state, metrics).
 
@@ -75,7 +77,7 @@ def make_step(
       engine could not hold all latents of a batch, the step is done over in the
       dense one.
     stacked: whether state and hyper have a leading axis of members. The batch
-      has none: all members read the same rows.
+      has none: all members read the same rows, or those of their site.
     skip_nonfinite: whether to skip a batch with non-finite rows, loss or
       gradient, instead of halting (rows) or freezing the member (loss or
       gradient). A member whose loss or gradient is not finite in
@@ -84,6 +86,8 @@ def make_step(
       `passes`.
     shard_optimizer: whether the update is divided over the mesh's `data` axis,
       see `sharding.over_data`.
+    sited: whether the batch has a leading axis of sites, of which each member
+      reads the one that `hyper.site` numbers.
 
   Returns:
     A pure function to be jitted. Metrics are scalars, [members] if stacked:
@@ -105,7 +109,7 @@ def make_step(
   over = (
     partial(
       jax.vmap,
-      in_axes=(0, 0, None),
+      in_axes=(0, 0, 0 if sited else None),
       axis_name=MEMBERS,
       spmd_axis_name="ensemble",
     )
@@ -130,13 +134,21 @@ def make_step(
   def step(state: TrainState, hyper: Hyper, batch: Array | Batch):
     batch, stored = as_batch(batch), state.sae
     state = state.replace(sae=rounding.widened(stored))
+    if hyper.site is not None:
+      batch = sites.part(batch, hyper.site)
+    rows = batch.rows
+    if sited and stacked:
+      rows //= len(hyper.learning_rate)
     gradients = over(computed(every))
     if conditional:
       # Outside the vmap: inside, a cond would compute both branches.
       needed = jnp.any(
         jnp.stack(
           [
-            jnp.any(_per_member(active, state.stats, batch.rows, stacked))
+            jnp.any(
+              _per_member(active, state.stats, rows, stacked)
+              & state.alive  # a frozen member asks for nothing
+            )
             for active in conditional
           ]
         )
@@ -151,13 +163,14 @@ def make_step(
       out = _redone(dense, out, state, hyper, batch)
     if recipe.coupling is not None:
       out = _coupled(recipe.coupling, state, out)
-    rows_ok = jnp.all(
-      jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(batch)])
-    )
+    each = sited and stacked
+    rows_ok = (jax.vmap(_are_finite) if each else _are_finite)(batch)
     apply = partial(_apply, recipe, skip_nonfinite, shard_optimizer)
     if stacked:
       apply = jax.vmap(
-        apply, in_axes=(0, 0, 0, None), spmd_axis_name="ensemble"
+        apply,
+        in_axes=(0, 0, 0, 0 if sited else None),
+        spmd_axis_name="ensemble",
       )
     new, metrics = apply(state, hyper, out, rows_ok)
     if recipe.weights == "float32":
@@ -169,6 +182,13 @@ def make_step(
   return step
 
 
+def _are_finite(batch: Batch) -> Array:
+  """Whether all numbers of a batch are finite."""
+  return jnp.all(
+    jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(batch)])
+  )
+
+
 def _redone(dense, out, *args):
   """`out`, or where it is inexact for a member that of the dense engine."""
 
@@ -177,7 +197,7 @@ def _redone(dense, out, *args):
       metrics, stats, gradients = dense(*args)
     return {**metrics, REDONE: jnp.ones_like(out[0][REDONE])}, stats, gradients
 
-  redo = jnp.any(out[0][REDONE] > 0)
+  redo = jnp.any((out[0][REDONE] > 0) & args[0].alive)
   return jax.lax.cond(redo, again, lambda out, *_: out, out, *args)
 
 

@@ -15,7 +15,9 @@ from saejax.errors import InputError
 from saejax.training import sharding
 from saejax.training.config import TrainConfig
 from saejax.training.log import RunLog
+from saejax.training.member import status
 from saejax.training.sources import Feed
+from saejax.training.state import failed_steps
 
 AHEAD = 2  # dispatches under way before the host waits for the oldest
 ROWS = "rows"  # kind of the records about rows
@@ -73,12 +75,25 @@ class Watch:
 
   def __post_init__(self):
     self._pending: collections.deque[Any] = collections.deque()
-    self._frozen: set[str] = set()
+    self._diverged: dict[str, int] = {}  # step, by the member's name
     # Metrics that `finish` sums up, [steps, members] of each dispatch.
     self._clipped: list[np.ndarray] = []
     self._redone: list[np.ndarray] = []
     # Entropy of documents in batches and in uniform draws; None after a warning.
     self._mixed: list[tuple[float, float]] | None = []
+
+  def resume(self, states: Any) -> None:
+    """Takes over which members had diverged before a run is resumed.
+
+    Args:
+      states: of the members, as they were saved.
+    """
+    for member, step in zip(
+      self.group.members, failed_steps(states), strict=True
+    ):
+      if step >= 0:
+        self._diverged[member.name] = step
+        self.log.line(f"{member.name}: {status(step)}, stays frozen")
 
   def add(self, step: int, feed: Feed, metrics: Any) -> None:
     """Takes the metrics of a dispatch that began at a step.
@@ -172,9 +187,12 @@ class Watch:
           self._stop(step, feed.rows(i), why, rows_ok=False)
         self.log.line(f"step {step}: skipped, rows are not finite")
       for name, ok in zip(names, alive[i], strict=True):
-        if not ok and name not in self._frozen:
-          self._frozen.add(name)
-          self.log.line(f"{name}: not finite at step {step}, frozen there")
+        if not ok and name not in self._diverged:
+          self._diverged[name] = step
+          self.log.line(
+            f"{name}: diverged at step {step}: its loss or gradient was not "
+            "finite; it is frozen with its last good weights"
+          )
       if not alive[i].any() and not self.all_frozen:
         self._stop(step, feed.rows(i), "no member's loss is finite")
       done = step + 1
@@ -185,6 +203,8 @@ class Watch:
           name: {key: value[i, m] for key, value in values.items()}
           for m, name in enumerate(names)
         }
+        for name, failed in self._diverged.items():
+          scalars[name]["diverged_step"] = failed
         self.log.record(done, done * self.config.batch_rows, scalars)
 
   def _record_rows(self, done: int, measured: Mapping[str, float]) -> None:

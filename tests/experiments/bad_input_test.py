@@ -207,7 +207,7 @@ class BadInputTest(parameterized.TestCase):
 
   def test_a_wild_rate_is_not_called_ok(self):
     for policy, rate, status in (
-      ("skip", "1e30", "frozen at step"),
+      ("skip", "1e30", "diverged at step"),
       ("stop", "30", "diverged"),
     ):
       with self.subTest(policy):

@@ -96,11 +96,11 @@ class ScalingReportTest(parameterized.TestCase):
     self.assertIn("No SAE finished", outline.text)
 
   def test_frozen_members_are_listed_and_left_out(self):
-    self.points[4] |= {"status": "frozen at step 7", "nmse": None}
+    self.points[4] |= {"status": "diverged at step 7", "nmse": None}
     fit = scaling_law.fit(self.points, resamples=5)
     outline = self.write(self.points, fit)
     self.assertIn(
-      "n = 1,024, k = 8, seed 0 (frozen at step 7)",
+      "n = 1,024, k = 8, seed 0 (diverged at step 7)",
       outline.text.replace("\u00a0", " "),
     )
     self.assertLen(plots.good(self.points), 11)

@@ -172,6 +172,19 @@ class GridTest(absltest.TestCase):
       self.names(sae), ["k4-seed0", "k4-seed1", "k8-seed0", "k8-seed1"]
     )
 
+  def test_learning_rates_are_swept_by_factors(self):
+    one, both = sae_config(k=4), sae_config(k=4, rates=(0.5, 2.0))
+    self.assertEqual(self.names(both), ["k4-rate=0.5-seed0", "k4-rate=2-seed0"])
+    (rate,) = {m.learning_rate for m in grid.members(64, one, TRAIN)}
+    self.assertEqual(
+      [m.learning_rate / rate for m in grid.members(64, both, TRAIN)],
+      [0.5, 2.0],
+    )
+    self.assertNotIn("rates", one.decisive())  # as in earlier runs
+    self.assertIn("rates", both.decisive())
+    with self.assertRaisesRegex(InputError, "^rates=.*: must"):
+      sae_config(k=4, rates=(0.0,))
+
   def test_arguments_that_are_swept_name_members(self):
     sae = sae_config("jumprelu", coefficient=[0.01, 0.03], bandwidth=[1e-3, 1])
     self.assertEqual(

@@ -15,8 +15,13 @@ from saejax.training import compiling
 class Meeting:
   """A program whose compilation waits until others compile too."""
 
+  in_tree = out_tree = None
+
   def __init__(self, name: str, barrier: threading.Barrier):
     self.name, self.barrier = name, barrier
+
+  def as_text(self) -> str:
+    return self.name
 
   def compile(self) -> str:
     self.barrier.wait(timeout=30)
@@ -35,6 +40,21 @@ class TogetherTest(parameterized.TestCase):
     self.assertEqual([*compiled], [2.0, 3.0, 5.0])
     for factor, program in compiled.items():
       np.testing.assert_array_equal(program(jnp.ones(3)), np.full(3, factor))
+
+  def test_equal_programs_are_compiled_once(self):
+    lower = lambda f, x: jax.jit(lambda x: f * x).lower(x)
+    found = compiling.together(
+      {
+        "a": lower(2.0, jnp.ones(3)),
+        "again": lower(2.0, jnp.ones(3)),
+        "other": lower(3.0, jnp.ones(3)),
+        "tree": jax.jit(lambda x: {"y": 2.0 * x}).lower(jnp.ones(3)),
+      }
+    )
+    self.assertIs(found["a"], found["again"])
+    self.assertIsNot(found["a"], found["other"])
+    self.assertEqual([*found["tree"](jnp.ones(3))], ["y"])
+    np.testing.assert_array_equal(found["other"](jnp.ones(3)), np.full(3, 3))
 
   def test_two_cores_compile_two_programs_at_the_same_time(self):
     barrier = threading.Barrier(2)

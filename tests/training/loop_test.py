@@ -104,6 +104,10 @@ class LoopTest(absltest.TestCase):
       **kwargs,
     )
 
+  def scalars(self, name):
+    records = log.read(self.folder / name)
+    return [one["members"] for one in records if one["kind"] == "train"]
+
   def assert_same(self, found, expected):
     for a, b in zip(found, expected, strict=True):
       jax.tree.map(np.testing.assert_array_equal, a.sae, b.sae)
@@ -279,12 +283,26 @@ class LoopTest(absltest.TestCase):
     store = self.store(self.x)
     whole = self.train("a", self.batches(store))
     wild = Member(arguments=(("k", 4),), seed=1, learning_rate=1e38)
-    found = self.train("b", self.batches(store), (MEMBERS[0], wild))
-    self.assertRegex(found[1].status, "frozen at step [0-9]+")
+    run = partial(self.train, members=(MEMBERS[0], wild))
+    found = run("b", self.batches(store))
+    self.assertRegex(found[1].status, "diverged at step [0-9]+")
     for leaf in jax.tree.leaves(found[1].sae):
       self.assertTrue(np.isfinite(leaf).all())
     self.assertEqual(found[0].status, "ok")
     self.assert_same(found[:1], whole[:1])
+    # And after a kill: it stays frozen, and the records are the same.
+    with self.assertRaises(Killed):
+      run("c", Interrupted(self.batches(store), 18, kill))
+    said = io.StringIO()
+    again = run("c", self.batches(store), stream=said)
+    self.assert_same(again, found)
+    self.assertEqual([m.status for m in again], [m.status for m in found])
+    self.assertIn(f"{wild.name}: {again[1].status}, stays", said.getvalue())
+    first, second = (self.scalars(name) for name in "bc")
+    np.testing.assert_equal(second, first)
+    failed = int(again[1].state.failed_step)
+    self.assertEqual(first[-1][wild.name]["diverged_step"], failed)
+    self.assertNotIn("diverged_step", first[-1][MEMBERS[0].name])
 
   def test_all_members_diverging_stops(self):
     store = self.store(self.x)

@@ -22,13 +22,12 @@ MEMBERS = (
 
 
 def topk(k):
-  # Dead after two silent batches: AuxK is at work for some members.
+  # Dead after two silent batches: AuxK is at work, of each member's own k.
   return row_sparse.topk(
     D,
     N,
     k,
     dead_after_tokens=2 * B,
-    k_aux=4,
     clip_norm=1.0,
     ema_decay=0.9,
   )

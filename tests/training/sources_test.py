@@ -151,7 +151,7 @@ class DrawnTest(absltest.TestCase):
       self.train(members=wild)
     found = self.train(members=wild, all_frozen=True)
     for own in found:
-      self.assertRegex(own.status, "frozen at step [0-9]+")
+      self.assertRegex(own.status, "diverged at step [0-9]+")
       self.assertTrue(np.isfinite(own.sae.W_dec).all())
 
   def test_every_step_is_observed_once_and_in_order(self):

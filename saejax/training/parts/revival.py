@@ -30,6 +30,7 @@ def aux_k(
   score: str = "value",
   keep: str = "relu",
   normalised: bool = True,
+  by_k: bool = False,
 ) -> Term:
   """AuxK: dead latents learn to reconstruct the residual of the live ones.
 
@@ -49,6 +50,8 @@ def aux_k(
     weight: factor in the loss.
     score, keep: those of the activation, see `sae.activations`.
     normalised: whether to divide by the residual's variance.
+    by_k: whether k_aux is the k of the method, so that a member that shares
+      its program with a larger k revives its own k.
 
   References:
     Gao et al., Scaling and evaluating sparse autoencoders, 2024,
@@ -60,7 +63,8 @@ def aux_k(
     e = jax.lax.stop_gradient(forward.target - forward.x_hat)
     dead = among.dead(record.stats)
     reconstruct = {"dense": _of_all, "sparse": _of_largest}[record.engine]
-    e_hat = reconstruct(record, dead, k_aux, score, keep)
+    limit = forward.ctx.k if by_k else None
+    e_hat = reconstruct(record, dead, k_aux, limit, score, keep)
     spread = residual_variance(record)
     scale = jnp.maximum(spread, EPS) if normalised else 1.0
     term = mean(squares(e_hat - e), weight) / scale
@@ -83,32 +87,35 @@ def default_k_aux(d: int) -> int:
 # --- e_hat in two forms of equal value ---------------------------------------
 
 
-def _of_all(record, dead, k: int, score: str, keep: str):
+def _of_all(record, dead, k: int, limit, score: str, keep: str):
   """The definition, from the pre-activations of all latents."""
   forward = record.forward
-  if k < record.sae.n:
+  if k < record.sae.n or limit is not None:
     scores = SCORES[score](forward.pre, forward.ctx)
     scores = jnp.where(dead, scores, -jnp.inf)
     # No more than are dead: ties of -inf would be broken one by one.
-    count = jnp.minimum(k, jnp.sum(dead))
+    count = jnp.minimum(k if limit is None else limit, jnp.sum(dead))
     dead = dead & select.largest(scores, count, (-1,))
   z = DenseLatents(jnp.where(dead, KEEPS[keep](forward.pre.a), 0))
   return z.decode(forward.W_dec, record.sae.dtype)
 
 
-def _of_largest(record, dead, k: int, score: str, keep: str):
+def _of_largest(record, dead, k: int, limit, score: str, keep: str):
   """By a fused encode in which only dead latents compete."""
   ctx = record.forward.ctx
   values, indices = record.sae.encoder.largest(
     ctx.x,
     ctx,
     k,
-    ordered=False,
+    ordered=limit is not None,
     magnitude=score == "magnitude",
     among=dead,
     most=record.most(jnp.sum(dead)),
   )
   # -inf where a row has fewer dead latents than k.
-  values = jnp.where(values > -jnp.inf, KEEPS[keep](values), 0)
+  used = values > -jnp.inf
+  if limit is not None:
+    used &= jnp.arange(k) < limit
+  values = jnp.where(used, KEEPS[keep](values), 0)
   latents = SparseLatents(values, indices, record.sae.n)
   return latents.decode(record.forward.W_dec, record.sae.dtype)

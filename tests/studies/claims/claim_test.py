@@ -68,9 +68,9 @@ class ClaimsTest(absltest.TestCase):
     found = measured(rows)
     self.assertEqual((found["verdict"], found["seeds"]), ("undecided", 0))
 
-  def test_frozen_runs_do_not_count(self):
+  def test_diverged_runs_do_not_count(self):
     rows = [*points("batch", [0.1, 0.2]), *points("row", [0.2, 0.4])]
-    rows[0]["status"] = rows[1]["status"] = "frozen"
+    rows[0]["status"] = rows[1]["status"] = "diverged at step 3"
     self.assertEqual(measured(rows)["seeds"], 1)
 
   def test_page_shows_every_claim(self):
