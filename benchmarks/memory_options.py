@@ -35,17 +35,17 @@ from saejax.training.config import TrainConfig
 from saejax.training.members import Member
 from saejax.training.parts import rounding
 
-NARROW = {"weights": "bfloat16"}
+NARROW = {"param_dtype": "bfloat16"}
 ROWS = {"second_moments": "row"}
 OPTIONS: dict[str, dict[str, Any]] = {
   "defaults": {},
   "accumulate=4": {"accumulate": 4},
   "second_moments=row": ROWS,
-  "weights=bfloat16": NARROW,
+  "param_dtype=bfloat16": NARROW,
   "all three": {"accumulate": 4, **ROWS, **NARROW},
-  "weights=bfloat16, to nearest": NARROW,
+  "param_dtype=bfloat16, to nearest": NARROW,
 }
-NEAREST = "weights=bfloat16, to nearest"  # a control, which is no option
+NEAREST = "param_dtype=bfloat16, to nearest"  # a control, which is no option
 EIGHTHS = 8
 
 
@@ -115,7 +115,7 @@ def state_bytes(given: dict[str, Any]) -> int:
   Args:
     given: settings of training.
   """
-  weights = 2 if given.get("weights") else 4
+  weights = 2 if given.get("param_dtype") else 4
   return weights + 4 + (0 if given.get("second_moments") else 4)
 
 

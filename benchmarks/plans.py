@@ -38,11 +38,11 @@ class Case:
   batch_rows: int
   mesh: tuple[int, int, int] | None = None
   accumulate: int = 1
-  weights: Literal["float32", "bfloat16"] = "float32"
+  param_dtype: Literal["float32", "bfloat16"] = "float32"
   second_moments: Literal["element", "row"] = "element"
 
 
-OF_TRAINING = ("batch_rows", "accumulate", "weights", "second_moments")
+OF_TRAINING = ("batch_rows", "accumulate", "param_dtype", "second_moments")
 WIDE: dict[str, Any] = {"n": 1 << 20, "d": 4096, "k": 64, "batch_rows": 8192}
 # The largest SAE of Gao et al. 2024, arXiv:2406.04093, its batch in 16 parts.
 LARGEST: dict[str, Any] = {
@@ -52,7 +52,10 @@ LARGEST: dict[str, Any] = {
   "batch_rows": 131_072,
 }
 LARGEST |= {"accumulate": 16}
-SMALL_STATE: dict[str, Any] = {"weights": "bfloat16", "second_moments": "row"}
+SMALL_STATE: dict[str, Any] = {
+  "param_dtype": "bfloat16",
+  "second_moments": "row",
+}
 CASES = {
   "131k": Case(topology="v5e:4x4", **{**WIDE, "n": 131_072}),
   "1M": Case(topology="v5e:16x16", **WIDE),

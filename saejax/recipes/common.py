@@ -63,7 +63,7 @@ class Options(TypedDict, total=False):
       `parts.clipping`; by default the method's own, or none.
     ema_decay: decay of the weight EMA; no EMA by default.
     dtype: dtype of matmul operands; float32 by default.
-    weights: dtype in which matrices are kept between steps, see
+    param_dtype: dtype in which matrices are kept between steps, see
       `parts.rounding`; float32 by default.
     second_moments: "element", or "row" for one per latent, see
       `parts.optimizers`; for methods trained by Adam.
@@ -83,7 +83,7 @@ class Options(TypedDict, total=False):
   clip_norm: clipping.Norm
   ema_decay: float | None
   dtype: str
-  weights: str
+  param_dtype: str
   second_moments: str
   target: Target
   residual_of: str | SAE
@@ -201,7 +201,7 @@ def compose(
     schedule=given.get("schedule", constant),
     clip=clipping.by_norm(given.get("clip_norm")),
     ema_decay=given.get("ema_decay"),
-    weights=given.get("weights", "float32"),
+    param_dtype=given.get("param_dtype", "float32"),
     **parts,
   )
   if "residual_of" in options:

@@ -159,7 +159,7 @@ def _memory(
   n = sum(sae.n) * together or largest
   count = len(grid.members(largest, sae, train))
   part = train.batch_rows // train.accumulate
-  state = 4 + (2 if train.weights == "bfloat16" else 4)
+  state = 4 + (2 if train.param_dtype == "bfloat16" else 4)
   state += 4 if train.second_moments == "element" else 0
   gradients = 4 * (1 + (train.accumulate > 1))
   held = (2 * state + gradients) * count * 2 * n * d

@@ -54,7 +54,7 @@ class TrainConfig:
   native: bool = False
   dtype: Literal["float32", "bfloat16"] = "float32"  # of matmul operands
   # in which matrices are kept between steps; bfloat16: rounded stochastically
-  weights: Literal["float32", "bfloat16"] = "float32"
+  param_dtype: Literal["float32", "bfloat16"] = "float32"
   # Adam's second moments: of each entry, or of each latent's row
   second_moments: Literal["element", "row"] = "element"
   # how members are stepped; auto: chosen for the hardware
@@ -159,7 +159,7 @@ class TrainConfig:
     if not self.native:  # as runs from before this setting have it
       del found["native"]
     usual = TrainConfig()
-    for name in ("accumulate", "lanes", "weights", "second_moments"):
+    for name in ("accumulate", "lanes", "param_dtype", "second_moments"):
       if found[name] == getattr(usual, name):
         del found[name]
     return found
@@ -209,7 +209,7 @@ class TrainConfig:
       "dtype": self.dtype,
       "defaults": {"schedule": schedule, "clip_norm": "unit"},
     }
-    for name in ("weights", "second_moments"):
+    for name in ("param_dtype", "second_moments"):
       if getattr(self, name) != getattr(TrainConfig(), name):
         made[name] = getattr(self, name)
     if self.warmup_steps is not None or decay is not None:

@@ -309,7 +309,7 @@ class Recipe:
     gradient: transforms the gradients before clipping.
     clip: scales the gradients by their global norm; by default it does not.
     project: projects the weights to their constraints.
-    weights: dtype in which matrices of one row per latent are kept between
+    param_dtype: dtype in which matrices of one row per latent are kept between
       steps: "float32", or "bfloat16" with stochastic rounding.
     ema_decay: decay of the weight EMA; None for no EMA.
     rules: statistics and their updates.
@@ -331,7 +331,7 @@ class Recipe:
   gradient: Callable[[SAE, SAE], SAE] = unchanged
   clip: Clip = Clip()
   project: Callable[[SAE], SAE] = same
-  weights: str = "float32"
+  param_dtype: str = "float32"
   ema_decay: float | None = None
   rules: tuple[Rule, ...] = ()
   finish: Finish = as_trained

@@ -46,7 +46,7 @@ def init_state(
   stats, stats_axes = statistics(recipe.rules, sae)
   return TrainState(
     step=jnp.asarray(0, jnp.int32),
-    sae=rounding.stored(sae, recipe.weights),
+    sae=rounding.stored(sae, recipe.param_dtype),
     opt_state=recipe.optimizer(0.0).init(sae),
     ema=_average(recipe).init(sae) if recipe.ema_decay else (),
     stats=stats,
@@ -173,7 +173,7 @@ def make_step(
         spmd_axis_name="ensemble",
       )
     new, metrics = apply(state, hyper, out, rows_ok)
-    if recipe.weights == "float32":
+    if recipe.param_dtype == "float32":
       return new, metrics
     rounded = jax.vmap(rounding.rounded) if stacked else rounding.rounded
     sae = rounded(new.sae, stored, state.key, state.step)

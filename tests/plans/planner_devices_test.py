@@ -59,7 +59,7 @@ class PlannerTest(parameterized.TestCase):
     self.assertTrue(found["fits"])
 
   def test_options_that_save_memory_are_planned(self):
-    small = {"weights": "bfloat16", "second_moments": "row"}
+    small = {"param_dtype": "bfloat16", "second_moments": "row"}
     train = config.TrainConfig(batch_rows=ROWS, steps=1000, **small)
     options = train.options(1000)
     recipe = arguments.make("topk", d=D, n=N, arguments={"k": K}, **options)

@@ -55,7 +55,12 @@ class StochasticTest(parameterized.TestCase):
 class StepTest(absltest.TestCase):
   def test_matrices_are_kept_in_bfloat16_and_resume_exactly(self):
     recipe = row_sparse.topk(
-      8, 32, 3, dead_after_tokens=100, weights="bfloat16", second_moments="row"
+      8,
+      32,
+      3,
+      dead_after_tokens=100,
+      param_dtype="bfloat16",
+      second_moments="row",
     )
     state = step.init_state(recipe, jax.random.key(0))
     one = jax.jit(step.make_step(recipe, accumulate=2))
