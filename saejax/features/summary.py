@@ -241,16 +241,21 @@ class Active:
   """The latents that are not 0 on some rows, as entries.
 
   Attributes:
-    rows: number of rows; non-finite ones are left out.
+    numbers: numbers of the rows [r], ascending; non-finite ones are left out.
     row: row number of each entry [e], ascending.
     latent: its latent [e].
     value: its value [e].
   """
 
-  rows: int
+  numbers: Int[np.ndarray, "r"]
   row: Int[np.ndarray, "e"]
   latent: Int[np.ndarray, "e"]
   value: Float[np.ndarray, "e"]
+
+  @property
+  def rows(self) -> int:
+    """Number of rows."""
+    return len(self.numbers)
 
   def among(
     self, latents: Int[np.ndarray, "L"]
@@ -322,7 +327,7 @@ def of_latents(
   inside = row < len(use)
   inside &= use[np.minimum(row, len(use) - 1)]
   row, latent, value = row[inside], latent[inside], value[inside]
-  return Active(int(use.sum()), numbers[row], latent, value)
+  return Active(numbers[use], numbers[row], latent, value)
 
 
 NONE = np.zeros(0, int), np.zeros(0, np.float32), np.zeros(0, int)
