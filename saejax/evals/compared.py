@@ -17,7 +17,7 @@ from saejax.errors import InputError
 from saejax.evals import families, matching, pairs
 from saejax.evals.families import Overlap, Rules
 from saejax.evals.pairs import Pairs
-from saejax.features import cards
+from saejax.features import cards, parts
 from saejax.sae.sae import SAE
 
 FORMAT = 1  # of the data
@@ -93,6 +93,7 @@ def make(
   sizes: Sizes = Sizes(),
   progress: Callable[[int], None] = lambda rows: None,
   say: Callable[[str], None] = lambda text: None,
+  kept: parts.Pass | None = None,
 ) -> dict[str, Any]:
   """Compares two SAEs over a store, which is read once.
 
@@ -108,6 +109,7 @@ def make(
     sizes: numbers of what the page shows.
     progress: called with the number of rows read.
     say: called with a line about each stage.
+    kept: folder in which a stopped pass is resumed; None for none.
 
   Returns:
     Plain values for JSON, see `report.compare_page.schema`.
@@ -115,6 +117,7 @@ def make(
   Raises:
     InputError: as `check`, there are too many latents for the exact assignment,
       or the rows of the store do not vary.
+    parts.Unfinished: other processes are not done.
   """
   check(a, b, store)
   if method == families.EXACT and max(a.n, b.n) > matching.EXACT_LIMIT:
@@ -122,7 +125,11 @@ def make(
     raise InputError("match", method, rule, "use auto or mnn")
   say(f"compare: reading {store.rows:,} rows")
   found = pairs.observe(
-    *(a, b, store), near=sizes.near, top=sizes.top, progress=progress
+    *(a, b, store),
+    near=sizes.near,
+    top=sizes.top,
+    progress=progress,
+    kept=kept,
   )
   if not found.about_mean.sum() > 0:
     rule = "must have finite rows that vary"

@@ -17,6 +17,7 @@ norm) leaves the direction of a latent the same for all rows, which is used.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -27,9 +28,9 @@ from jaxtyping import Array, Float, Int
 from saejax.data.store.reader import Store
 from saejax.evals import comparison, matching
 from saejax.evals.comparison import Difference
-from saejax.features import reading, summary
+from saejax.features import parts, reading, summary
 from saejax.features.summary import Active, Summary
-from saejax.sae import prep
+from saejax.sae import files, prep
 from saejax.sae.latents import Latents
 from saejax.sae.sae import SAE
 
@@ -71,6 +72,16 @@ class Near:
     mask = sum(1 << j for j in places)
     hit = (np.arange(self.pattern.shape[1]) & mask) != 0
     return int(self.pattern[i, hit].sum())
+
+  def merged(self, other: "Near") -> "Near":
+    """Joint activity on the rows of both.
+
+    Args:
+      other: of other rows and the same latents.
+    """
+    return dataclasses.replace(
+      self, dot=self.dot + other.dot, pattern=self.pattern + other.pattern
+    )
 
   @property
   def c(self) -> int:
@@ -192,6 +203,7 @@ def observe(
   top: int = 5,
   batch_rows: int = 4096,
   progress: Callable[[int], None] = lambda rows: None,
+  kept: parts.Pass | None = None,
 ) -> Pairs:
   """Observes two SAEs over a store, which is read once, in order.
 
@@ -202,47 +214,123 @@ def observe(
     top: number of rows kept for each latent.
     batch_rows: largest number of rows on the device at once.
     progress: called with the number of rows read.
+    kept: folder in which a stopped pass is resumed; None for none.
 
   Raises:
     NotImplementedError: as `directions`.
     ValueError: near is not in [1, 12].
+    InputError: as `parts.total`.
+    parts.Unfinished: other processes are not done.
   """
   if not 1 <= near <= MOST_NEAR:
     raise ValueError(f"near must be in [1, {MOST_NEAR}], got {near}")
-  saes, rows = (a, b), (directions(a), directions(b))
-  pair = [
-    _empty(*nearest(rows[i], rows[1 - i], near), saes[i].n) for i in (0, 1)
-  ]
-  total = [
-    summary.of_entries(np.arange(sae.n), 0, summary.NONE, top) for sae in saes
-  ]
-  doc, sums = np.zeros(0, np.int64), np.zeros((0, 3))
-  mean = jnp.asarray(store.stats["mean"], jnp.float32)
-  batch_rows = min(summary.most_rows(sae, batch_rows) for sae in saes)
-  for numbers, x in reading.batches(store, batch_rows=batch_rows):
-    padded, _ = reading.pad(x, batch_rows)
-    found, errors, use = _forward(a, b, padded, mean)
-    use = np.asarray(use)[: len(x)]
-    parts = [summary.of_latents(z, use, numbers) for z in found]
-    for i, part in enumerate(parts):
-      entries = part.latent, part.value, part.row
-      more = summary.of_entries(total[i].latents, part.rows, entries, top)
-      total[i] = total[i].merged(more)
-      _add(pair[i], part, parts[1 - i], saes[1 - i].n)
-    own = store.read(int(numbers[0]), int(numbers[-1]) + 1, "doc")[use]
-    more = np.asarray(errors, np.float64)[: len(x)][use]
-    doc, sums = _by_document(
-      np.concatenate([doc, own]), np.concatenate([sums, more])
-    )
-    progress(int(numbers[-1]) + 1)
+  batch_rows = min(summary.most_rows(sae, batch_rows) for sae in (a, b))
+  settings = {"near": near, "top": top, "batch_rows": batch_rows}
+  rows = directions(a), directions(b)
+  intervals = reading.intervals(store, batch_rows)
+  total = parts.total(
+    kept,
+    _Observing((a, b), store, rows, **settings),
+    intervals,
+    lambda: reading.identity(
+      "pairs", a, store, **settings, b=files.checksum(b)
+    ),
+    lambda number: progress(intervals[number][0]),
+  )
+  progress(store.rows)
   return Pairs(
     directions=rows,
-    summaries=(total[0], total[1]),
-    near=(pair[0], pair[1]),
-    documents=doc,
-    error=sums[:, :2].T,
-    about_mean=sums[:, 2],
+    summaries=(total.a, total.b),
+    near=(total.near_a, total.near_b),
+    documents=total.doc,
+    error=total.sums[:, :2].T,
+    about_mean=total.sums[:, 2],
   )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Sums:
+  """The sums of a pass: of each SAE, and of each document."""
+
+  a: Summary
+  b: Summary
+  near_a: Near
+  near_b: Near
+  doc: Int[np.ndarray, "D"]
+  sums: Float[np.ndarray, "D 3"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Observing(parts.Work[_Sums, tuple[int, int]]):
+  """Two SAEs over intervals of rows."""
+
+  saes: tuple[SAE, SAE]
+  store: Store
+  directions: tuple[np.ndarray, np.ndarray]
+  near: int
+  top: int
+  batch_rows: int
+
+  def nothing(self) -> _Sums:
+    a, b = self.directions
+    empty = [
+      summary.of_entries(np.arange(sae.n), 0, summary.NONE, self.top)
+      for sae in self.saes
+    ]
+    return _Sums(
+      *empty,
+      _empty(*nearest(a, b, self.near), len(a)),
+      _empty(*nearest(b, a, self.near), len(b)),
+      np.zeros(0, np.int64),
+      np.zeros((0, 3)),
+    )
+
+  @functools.cached_property
+  def _mean(self) -> Array:
+    return jnp.asarray(self.store.stats["mean"], jnp.float32)
+
+  def added(self, total: _Sums, batch: tuple[int, int]) -> _Sums:
+    numbers, x = np.arange(*batch), self.store.read(*batch)
+    padded, _ = reading.pad(x, self.batch_rows)
+    found, errors, use = _forward(*self.saes, padded, self._mean)
+    use = np.asarray(use)[: len(x)]
+    active = [summary.of_latents(z, use, numbers) for z in found]
+    a, b = (
+      of.merged(
+        summary.of_entries(
+          of.latents, part.rows, (part.latent, part.value, part.row), self.top
+        )
+      )
+      for of, part in zip((total.a, total.b), active, strict=True)
+    )
+    _add(total.near_a, *active, self.saes[1].n)
+    _add(total.near_b, *active[::-1], self.saes[0].n)
+    own = self.store.read(*batch, "doc")[use]
+    more = np.asarray(errors, np.float64)[: len(x)][use]
+    doc, sums = _by_document(
+      np.concatenate([total.doc, own]), np.concatenate([total.sums, more])
+    )
+    return _Sums(a, b, total.near_a, total.near_b, doc, sums)
+
+  def merged(self, total: _Sums, other: _Sums) -> _Sums:
+    doc, sums = _by_document(
+      np.concatenate([total.doc, other.doc]),
+      np.concatenate([total.sums, other.sums]),
+    )
+    return _Sums(
+      total.a.merged(other.a),
+      total.b.merged(other.b),
+      total.near_a.merged(other.near_a),
+      total.near_b.merged(other.near_b),
+      doc,
+      sums,
+    )
+
+  def arrays(self, total: _Sums) -> dict[str, np.ndarray]:
+    return parts.flat(total)
+
+  def restored(self, arrays: dict[str, np.ndarray]) -> _Sums:
+    return parts.filled(self.nothing(), arrays)
 
 
 def _empty(latent: np.ndarray, cosine: np.ndarray, n: int) -> Near:

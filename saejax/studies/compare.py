@@ -4,7 +4,8 @@
       --store=runs/stores/store-0123456789abcdef
     python experiments/compare.py --a=SAE --b=SAE --store=STORE --write=compare.html
 
-One HTML file that needs no network. Both SAEs must be of one site, with any numbers
+One HTML file that needs no network. A stopped pass over the store is resumed by the
+same command, and --process, --processes divide its rows, as of the dashboard. Both SAEs must be of one site, with any numbers
 of latents, and --store is a store of that site with text, of training or held-out
 rows. See `evals.families` for the definitions and docs/compare.md for the page.
 """
@@ -19,14 +20,16 @@ from typing import Any
 
 from saejax import checks, durable, terminal
 from saejax.data.store import reader
+from saejax.data.store.share import Share
 from saejax.errors import InputError
 from saejax.evals import compared, families, matching, pairs
+from saejax.features import parts
 from saejax.interop import names
 from saejax.report import compare_page, extras
 from saejax.runs import stores
 from saejax.sae import files
 from saejax.sae.sae import SAE
-from saejax.studies import dashboard_sources
+from saejax.studies import dashboard_pass, dashboard_sources
 
 SIDES = compared.SIDES
 POSITIONAL = SIDES  # flags that may be given without their names, in order
@@ -51,6 +54,10 @@ class Config:
   seed: int = 0  # of the draw, and of the shuffled decoder
   write: str = "compare.html"  # the file
   json: str = ""  # file for the data of the page; none where empty
+  dir: str = "runs/comparisons"  # folder of sums, from which a pass is resumed
+  process: int = 0  # number of this process, from 0
+  processes: int = 1  # processes that share the rows of the store
+  save_seconds: float = 20.0  # time between saves of the sums
 
   def __post_init__(self):
     for field in (*SIDES, "store", "write"):
@@ -60,6 +67,8 @@ class Config:
     checks.at_most(self, pairs.MOST_NEAR, "near")
     checks.at_least(self, 0, "seed", "before", "after")
     checks.fraction(self, "tau", "part_cosine")
+    checks.at_least(self, 0, "save_seconds")
+    Share(self.process, self.processes)
     if self.match not in METHODS:
       rule = f"must be one of {', '.join(METHODS)}"
       raise InputError("match", self.match, rule, "choose one")
@@ -83,21 +92,34 @@ def main(config: Config) -> None:
   def progress(rows: int) -> None:
     screen.status([f"compare: {rows:,} of {store.rows:,} rows"])
 
-  data = compared.make(
-    *(a, b, store),
-    names=labels,
-    rules=families.Rules(tau=config.tau, cosine=config.part_cosine),
-    method=config.match,
-    seed=config.seed,
-    sizes=compared.Sizes(**{f.name: getattr(config, f.name) for f in _SIZES}),
-    progress=progress,
-    say=screen.line,
+  kept = dashboard_pass.kept(
+    *(config.dir, Share(config.process, config.processes)),
+    *(config.save_seconds, "comparison", a, store),
+    b=files.checksum(b),
+    near=config.near,
+    top=config.top,
   )
+  try:
+    data = compared.make(
+      *(a, b, store),
+      names=labels,
+      rules=families.Rules(tau=config.tau, cosine=config.part_cosine),
+      method=config.match,
+      seed=config.seed,
+      sizes=compared.Sizes(**{f.name: getattr(config, f.name) for f in _SIZES}),
+      progress=progress,
+      say=screen.line,
+      kept=kept,
+    )
+  except parts.Unfinished as pass_:
+    print(f"{pass_} (other processes are not done)")
+    return
   title = f"{labels[0]} and {labels[1]}"
   compare_page.write(config.write, data, title)
   if config.json:
     content = json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")
     durable.write_file(config.json, content + b"\n", field="json")
+  kept.remove()
   print(f"{data['match']['shared']} matched pairs: {config.write}")
 
 

@@ -1,5 +1,6 @@
 """saejax/evals/pairs.py, families.py, compared.py: by brute force on small SAEs."""
 
+import pathlib
 from unittest import mock
 
 import jax.numpy as jnp
@@ -7,9 +8,11 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.data.store import create
+from saejax.data.store.share import Share
 from saejax.data.text import neighbours
 from saejax.errors import InputError
 from saejax.evals import compared, families, held_out, matching, pairs
+from saejax.features import parts
 from saejax.report import compare_page
 from saejax.sae import activations, encoders, prep
 from tests import toy
@@ -80,6 +83,43 @@ class ObserveTest(parameterized.TestCase):
     low, high = found.fvu_difference().low, found.fvu_difference().high
     effect = found.fvu(0) - found.fvu(1)
     self.assertTrue(low < effect < high)
+
+  def test_a_stopped_pass_and_several_processes(self):
+    rows = store(self, np.asarray(toy.rows(300, D)))
+    saes = scaled(n=24), toy.sae(n=40, activation=activations.ReLU(), seed=1)
+
+    def make(**how):
+      found = pairs.observe(*saes, rows, batch_rows=32, **how)
+      arrays = {"doc": found.documents, "error": found.error}
+      for i, part in enumerate((*found.summaries, *found.near)):
+        arrays |= parts.flat(part, f"{i}/")
+      return arrays
+
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    kept = parts.Pass(folder / "pass", seconds=0)
+
+    def stop(done):
+      if done == 160:
+        raise RuntimeError("stopped")
+
+    with (
+      mock.patch.object(parts, "_LEAST", 0),
+      self.assertRaisesRegex(RuntimeError, "stopped"),
+    ):
+      make(kept=kept, progress=stop)
+    seen = []
+    got, want = make(kept=kept, progress=seen.append), make()
+    self.assertEqual(seen[0], 160)
+    for name in want:
+      np.testing.assert_array_equal(got[name], want[name], name)
+    two = lambda process: parts.Pass(folder / "two", Share(process, 2))
+    with self.assertRaises(parts.Unfinished):
+      make(kept=two(1))
+    got = make(kept=two(0))
+    for name in want:
+      np.testing.assert_allclose(
+        got[name], want[name], rtol=1e-9, atol=1e-12, err_msg=name
+      )
 
   def test_a_row_layer_norm_leaves_the_directions(self):
     given = toy.sae(prep_=prep.RowLayerNorm())

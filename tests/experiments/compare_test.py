@@ -49,6 +49,7 @@ class CompareTest(absltest.TestCase):
       "b": self.folder / "b",
       "store": self.store.path,
       "write": self.written,
+      "dir": self.folder / "sums",
     }
     flags |= more
     return script.run("compare", *(f"--{k}={v}" for k, v in flags.items()))
@@ -60,6 +61,7 @@ class CompareTest(absltest.TestCase):
     code, out, err = self.run_script(json=out_json, show=7, top=3)
     self.assertEqual(code, 0, err)
     self.assertIn(f"matched pairs: {self.written}", out)
+    self.assertFalse((self.folder / "sums").exists())
     data = json.loads(out_json.read_text())
     compare_page.validate(data)
     self.assertEqual((data["saes"]["a"]["n"], data["saes"]["b"]["n"]), (64, 96))
@@ -74,6 +76,17 @@ class CompareTest(absltest.TestCase):
     self.assertNotEmpty(texts)
     for text in texts:
       self.assertRegex(text, "dogs|park|ball|day|little|play|went")
+
+  def test_the_last_of_several_processes_writes_the_page(self):
+    self.save("a")
+    self.save("b", seed=1)
+    code, out, err = self.run_script(process=1, processes=2)
+    self.assertEqual(code, 0, err)
+    self.assertIn("other processes are not done", out)
+    self.assertFalse(self.written.exists())
+    code, out, err = self.run_script(process=0, processes=2)
+    self.assertEqual(code, 0, err)
+    self.assertTrue(self.written.exists())
 
   def test_bad_input_is_refused_by_name_and_nothing_is_written(self):
     self.save("a", about={"site": self.site})
