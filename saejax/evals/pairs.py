@@ -272,17 +272,15 @@ class _Observing(parts.Work[_Sums, tuple[int, int]]):
   batch_rows: int
 
   def nothing(self) -> _Sums:
-    a, b = self.directions
-    empty = [
-      summary.of_entries(np.arange(sae.n), 0, summary.NONE, self.top)
-      for sae in self.saes
-    ]
+    (a, b), (rows_a, rows_b) = self.saes, self.directions
+    none = lambda n: summary.of_entries(np.arange(n), 0, summary.NONE, self.top)
     return _Sums(
-      *empty,
-      _empty(*nearest(a, b, self.near), len(a)),
-      _empty(*nearest(b, a, self.near), len(b)),
-      np.zeros(0, np.int64),
-      np.zeros((0, 3)),
+      a=none(a.n),
+      b=none(b.n),
+      near_a=_empty(*nearest(rows_a, rows_b, self.near), a.n),
+      near_b=_empty(*nearest(rows_b, rows_a, self.near), b.n),
+      doc=np.zeros(0, np.int64),
+      sums=np.zeros((0, 3)),
     )
 
   @functools.cached_property
@@ -294,23 +292,26 @@ class _Observing(parts.Work[_Sums, tuple[int, int]]):
     padded, _ = reading.pad(x, self.batch_rows)
     found, errors, use = _forward(*self.saes, padded, self._mean)
     use = np.asarray(use)[: len(x)]
-    active = [summary.of_latents(z, use, numbers) for z in found]
-    a, b = (
-      of.merged(
-        summary.of_entries(
-          of.latents, part.rows, (part.latent, part.value, part.row), self.top
-        )
-      )
-      for of, part in zip((total.a, total.b), active, strict=True)
-    )
-    _add(total.near_a, *active, self.saes[1].n)
-    _add(total.near_b, *active[::-1], self.saes[0].n)
+    in_a, in_b = (summary.of_latents(z, use, numbers) for z in found)
+    _add(total.near_a, in_a, in_b, self.saes[1].n)
+    _add(total.near_b, in_b, in_a, self.saes[0].n)
     own = self.store.read(*batch, "doc")[use]
     more = np.asarray(errors, np.float64)[: len(x)][use]
     doc, sums = _by_document(
       np.concatenate([total.doc, own]), np.concatenate([total.sums, more])
     )
-    return _Sums(a, b, total.near_a, total.near_b, doc, sums)
+    return dataclasses.replace(
+      total,
+      a=self._with(total.a, in_a),
+      b=self._with(total.b, in_b),
+      doc=doc,
+      sums=sums,
+    )
+
+  def _with(self, total: Summary, part: Active) -> Summary:
+    entries = part.latent, part.value, part.row
+    more = summary.of_entries(total.latents, part.rows, entries, self.top)
+    return total.merged(more)
 
   def merged(self, total: _Sums, other: _Sums) -> _Sums:
     doc, sums = _by_document(
