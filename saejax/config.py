@@ -321,8 +321,13 @@ def _absl_error(error: Exception) -> InputError:
 
 def _suggestion(name: str, names: list[str]) -> str:
   """Suggests flags with an equal last word or a similar name."""
-  same = [n for n in names if n.split(".")[-1] == name.split(".")[-1]]
-  near = difflib.get_close_matches(name, names, n=3, cutoff=0.8)
+  last = lambda n: n.split(".")[-1]
+  same = [n for n in names if last(n) == last(name)]
+  near = [  # an equal group is no similarity
+    n
+    for n in difflib.get_close_matches(name, names, n=3, cutoff=0.8)
+    if difflib.SequenceMatcher(None, last(n), last(name)).ratio() > 0.7
+  ]
   meant = list(dict.fromkeys([*near[:1], *same, *near]))[:3]
   if not meant:
     return "--help lists the flags"
