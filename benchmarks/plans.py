@@ -61,6 +61,7 @@ CASES = {
   "1M": Case(topology="v5e:16x16", **WIDE),
   "1M-4x64": Case(topology="v5e:16x16", **WIDE, mesh=(1, 4, 64)),
   "1M-16x16": Case(topology="v5e:16x16", **WIDE, mesh=(1, 16, 16)),
+  "1M-h200": Case(topology="gpu:h200x8", **WIDE),  # with .venv-aot-gpu
   "16M": Case(topology="v5p:4x4x8", **LARGEST, mesh=(1, 1, 128)),
   "16M-small-state": Case(
     topology="v5p:4x4x4", **LARGEST, **SMALL_STATE, mesh=(1, 1, 64)

@@ -235,11 +235,12 @@ def _counted(
   )
   seconds = least.seconds(topology.chip)
   analysis: Any = program.cost_analysis() or {}
+  flops = analysis.get("flops")  # which the compiler for GPUs does not count
   return {
     "engine": step.chosen_engine,
     "flops": {
       "minimum": least.flops,
-      "compiled": times * float(analysis.get("flops", float("nan"))),
+      "compiled": None if flops is None else times * float(flops),
     },
     "bytes": {"minimum": least.bytes},
     "collectives": exchanged,

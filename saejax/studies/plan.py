@@ -324,10 +324,9 @@ def _lines(record: dict[str, Any]) -> Iterator[str]:
   used, share = durable.size(memory["total"]), memory["total"] / memory["limit"]
   yield f"  memory       {used} a device, {share:.0%} of it: {parts}"
   flops = record["flops"]
-  yield (
-    f"  operations   {flops['minimum']:.3g} a device at least, "
-    f"{flops['compiled']:.3g} compiled"
-  )
+  least, own = f"{flops['minimum']:.3g} a device at least", flops["compiled"]
+  counted = "" if own is None else f", {own:.3g} compiled"
+  yield f"  operations   {least}{counted}"
   for name, title in (
     ("without_aux", "without AuxK"),
     ("with_aux", "with AuxK"),
