@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import agreement
+from benchmarks import agreement, agreement_cases
 from saejax import config as flags
 from saejax import machine
 from saejax.errors import InputError
@@ -30,7 +30,7 @@ PARTS = 4
 DRAWN = ("vsae",)  # methods with noise for each row
 # More points than a batch has rows.
 POINTS = np.random.default_rng(4).standard_normal(
-  (agreement.SIZES.n, agreement.SIZES.d), np.float32
+  (agreement_cases.SIZES.n, agreement_cases.SIZES.d), np.float32
 )
 MORE: dict[str, dict[str, Any]] = {"ra_sae": {"points": POINTS}}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import agreement
+from benchmarks import agreement_cases
 from benchmarks.step_programs import Sizes
 from saejax.recipes import catalogue
 from saejax.recipes.common import Target
@@ -52,7 +52,7 @@ class Case:
       sizes: sizes of a step.
     """
     more = {k: v(sizes) if callable(v) else v for k, v in self.more.items()}
-    return agreement.recipe(self.method, sizes, steps=STEPS, **more)
+    return agreement_cases.recipe(self.method, sizes, steps=STEPS, **more)
 
   def batches(self, sizes: Sizes, steps: int) -> list[dict[str, np.ndarray]]:
     """Rows for some steps.
@@ -61,7 +61,7 @@ class Case:
       sizes: sizes of a step.
       steps: number of batches.
     """
-    found = agreement.batches(self.method, sizes, steps=steps)
+    found = agreement_cases.batches(self.method, sizes, steps=steps)
     for i, batch in enumerate(found):
       if self.even:
         x = batch["x"]
@@ -80,12 +80,12 @@ class Case:
     Args:
       sizes: sizes of a step.
     """
-    steps = agreement.SAMPLED.get(self.method, 1)
-    return agreement.joined(self.batches(sizes, steps))
+    steps = agreement_cases.SAMPLED.get(self.method, 1)
+    return agreement_cases.joined(self.batches(sizes, steps))
 
 
 def _general(sizes: Sizes) -> Any:
-  return agreement.general(sizes.n, sizes.d)
+  return agreement_cases.general(sizes.n, sizes.d)
 
 
 CASES: Mapping[str, Case] = {

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import agreement, step_programs
+from benchmarks import agreement_cases, step_programs
 from saejax.plans import programs
 from saejax.recipes import catalogue
 from saejax.training import ahead, sharding
@@ -53,7 +53,7 @@ def rows(methods: Sequence[str] = METHODS) -> list[dict[str, Any]]:
 
 def _of_method(name: str) -> list[dict[str, Any]]:
   """The executed branches of a method's step."""
-  made = agreement.recipe(name, SIZES)
+  made = agreement_cases.recipe(name, SIZES)
   x = jax.ShapeDtypeStruct((SIZES.rows, SIZES.d), jnp.float32)
   program = ahead.lowered(made, x, sharding.make_mesh(MESH)).compile()
   found = programs.collectives(program.as_text())

@@ -281,9 +281,8 @@ def parse(
       "give the path of a file with one flag per line",
     ) from None
   except UnicodeDecodeError:
-    raise InputError(
-      "--flagfile", flagfile, "is not text", "give a file of flags"
-    ) from None
+    rule, remedy = "is not text", "give a file of flags"
+    raise InputError("--flagfile", flagfile, rule, remedy) from None
   except (flags.Error, ValueError) as error:
     if isinstance(error.__context__, InputError):
       raise error.__context__ from None
@@ -323,15 +322,11 @@ def _suggestion(name: str, names: list[str]) -> str:
   """Suggests flags with an equal last word or a similar name."""
   last = lambda n: n.split(".")[-1]
   same = [n for n in names if last(n) == last(name)]
-  near = [  # an equal group is no similarity
-    n
-    for n in difflib.get_close_matches(name, names, n=3, cutoff=0.8)
-    if difflib.SequenceMatcher(None, last(n), last(name)).ratio() > 0.7
-  ]
-  meant = list(dict.fromkeys([*near[:1], *same, *near]))[:3]
-  if not meant:
-    return "--help lists the flags"
-  return "did you mean " + " or ".join("--" + n for n in meant) + "?"
+  words = difflib.get_close_matches(last(name), map(last, names), 9, 0.7)
+  near = difflib.get_close_matches(name, names, n=3, cutoff=0.8)
+  near = [n for n in near if last(n) in words]
+  shown = " or ".join("--" + n for n in dict.fromkeys([*near, *same][:3]))
+  return f"did you mean {shown}?" if shown else "--help lists the flags"
 
 
 def _lines(leaf: fields.Leaf, config: Any) -> list[str]:

@@ -118,11 +118,9 @@ def fit_grid(
   config = fitting.settings(
     rows, steps, batch_rows, prep, mesh, native, members=members
   )
-  swept = {
-    "n": [n] if isinstance(n, int) else list(n),
-    "recipe": recipes,
-    **{k: v if isinstance(v, list) else [v] for k, v in lists.items()},
-  }
+  arguments = {k: v if isinstance(v, list) else [v] for k, v in lists.items()}
+  sizes = [n] if isinstance(n, int) else list(n)
+  swept = {"n": sizes, "recipe": recipes, **arguments}
   rates = learning_rate if isinstance(learning_rate, list | tuple) else None
   sweep = _Sweep(rows, config, prep, swept)
   made = [
@@ -141,11 +139,7 @@ def fit_grid(
     for rate in (rates or [learning_rate])
     for seed in range(seeds)
   ]
-  for site in rows:  # refused before anything is trained
-    for place, _ in sweep.combinations:
-      sweep.recipe(
-        **({"site": site} if site else {}), **dict(sweep.shown(place))
-      )
+  sweep.check()
   found = fitting.train(
     sweep.recipe,
     [member for _, member in made],
@@ -217,6 +211,17 @@ class _Sweep:
       for (name, values), i in zip(self.swept.items(), place, strict=True)
       if len(values) > 1 or name == "k"
     )
+
+  def check(self) -> None:
+    """Makes every recipe, so that one is refused before anything is trained.
+
+    Raises:
+      InputError: the arguments of one cannot be used.
+    """
+    for site in self.rows:
+      own = {"site": site} if site else {}
+      for place, _ in self.combinations:
+        self.recipe(**own, **dict(self.shown(place)))
 
   def recipe(self, **own: Any) -> Recipe:
     """The recipe of a member.

@@ -374,9 +374,8 @@ def export(
   shutil.rmtree(draft, ignore_errors=True)
   try:
     if config.export == "delphi":
-      latents = config.latents
       count = delphi.write(
-        draft, sae, store, latents, progress=meter, kept=kept
+        *(draft, sae, store, config.latents), progress=meter, kept=kept
       )
     else:
       model = models.load(config.model) if config.model else None

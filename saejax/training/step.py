@@ -106,16 +106,13 @@ def make_step(
       f"{recipe.name} couples its members and needs them stacked",
       "use --train.members=stacked",
     )
-  over = (
-    partial(
-      jax.vmap,
-      in_axes=(0, 0, 0 if sited else None),
-      axis_name=MEMBERS,
-      spmd_axis_name="ensemble",
-    )
-    if stacked
-    else lambda f: f
-  )
+  apply = partial(_apply, recipe, skip_nonfinite, shard_optimizer)
+  over = lambda f: f
+  if stacked:
+    own = {"spmd_axis_name": "ensemble"}
+    axes = (0, 0, 0 if sited else None)
+    over = partial(jax.vmap, in_axes=axes, axis_name=MEMBERS, **own)
+    apply = jax.vmap(apply, in_axes=(0, *axes), **own)
   conditional = [t.active for t in recipe.terms.values() if t.active]
   every = frozenset(recipe.terms)
   always = every - {name for name, t in recipe.terms.items() if t.active}
@@ -136,23 +133,12 @@ def make_step(
     state = state.replace(sae=rounding.widened(stored))
     if hyper.site is not None:
       batch = sites.part(batch, hyper.site)
-    rows = batch.rows
-    if sited and stacked:
-      rows //= len(hyper.learning_rate)
+    each = sited and stacked
+    rows = batch.rows // (len(hyper.learning_rate) if each else 1)
     gradients = over(computed(every))
     if conditional:
       # Outside the vmap: inside, a cond would compute both branches.
-      needed = jnp.any(
-        jnp.stack(
-          [
-            jnp.any(
-              _per_member(active, state.stats, rows, stacked)
-              & state.alive  # a frozen member asks for nothing
-            )
-            for active in conditional
-          ]
-        )
-      )
+      needed = _needed(conditional, state, rows, stacked)
       without = over(computed(always))
       out = jax.lax.cond(needed, gradients, without, state, hyper, batch)
     else:
@@ -163,23 +149,27 @@ def make_step(
       out = _redone(dense, out, state, hyper, batch)
     if recipe.coupling is not None:
       out = _coupled(recipe.coupling, state, out)
-    each = sited and stacked
     rows_ok = (jax.vmap(_are_finite) if each else _are_finite)(batch)
-    apply = partial(_apply, recipe, skip_nonfinite, shard_optimizer)
-    if stacked:
-      apply = jax.vmap(
-        apply,
-        in_axes=(0, 0, 0, 0 if sited else None),
-        spmd_axis_name="ensemble",
-      )
     new, metrics = apply(state, hyper, out, rows_ok)
     if recipe.param_dtype == "float32":
       return new, metrics
     rounded = jax.vmap(rounding.rounded) if stacked else rounding.rounded
-    sae = rounded(new.sae, stored, state.key, state.step)
-    return new.replace(sae=sae), metrics
+    stored = rounded(new.sae, stored, state.key, state.step)
+    return new.replace(sae=stored), metrics
 
   return step
+
+
+def _needed(conditional, state: TrainState, rows: int, stacked: bool) -> Array:
+  """Whether a term with a condition has work in any member that is not frozen."""
+  return jnp.any(
+    jnp.stack(
+      [
+        jnp.any(_per_member(active, state.stats, rows, stacked) & state.alive)
+        for active in conditional
+      ]
+    )
+  )
 
 
 def _are_finite(batch: Batch) -> Array:

@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest
 
-from benchmarks import agreement
+from benchmarks import agreement, agreement_cases
 from saejax.errors import InputError
 from saejax.kernels.sparse_decode import xla
 from saejax.recipes import catalogue
@@ -47,7 +47,7 @@ class AgreementTest(absltest.TestCase):
 
   def test_every_method_of_the_catalogue_has_arguments(self):
     for name in catalogue.METHODS:
-      self.assertEqual(agreement.recipe(name).name, name)
+      self.assertEqual(agreement_cases.recipe(name).name, name)
 
   def test_the_committed_matrix_has_every_method_and_no_failure(self):
     path = pathlib.Path(agreement.__file__).parent / "results/agreement.json"

@@ -5,7 +5,7 @@ Recipes take the meshes in turn; benchmarks/scaling_efficiency.py has all of bot
 
 from absl.testing import absltest, parameterized
 
-from benchmarks import agreement, step_programs
+from benchmarks import agreement_cases, step_programs
 from saejax.recipes import catalogue
 from tests import contract
 from tests.recipes import (
@@ -50,7 +50,9 @@ NAMES = dict.fromkeys([*catalogue.METHODS, *CASES])
 def case(name):
   """A method without a case of its own, as the studies run it."""
   sizes = step_programs.Sizes(contract.ROWS, contract.D, contract.N, k=3)
-  return contract.Case(make=lambda: agreement.recipe(name, sizes), floor=0)
+  return contract.Case(
+    make=lambda: agreement_cases.recipe(name, sizes), floor=0
+  )
 
 
 class DevicesTest(parameterized.TestCase):
