@@ -30,7 +30,12 @@ class MeshTest(parameterized.TestCase):
   @parameterized.parameters(
     ("--sae.n=36", "--train.mesh=1,1,8", "--sae.n=36", "latent"),
     ("--train.batch_rows=60", "--train.mesh=1,8,1", "--train.batch_rows", "8"),
-    ("--sae.seeds=3", "--train.mesh=2,2,2", "--train.mesh", "members"),
+    (
+      "--sae.seeds=3",
+      "--train.mesh=2,2,2",
+      "--train.mesh",
+      "the number of SAEs, 3",
+    ),
     (
       "--train.members=in_turn --sae.seeds=2",
       "--train.mesh=2,1,1",
