@@ -1,4 +1,4 @@
-"""Reads the rows of a store, in order and in batches of one shape."""
+"""Reads the rows of a store in order, in batches; where a pass over it is kept."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from saejax.data.store.reader import Store
+from saejax.data.store.share import Share
+from saejax.features import parts
 from saejax.sae import files
 from saejax.sae.sae import SAE
 
@@ -68,6 +70,29 @@ def identity(
     "store": store.content,
     "settings": settings,
   }
+
+
+def kept(
+  root: str,
+  kind: str,
+  sae: SAE,
+  store: Store,
+  share: Share = Share(),
+  seconds: float = 20.0,
+  **settings: Any,
+) -> parts.Pass:
+  """Returns where a pass is kept: a folder named by what it depends on.
+
+  Args:
+    root: folder of passes.
+    kind: what is made of the pass.
+    sae, store: the SAE and the rows.
+    share: which process this is, of how many.
+    seconds: time between saves.
+    **settings: JSON-serialisable settings of the pass.
+  """
+  about = identity(kind, sae, store, **settings)
+  return parts.Pass(parts.folder(root, about), share, seconds)
 
 
 def pad(x: np.ndarray, batch_rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from saejax import terminal
 from saejax.errors import InputError
-from saejax.features import overview, parts, reading
+from saejax.features import overview, reading
 from saejax.report import cards_page, page, plots
 from saejax.runs import grid as grids
 from saejax.sae import files
@@ -45,8 +45,8 @@ def blocks(
     with terminal.busy("looking at some latents on the held-out rows"):
       W = smaller and _decoder(files.load(places[id(smaller)]))
       sae = files.load(places[id(best)])
-      about = reading.identity("overview", sae, grid.held_out)
-      kept = parts.Pass(parts.folder(str(grid.path / PASSES), about))
+      folder = str(grid.path / PASSES)
+      kept = reading.kept(folder, "overview", sae, grid.held_out)
       found = overview.make(
         sae,
         grid.held_out,

@@ -23,13 +23,14 @@ from saejax.data.store import reader
 from saejax.data.store.share import Share
 from saejax.errors import InputError
 from saejax.evals import compared, families, matching, pairs
-from saejax.features import parts
+from saejax.features import parts, reading
 from saejax.interop import names
 from saejax.report import compare_page, extras
 from saejax.runs import stores
 from saejax.sae import files
 from saejax.sae.sae import SAE
-from saejax.studies import dashboard_pass, dashboard_sources
+from saejax.studies import dashboard_sources
+from saejax.studies.meter import Meter
 
 SIDES = compared.SIDES
 POSITIONAL = SIDES  # flags that may be given without their names, in order
@@ -88,13 +89,10 @@ def main(config: Config) -> None:
     dashboard_sources.check_site(about, store.meta)
   screen = terminal.Screen(sys.stderr)
   labels = _labels(config.a, config.b)
-
-  def progress(rows: int) -> None:
-    screen.status([f"compare: {rows:,} of {store.rows:,} rows"])
-
-  kept = dashboard_pass.kept(
-    *(config.dir, Share(config.process, config.processes)),
-    *(config.save_seconds, "comparison", a, store),
+  meter = Meter(screen, "compare")
+  kept = reading.kept(
+    *(config.dir, "comparison", a, store),
+    *(Share(config.process, config.processes), config.save_seconds),
     b=files.checksum(b),
     near=config.near,
     top=config.top,
@@ -107,7 +105,7 @@ def main(config: Config) -> None:
       method=config.match,
       seed=config.seed,
       sizes=compared.Sizes(**{f.name: getattr(config, f.name) for f in _SIZES}),
-      progress=progress,
+      progress=lambda done: meter("rows", done, store.rows),
       say=screen.line,
       kept=kept,
     )

@@ -41,6 +41,7 @@ from saejax.features import (
   neuronpedia,
   parts,
   prompts,
+  reading,
 )
 from saejax.interop import names
 from saejax.models import hub, tokenizer
@@ -48,9 +49,8 @@ from saejax.models.model import Model
 from saejax.report import extras, feature_page
 from saejax.sae import files
 from saejax.sae.sae import SAE
-from saejax.studies import dashboard_pass
 from saejax.studies import dashboard_sources as sources
-from saejax.studies.dashboard_pass import Meter
+from saejax.studies.meter import Meter
 
 EXPORTS = ("neuronpedia", "delphi")
 PAGE = "dashboard.html"
@@ -217,7 +217,7 @@ def page(
     )
   else:
     screen.line(f"dashboard: reading {store.rows:,} rows")
-    meter, kept = Meter(screen), _kept(config, sae, store, chosen)
+    meter, kept = Meter(screen, "dashboard"), _kept(config, sae, store, chosen)
     data = cards.make(
       sae,
       store,
@@ -243,9 +243,9 @@ def _kept(
   config: Config, sae: SAE, store: Store, chosen: activity.Choice
 ) -> parts.Pass:
   """Where the pass over the store is kept."""
-  return dashboard_pass.kept(
-    *(config.dir, Share(config.process, config.processes)),
-    *(config.save_seconds, config.export or PAGE, sae, store),
+  return reading.kept(
+    *(config.dir, config.export or PAGE, sae, store),
+    *(Share(config.process, config.processes), config.save_seconds),
     latents=[int(latent) for latent in chosen.latents],
     random=chosen.random,
     seed=chosen.seed,
@@ -316,7 +316,7 @@ def with_effects(
     p for p, count in zip(parts, (ablated, sloped), strict=True) if count
   )
   screen.line(f"dashboard: {shown or 'no window'}, each of {length} tokens")
-  meter = Meter(screen)
+  meter = Meter(screen, "dashboard")
   latents = card_effects.add(
     data["latents"],
     sae,
@@ -368,7 +368,7 @@ def export(
     random=config.random or sae.n,
     seed=config.seed,
   )
-  meter, kept = Meter(screen), _kept(config, sae, store, chosen)
+  meter, kept = Meter(screen, "dashboard"), _kept(config, sae, store, chosen)
   # The folder appears whole; a killed command leaves its draft to the next.
   draft = folder.with_name(f".{folder.name}.draft-{config.process}")
   shutil.rmtree(draft, ignore_errors=True)
