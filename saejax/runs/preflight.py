@@ -5,6 +5,7 @@ import os
 import pathlib
 import resource
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from saejax.recipes import common
 from saejax.runs import grid
 from saejax.runs.config import SAEConfig
 from saejax.sae import prep
-from saejax.training import ahead, loop, sharding, wandb_run
+from saejax.training import ahead, loop, passes, sharding, wandb_run
 
 
 def check(
@@ -43,8 +44,8 @@ def check(
 
   Raises:
     InputError: there is no whole batch, the warmup is longer than the run, a
-      recipe refuses its arguments, the mesh does not divide the sizes, memory
-      does not suffice, or C++ kernels are wanted and cannot be had.
+      recipe refuses its arguments or a batch in parts, the mesh does not divide
+      the sizes, memory does not suffice, or C++ kernels are wanted and cannot be had.
   """
   if train.native:
     native.load()
@@ -80,6 +81,10 @@ def check(
         total_steps=steps,
       )
       recipe.check(columns, len(members))
+      if train.accumulate > 1:
+        start = partial(recipe.init, sample=None)
+        shapes = jax.eval_shape(start, jax.random.key(0))
+        passes.check(recipe, shapes, train.accumulate)
       if mesh.size > 1:  # arrays of other sizes than n: one row per head
         ahead.state_shapes(recipe, mesh)
 

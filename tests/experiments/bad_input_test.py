@@ -101,6 +101,11 @@ class BadInputTest(parameterized.TestCase):
     self.assert_refused(self.train(flag), shown, word)
     self.assertFalse(self.run_dir.exists())  # so a correction is not refused
 
+  def test_a_method_whose_batch_has_no_parts(self):
+    found = self.train("--sae.recipe=batchtopk", "--train.accumulate=2")
+    self.assert_refused(found, "--train.accumulate=2", "batchtopk", "whole")
+    self.assertFalse(self.run_dir.exists())
+
   @parameterized.parameters(
     ("--harvest.model=other", "other", "tiny"),
     ("--harvest.layer=3", "3", "2"),
