@@ -31,6 +31,7 @@ _NAMES = {
   "fit_grid": "saejax.runs.sweeps",
   "harvest": "saejax.data.files",
   "load": "saejax.interop.names",
+  "load_checkpoint": "saejax.training.saved_member",
   "online": "saejax.data.harvest",
   "open_store": "saejax.data.store.reader:open",
   "push_to_hub": "saejax.interop.publish",
@@ -81,6 +82,7 @@ __all__ = [
   "interventions",
   "kernels",
   "load",
+  "load_checkpoint",
   "models",
   "online",
   "open_store",
@@ -137,3 +139,4 @@ if TYPE_CHECKING:
   from saejax.sae.latents import DenseLatents as DenseLatents
   from saejax.sae.latents import SparseLatents as SparseLatents
   from saejax.sae.sae import SAE as SAE
+  from saejax.training.saved_member import load_checkpoint as load_checkpoint

@@ -122,6 +122,36 @@ def pooled(
   )
 
 
+def row_means(
+  store: Store,
+  groups: Shaped[np.ndarray, "rows"],
+  *,
+  batch_rows: int = 4096,
+) -> tuple[Shaped[np.ndarray, "G"], Float[np.ndarray, "G d"]]:
+  """Means of the rows of each group, in float64; the store is read once.
+
+  Args:
+    store, groups, batch_rows: as for `pooled`.
+
+  Returns:
+    (labels of the groups, ascending; mean of their finite rows, NaN for none).
+
+  Raises:
+    InputError: as `classes.numbered`.
+  """
+  names, place = classes.numbered(groups, store, "groups")
+  total = np.zeros((len(names), store.d))
+  count = np.zeros(len(names), np.int64)
+  for numbers, x in reading.batches(store, batch_rows=batch_rows):
+    own = place[numbers]
+    x = np.asarray(x, np.float64)
+    use = (own >= 0) & np.isfinite(x).all(axis=1)
+    np.add.at(total, own[use], x[use])
+    np.add.at(count, own[use], 1)
+  with np.errstate(invalid="ignore"):
+    return names, total / count[:, None]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Sums:
   """Entries by key, group times n plus latent, and later ones as they came.

@@ -69,7 +69,7 @@ def save(
       durable.sync_file(draft / ARRAYS)
       structure = {
         "version": VERSION,
-        "sae": _describe(sae),
+        "sae": describe(sae),
         "about": dict(about or {}),
         "files": {ARRAYS: list(durable.checksum(draft / ARRAYS))},
       }
@@ -122,7 +122,7 @@ def load(
       rule = f"must have the size and checksum that {STRUCTURE} gives"
       raise InputError("sae", path, rule, _REMEDY)
     arrays = safetensors.load_file(path)
-    found = _build(structure["sae"], arrays, "", parts or {})
+    found = build(structure["sae"], arrays, "", parts or {})
     return view.with_about(found, structure["about"])
 
 
@@ -249,8 +249,12 @@ def _readable(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     ) from error
 
 
-def _describe(node) -> dict[str, Any]:
-  """A part's class, static fields and sub-parts, without its arrays."""
+def describe(node: Any) -> dict[str, Any]:
+  """Returns a part's class, static fields and sub-parts, without its arrays.
+
+  Args:
+    node: an SAE or a part of one, of arrays or shapes.
+  """
   cls = type(node)
   static, children = {}, {}
   for field in dataclasses.fields(node):
@@ -260,14 +264,31 @@ def _describe(node) -> dict[str, Any]:
     if value is None or not field.metadata.get("pytree_node", True):
       static[field.name] = value
     elif isinstance(value, tuple):
-      children[field.name] = [_describe(child) for child in value]
+      children[field.name] = [describe(child) for child in value]
     elif dataclasses.is_dataclass(value):
-      children[field.name] = _describe(value)
+      children[field.name] = describe(value)
   name = f"{cls.__module__}.{cls.__qualname__}"
   return {"part": name, "static": static, "parts": children}
 
 
-def _build(node, arrays, prefix: str, parts: Mapping[str, type]):
+def build(
+  node: Mapping[str, Any],
+  arrays: Mapping[str, Any],
+  prefix: str,
+  parts: Mapping[str, type],
+) -> Any:
+  """Builds what `describe` described.
+
+  Args:
+    node: the description.
+    arrays: arrays by path.
+    prefix: beginning of the paths of its arrays.
+    parts: classes of parts defined outside saejax, by their name.
+
+  Raises:
+    InputError: a part is unknown.
+    KeyError: an array is missing.
+  """
   cls = _find(node["part"], parts)
   # JSON has no tuples, and static fields must be hashable.
   fields = {
@@ -280,11 +301,11 @@ def _build(node, arrays, prefix: str, parts: Mapping[str, type]):
       child = node["parts"][field.name]
       if isinstance(child, list):
         fields[field.name] = tuple(
-          _build(one, arrays, f"{path}.{i}.", parts)
+          build(one, arrays, f"{path}.{i}.", parts)
           for i, one in enumerate(child)
         )
       else:
-        fields[field.name] = _build(child, arrays, f"{path}.", parts)
+        fields[field.name] = build(child, arrays, f"{path}.", parts)
     elif field.name not in fields and field.metadata.get("pytree_node", True):
       fields[field.name] = jnp.asarray(arrays[path])
   return cls(**fields)

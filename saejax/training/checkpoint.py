@@ -135,6 +135,7 @@ class Checkpoints:
     state: PyTree,
     iterator: DataIterator | None = None,
     metric: float | None = None,
+    about: Mapping[str, Any] | None = None,
   ) -> None:
     """Copies state and position, and writes the copy in the background.
 
@@ -147,6 +148,7 @@ class Checkpoints:
       state: pytree of arrays, including typed keys, sharded or not.
       iterator: the data iterator whose position is saved; None for none.
       metric: lower is better; None or non-finite is never the best.
+      about: JSON-serialisable entries of the note.
 
     Raises:
       InputError: the disk is full, for this save or the one before.
@@ -155,6 +157,7 @@ class Checkpoints:
     arrays = orbax_io.flatten(state)
     metric = folders.finite(metric)
     note = {
+      **(about or {}),
       "step": int(step),
       "metric": metric,
       "fingerprint": self._fingerprint,

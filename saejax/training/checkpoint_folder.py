@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from saejax import durable
 from saejax.errors import InputError
 
+FOLDER = "checkpoints"  # in that of a run
 SUMS = "sums.json"
 WAIT_SECONDS = 600.0  # for the sums of other processes
 

@@ -25,7 +25,7 @@ from saejax.kernels import dispatch, native
 from saejax.sae.context import Batch, as_batch
 from saejax.sae.sae import SAE
 from saejax.terminal import Screen, busy
-from saejax.training import groups, sharding, wandb_run
+from saejax.training import checkpoint_folder, groups, sharding, wandb_run
 from saejax.training.config import TrainConfig as TrainConfig
 from saejax.training.log import RunLog
 from saejax.training.member import status
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 Steps = Generator[int, None, "list[Trained]"]
 SAMPLE_ROWS = 4096  # for the initial weights
-CHECKPOINTS = "checkpoints"  # folder in that of a run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,7 +197,7 @@ def steps(
   with contextlib.ExitStack() as stack:
     kept = None
     if folder is not None:
-      kept = stack.enter_context(_opened(folder, ours))
+      kept = stack.enter_context(_opened(folder, ours, group))
       step, states, seconds = kept.restore(states, source, len(members))
     path = kept and kept.path
     shown: dict[str, Any] = {
@@ -333,8 +332,8 @@ def remove_checkpoints(folder: str | os.PathLike[str]) -> None:
   Args:
     folder: folder of the run; one without checkpoints is left as it is.
   """
-  path = pathlib.Path(folder) / CHECKPOINTS
-  trash = path.with_name(CHECKPOINTS + ".removed")
+  path = pathlib.Path(folder) / checkpoint_folder.FOLDER
+  trash = path.with_name(path.name + ".removed")
   shutil.rmtree(trash, ignore_errors=True)
   if path.exists():
     # Renamed first: what is half removed must not be taken for damaged.
@@ -363,12 +362,12 @@ def _trained(group, states, source: Source, seconds) -> list[Trained]:
 
 
 def _opened(
-  folder: str | os.PathLike[str], fingerprint: Mapping[str, Any]
+  folder: str | os.PathLike[str], fingerprint: Mapping[str, Any], group
 ) -> "RunFolder":
   """The folder of the run; Orbax is imported only where there is one."""
   from saejax.training.run_folder import RunFolder
 
-  return RunFolder(pathlib.Path(folder), CHECKPOINTS, fingerprint)
+  return RunFolder(pathlib.Path(folder), fingerprint, group)
 
 
 def _fingerprint(

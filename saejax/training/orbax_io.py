@@ -57,6 +57,22 @@ def load(
   return arrays, text.text or ""
 
 
+def load_some(
+  path: pathlib.Path, shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, Any]:
+  """Reads some of the arrays, on the first device.
+
+  Args:
+    path: folder of the checkpoint.
+    shapes: shapes and types by name.
+  """
+  context = _context()
+  context.pytree.loading.partial_load = True
+  items = {"state": {name: abstract(leaf) for name, leaf in shapes.items()}}
+  with context:
+    return ocp.load_checkpointables(str(path), items)["state"]
+
+
 class _Position(ocp.StatefulCheckpointable):
   """The iterator's position as text, one file per process.
 

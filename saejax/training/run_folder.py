@@ -12,9 +12,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from saejax import durable, processes
 from saejax.errors import InputError
-from saejax.training import sharding
+from saejax.training import checkpoint_folder, saved_member, sharding
 from saejax.training.checkpoint import ENVIRONMENT, Checkpoints
 from saejax.training.fingerprint import differences
+from saejax.training.groups import Stacks
+from saejax.training.members import Group
 from saejax.training.sources import Source
 
 SETTINGS = "fingerprint.json"
@@ -28,8 +30,8 @@ class RunFolder:
 
   Args:
     folder: of the run.
-    checkpoints: name of the folder in it for checkpoints.
     fingerprint: JSON-able settings that must be equal on resume.
+    group: the members' programs.
 
   Raises:
     InputError: another run is in the folder, or it is damaged. Nothing is
@@ -39,13 +41,15 @@ class RunFolder:
   def __init__(
     self,
     folder: pathlib.Path,
-    checkpoints: str,
     fingerprint: Mapping[str, Any],
+    group: Group | Stacks,
   ):
     self.path = folder
+    self._group = group
+    self._about: dict[str, Any] | None = None  # is the same at every step
     _check(folder, json.loads(json.dumps(fingerprint)))
     self._checkpoints = Checkpoints(
-      folder / checkpoints, fingerprint=fingerprint
+      folder / checkpoint_folder.FOLDER, fingerprint=fingerprint
     )
     processes.sync()  # all have read what is there
     if jax.process_index() == 0:
@@ -75,7 +79,7 @@ class RunFolder:
     if restored is None:
       return 0, states, seconds
     step, saved = restored
-    return step, saved["members"], np.array(saved["seconds"])
+    return step, saved[saved_member.MEMBERS], np.array(saved["seconds"])
 
   def save(
     self,
@@ -97,8 +101,15 @@ class RunFolder:
     Raises:
       InputError: the disk is full, for this save or the one before.
     """
+    if self._about is None:
+      names = [member.name for member in self._group.members]
+      forms = jax.eval_shape(self._group.trained, states)
+      listed = saved_member.listed(names, [sae for sae, _ in forms], states)
+      self._about = {saved_member.MEMBERS: listed}
     state = _saved(states, seconds)
-    self._checkpoints.save(step, state, source, metric=rating)
+    self._checkpoints.save(
+      step, state, source, metric=rating, about=self._about
+    )
 
   def wait(self) -> None:
     """Waits until the last checkpoint is complete."""
@@ -108,12 +119,15 @@ class RunFolder:
 def _saved(states: Any, seconds: Sequence[float] | np.ndarray) -> Any:
   """What a checkpoint holds; seconds are those of process 0."""
   if jax.process_count() == 1:
-    return {"members": states, "seconds": jnp.asarray(seconds)}
+    return {saved_member.MEMBERS: states, "seconds": jnp.asarray(seconds)}
   shared = processes.gathered([float(s) for s in seconds])[0]
   seconds = np.asarray(shared, np.float32)
   mesh = jax.tree.leaves(states)[0].sharding.mesh
   where = NamedSharding(mesh, PartitionSpec())
-  return {"members": states, "seconds": sharding.place(seconds, where)}
+  return {
+    saved_member.MEMBERS: states,
+    "seconds": sharding.place(seconds, where),
+  }
 
 
 def _check(folder: pathlib.Path, ours: Any) -> None:

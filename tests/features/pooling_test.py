@@ -30,6 +30,16 @@ class PooledTest(parameterized.TestCase):
   def store(self, name="store", shuffle_seed=None):
     return stores.store(self.folder / name, shuffle_seed)
 
+  def test_means_of_rows_are_those_of_each_group(self):
+    store = self.store()
+    doc = store.whole("doc")["doc"]
+    x = np.asarray(store.whole("x")["x"], np.float64)
+    groups = np.where(doc == 4, -1, doc)
+    names, means = pooling.row_means(store, groups, batch_rows=37)
+    np.testing.assert_array_equal(names, [0, 1, 2, 3, 5])
+    want = np.stack([x[groups == g].mean(axis=0) for g in names])
+    np.testing.assert_allclose(means, want, atol=1e-12)
+
   @parameterized.parameters(
     activations.TopK(3),
     activations.ReLU(),

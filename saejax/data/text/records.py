@@ -38,7 +38,7 @@ class Text:
       InputError: the record has no text in the field.
     """
     try:
-      value = self._find(record)
+      value = _found(record, self.field)
     except KeyError:
       raise self._refusal(f"{where} has {_names(record)}") from None
     if isinstance(value, str):
@@ -51,18 +51,6 @@ class Text:
       f"in {where} it is null", "or skip such documents: harvest.skip_null"
     )
 
-  def _find(self, record: Any) -> Any:
-    if isinstance(record, dict) and self.field in record:
-      return record[self.field]
-    value = record
-    for name in self.field.split("."):
-      if value is None:
-        return None
-      if not isinstance(value, dict):
-        raise KeyError(name)
-      value = value[name]
-    return value
-
   def _refusal(self, found: str, more: str = "") -> InputError:
     return InputError(
       "harvest.field",
@@ -70,6 +58,57 @@ class Text:
       f"must be a text field of every document; {found}",
       f"set harvest.field to the name of the text field {more}".strip(),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+  """Extracts the label in a field of a record, as a text.
+
+  Attributes:
+    field: name of the field, as for `Text`.
+
+  >>> Label("stars")({"text": "Good.", "stars": 5}, "line 1")
+  '5'
+  """
+
+  field: str
+
+  def __call__(self, record: Any, where: str) -> str:
+    """Returns the label: a text, or a whole number, true or false in words.
+
+    Args:
+      record: the record.
+      where: location of the record, for errors.
+
+    Raises:
+      InputError: the record has no such label in the field.
+    """
+    try:
+      value = _found(record, self.field)
+    except KeyError:
+      raise self._refusal(f"{where} has {_names(record)}") from None
+    if isinstance(value, str) and value or type(value) in (int, bool):
+      return str(value)
+    raise self._refusal(f"in {where} it is {value!r:.40}")
+
+  def _refusal(self, found: str) -> InputError:
+    rule = f"must be a label of every document, a text or whole number; {found}"
+    remedy = "set labels to the name of the field with the label"
+    return InputError("labels", self.field, rule, remedy)
+
+
+def _found(record: Any, field: str) -> Any:
+  """The value in a field; KeyError where there is none."""
+  if isinstance(record, dict) and field in record:
+    return record[field]
+  value = record
+  for name in field.split("."):
+    if value is None:
+      return None
+    if not isinstance(value, dict):
+      raise KeyError(name)
+    value = value[name]
+  return value
 
 
 def _names(record: Any) -> str:
