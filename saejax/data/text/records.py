@@ -87,7 +87,7 @@ class Label:
       value = _found(record, self.field)
     except KeyError:
       raise self._refusal(f"{where} has {_names(record)}") from None
-    if isinstance(value, str) and value or type(value) in (int, bool):
+    if (isinstance(value, str) and value) or type(value) in (int, bool):
       return str(value)
     raise self._refusal(f"in {where} it is {value!r:.40}")
 
