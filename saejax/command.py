@@ -22,6 +22,7 @@ COMMANDS = {
   "scaling": "saejax.studies.scaling",
   "plan": "saejax.studies.plan",
   "evaluate": "saejax.studies.evaluate",
+  "probe": "saejax.studies.probe",
   "dashboard": "saejax.studies.dashboard",
   "compare": "saejax.studies.compare",
   "verify": "saejax.studies.verify",

@@ -1,7 +1,8 @@
 """SAEs of one site in the model and on the text that they are evaluated in."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +13,12 @@ from saejax.data.text import corpus as text
 from saejax.data.text import rows, windows
 from saejax.errors import InputError
 from saejax.evals import core_controls
+from saejax.interop import names
 from saejax.models import taps
+from saejax.sae import files
 from saejax.sae.sae import SAE
+
+SAES = "saes"  # folder of a run's SAEs
 
 
 class Job(NamedTuple):
@@ -73,6 +78,29 @@ def job(
     parts.append(rows.TextRows(chosen, source, corpus, part, meta, target))
     _check_tokens(parts[-1])
   return Job(model, source.meta, site, own if target else "", *parts)
+
+
+def saes(
+  given: Sequence[str],
+) -> Iterator[tuple[str, tuple[SAE, dict[str, Any]]]]:
+  """Yields SAEs by name, with what saejax saved about them.
+
+  Args:
+    given: saved or published SAEs as for `saejax.load`, or folders of runs, which
+      stand for all their SAEs.
+
+  Raises:
+    InputError: as `saejax.load`.
+  """
+  for one in given:
+    folder = pathlib.Path(one).expanduser()
+    if (folder / SAES).is_dir():
+      for path in sorted((folder / SAES).iterdir()):
+        label = path.name if len(given) == 1 else str(path)
+        yield label, (names.load(path), files.about(path))
+    else:
+      saved = (folder / files.STRUCTURE).exists()
+      yield one, (names.load(one), files.about(folder) if saved else {})
 
 
 def _check_tokens(part: rows.TextRows) -> None:

