@@ -34,7 +34,7 @@ from saejax.data.store.reader import Store
 from saejax.data.text import labels as labels_
 from saejax.errors import InputError
 from saejax.evals import core_controls, recovery, sparse_probing, targeted
-from saejax.features import parts, pooling, reading
+from saejax.features import pooling, reading
 from saejax.report import curves, extras, page, study
 from saejax.runs import evaluation, stores
 from saejax.runs import folder as run_folder
@@ -71,12 +71,8 @@ class Config:
       if name not in EVALS:
         rule = f"must be among {', '.join(EVALS)}"
         raise InputError("evals", name, rule, "leave it out")
-    checks.distinct(self, "k", "ablate", "evals")
+    checks.distinct(self, "k", "ablate")
     checks.at_least(self, 1, "repeats")
-    for field in ("k", "ablate"):
-      if min(getattr(self, field)) < 1:
-        rule, value = "must be at least 1", min(getattr(self, field))
-        raise InputError(field, value, rule, "leave it out")
     if self.compat not in ("", "saebench"):
       rule = "must be saebench or empty"
       raise InputError("compat", self.compat, rule, "choose one")
@@ -121,9 +117,12 @@ def main(config: Config) -> None:
   """
   extras.check()
   saes = dict(_given(config))
+  known = labels_.document_labels(
+    config.harvest.corpus, spec.corpus_of(config.harvest), field=config.labels
+  )
   with run_folder.opened(config.run_dir, config) as folder:
     read = stores.harvested(config.harvest)
-    documents = _documents(config, read)
+    documents = _documents(read, known)
     meter = Meter(terminal.Screen(sys.stderr), "probe")
     names = _classes(documents.labels)
     points = []
@@ -158,12 +157,10 @@ def _given(config: Config) -> Iterator[tuple[str, SAE]]:
     yield name, sae
 
 
-def _documents(config: Config, read: Sequence[Store]) -> Documents:
+def _documents(
+  read: Sequence[Store], known: Shaped[np.ndarray, "documents"]
+) -> Documents:
   """Activations and labels of every document that has rows."""
-  corpus = spec.corpus_of(config.harvest)
-  known = labels_.document_labels(
-    config.harvest.corpus, corpus, field=config.labels
-  )
   x, own, tokens = [], [], []
   for store in read:
     groups = store.whole("doc")["doc"]
@@ -195,9 +192,7 @@ class _Work:
   read: Sequence[Store]
   documents: Documents
 
-  def features(
-    self, saes: Mapping[str, SAE]
-  ) -> Iterator[tuple[str, Columns]]:
+  def features(self, saes: Mapping[str, SAE]) -> Iterator[tuple[str, Columns]]:
     """Controls and SAEs by name, each pooled once."""
     x = self.documents.x
     d = x.shape[1]
@@ -239,7 +234,9 @@ class _Work:
 
   def point(self, name: str, features: Columns) -> dict[str, Any]:
     """The scores of a matrix; those of a stopped run are read."""
-    file = self.folder / "scores" / f"{durable.digest({'name': name})[:16]}.json"
+    file = (
+      self.folder / "scores" / f"{durable.digest({'name': name})[:16]}.json"
+    )
     if file.exists():
       return durable.read_sealed(file, field="run_dir")
     config, found = self.config, {}
