@@ -48,61 +48,13 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from saejax.errors import InputError
 from saejax.evals import minibatch_probe, probe, probe_tasks, reseeding
+from saejax.evals.documents import Documents
 
 COUNTS = (2, 5, 10, 20, 50, 100, 500)
 TRAIN_ROWS, TEST_ROWS = 4000, 1000  # largest numbers of a task
 _LEAST_ROOM = 1e-3  # acc_clean - acc below which SCR counts as 0
 
 Fit = Callable[[np.ndarray, np.ndarray, int], probe.Linear]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Documents:
-  """Means over the tokens of documents.
-
-  Attributes:
-    x: activations.
-    z: latents, of the same tokens.
-    directions: what a unit of each latent adds to x: `SAE.direction`.
-    groups: which rows stay together in a split; None where each is its own.
-  """
-
-  x: Float[np.ndarray, "N d"]
-  z: Float[np.ndarray, "N n"]
-  directions: Float[np.ndarray, "n d"]
-  groups: Shaped[np.ndarray, "N"] | None = None
-
-  def __post_init__(self):
-    for field, wanted in (
-      ("z", (len(self.x), len(self.directions))),
-      ("directions", (self.z.shape[-1], self.x.shape[-1])),
-    ):
-      if np.shape(getattr(self, field)) != wanted:
-        shape = f"shape {np.shape(getattr(self, field))}"
-        rule = f"must be {wanted}: the rows of x, a direction of each latent"
-        raise InputError(field, shape, rule, "pool x and z alike")
-
-  def split(self, test: float, seed: int) -> Bool[np.ndarray, "N"]:
-    """Which rows are for training.
-
-    Args:
-      test: share of the rows for testing.
-      seed: of the draw.
-    """
-    groups = np.arange(len(self.x)) if self.groups is None else self.groups
-    return probe.split(groups, test=test, seed=seed)
-
-  def without(
-    self, latents: Int[np.ndarray, "m"], rows: Int[np.ndarray, "r"]
-  ) -> Float[np.ndarray, "r d"]:
-    """x' of some rows.
-
-    Args:
-      latents: latents that are set to 0.
-      rows: numbers of the rows.
-    """
-    removed = self.z[np.ix_(rows, latents)] @ self.directions[latents]
-    return self.x[rows] - removed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
