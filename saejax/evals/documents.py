@@ -6,7 +6,11 @@ while the error is kept gives the mean
 
   x'_g = x_g - sum_{f in S} z_gf d_f
 
-so that no token is read again.
+so that no token is read again. Latents are pooled in units in which d_f has norm 1,
+as in SAEBench: gaps of means and penalties of probes depend on their scale.
+
+References:
+  Karvonen et al., SAEBench, 2025, arXiv:2503.09532.
 """
 
 import dataclasses
@@ -90,7 +94,8 @@ def pooled(
     batch_rows: largest number of rows on the device at once.
 
   Returns:
-    (labels of the documents, ascending; their means, in this order).
+    (labels of the documents, ascending; their means, in this order, with
+      directions of norm 1).
 
   Raises:
     InputError: a document has no finite row; or as `pooling.pooled`.
@@ -104,4 +109,7 @@ def pooled(
     raise InputError("groups", value, rule, remedy)
   found = pooling.pooled(sae, store, groups, batch_rows=batch_rows)
   directions = np.asarray(sae.direction(np.arange(sae.n)), np.float64)
-  return names, Documents(x, found.matrix("mean"), directions)
+  norm = np.linalg.norm(directions, axis=1)
+  norm = np.where(norm > 0, norm, 1)
+  z = found.matrix("mean").multiply(norm).tocsr()
+  return names, Documents(x, z, directions / norm[:, None])

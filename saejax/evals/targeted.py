@@ -47,7 +47,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from saejax.errors import InputError
-from saejax.evals import minibatch_probe, probe, probe_tasks, reseeding
+from saejax.evals import (
+  metrics,
+  minibatch_probe,
+  probe,
+  probe_tasks,
+  reseeding,
+)
 from saejax.evals.documents import Documents
 
 COUNTS = (2, 5, 10, 20, 50, 100, 500)
@@ -197,8 +203,10 @@ def tpp(
     fit: trains a probe on (x, y, seed).
 
   Raises:
-    InputError: there are fewer than two classes; or as `probe_tasks.tasks`.
+    InputError: there are more or fewer labels than documents, or fewer than two
+      classes; or as `probe_tasks.tasks`.
   """
+  labels = _each(labels, documents, "labels")
   runs = [
     _tpp_run(documents, labels, counts, test, rows, run, fit)
     for run in range(seed, seed + repeats)
@@ -241,6 +249,15 @@ def _tpp_run(
   return np.array(found), list(fitted)
 
 
+def _each(labels, documents: Documents, field: str) -> np.ndarray:
+  """Labels, one per document."""
+  labels = np.asarray(labels)
+  if len(labels) != len(documents.x):
+    rule = f"must be one for each of the {len(documents.x)} documents"
+    raise InputError(field, f"{len(labels)} labels", rule, "label each once")
+  return labels
+
+
 def _accuracy(found: probe.Linear, x: np.ndarray, y: np.ndarray) -> float:
   return float(((found.score(x)[:, 0] > 0) == y).mean())
 
@@ -266,10 +283,16 @@ def scr(
     counts, repeats, test, rows, seed, fit: as in `tpp`.
 
   Raises:
-    InputError: one of the four combinations of labels has no row for training or
-      for testing.
+    InputError: there are more or fewer labels than documents, a label is not 0 or
+      1, or one of the four combinations has no row for training or for testing.
   """
-  labels = np.stack([first, second], axis=1)
+  labels = np.stack(
+    [
+      _each(metrics.binary(value, field), documents, field)
+      for field, value in (("first", first), ("second", second))
+    ],
+    axis=1,
+  )
   runs = [
     _scr_run(documents, labels, counts, test, rows, run, fit)
     for run in range(seed, seed + repeats)

@@ -28,6 +28,7 @@ class DocumentsTest(absltest.TestCase):
     names, found = documents.pooled(sae, store, doc, batch_rows=37)
     self.assertTrue(scipy.sparse.issparse(found.z))
     z = np.array(sae.encode(x))
+    np.testing.assert_allclose(np.linalg.norm(found.directions, axis=1), 1)
     latents = np.argsort(-(z != 0).sum(axis=0))[:3]
     off = z.copy()
     off[:, latents] = 0

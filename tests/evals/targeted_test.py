@@ -149,6 +149,12 @@ class SCRTest(absltest.TestCase):
     documents, y = spurious(1.0)
     with self.assertRaisesRegex(InputError, "^labels=no row with first=False"):
       targeted.scr(documents, y[:, 0], y[:, 0], fit=converged)
+    with self.assertRaisesRegex(InputError, "^second=799 labels"):
+      targeted.scr(documents, y[:, 0], y[1:, 1], fit=converged)
+    with self.assertRaisesRegex(InputError, "^first=2"):
+      targeted.scr(documents, 2 * y[:, 0], y[:, 1], fit=converged)
+    with self.assertRaisesRegex(InputError, "^labels=799 labels"):
+      targeted.tpp(documents, y[1:], fit=converged)
 
 
 class SparseTest(absltest.TestCase):
