@@ -1,7 +1,8 @@
 """Sparse probing: how well k latents predict the classes of documents.
 
-Latents are pooled by document, see `features.pooling`. For each class against the
-rest, in balanced tasks:
+Latents are pooled by document, see `documents.pooled`: both the choice of latents
+and the penalty depend on their units. For each class against the rest, in balanced
+tasks:
 
   1. the k latents with the largest |mean of positives - mean of negatives| of the
      training rows are chosen,
@@ -216,26 +217,53 @@ def _best(
     sd = np.where(sd > 0, sd, 1)
     train, test = (train - mean) / sd, (test - mean) / sd
   y, fit = side.train.y, side.fit
+  last = _Fitted(penalty, *_reduced(penalty, train, test), y, side.test.y)
+  held_out = last
+  if len(Cs) > 1 and not on_test:
+    rows = _reduced(penalty, train[fit], train[~fit])
+    held_out = _Fitted(penalty, *rows, y[fit], y[~fit])
+  C, by = Cs[0], protocol.choose_by
+  if len(Cs) > 1:
+    C = max(sorted(Cs), key=lambda C: held_out.scores(C)[by])
+  return last.scores(C), C
 
-  def score(C, rows, x, label):
-    options = {"l1": 1 / C, "l2": 0.0} if penalty == "l1" else {"l2": 1 / C}
-    found = probe.logistic(train[rows], y[rows], **options).score(x)[:, 0]
+
+def _reduced(penalty: str, train: np.ndarray, other: np.ndarray):
+  """Rows in the span of the training rows, which weights with L2 are in.
+
+  The scores are the same, and several penalties share the decomposition.
+  """
+  if penalty != "l2" or train.shape[1] <= train.shape[0]:
+    return train, other
+  mean = train.mean(axis=0)
+  basis = np.linalg.qr((train - mean).T)[0]
+  return (train - mean) @ basis, (other - mean) @ basis
+
+
+class _Fitted(NamedTuple):
+  """Rows to fit and to score, with their labels."""
+
+  penalty: str
+  train: Float[np.ndarray, "m d"]
+  other: Float[np.ndarray, "r d"]
+  y: Bool[np.ndarray, "m"]
+  label: Bool[np.ndarray, "r"]
+
+  def scores(self, C: float) -> dict[str, float]:
+    """Scores of the other rows.
+
+    Args:
+      C: inverse penalty.
+    """
+    l1 = {"l1": 1 / C, "l2": 0.0}
+    options = l1 if self.penalty == "l1" else {"l2": 1 / C}
+    found = probe.logistic(self.train, self.y, **options).score(self.other)
+    found, label = found[:, 0], self.label
     return {
       "accuracy": float(((found > 0) == label).mean()),
       "auc": metrics.auroc(found, label),
       "f1": metrics.f1(found > 0, label),
     }
-
-  everything = np.ones(len(y), bool)
-  by, C = protocol.choose_by, Cs[0]
-  if len(Cs) > 1:
-    held_out = (
-      (everything, test, side.test.y)
-      if on_test
-      else (fit, train[~fit], y[~fit])
-    )
-    C = max(sorted(Cs), key=lambda C: score(C, *held_out)[by])
-  return score(C, everything, test, side.test.y), C
 
 
 def _joined(found) -> Score:

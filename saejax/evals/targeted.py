@@ -47,62 +47,20 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from saejax.errors import InputError
-from saejax.evals import minibatch_probe, probe, probe_tasks, reseeding
+from saejax.evals import (
+  metrics,
+  minibatch_probe,
+  probe,
+  probe_tasks,
+  reseeding,
+)
+from saejax.evals.documents import Documents
 
 COUNTS = (2, 5, 10, 20, 50, 100, 500)
 TRAIN_ROWS, TEST_ROWS = 4000, 1000  # largest numbers of a task
 _LEAST_ROOM = 1e-3  # acc_clean - acc below which SCR counts as 0
 
 Fit = Callable[[np.ndarray, np.ndarray, int], probe.Linear]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Documents:
-  """Means over the tokens of documents.
-
-  Attributes:
-    x: activations.
-    z: latents, of the same tokens.
-    directions: what a unit of each latent adds to x: `SAE.direction`.
-    groups: which rows stay together in a split; None where each is its own.
-  """
-
-  x: Float[np.ndarray, "N d"]
-  z: Float[np.ndarray, "N n"]
-  directions: Float[np.ndarray, "n d"]
-  groups: Shaped[np.ndarray, "N"] | None = None
-
-  def __post_init__(self):
-    for field, wanted in (
-      ("z", (len(self.x), len(self.directions))),
-      ("directions", (self.z.shape[-1], self.x.shape[-1])),
-    ):
-      if np.shape(getattr(self, field)) != wanted:
-        shape = f"shape {np.shape(getattr(self, field))}"
-        rule = f"must be {wanted}: the rows of x, a direction of each latent"
-        raise InputError(field, shape, rule, "pool x and z alike")
-
-  def split(self, test: float, seed: int) -> Bool[np.ndarray, "N"]:
-    """Which rows are for training.
-
-    Args:
-      test: share of the rows for testing.
-      seed: of the draw.
-    """
-    groups = np.arange(len(self.x)) if self.groups is None else self.groups
-    return probe.split(groups, test=test, seed=seed)
-
-  def without(
-    self, latents: Int[np.ndarray, "m"], rows: Int[np.ndarray, "r"]
-  ) -> Float[np.ndarray, "r d"]:
-    """x' of some rows.
-
-    Args:
-      latents: latents that are set to 0.
-      rows: numbers of the rows.
-    """
-    removed = self.z[np.ix_(rows, latents)] @ self.directions[latents]
-    return self.x[rows] - removed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -245,8 +203,10 @@ def tpp(
     fit: trains a probe on (x, y, seed).
 
   Raises:
-    InputError: there are fewer than two classes; or as `probe_tasks.tasks`.
+    InputError: there are more or fewer labels than documents, or fewer than two
+      classes; or as `probe_tasks.tasks`.
   """
+  labels = _each(labels, documents, "labels")
   runs = [
     _tpp_run(documents, labels, counts, test, rows, run, fit)
     for run in range(seed, seed + repeats)
@@ -289,6 +249,15 @@ def _tpp_run(
   return np.array(found), list(fitted)
 
 
+def _each(labels, documents: Documents, field: str) -> np.ndarray:
+  """Labels, one per document."""
+  labels = np.asarray(labels)
+  if len(labels) != len(documents.x):
+    rule = f"must be one for each of the {len(documents.x)} documents"
+    raise InputError(field, f"{len(labels)} labels", rule, "label each once")
+  return labels
+
+
 def _accuracy(found: probe.Linear, x: np.ndarray, y: np.ndarray) -> float:
   return float(((found.score(x)[:, 0] > 0) == y).mean())
 
@@ -314,10 +283,16 @@ def scr(
     counts, repeats, test, rows, seed, fit: as in `tpp`.
 
   Raises:
-    InputError: one of the four combinations of labels has no row for training or
-      for testing.
+    InputError: there are more or fewer labels than documents, a label is not 0 or
+      1, or one of the four combinations has no row for training or for testing.
   """
-  labels = np.stack([first, second], axis=1)
+  labels = np.stack(
+    [
+      _each(metrics.binary(value, field), documents, field)
+      for field, value in (("first", first), ("second", second))
+    ],
+    axis=1,
+  )
   runs = [
     _scr_run(documents, labels, counts, test, rows, run, fit)
     for run in range(seed, seed + repeats)

@@ -5,7 +5,7 @@ import scipy.sparse
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import probe_tasks, sparse_probing
+from saejax.evals import metrics, probe, probe_tasks, sparse_probing
 
 CLASSES, N, D = 4, 600, 24
 OWN = np.array([11, 3, 7, 20])  # the latent of each class
@@ -84,6 +84,19 @@ class SparseProbingTest(parameterized.TestCase):
     ]
     self.assertEqual(both[0].auc, both[1].auc)
     self.assertEqual(both[0].C, both[1].C)
+
+  def test_with_more_columns_than_rows_the_full_probe_is_that_of_all(self):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((60, 90)), rng.random(60) < 0.5
+    one = sparse_probing.SAEBENCH._replace(full_Cs=(0.1,))
+    found = sparse_probing.sparse_probing({"x": x}, y, ks=(), protocol=one)
+    train = probe.split(np.arange(60), test=0.2, seed=0)
+    own, other = (
+      probe_tasks.tasks(y, among=rows, seed=0)[0] for rows in (train, ~train)
+    )
+    fit = probe.logistic(x[own.rows], own.y, l2=10.0)
+    wanted = metrics.auroc(fit.score(x[other.rows])[:, 0], other.y)
+    self.assertEqual(found.scores["x"]["full"].auc[0], wanted)
 
   @parameterized.parameters(
     ({"labels": np.zeros(N, int)}, "^labels=one class"),

@@ -1,6 +1,9 @@
 """Tests of saejax.evals.targeted: ablations with known effects."""
 
+import dataclasses
+
 import numpy as np
+import scipy.sparse
 import scipy.stats
 from absl.testing import absltest, parameterized
 
@@ -146,13 +149,25 @@ class SCRTest(absltest.TestCase):
     documents, y = spurious(1.0)
     with self.assertRaisesRegex(InputError, "^labels=no row with first=False"):
       targeted.scr(documents, y[:, 0], y[:, 0], fit=converged)
+    with self.assertRaisesRegex(InputError, "^second=799 labels"):
+      targeted.scr(documents, y[:, 0], y[1:, 1], fit=converged)
+    with self.assertRaisesRegex(InputError, "^first=2"):
+      targeted.scr(documents, 2 * y[:, 0], y[:, 1], fit=converged)
+    with self.assertRaisesRegex(InputError, "^labels=799 labels"):
+      targeted.tpp(documents, y[1:], fit=converged)
 
-  def test_refuses_arrays_that_do_not_belong_together(self):
-    documents, _ = world()
-    with self.assertRaisesRegex(InputError, "^z="):
-      targeted.Documents(documents.x[1:], documents.z, documents.directions)
-    with self.assertRaisesRegex(InputError, "^directions="):
-      targeted.Documents(documents.x, documents.z, documents.directions[:, 1:])
+
+class SparseTest(absltest.TestCase):
+  def test_sparse_latents_give_the_same_scores(self):
+    documents, y = spurious(strength=1.0)
+    sparse = dataclasses.replace(
+      documents, z=scipy.sparse.csr_array(documents.z)
+    )
+    dense, found = (
+      targeted.tpp(each, y, counts=(1,), repeats=1, fit=converged)
+      for each in (documents, sparse)
+    )
+    np.testing.assert_allclose(found.change, dense.change)
 
 
 class NoiseTest(absltest.TestCase):
