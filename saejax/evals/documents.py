@@ -108,8 +108,23 @@ def pooled(
     rule, remedy = "must have a finite row", "give its rows no document"
     raise InputError("groups", value, rule, remedy)
   found = pooling.pooled(sae, store, groups, batch_rows=batch_rows)
+  return names, Documents(x, *unit(found, sae))
+
+
+def unit(
+  found: pooling.Pooled, sae: SAE
+) -> tuple[scipy.sparse.csr_array, Float[np.ndarray, "n d"]]:
+  """Returns mean latents in units of directions of norm 1, and the directions.
+
+  Args:
+    found: latents of the SAE, pooled.
+    sae: the SAE.
+
+  Raises:
+    NotImplementedError: the prep depends on the row, and so does a direction.
+  """
   directions = np.asarray(sae.direction(np.arange(sae.n)), np.float64)
   norm = np.linalg.norm(directions, axis=1)
   norm = np.where(norm > 0, norm, 1)
   z = found.matrix("mean").multiply(norm).tocsr()
-  return names, Documents(x, z, directions / norm[:, None])
+  return z, directions / norm[:, None]

@@ -33,9 +33,15 @@ from saejax.data.harvest import HarvestConfig
 from saejax.data.store.reader import Store
 from saejax.data.text import labels as labels_
 from saejax.errors import InputError
-from saejax.evals import core_controls, recovery, sparse_probing, targeted
+from saejax.evals import (
+  core_controls,
+  documents,
+  recovery,
+  sparse_probing,
+  targeted,
+)
 from saejax.features import pooling, reading
-from saejax.report import curves, extras, page, study
+from saejax.report import extras, probe_page, study
 from saejax.runs import evaluation, stores
 from saejax.runs import folder as run_folder
 from saejax.sae.sae import SAE
@@ -81,7 +87,7 @@ class Config:
       raise InputError("harvest.layer", "several", rule, "probe one at a time")
 
 
-class Documents(NamedTuple):
+class Pooled(NamedTuple):
   """The documents of all stores, pooled.
 
   Attributes:
@@ -122,30 +128,35 @@ def main(config: Config) -> None:
   )
   with run_folder.opened(config.run_dir, config) as folder:
     read = stores.harvested(config.harvest)
-    documents = _documents(read, known)
+    pooled = _documents(read, known)
     meter = Meter(terminal.Screen(sys.stderr), "probe")
-    names = _classes(documents.labels)
+    names = _classes(pooled.labels)
     points = []
-    work = _Work(config, folder, read, documents)
+    work = _Work(config, folder, read, pooled)
     for name, features in work.features(saes):
       meter("matrices of features", len(points), 2 * len(saes) + 2)
       points.append(work.point(name, features))
     _records(config, folder, points, read[0].meta)
     study.write(
       folder,
-      _report(config, points),
+      probe_page.parts(
+        columns(config),
+        points,
+        k=config.k if PROBING in config.evals else (),
+        ablate=config.ablate if TPP in config.evals else (),
+      ),
       config=config,
       points=points,
       data={
-        "documents": len(documents.x),
-        "tokens": int(documents.tokens.sum()),
+        "documents": len(pooled.x),
+        "tokens": int(pooled.tokens.sum()),
         "classes": names,
         **stores.describe(*read),
       },
       title="Probes of latents",
       script="experiments/probe.py",
     )
-  print(table(config, points))
+  print(probe_page.table(columns(config), points))
 
 
 def _given(config: Config) -> Iterator[tuple[str, SAE]]:
@@ -159,7 +170,7 @@ def _given(config: Config) -> Iterator[tuple[str, SAE]]:
 
 def _documents(
   read: Sequence[Store], known: Shaped[np.ndarray, "documents"]
-) -> Documents:
+) -> Pooled:
   """Activations and labels of every document that has rows."""
   x, own, tokens = [], [], []
   for store in read:
@@ -169,7 +180,7 @@ def _documents(
     x.append(means)
     own.append(known[which])
     tokens.append(count)
-  return Documents(*map(np.concatenate, (x, own, tokens)))
+  return Pooled(*map(np.concatenate, (x, own, tokens)))
 
 
 def _classes(labels: Shaped[np.ndarray, "D"]) -> dict[str, int]:
@@ -190,7 +201,7 @@ class _Work:
   config: Config
   folder: pathlib.Path
   read: Sequence[Store]
-  documents: Documents
+  documents: Pooled
 
   def features(self, saes: Mapping[str, SAE]) -> Iterator[tuple[str, Columns]]:
     """Controls and SAEs by name, each pooled once."""
@@ -228,9 +239,11 @@ class _Work:
       found.append(pooling.pooled(sae, store, groups, kept=kept))
     active = sum(int(one.count.sum()) for one in found)
     rows = sum(int(one.rows.sum()) for one in found)
-    z = scipy.sparse.vstack([one.matrix("mean") for one in found], "csr")
-    directions = np.asarray(sae.direction(np.arange(sae.n)), np.float64)
-    return Columns(z, directions, active / max(rows, 1))
+    means, directions = zip(
+      *(documents.unit(one, sae) for one in found), strict=True
+    )
+    z = scipy.sparse.vstack(means, "csr")
+    return Columns(z, directions[0], active / max(rows, 1))
 
   def point(self, name: str, features: Columns) -> dict[str, Any]:
     """The scores of a matrix; those of a stopped run are read."""
@@ -250,13 +263,8 @@ class _Work:
         compat=config.compat or None,
       ).record()
     if TPP in config.evals:
-      z = features.z
       result = targeted.tpp(
-        targeted.Documents(
-          self.documents.x,
-          z.toarray() if scipy.sparse.issparse(z) else z,
-          features.directions,
-        ),
+        documents.Documents(self.documents.x, features.z, features.directions),
         self.documents.labels,
         counts=config.ablate,
         repeats=config.repeats,
@@ -276,28 +284,12 @@ class _Work:
 # --- results -----------------------------------------------------------------
 
 
-def table(config: Config, points: Sequence[Mapping[str, Any]]) -> str:
-  """A line for each matrix of features.
+def columns(config: Config) -> dict[str, str]:
+  """Returns the title of each column, and the number of a point that it shows.
 
   Args:
     config: settings of the study.
-    points: records of `results.json`.
   """
-  lines = [("", "L0", *_columns(config))]
-  for point in points:
-    l0 = "" if point["l0"] is None else f"{point['l0']:.1f}"
-    cells = [_cell(point, key) for key in _columns(config).values()]
-    lines.append((point["sae"], l0, *cells))
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  pad = lambda line: [
-    cell.ljust(w) if i == 0 else cell.rjust(w)
-    for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-  ]
-  return "\n".join("  ".join(pad(line)).rstrip() for line in lines)
-
-
-def _columns(config: Config) -> dict[str, str]:
-  """Title of each column, and the number of a point that it shows."""
   found = {}
   if PROBING in config.evals:
     found |= {f"top {k}": f"sae_top_{k}_test_accuracy" for k in config.k}
@@ -307,83 +299,6 @@ def _columns(config: Config) -> dict[str, str]:
       f"TPP {n}": f"tpp_threshold_{n}_total_metric" for n in config.ablate
     }
   return found
-
-
-def _cell(point: Mapping[str, Any], key: str) -> str:
-  text = f"{point[key]:.3f}"
-  low, high = (point.get(key.replace("total_metric", end)) for end in _ENDS)
-  if key.startswith("tpp") and low is not None:
-    text += f" [{low:.3f}, {high:.3f}]"
-  return text
-
-
-_ENDS = ("low", "high")
-
-
-def _report(
-  config: Config, points: Sequence[Mapping[str, Any]]
-) -> tuple[list[page.Section], dict[str, Any]]:
-  """The sections of the page, and the plots."""
-  blocks: list[page.Block] = []
-  figures = {}
-  if PROBING in config.evals:
-    drawn = {
-      point["sae"]: curves.Curve(
-        list(config.k),
-        [point[f"sae_top_{k}_test_accuracy"] for k in config.k],
-      )
-      for point in points
-    }
-    made = curves.panels(
-      {"": drawn},
-      curves.Axis("columns of a probe, k", log=True),
-      curves.Axis("accuracy on test documents"),
-      legend="features",
-    )
-    figures["accuracy_against_k"] = made
-    blocks.append(
-      study.figure(
-        made,
-        "Accuracy of sparse probes against the number of columns",
-        "Accuracy of probes on k columns. Mean over classes against the rest, in "
-        "balanced tasks; llm are mean activations, pca their components.",
-      )
-    )
-  if TPP in config.evals:
-    rows = [
-      (
-        point["sae"],
-        point[f"tpp_threshold_{n}_total_metric"],
-        *(point[f"tpp_threshold_{n}_{end}"] or 0.0 for end in _ENDS),
-        f"{n} ablated",
-      )
-      for point in points
-      for n in config.ablate
-    ]
-    made = curves.intervals(rows, "TPP", legend="columns")
-    figures["tpp"] = made
-    blocks.append(
-      study.figure(
-        made,
-        "Targeted probe perturbation with intervals over repeats",
-        "Targeted probe perturbation. Bars: where one more run with other splits "
-        "and probes falls with 95 %. A study of reliability (arXiv:2605.18229) "
-        "finds that TPP does not rank SAEs: do not choose by it.",
-      )
-    )
-  columns = [page.Column("features", ""), page.Column("L0", "number")]
-  columns += [page.Column(title, "number") for title in _columns(config)]
-  rows_ = [
-    [
-      point["sae"],
-      "" if point["l0"] is None else f"{point['l0']:.1f}",
-      *(_cell(point, key) for key in _columns(config).values()),
-    ]
-    for point in points
-  ]
-  caption = "Test accuracy of probes on k columns, and TPP with its interval"
-  blocks.append(page.Table(columns, rows_, caption))
-  return [page.Section("Probes", blocks)], figures
 
 
 def _records(
