@@ -34,6 +34,7 @@ COMMANDS = {
   "bias_adaptation": "saejax.studies.bias_adaptation",
   "claims": "saejax.studies.claims.study",
   "ensembling": "saejax.studies.ensembling",
+  "geometry": "saejax.studies.geometry",
   "variational": "saejax.studies.variational",
 }
 
