@@ -36,6 +36,7 @@ class TaxonomyTest(absltest.TestCase):
   def test_of_an_ancestor_it_is_the_depth_of_the_ancestor(self):
     found, _ = tree()
     self.assertEqual(found.common(*found.nodes(["a01", "a010101"])), 3)
+    self.assertEqual(found.common(*found.nodes(["a01", "a01"])), 3)
 
   def test_latents_of_a_first_group_are_less_deep(self):
     found, species = tree()
