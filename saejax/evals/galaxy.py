@@ -219,6 +219,7 @@ def neighbour_distance(
   [1.0, 1.0, 2.0]
   """
   x = np.asarray(x, np.float64)
+  x = x - x.mean(axis=0)  # differences of squares keep more digits
   if not 1 <= k < len(x):
     rule = f"must be in [1, {len(x) - 1}]: other points"
     raise InputError("k", k, rule, "lower it, or add points")
@@ -249,7 +250,7 @@ def clustering(
   Args:
     x: the cloud, such as decoder rows; columns that do not vary are left out.
     components: principal components p that are kept.
-    points: points per sample; all if there are fewer, and then one sample.
+    points: points per sample, at most 4/5 of all: samples must differ.
     draws: samples.
     k: which nearest other point is used.
     seed: of the samples.
@@ -262,8 +263,7 @@ def clustering(
   whole = principal(x, components)
   values = spectrum(whole)
   top = gaussian_entropy(values)
-  size = min(points, len(whole))
-  draws = draws if size < len(whole) else 1
+  size = min(points, 4 * len(whole) // 5)
   found, control, compat = np.empty(draws), np.empty(draws), np.empty(draws)
   for i in range(draws):
     chosen = rng.choice(len(whole), size, replace=False)

@@ -5,7 +5,7 @@ the angles of their decoder rows. Two tests of spatial locality, each with its n
 
   information  adjusted mutual information of both clusterings; null: one of both
                with its labels permuted
-  prediction   balanced accuracy on held-out latents of a logistic regression of the
+  prediction   balanced accuracy on held-out latents of a softmax regression of the
                functional lobe on the unit decoder row; null: random unit rows
 
 Each has z = (observed - mean of the null) / its standard deviation. Latents that
@@ -29,6 +29,7 @@ from saejax.evals import (
   metrics,
   null,
   probe,
+  softmax_probe,
   spectral,
 )
 from saejax.evals.cooccurrence import Counts
@@ -180,11 +181,10 @@ def _accuracy(
   lobe: Int[np.ndarray, "n"],
   train: Bool[np.ndarray, "n"],
 ) -> float:
-  """Balanced accuracy on held-out rows of a logistic regression."""
-  kinds = np.unique(lobe[train])
-  model = probe.logistic(W[train], lobe[train, None] == kinds)
-  predicted = kinds[np.asarray(model.score(W[~train])).argmax(axis=-1)]
-  return float(metrics.balanced_accuracy(predicted, lobe[~train]))
+  """Balanced accuracy on held-out rows of a softmax regression."""
+  model, kinds = softmax_probe.fit(W[train], lobe[train])
+  predicted = kinds[model.score(W[~train]).argmax(axis=-1)]
+  return metrics.balanced_accuracy(predicted, lobe[~train])
 
 
 def winners(

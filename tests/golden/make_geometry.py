@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from sklearn.cluster import SpectralClustering
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import normalize
 
@@ -48,10 +49,21 @@ def spectral(rng: np.random.Generator) -> dict[str, np.ndarray]:
   return {"affinity": affinity, "spectral_3": model.fit_predict(affinity)}
 
 
+def softmax(x: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+  """Softmax regressions of the points of `discriminant`."""
+  found = {}
+  for l2 in (1, 10):
+    model = LogisticRegression(C=1 / l2, tol=1e-10, max_iter=10_000)
+    scores = model.fit(x, label).decision_function(x)
+    found[f"softmax_{l2}"] = scores - scores.mean(axis=1, keepdims=True)
+  return found
+
+
 def main() -> None:
   """Writes the file."""
   rng = np.random.default_rng(0)
   found = discriminant(rng) | spectral(rng)
+  found |= softmax(found["lda_x"], found["lda_label"])
   save_file({k: np.ascontiguousarray(v) for k, v in found.items()}, FILE)
 
 
