@@ -136,8 +136,9 @@ def _galaxy(config: Config, sae: SAE) -> tuple[Any, ...]:
     points.append(
       {"arm": name, "status": "ok", **law.record(), **found.record()}
     )
-    rank = np.arange(1, int((values > 0).sum()) + 1)
-    drawn[name] = curves.Curve(rank.tolist(), values[: len(rank)].tolist())
+    positive = int((values > 0).sum())
+    rank = np.unique(np.geomspace(1, positive, 50).round().astype(int))
+    drawn[name] = curves.Curve(rank.tolist(), values[rank - 1].tolist())
   made = curves.panels(
     {"Eigenvalues of the covariance": drawn},
     curves.Axis("rank", log=True),
