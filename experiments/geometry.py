@@ -1,4 +1,4 @@
-"""Geometry of an SAE's decoder rows: crystals, lobes or the galaxy."""
+"""Geometry of an SAE's decoder rows: crystals, lobes or the galaxy, with their nulls."""
 
 from saejax import command
 

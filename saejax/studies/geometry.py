@@ -18,19 +18,22 @@ The run folder gets results.json and report.html.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from saejax import checks, terminal
 from saejax.data.store import reader
-from saejax.data.store.share import Share
+from saejax.data.store.reader import Store
 from saejax.data.text.subject import Subject
 from saejax.errors import InputError
 from saejax.evals import cooccurrence, crystals, galaxy, lobes, null, pairs
-from saejax.features import parts, reading
+from saejax.features import reading, summary
 from saejax.interop import names
 from saejax.report import curves, extras, page, study
 from saejax.runs import folder as run_folder
@@ -39,6 +42,8 @@ from saejax.sae.sae import SAE
 from saejax.studies import dashboard_sources as sources
 
 MODES = ("galaxy", "lobes", "crystals")
+# Computes (points, sections of the page, plots by name, facts about the data).
+Work = Callable[[], tuple[Any, ...]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,13 +67,12 @@ class Config:
     cooccurrence.THRESHOLD
   )  # lobes: z above which a latent is on
   block: int = cooccurrence.BLOCK  # lobes: tokens of a block
+  most: int = 0  # lobes: latents taken, those active the most often; 0 for all
   draws: int = 30  # draws of nulls and samples
   seed: int = 0  # of nulls, samples and clusterings
   dir: str = (
     "runs/cooccurrences"  # folder of sums, from which a pass is resumed
   )
-  process: int = 0  # number of this process, from 0
-  processes: int = 1  # processes that share the rows of the store
   save_seconds: float = 20.0  # time between saves of the sums
 
   def __post_init__(self):
@@ -82,9 +86,9 @@ class Config:
         raise InputError(field, "", rule, "give its path")
     checks.at_least(self, 1, "first", "last", "block")
     checks.at_least(self, 2, "draws")
-    checks.at_least(self, 0, "components", "seed", "save_seconds", "threshold")
+    checks.at_least(self, 0, "components", "most", "seed", "threshold")
+    checks.at_least(self, 0, "save_seconds")
     checks.distinct(self, "lobes", least=2, increasing=True)
-    Share(self.process, self.processes)
     if self.affinity not in cooccurrence.AFFINITIES:
       rule = f"must be one of {', '.join(cooccurrence.AFFINITIES)}"
       raise InputError("affinity", self.affinity, rule, "use phi")
@@ -98,13 +102,10 @@ def main(config: Config) -> None:
   """
   extras.check()
   sae = names.load(config.sae)
-  make = {"galaxy": _galaxy, "lobes": _lobes, "crystals": _crystals}
-  try:
-    points, sections, figures, data = make[config.mode](config, sae)
-  except parts.Unfinished as pass_:
-    print(f"{pass_} (other processes are not done)")
-    return
+  prepare = {"galaxy": _galaxy, "lobes": _lobes, "crystals": _crystals}
+  work = prepare[config.mode](config, sae)  # refusals come before the folder
   with run_folder.opened(config.run_dir, config) as folder:
+    points, sections, figures, data = work()
     study.write(
       folder,
       (sections, figures),
@@ -116,8 +117,21 @@ def main(config: Config) -> None:
     )
 
 
-def _galaxy(config: Config, sae: SAE) -> tuple[Any, ...]:
-  W = pairs.directions(sae)
+def _galaxy(config: Config, sae: SAE) -> Work:
+  ranks = min(sae.d, sae.n - 1)
+  for field, most in (("last", ranks), ("components", ranks)):
+    if getattr(config, field) > most:
+      rule = f"must be at most {most}, the rank of the decoder"
+      raise InputError(field, getattr(config, field), rule, "lower it")
+  if config.first > config.last - 2:
+    rule = f"must be at most {config.last - 2}: three ranks up to last"
+    raise InputError("first", config.first, rule, "lower it, or raise last")
+  return functools.partial(_galaxy_points, config, pairs.directions(sae))
+
+
+def _galaxy_points(
+  config: Config, W: Float[np.ndarray, "n d"]
+) -> tuple[Any, ...]:
   arms = {
     "SAE": W,
     "random rows": null.random_directions(W, seed=config.seed),
@@ -175,18 +189,38 @@ def _galaxy(config: Config, sae: SAE) -> tuple[Any, ...]:
   )
 
 
-def _lobes(config: Config, sae: SAE) -> tuple[Any, ...]:
+def _lobes(config: Config, sae: SAE) -> Work:
   store = reader.open(os.path.expanduser(config.store))
-  folder = pathlib.Path(os.path.expanduser(config.sae))
-  if (folder / files.STRUCTURE).exists():
-    sources.check_site(files.about(folder), store.meta)
+  sources.check_site(_about(config.sae), store.meta)
+  if store.d != sae.d:
+    rule = f"must have rows of the width of the SAE, {sae.d}, not {store.d}"
+    raise InputError("store", config.store, rule, "give one of its site")
+  if (config.most or sae.n) > cooccurrence.LIMIT:
+    rule = f"must be at most {cooccurrence.LIMIT:,} of {sae.n:,} latents: pairs"
+    raise InputError("most", config.most, rule, "take the most active ones")
+  cooccurrence.blocks(store.whole("doc")["doc"], config.block)
+  return functools.partial(_lobe_points, config, sae, store)
+
+
+def _about(sae: str) -> dict[str, Any]:
+  """What saejax saved with an SAE."""
+  folder = pathlib.Path(os.path.expanduser(sae))
+  return files.about(folder) if (folder / files.STRUCTURE).exists() else {}
+
+
+def _lobe_points(config: Config, sae: SAE, store: Store) -> tuple[Any, ...]:
   settings = {"threshold": config.threshold, "block": config.block}
-  share = Share(config.process, config.processes)
-  kept = reading.kept(
-    config.dir, "lobes", sae, store, share, config.save_seconds, **settings
-  )
+  seconds, most = config.save_seconds, config.most
+  how: dict[str, Any] = {"seconds": seconds, "most": most, **settings}
+  kept = reading.kept(config.dir, "lobes", sae, store, **how)
   terminal.say(f"geometry: co-occurrence in {store.rows:,} rows")
-  counts = cooccurrence.observe(sae, store, kept=kept, **settings)
+  chosen = None
+  if config.most:
+    often = summary.summarise(sae, store, top=0).count
+    chosen = np.argsort(-often, kind="stable")[: config.most]
+  counts = cooccurrence.observe(
+    sae, store, latents=chosen, kept=kept, **settings
+  )
   W, points = pairs.directions(sae), []
   for count in config.lobes:
     terminal.say(
@@ -232,20 +266,27 @@ def _lobes(config: Config, sae: SAE) -> tuple[Any, ...]:
   )
 
 
-def _crystals(config: Config, sae: SAE) -> tuple[Any, ...]:
+def _crystals(config: Config, sae: SAE) -> Work:
   path = pathlib.Path(os.path.expanduser(config.pairs))
-  relation, first, second = word_pairs(_lines(path), str(path))
-  folder = pathlib.Path(os.path.expanduser(config.sae))
-  saved = (folder / files.STRUCTURE).exists()
-  about = files.about(folder) if saved else {}
+  found = word_pairs(_lines(path), str(path))
   name, site = sources.provenance(
-    config.sae, about, None, model=config.model, site=config.site
+    config.sae, _about(config.sae), None, model=config.model, site=config.site
   )
-  terminal.say(f"geometry: {len(first)} pairs of words in {name}")
+  terminal.say(f"geometry: {len(found[0])} pairs of words in {name}")
   subject = sources.at_site(name, site)
   if subject.d != sae.d:
     rule = f"must be of the width of the SAE, {sae.d}, not {subject.d}"
     raise InputError("site", site, rule, "give the site of the SAE")
+  return functools.partial(_crystal_points, config, sae, subject, found)
+
+
+def _crystal_points(
+  config: Config,
+  sae: SAE,
+  subject: Subject,
+  words: tuple[list[str], list[str], list[str]],
+) -> tuple[Any, ...]:
+  relation, first, second = words
   h = [last_tokens(subject, words) for words in (first, second)]
   z = [np.asarray(sae.encode(x)) for x in h]
   points = []
@@ -286,7 +327,7 @@ def _crystals(config: Config, sae: SAE) -> tuple[Any, ...]:
     "there are as many dimensions as pairs."
   )
   table = study.table(points, columns, f"{len(first)} pairs.")
-  data = {"model": name, "site": site, "relations": len(set(relation))}
+  data = {"relations": len(set(relation)), **subject.meta}
   return points, [page.Section("Crystals", [prose, table])], {}, data
 
 

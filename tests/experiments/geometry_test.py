@@ -87,6 +87,11 @@ class GeometryTest(parameterized.TestCase):
       self.assertEqual(sum(point["sizes_functional"]), point["latents"])
       self.assertBetween(point["prediction"], 0, 1)
     self.assertFalse((self.folder / "sums").exists())
+    how |= {"most": 30, "run_dir": self.folder / "some"}
+    code, _, err = self.run_script("lobes", **how)
+    self.assertEqual(code, 0, err)
+    some = json.loads((self.folder / "some" / "results.json").read_text())
+    self.assertLessEqual(some["points"][0]["latents"], 30)
 
   def test_crystals_of_words(self):
     self.save({})
