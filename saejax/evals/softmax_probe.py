@@ -11,7 +11,6 @@ penalty is that of scikit-learn's LogisticRegression with C = 1 / l2.
 
 import numpy as np
 import scipy.optimize
-import scipy.special
 from jaxtyping import Float, Shaped
 
 from saejax.errors import InputError
@@ -56,7 +55,7 @@ def fit(
   def loss(flat):
     W, b = flat[: -len(kinds)].reshape(shape), flat[-len(kinds) :]
     s = x @ W.T + b
-    total = scipy.special.logsumexp(s, axis=1)
+    total = np.logaddexp.reduce(s, axis=1)
     slope = np.exp(s - total[:, None]) - wanted
     value = total.sum() - s[np.arange(len(x)), own].sum()
     grad = np.concatenate([(slope.T @ x + l2 * W).ravel(), slope.sum(axis=0)])

@@ -120,7 +120,6 @@ class GeometryTest(parameterized.TestCase):
     ({"mode": "lobes"}, "store=: must not be empty for lobes"),
     ({"mode": "crystals"}, "pairs=: must not be empty for crystals"),
     ({"mode": "galaxy", "last": 500}, "last=500: must be at most 128"),
-    ({"mode": "galaxy", "draws": 1}, "draws=1"),
   )
   def test_bad_input_is_one_line(self, flags, says):
     self.save({})
