@@ -363,17 +363,17 @@ def word_pairs(
   """
   found = []
   for number, line in enumerate(lines, 1):
-    fields = [field.strip() for field in line.split("\t")]
-    if not any(fields):
+    if not line.strip():
       continue
-    if len(fields) != 3 or not all(fields):
+    fields = line.rstrip("\r\n").split("\t")  # a space before a word counts
+    if len(fields) != 3 or not all(field.strip() for field in fields):
       rule = "must be a relation and two words, with tabs between them"
       raise InputError("pairs", f"{name}, line {number}", rule, "correct it")
     found.append(fields)
   if not found:
     raise InputError("pairs", name, "must have a pair", "add some")
   relation, first, second = zip(*found, strict=True)
-  return list(relation), list(first), list(second)
+  return [one.strip() for one in relation], list(first), list(second)
 
 
 def last_tokens(subject: Subject, words: list[str]) -> np.ndarray:

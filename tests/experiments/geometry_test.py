@@ -129,6 +129,8 @@ class GeometryTest(parameterized.TestCase):
     self.assertNotIn("Traceback", err)
 
   def test_a_line_that_is_no_pair_is_named(self):
+    found = geometry.word_pairs(["a\t b\tc", "", "d\te\tf\n"])
+    self.assertEqual(found, (["a", "d"], [" b", "e"], ["c", "f"]))
     with self.assertRaisesRegex(ValueError, "line 2: must be a relation and"):
       geometry.word_pairs(["a\tb\tc", "a\tb"], "file")
 
