@@ -327,8 +327,7 @@ def _crystal_points(
     "there are as many dimensions as pairs."
   )
   table = study.table(points, columns, f"{len(first)} pairs.")
-  data = {"relations": len(set(relation)), **subject.meta}
-  return points, [page.Section("Crystals", [prose, table])], {}, data
+  return points, [page.Section("Crystals", [prose, table])], {}, subject.meta
 
 
 def _components(relation: list[str]) -> int:
