@@ -218,7 +218,7 @@ def simulated(
   ]
 
   def over(use: np.ndarray) -> tuple[float, bool]:
-    which = np.flatnonzero(use)
+    which = np.flatnonzero(use).tolist()
     if not len(which):
       return 0.0, True
     return correlation(

@@ -135,7 +135,8 @@ def _separation(
   gap = float(yes.mean() - no.mean())
   if not np.ptp(yes) and not np.ptp(no):
     return gap, float(gap == 0)
-  return gap, float(scipy.stats.ttest_ind(yes, no, equal_var=False).pvalue)
+  _, p = scipy.stats.ttest_ind(yes, no, equal_var=False)
+  return gap, float(p)
 
 
 def _score(predicted: Float[np.ndarray, "N"], y: np.ndarray) -> float:

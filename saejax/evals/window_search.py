@@ -149,9 +149,9 @@ class _Finding(parts.Work[Found, tuple[int, int]]):
   seed: int
 
   def nothing(self) -> Found:
-    whole = np.zeros(0, np.int64)
+    whole, real = np.zeros(0, np.int64), np.zeros(0, np.float32)
     return Found(
-      *(whole,) * 5, np.zeros(0, np.float32), whole, np.zeros(0, bool)
+      *(whole, whole, whole, whole, whole, real, whole), np.zeros(0, bool)
     )
 
   def added(self, total: Found, batch: tuple[int, int]) -> Found:
