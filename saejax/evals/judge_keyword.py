@@ -6,7 +6,9 @@ marked tokens, exceeds its share of the background by most:
   argmax_w  #{windows with w marked} / #windows - #{background with w} / #background
 
 where the background are the silent windows and, of each window, the tokens that are
-not marked. Words are compared by a crude stem.
+not marked. Words are compared by a crude stem. Where no token is marked, words that
+every text has (of, the, a full stop) are taken only if there are no others: among few
+texts their shares differ by chance alone.
 """
 
 import collections
@@ -20,6 +22,13 @@ from saejax.evals.judge import FUZZING
 from saejax.evals.windows import LEVELS, Window
 
 _ENDINGS = ("ing", "ed", "es", "s")
+_COMMON_WORDS = """
+  a about after all also an and any are as at be been but by can could did do does
+  for from had has have he her him his how i if in into is it its just like me more
+  most much my no not now of on one only or other our out over she so some such than
+  that the their them then there these they thi this to too up us very wa was we were
+  what when where which who will with would you your"""
+_COMMON = frozenset(_COMMON_WORDS.split())
 _PUNCTUATION = " .,;:!?\"'()[]{}<>-_/\\*#\t`…“”‘’"
 
 
@@ -64,6 +73,9 @@ class Keyword:
     rest += [_stems(w.tokens, np.ones(len(w.tokens), bool)) for w in silent]
     found, background = _counts(marked), _counts(rest)
     words = sorted(word for word in found if word)
+    if not any(window.marks.any() for window in windows):
+      own = (w for w in words if w not in _COMMON and any(map(str.isalpha, w)))
+      words = list(own) or words
     if not words:
       return ""
     excess = [

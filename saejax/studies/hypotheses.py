@@ -79,6 +79,7 @@ class Config:
   batch_rows: int = 512  # texts per batch
   select: str = "lasso"  # lasso, correlation or separation
   count: int = 20  # hypotheses
+  shown: int = 10  # texts of each kind that the judge describes a latent from
   candidates: int = 1  # descriptions of a latent, of which the best is taken
   judge: str = "keyword"  # keyword, or http for a chat server
   prompts: str = ""  # folder of edited prompts; the package's where empty
@@ -89,7 +90,7 @@ class Config:
     if not self.data:
       raise InputError("data", "", "must not be empty", "give a file")
     checks.at_least(
-      self, 1, "n", "k", "steps", "batch_rows", "count", "candidates"
+      self, 1, "n", "k", "steps", "batch_rows", "count", "shown", "candidates"
     )
     checks.at_most(self, self.n, "k", "count")
     checks.at_least(self, 0, "seed")
@@ -263,6 +264,7 @@ def _described(
   described = [
     hypotheses.describe(
       *(judge, texts, z[:, latent], int(latent)),
+      count=config.shown,
       candidates=config.candidates,
       seed=config.seed,
     )

@@ -65,6 +65,17 @@ class KeywordTest(absltest.TestCase):
     self.assertEqual(one.explain(marked, silent), "cat")
     self.assertEqual(one.explain(windows, silent), "cat")  # without marks
 
+  def test_common_words_explain_only_where_they_are_marked(self):
+    texts = ["it was the film .", "the best of the film .", "the end ."]
+    windows = [plain(t) for t in texts]
+    one = judge_keyword.Keyword()
+    self.assertEqual(one.explain(windows, [plain("a b")]), "film")
+    marks = [
+      w.marked(np.array(["the" in t for t in w.tokens])) for w in windows
+    ]
+    self.assertEqual(one.explain(marks, [plain("a b")]), "the")
+    self.assertEqual(one.explain([plain("the .")]), ".")
+
   def test_fuzzing_is_the_share_of_marks_that_match(self):
     window = plain("a cat and cats ran").marked(np.array([0, 1, 1, 1, 0]))
     score = judge_keyword.Keyword().score("cat", [window], "fuzzing")
