@@ -8,9 +8,11 @@ and a target y:
   significant    p_j < 0.1 / H (Bonferroni), and the sign that was claimed
   prevalence_j   share of texts with A_j != 0
 
-The regression is fitted on half of the texts, where its p-values are from, and scored
-(AUROC, or R^2) on the other half. The reference fits and scores on one set, which
-`compat="hypothesaes"` does too. See `hypotheses` for where annotations are from.
+p-values are of the regression on all of these texts, none of which selected or
+described a hypothesis. Its score, AUROC or R^2, is of texts that it was not fitted on:
+the mean over two halves, each scored by the fit on the other. The reference scores the
+texts that it fits, as `compat="hypothesaes"` does. See `hypotheses` for where
+annotations are from.
 
 References:
   Movva et al., Sparse Autoencoders for Hypothesis Generation, 2025,
@@ -42,9 +44,9 @@ class Tested:
     p: p-value of it.
     significant: whether p is below 0.1 / H, and the sign is that of the selection.
     prevalence: share of texts that fit.
-    score: AUROC, or R^2, of the regression on the texts it was not fitted on.
+    score: AUROC, or R^2, of regressions on texts that they were not fitted on.
     kind: "auroc" or "r2".
-    texts: number of texts fitted on, and scored on.
+    texts: number of texts.
   """
 
   separation: Float[np.ndarray, "H"]
@@ -55,7 +57,7 @@ class Tested:
   prevalence: Float[np.ndarray, "H"]
   score: float
   kind: str
-  texts: tuple[int, int]
+  texts: int
 
   def record(self) -> dict[str, Any]:
     """Returns the numbers, for results.json."""
@@ -65,8 +67,7 @@ class Tested:
       "significant": self.significant.tolist(),
       "significant_count": int(self.significant.sum()),
       self.kind: self.score,
-      "fitted_on": self.texts[0],
-      "scored_on": self.texts[1],
+      "texts": self.texts,
     }
 
 
@@ -85,8 +86,8 @@ def test(
     y: target of each text, numbers, or True and False.
     sign: sign of the relation that each hypothesis claims, such as
       `Selected.score`; by default either.
-    seed: of the division into texts to fit on and to score on.
-    compat: "hypothesaes" fits and scores on all.
+    seed: of the division into halves.
+    compat: "hypothesaes" scores the texts that are fitted.
 
   Raises:
     InputError: shapes do not agree, there is no hypothesis, or as
@@ -99,18 +100,17 @@ def test(
   if compat not in ("", "hypothesaes"):
     rule = "must be hypothesaes or empty"
     raise InputError("compat", compat, rule, "leave it out")
-  first = np.ones(len(y), bool)
-  second = first
-  if not compat:
-    first = np.random.default_rng(seed).permutation(len(y)) < len(y) // 2
-    second = ~first
-  fitted = regression.fit(fits[first], y[first])
+  fitted = regression.fit(fits, y)
+  if compat:
+    score = _score(fitted.predict(fits), y)
+  else:
+    first = _half(y, seed)
+    score = (_scored(fits, y, first) + _scored(fits, y, ~first)) / 2
   H = fits.shape[1]
   claimed = np.ones(H, bool)
   if sign is not None:
     claimed = np.sign(fitted.coefficient) == np.sign(sign)
   each = [_separation(column, y.astype(float)) for column in fits.T]
-  predicted = fitted.predict(fits[second])
   return Tested(
     separation=np.array([gap for gap, _ in each]),
     separation_p=np.array([p for _, p in each]),
@@ -118,9 +118,9 @@ def test(
     p=fitted.p,
     significant=(fitted.p < LEVEL / H) & claimed,
     prevalence=np.mean(fits != 0, axis=0),
-    score=_score(predicted, y[second]),
+    score=score,
     kind="auroc" if fitted.logistic else "r2",
-    texts=(int(first.sum()), int(second.sum())),
+    texts=len(y),
   )
 
 
@@ -137,6 +137,28 @@ def _separation(
     return gap, float(gap == 0)
   _, p = scipy.stats.ttest_ind(yes, no, equal_var=False)
   return gap, float(p)
+
+
+def _half(y: np.ndarray, seed: int) -> Bool[np.ndarray, "N"]:
+  """A random half of the texts; of both classes, where there are classes."""
+  key = y if y.dtype == bool else np.zeros(len(y), bool)
+  order = np.lexsort((np.random.default_rng(seed).random(len(y)), key))
+  half = np.zeros(len(y), bool)
+  half[order[::2]] = True
+  return half
+
+
+def _scored(
+  fits: Float[np.ndarray, "N H"], y: np.ndarray, first: Bool[np.ndarray, "N"]
+) -> float:
+  """The score of texts by the regression on the others.
+
+  Args:
+    fits, y: annotations and targets.
+    first: the texts that it is fitted on.
+  """
+  fitted = regression.fit(fits[first], y[first])
+  return _score(fitted.predict(fits[~first]), y[~first])
 
 
 def _score(predicted: Float[np.ndarray, "N"], y: np.ndarray) -> float:

@@ -45,7 +45,7 @@ def stem(token: str) -> str:
   word = word.strip(_PUNCTUATION) or word
   for ending in _ENDINGS:
     if word.endswith(ending) and len(word) - len(ending) >= 3:
-      return word[: -len(ending)]
+      return word[: -len(ending)].rstrip("'’")
   return word
 
 

@@ -137,8 +137,7 @@ def main(config: Config) -> None:
       "annotations_failed": annotations.failed,
       "significant": int(tested.significant.sum()),
       tested.kind: tested.score,
-      "fitted_on": tested.texts[0],
-      "scored_on": tested.texts[1],
+      "tested_on": tested.texts,
       **ability.record(),
     }
     study.write(
@@ -307,9 +306,9 @@ def sections(
   """
   order = sorted(points, key=lambda p: p["p"])
   note = (
-    "A hypothesis is significant where its p-value in the regression on all, on "
-    "half of the held-out texts, is below 0.1 / number of hypotheses, and its sign "
-    "is that of the selection. Annotations are 0 where the judge gave none."
+    "A hypothesis is significant where its p-value, in the regression on all of "
+    "them over held-out texts, is below 0.1 / number of hypotheses, and its sign is "
+    "that of the selection. Annotations are 0 where the judge gave none."
   )
   return [
     page.Section("Summary", [page.facts("Run", facts)]),

@@ -195,7 +195,7 @@ class TestingTest(parameterized.TestCase):
     _, held, fits = annotated()
     y = target(held, 9) > 0.3
     found = hypothesis_testing.test(fits, y)
-    self.assertEqual((found.kind, found.texts), ("auroc", (200, 200)))
+    self.assertEqual((found.kind, found.texts), ("auroc", 400))
     self.assertGreater(found.score, 0.8)
 
   def test_noise_has_no_r2_out_of_sample_and_some_in_the_references(self):
@@ -204,7 +204,6 @@ class TestingTest(parameterized.TestCase):
     self.assertLess(hypothesis_testing.test(fits, y).score, 0.05)
     found = hypothesis_testing.test(fits, y, compat="hypothesaes")
     self.assertGreater(found.score, 0.1)
-    self.assertEqual(found.texts, (80, 80))
 
   def test_the_claimed_sign_must_be_the_one_found(self):
     _, held, fits = annotated()

@@ -63,7 +63,7 @@ class HypothesesTest(parameterized.TestCase):
     }
     self.assertEqual(said, {"loud": -1, "warm": 1})
     self.assertEqual(found["data"]["judge"], "able")
-    self.assertEqual(found["data"]["scored_on"], 75)
+    self.assertEqual(found["data"]["tested_on"], 150)
     self.assertGreater(found["data"]["r2"], 0.7)
     self.assertIn("loud", (self.folder / "run/report.html").read_text())
 
