@@ -49,6 +49,7 @@ def select(
   *,
   count: int = 20,
   how: str = "lasso",
+  compat: str = "",
 ) -> Selected:
   """Selects latents by their relation to a target.
 
@@ -60,6 +61,8 @@ def select(
     how: weights of a "lasso" with so many non-zeros, "correlation", or
       "separation": the mean target of the strongest active texts less that of
       the texts where a latent is 0.
+    compat: "hypothesaes" fills up the active texts of rare latents with others in
+      the separation.
 
   Raises:
     InputError: there is no such way, shapes do not agree, or count is outside 1
@@ -81,8 +84,10 @@ def select(
     loss = "logistic" if y.dtype == bool else "squared"
     fitted = probe.lasso_to_count(standard, y, count=count, loss=loss)
     score = np.asarray(fitted.weight)[0]
+  elif how == "correlation":
+    score = probe.correlation(z, y)[0]
   else:
-    score = np.asarray(getattr(probe, how)(z, y))[0]
+    score = probe.separation(z, y, compat=compat or None)[0]
   score = np.nan_to_num(score)
   order = np.argsort(-np.abs(score), kind="stable")[:count]
   order = order[score[order] != 0]

@@ -310,20 +310,20 @@ def _or_failed(
   return found if found.shape == (count,) else failed
 
 
-def _list(text: str, count: int, most: int) -> list[float]:
+def _list(text: str, most: int) -> list[float]:
   """A JSON list of whole numbers in 0..most, the only one of a text."""
   lists = re.findall(r"\[[^\[\]]*\]", text)
   if len(lists) != 1:
     raise ValueError("must be one list")
   found = json.loads(lists[0])
   whole = all(type(v) is int and 0 <= v <= most for v in found)
-  if not whole or len(found) != count:
-    raise ValueError(f"must be {count} whole numbers")
+  if not whole:
+    raise ValueError(f"must be whole numbers in 0..{most}")
   return [float(value) for value in found]
 
 
 def _yes_or_no(answer: Answer, count: int) -> list[float]:
-  plain = _list(answer.text, count, 1)
+  plain = _list(answer.text, 1)
   graded = [
     _share(token)
     for token in answer.tokens
@@ -345,7 +345,7 @@ def _share(token: dict[str, Any]) -> float:
 
 
 def _levels(answer: Answer, count: int) -> list[float]:
-  return _list(answer.text, count, LEVELS)
+  return _list(answer.text, LEVELS)
 
 
 def _chosen(answer: Answer, count: int) -> list[float]:

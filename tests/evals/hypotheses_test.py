@@ -83,6 +83,10 @@ class SelectTest(parameterized.TestCase):
     found = hypotheses.select(z, y, count=1, how="separation")
     self.assertEqual(found.latents.tolist(), [0])
     self.assertAlmostEqual(found.score[0], 10 - y[5:].mean())
+    theirs = hypotheses.select(
+      z, y, count=1, how="separation", compat="hypothesaes"
+    )
+    self.assertAlmostEqual(theirs.score[0], y[:100].mean() - y[5:].mean())
 
   @parameterized.parameters(
     ({"how": "best"}, "how=best"), ({"count": 0}, "count=0"),
