@@ -13,6 +13,7 @@ texts their shares differ by chance alone.
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -32,6 +33,7 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 _PUNCTUATION = " .,;:!?\"'()[]{}<>-_/\\*#\t`…“”‘’"
 
 
+@functools.lru_cache(maxsize=2**16)
 def stem(token: str) -> str:
   """The stem of a token: lower case, without punctuation and the commonest endings.
 

@@ -169,17 +169,19 @@ def texts(
     compat: "delphi" swaps the two, as its switch does.
   """
   words = neighbours.tokenizer_of(store)
-  where = store.take([int(row) for row in rows], "doc", "pos")
-  found = []
-  for row, doc, pos in zip(rows, where["doc"], where["pos"], strict=True):
-    before = int(pos) % length
+  rows = [int(row) for row in rows]
+  where = store.take(rows, "doc", "pos")
+  near = []
+  for row, pos in zip(rows, where["pos"].tolist(), strict=True):
+    before = pos % length
     if centred != (compat == "delphi"):
       before = 3 * length // 4
-    near = neighbours.window(store, int(row), before, length - 1 - before)
-    first = int(store.take([int(near.rows[0])], "pos")["pos"][0])
-    tokens = tuple(neighbours.pieces(words, near.tokens))
-    found.append(Text(tokens, near.rows, (int(doc), first)))
-  return found
+    near.append(neighbours.window(store, row, before, length - 1 - before))
+  first = store.take([int(n.rows[0]) for n in near], "pos")["pos"].tolist()
+  return [
+    Text(tuple(neighbours.pieces(words, n.tokens)), n.rows, (doc, pos))
+    for n, doc, pos in zip(near, where["doc"].tolist(), first, strict=True)
+  ]
 
 
 def values(
