@@ -57,11 +57,10 @@ class Embedding:
   def simulate(
     self, explanation: str, windows: Sequence[Window]
   ) -> list[Float[np.ndarray, "T"]]:
-    found = []
-    for window in windows:
-      cosine = self._cosines(explanation, [t or " " for t in window.tokens])
-      found.append(LEVELS * np.clip(cosine, 0, 1))
-    return found
+    tokens = sorted({token for window in windows for token in window.tokens})
+    cosine = self._cosines(explanation, [token or " " for token in tokens])
+    level = dict(zip(tokens, LEVELS * np.clip(cosine, 0, 1), strict=True))
+    return [np.array([level[t] for t in window.tokens]) for window in windows]
 
   def odd(self, windows: Sequence[Window]) -> int:
     E = unit(self.embed([_asked(w, "fuzzing") for w in windows]))

@@ -107,9 +107,15 @@ class Keyword:
     ]
 
   def odd(self, windows: Sequence[Window]) -> int:
-    word = self.explain(windows)
-    marked = self.score(word, windows, FUZZING)
-    return int(np.argmin(marked))
+    """The window that shares the smallest part of its marked words with others."""
+    marked = [_stems(w.tokens, w.marks) for w in windows]
+    shared = [
+      sum(
+        len(a & b) / max(1, len(a | b)) for j, b in enumerate(marked) if i != j
+      )
+      for i, a in enumerate(marked)
+    ]
+    return int(np.argmin(shared))
 
   def _hits(self, explanation: str, window: Window) -> Bool[np.ndarray, "T"]:
     """The tokens that are a word of the explanation."""
