@@ -6,7 +6,9 @@ from absl.testing import absltest, parameterized
 from saejax.errors import InputError
 from saejax.evals import judge, judge_embedding, judge_keyword
 from saejax.evals.windows import plain
+from saejax.models import model as model_lib
 from tests.evals import keyword_world as world
+from tests.models import golden
 
 
 def bag_of_words(texts):
@@ -102,6 +104,24 @@ class EmbeddingTest(absltest.TestCase):
       shown = [*windows]
       shown.insert(at, odd)
       self.assertEqual(one.odd(shown), at)
+
+  def test_an_embedder_is_the_model_whatever_the_batch_and_padding(self):
+    folder = self.create_tempdir().full_path
+    model = model_lib.load(golden.folder(folder, "bert"))
+
+    class Words:
+      prefix, suffix = (1,), (2,)
+
+      def encode_batch(self, texts):
+        return [np.array([3 + ord(c) % 8 for c in t], int) for t in texts]
+
+    texts = ["a", "some words", "b" * 9, ""]
+    found = judge_embedding.embedder(model, Words(), batch=3)(texts)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    for text, row in zip(texts, found, strict=True):
+      ids = np.array([[1, *Words().encode_batch([text])[0], 2]], np.int32)
+      h = np.asarray(model(ids, np.ones(ids.shape, bool)))[0].mean(axis=0)
+      np.testing.assert_allclose(row, h / np.linalg.norm(h), atol=1e-5)
 
   def test_a_causal_model_is_refused(self):
     class Causal:
