@@ -25,6 +25,7 @@ COMMANDS = {
   "probe": "saejax.studies.probe",
   "dashboard": "saejax.studies.dashboard",
   "compare": "saejax.studies.compare",
+  "hypotheses": "saejax.studies.hypotheses",
   "verify": "saejax.studies.verify",
   "info": "saejax.studies.info",
   "merge": "saejax.studies.merge",
