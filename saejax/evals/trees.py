@@ -93,7 +93,11 @@ def fit(
   grow(np.arange(len(x)), depth)
   feature, threshold, left, right, share = zip(*nodes, strict=True)
   return Tree(
-    *map(np.array, (feature, threshold, left, right)), np.stack(share)
+    feature=np.array(feature),
+    threshold=np.array(threshold),
+    left=np.array(left),
+    right=np.array(right),
+    share=np.stack(share),
   )
 
 

@@ -57,7 +57,9 @@ class AttributionTest(Base):
     )
     z = taps.read(model, ids, mask, ["layers.1.z"])["layers.1.z"]
     x = z.reshape(*ids.shape, -1)
-    pre = np.asarray(sae.forward(x, engine="dense").pre.a)
+    found_pre = sae.forward(x, engine="dense").pre
+    assert found_pre is not None
+    pre = np.asarray(found_pre.a)
     np.testing.assert_allclose(found.a, pre, atol=1e-4)
     # The centre of the prep is a constant too.
     shift = np.asarray(sae.b_dec + prep_.centre / prep_.scale)
