@@ -283,6 +283,7 @@ def logit_attribution(
   *,
   at: Int[Array, "B"],
   tokens: Int[Array, "B"],
+  centred: bool = True,
 ) -> Float[np.ndarray, "B H"]:
   """Computes what each head of a layer adds directly to the logit of a token.
 
@@ -296,6 +297,8 @@ def logit_attribution(
     layer: number of the layer.
     at: position whose prediction it is, per text.
     tokens: the token, per text.
+    centred: whether the logit is taken less the mean of all tokens' logits, as
+      what is added to all of them changes no prediction.
 
   Raises:
     InputError: as `observe`, or the model has no language head.
@@ -309,7 +312,10 @@ def logit_attribution(
   )
   final = frozen_norm(model.config, model.params["norm"], last)
   flat = z.reshape(len(z), -1)
-  unit = np.asarray(model.head[jnp.asarray(tokens)], np.float64)
+  unit = model.head[jnp.asarray(tokens)].astype(jnp.float32)
+  if centred:
+    unit = unit - jnp.mean(model.head, axis=0, dtype=jnp.float32)
+  unit = np.asarray(unit, np.float64)
   g, _ = pulled((*outputs(model, layer, flat), final), unit)
   return np.sum((g * flat).reshape(z.shape), axis=-1)
 

@@ -167,9 +167,9 @@ class PairsTest(absltest.TestCase):
 
 class ModelTest(absltest.TestCase):
   def test_a_language_model_answers_with_the_exchanged_row(self):
-    # The activation of the last token but one, written in the base prompt.
+    # The activation of the last token, written in the base prompt.
     model = model_lib.load(golden.folder(self.create_tempdir(), "gpt2"))
-    rng, site, at = np.random.default_rng(0), "layers.0.resid_post", 3
+    rng, site, at = np.random.default_rng(0), "layers.1.resid_post", -1
     ids = rng.integers(3, model.vocabulary, (24, 5)).astype(np.int32)
     mask = np.ones(ids.shape, bool)
     h = taps.read(model, ids, mask, [site])[site]

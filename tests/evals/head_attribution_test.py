@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from jax.tree_util import Partial
 
 from saejax import errors
 from saejax.evals import head_attribution, head_paths
+from saejax.models import edits, stack, taps
 from saejax.models import model as model_lib
-from saejax.models import stack, taps
 from saejax.sae import activations, prep
 from tests import toy
 from tests.models import golden
@@ -78,11 +79,11 @@ class AttributionTest(Base):
     @jax.jit
     def pre(factor):
       kept = []
-      edits = {
+      sites = {
         "layers.1.v": lambda v: v * factor[None, :, None, None],
         "layers.1.z": lambda z: kept.append(z) or z,
       }
-      model.hidden(ids, mask, tap=stack.Edits(edits))
+      model.hidden(ids, mask, tap=stack.Edits(sites))
       return jnp.einsum("btkh,ikh->bti", kept[0], rows.W)
 
     change = np.asarray(pre(jnp.ones(7).at[s].set(0)) - pre(jnp.ones(7)))
@@ -130,21 +131,25 @@ class AblationTest(Base):
     latents = sae.encode(x)
     live = np.flatnonzero(np.asarray(latents[0, 3]) > 0)[:2]
     rows = jnp.zeros(ids.shape, bool).at[:, 3].set(True)
-    edit = head_attribution.zeroed(sae, live, rows)
-    got = taps.write(model, ids, mask, {site: edit})
+
+    @jax.jit
+    def run(edit):
+      return taps.write(model, ids, mask, {site: edit})
+
+    zeroed = lambda which: run(head_attribution.zeroed(sae, which, rows))
+    got = zeroed(live)
     lost = jnp.einsum("bl,ld->bd", latents[:, 3, live], sae.W_dec[live])
     want = x.at[:, 3].add(-lost).reshape(z.shape)
-    same = taps.write(model, ids, mask, {site: lambda h: want})
+    same = run(edits.Edit(Partial(lambda want, h, context: want, want)))
     np.testing.assert_allclose(got, same, atol=1e-5)
-    clean = taps.write(model, ids, mask, {})
+    clean = zeroed(np.array([sae.n]))  # none
     np.testing.assert_array_equal(got[:, :3], clean[:, :3])
     measure = lambda logits: logits[:, 3, 5] - logits[:, 3, 6]
     effects = head_attribution.ablation_effects(
       model, sae, site, ids, mask, rows=rows, latents=live, measure=measure
     )
     self.assertEqual(effects.shape, (2, 2))
-    one = head_attribution.zeroed(sae, live[1:], rows)
-    other = measure(taps.write(model, ids, mask, {site: one}))
+    other = measure(zeroed(live[1:]))
     np.testing.assert_allclose(effects[1], measure(clean) - other, atol=1e-5)
     self.assertGreater(np.abs(effects).max(), 1e-4)
 
@@ -242,31 +247,40 @@ class PathsTest(Base):
   def test_logits_of_all_parts_sum_to_the_logit(self, case):
     model, ids, mask = self.load(case)
     at, tokens = np.array([3, 6]), np.array([4, 9])
-    heads = [
-      head_paths.logit_attribution(model, ids, mask, l, at=at, tokens=tokens)
-      for l in range(2)
-    ]
+    attribute = functools.partial(
+      head_paths.logit_attribution, model, ids, mask, at=at
+    )
+    heads = [attribute(l, tokens=tokens, centred=False) for l in range(2)]
     self.assertEqual(heads[0].shape, (2, model.config.heads))
     # The rest of the residual stream has the rest of the logit.
     names = ["layers.0.attn_out", "layers.1.attn_out", "layers.1.resid_post"]
-    tensors = taps.read(model, ids, mask, names).values()
-    *written, last = (np.asarray(h)[np.arange(2), at] for h in tensors)
+    tensors = taps.read(model, ids, mask, [*names, "final_norm"]).values()
+    *written, last, out = (np.asarray(h)[np.arange(2), at] for h in tensors)
     final = head_paths.frozen_norm(model.config, model.params["norm"], last)
     r, bias = head_paths.pulled((final,), np.asarray(model.head[tokens]))
     rest = last - sum(written)
     for l in range(2):
       b = model.params["layers"][l]["out"].b  # of no head
       rest = rest + (0 if b is None else np.asarray(b))
-    logit = np.einsum(
-      "bd,bd->b",
-      np.asarray(model.hidden(ids, mask))[np.arange(2), at],
-      np.asarray(model.head[tokens]),
-    )
+    logit = np.einsum("bd,bd->b", out, np.asarray(model.head[tokens]))
     np.testing.assert_allclose(
       sum(h.sum(axis=-1) for h in heads),
       logit - bias - (r * rest).sum(axis=-1),
       atol=1e-4,
     )
+
+  def test_centred_logits_are_less_the_mean_over_tokens(self):
+    model, *_ = self.load("gpt2")
+    count = model.vocabulary
+    ids = jnp.broadcast_to(jnp.arange(3, 8, dtype=jnp.int32), (count, 5))
+    at, tokens = np.full(count, 4), np.arange(count)
+    raw, found = (
+      head_paths.logit_attribution(
+        model, ids, ids > 0, 1, at=at, tokens=tokens, centred=centred
+      )
+      for centred in (False, True)
+    )
+    np.testing.assert_allclose(found, raw - raw.mean(axis=0), atol=1e-6)
 
   def test_models_with_other_norms_are_refused(self):
     model, ids, _ = self.load("bert")
@@ -302,14 +316,15 @@ class PatternsTest(Base):
     kept = {}
     keep = lambda name: lambda h: kept.setdefault(name, h)
     eye = lambda p: jnp.broadcast_to(jnp.eye(7), p.shape)
-    edits = {"layers.0.pattern": eye} | {f"layers.0.{p}": keep(p) for p in "vz"}
-    for one in (model, model.scanned()):
-      kept.clear()
-      one.hidden(ids, mask, tap=stack.Edits(edits))
-      shared = model.config.heads // model.config.key_heads
-      np.testing.assert_allclose(
-        kept["z"], jnp.repeat(kept["v"], shared, axis=2), atol=1e-6
-      )
+    sites = {"layers.0.pattern": eye} | {f"layers.0.{p}": keep(p) for p in "vz"}
+    hidden = lambda model: model.hidden(ids, mask, tap=stack.Edits(sites))
+    jax.eval_shape(hidden, model)  # of layers in turn
+    kept.clear()
+    model.scanned().hidden(ids, mask, tap=stack.Edits(sites))
+    shared = model.config.heads // model.config.key_heads
+    np.testing.assert_allclose(
+      kept["z"], jnp.repeat(kept["v"], shared, axis=2), atol=1e-6
+    )
 
   def test_programs_without_it_are_as_before(self):
     model, ids, mask = self.load("gpt2")

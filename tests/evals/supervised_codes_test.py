@@ -5,12 +5,12 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import absltest, parameterized
 
 from saejax import errors
 from saejax.evals import indirect_objects, latent_edits, supervised_codes
-from saejax.recipes import row_sparse
-from saejax.training import fit
+from saejax.sae import activations, initial
 from tests import toy
 
 VALUES = {"io": 4, "s": 4, "order": 2}
@@ -25,6 +25,24 @@ def world(seed=0):
   labels = dict(zip(VALUES, grid, strict=True))
   mean = 3 * rng.standard_normal(D)
   return mean + sum(u[k][labels[k]] for k in u), labels, u
+
+
+def trained_latents(x):
+  """Latents of a TopK SAE of 8 latents that is trained on the rows."""
+  optimizer = optax.adam(1e-2)
+  sae = initial.init(
+    jax.random.key(0), d=20, n=8, activation=activations.TopK(2), sample=x
+  )
+  loss = lambda sae: jnp.mean((sae.reconstruct(x) - x) ** 2)
+
+  def step(carry, _):
+    sae, state = carry
+    with jax.numpy_dtype_promotion("standard"):
+      updates, state = optimizer.update(jax.grad(loss)(sae), state)
+    return (optax.apply_updates(sae, updates), state), None
+
+  (sae, _), _ = jax.lax.scan(step, (sae, optimizer.init(sae)), length=200)
+  return sae.encode(x)
 
 
 class CodesTest(parameterized.TestCase):
@@ -133,22 +151,16 @@ class PatternsTest(absltest.TestCase):
     q = np.linalg.qr(rng.standard_normal((20, 20)))[0]
     a, b = rng.integers(8, size=(2, 512))
 
-    def best(scale):
-      x = jnp.asarray(q[a] + scale * q[8 + b], jnp.float32)
-
-      def rows(step):
-        at = jax.random.randint(toy.key(0, step), (128,), 0, 512)
-        return x[at]
-
-      recipe = row_sparse.topk(20, 8, 2, dead_after_tokens=2000)
-      (sae,), _, _ = fit.fit(recipe, rows, steps=200, members=[fit.member()])
-      z = np.asarray(toy.encode(sae, x))
-      return {
-        "a": supervised_codes.patterns(z, a, 8),
-        "b": supervised_codes.patterns(z, b, 8),
+    scales = np.array([1.0, 0.2])[:, None, None]
+    x = jnp.asarray(q[a] + scales * q[8 + b], jnp.float32)
+    z = jax.jit(jax.vmap(trained_latents))(x)
+    found = [
+      {
+        "a": supervised_codes.patterns(own, a, 8),
+        "b": supervised_codes.patterns(own, b, 8),
       }
-
-    found = [best(scale) for scale in (1.0, 0.2)]
+      for own in np.asarray(z)
+    ]
     means = [float(one["b"].best_latent.mean()) for one in found]
     self.assertGreater(means[0] - means[1], 0.15, means)
     weak = supervised_codes.occluded(found[1])
