@@ -17,10 +17,8 @@ answer, Adam, and T falling from 1 to 1e-4 in equal ratios; it is tested as
 1[a > 0]. The scores are the shares of cause and of isolation prompts answered as
 wanted, and disentanglement is their mean.
 
-The kind of a pair and the wanted answer come from two label functions, given with
-the pairs, and not from whether two first tokens are equal. Entities of the training
-pairs are not in the test pairs. The loss has no term for the size of m, as in the
-reference; `sparsity` adds one.
+Pairs are those of `attribute_pairs`. The loss has no term for the size of m, as in the
+reference; `sparsity` adds one. `attribute_rotation` learns the directions too.
 
 References:
   Huang et al., RAVEL, 2024, arXiv:2402.17700.
@@ -39,121 +37,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax.errors import InputError
+from saejax.evals.attribute_pairs import Pairs
 from saejax.sae.sae import SAE
 
 START, END = 1.0, 1e-4  # of the temperature
-Labels = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # (x' [B, d], context of the base prompts) -> logits of answers [B, C].
 Answer = Callable[[Array, Any], Array]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pairs:
-  """Pairs of prompts, as numbers of rows of a table of prompts.
-
-  Attributes:
-    base, source: the prompts.
-    cause: whether a pair is of the kind cause; else isolation.
-    wanted: number of the answer.
-  """
-
-  base: Int[np.ndarray, "P"]
-  source: Int[np.ndarray, "P"]
-  cause: Bool[np.ndarray, "P"]
-  wanted: Int[np.ndarray, "P"]
-
-  def __len__(self) -> int:
-    return len(self.base)
-
-
-def from_source(label: Int[np.ndarray, "R"]) -> Labels:
-  """Returns the label function of cause: the source's answer.
-
-  Args:
-    label: number of the answer of each prompt.
-  """
-  return lambda base, source: label[source]
-
-
-def from_base(label: Int[np.ndarray, "R"]) -> Labels:
-  """Returns the label function of isolation: the base's answer.
-
-  Args:
-    label: number of the answer of each prompt.
-  """
-  return lambda base, source: label[base]
-
-
-def draw_pairs(
-  entity: Int[np.ndarray, "R"],
-  asked: Int[np.ndarray, "R"],
-  label: Int[np.ndarray, "R"],
-  *,
-  target: int,
-  count: int,
-  test: float = 0.3,
-  seed: int = 0,
-  cause: Labels | None = None,
-  isolation: Labels | None = None,
-) -> tuple[Pairs, Pairs]:
-  """Draws pairs for training and for a test with other entities.
-
-  Args:
-    entity: entity of each prompt.
-    asked: attribute that each prompt asks for.
-    label: number of the answer of each prompt.
-    target: the attribute to exchange.
-    count: number of pairs of each kind, in both parts together.
-    test: share of the entities, and of the pairs, of the test.
-    seed: seed of the draw.
-    cause, isolation: wanted answers of pairs (base rows, source rows); by
-      default `from_source` and `from_base`.
-
-  Raises:
-    InputError: a part has no pair of a kind.
-  """
-  rng = np.random.default_rng(seed)
-  entity, asked, label = (np.asarray(a) for a in (entity, asked, label))
-  wanted = (isolation or from_base(label), cause or from_source(label))
-  names = rng.permutation(np.unique(entity))
-  held = np.isin(entity, names[: round(test * len(names))])
-  parts = []
-  for rows, share in ((~held, 1 - test), (held, test)):
-    kinds = []
-    for is_cause in (True, False):
-      kind = (asked == target) == is_cause
-      base, source = _pairs(
-        rng, np.flatnonzero(rows & kind), asked, label, round(share * count)
-      )
-      flags = np.full(len(base), is_cause)
-      kinds.append((base, source, flags, wanted[is_cause](base, source)))
-    order = rng.permutation(sum(len(kind[0]) for kind in kinds))
-    columns = (np.concatenate(c)[order] for c in zip(*kinds, strict=True))
-    parts.append(Pairs(*columns))
-  return parts[0], parts[1]
-
-
-def _pairs(rng, rows, asked, label, count) -> tuple[np.ndarray, np.ndarray]:
-  """Random rows that ask for one attribute and have different answers."""
-  possible = []
-  for kind in np.unique(asked[rows]):
-    among = rows[asked[rows] == kind]
-    if len(np.unique(label[among])) > 1:
-      possible += [(base, among) for base in among]
-  if not possible or count < 1:
-    raise InputError(
-      "label",
-      f"{len(rows)} prompts, {count} pairs",
-      "must differ for two prompts of one attribute, in training and in the test,"
-      " for the target and for another attribute",
-      "add entities, or raise test or count",
-    )
-  found = []
-  for i in rng.integers(len(possible), size=count):
-    base, among = possible[i]
-    found.append((base, rng.choice(among[label[among] != label[base]])))
-  base, source = np.array(found).T
-  return base, source
 
 
 # --- the mask --------------------------------------------------------------------
@@ -234,39 +123,97 @@ def learn(
   Raises:
     InputError: there are fewer pairs than a batch has.
   """
-  per_epoch = len(pairs) // batch
-  if not per_epoch:
-    rule = f"must be at most the number of pairs, {len(pairs)}"
-    raise InputError("batch", batch, rule, "lower it, or draw more pairs")
-  rng, steps = np.random.default_rng(seed), epochs * per_epoch
-  orders = [rng.permutation(len(pairs)) for _ in range(epochs)]
-  cut = per_epoch * batch
-  order = np.concatenate([o[:cut] for o in orders]).reshape(steps, batch)
-  temperature = np.geomspace(START, END, steps).astype(np.float32)
-  x, optimizer = jnp.asarray(x), optax.adam(rate)
+  x = jnp.asarray(x)
   n = jax.eval_shape(lambda x: sae.encode(x), x[:1]).shape[-1]
 
   def loss_of(a, base, source, wanted, T):
     m = jax.nn.sigmoid(a / T)
     new = exchanged(sae, x[base], x[source], m, keep_error=keep_error)
-    logits = answer(new, _rows(context, base)).astype(jnp.float32)
-    ce = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
-    return jnp.mean(ce) + sparsity * jnp.mean(m)
+    ce = cross_entropy(answer, new, context, base, wanted)
+    return ce + sparsity * jnp.mean(m)
 
-  @jax.jit
+  steps = schedule(pairs, batch=batch, epochs=epochs, end=END, seed=seed)
+  a, losses = descend(loss_of, jnp.zeros(n), steps, rate=rate)
+  return Learnt(np.asarray(a), np.asarray(losses))
+
+
+Steps = tuple[Array, Array, Array, Array]  # base, source, wanted, temperature
+
+
+def schedule(
+  pairs: Pairs, *, batch: int, epochs: int, end: float, seed: int
+) -> Steps:
+  """Returns the batches of pairs and the temperature of each step.
+
+  Args:
+    pairs, batch, epochs, seed: as for `learn`.
+    end: temperature of the last step.
+
+  Raises:
+    InputError: there are fewer pairs than a batch has.
+  """
+  per_epoch = len(pairs) // batch
+  if not per_epoch:
+    rule = f"must be at most the number of pairs, {len(pairs)}"
+    raise InputError("batch", batch, rule, "lower it, or draw more pairs")
+  rng, steps = np.random.default_rng(seed), epochs * per_epoch
+  cut = per_epoch * batch
+  orders = [rng.permutation(len(pairs))[:cut] for _ in range(epochs)]
+  order = np.concatenate(orders).reshape(steps, batch)
+  columns = (pairs.base[order], pairs.source[order], pairs.wanted[order])
+  temperature = np.geomspace(START, end, steps).astype(np.float32)
+  base, source, wanted, T = map(jnp.asarray, (*columns, temperature))
+  return base, source, wanted, T
+
+
+def cross_entropy(
+  answer: Answer, x: Array, context: Any, base: Array, wanted: Array
+) -> Float[Array, ""]:
+  """Computes the mean cross-entropy of the wanted answers.
+
+  Args:
+    answer, context: as for `learn`.
+    x: activations that are put into the base prompts.
+    base: the base prompts.
+    wanted: the answers.
+  """
+  logits = answer(x, _rows(context, base)).astype(jnp.float32)
+  ce = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+  return jnp.mean(ce)
+
+
+def descend(
+  loss: Callable[..., Float[Array, ""]],
+  start: Any,
+  steps: Steps,
+  *,
+  rate: float,
+  project: Callable[[Any], Any] = lambda p: p,
+) -> tuple[Any, Float[Array, "steps"]]:
+  """Minimises with Adam, a batch per step.
+
+  Args:
+    loss: loss of (parameters, base, source, wanted, temperature).
+    start: parameters, a pytree.
+    steps: from `schedule`.
+    rate: learning rate.
+    project: applied to the parameters after each step.
+
+  Returns:
+    (parameters, loss per step).
+  """
+  optimizer = optax.adam(rate)
+
   def step(carry, at):
-    a, state = carry
-    loss, gradient = jax.value_and_grad(loss_of)(a, *at)
+    p, state = carry
+    value, gradient = jax.value_and_grad(loss)(p, *at)
     with jax.numpy_dtype_promotion("standard"):  # optax counts in int32
       updates, state = optimizer.update(gradient, state)
-    return (optax.apply_updates(a, updates), state), loss
+    return (project(optax.apply_updates(p, updates)), state), value
 
-  a = jnp.zeros(n, jnp.float32)
-  columns = (pairs.base[order], pairs.source[order], pairs.wanted[order])
-  carry, losses = jax.lax.scan(
-    step, (a, optimizer.init(a)), (*map(jnp.asarray, columns), temperature)
-  )
-  return Learnt(np.asarray(carry[0]), np.asarray(losses))
+  run = jax.jit(lambda carry, steps: jax.lax.scan(step, carry, steps))
+  (p, _), losses = run((start, optimizer.init(start)), steps)
+  return p, losses
 
 
 def _rows(context: Any, rows: Int[Array, "B"]) -> Any:

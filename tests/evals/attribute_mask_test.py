@@ -1,4 +1,4 @@
-"""saejax/evals/attribute_mask.py: attributes in blocks of latents."""
+"""saejax/evals/attribute_{mask,pairs,rotation}.py: attributes in blocks of latents."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax import errors
-from saejax.evals import attribute_mask
+from saejax.evals import attribute_mask, attribute_pairs, attribute_rotation
 from saejax.models import model as model_lib
 from saejax.models import taps
 from saejax.sae import activations
@@ -60,7 +60,7 @@ class MaskTest(parameterized.TestCase):
   def scores(self, target=1, *, shared=False, **options):
     sae, answer, x, table = world(shared=shared)
     entity, asked, label = table
-    train, test = attribute_mask.draw_pairs(
+    train, test = attribute_pairs.draw_pairs(
       entity, asked, label, target=target, count=1500
     )
     learnt = attribute_mask.learn(
@@ -90,6 +90,24 @@ class MaskTest(parameterized.TestCase):
     mean = attribute_mask.mean_score([found, found])
     self.assertEqual(mean["cause_score"], found.cause)
 
+  def test_a_learnt_rotation_is_above_a_shared_latent(self):
+    _, answer, x, (entity, asked, label) = world()
+    train, test = attribute_pairs.draw_pairs(
+      entity, asked, label, target=1, count=1500
+    )
+    rotation, learnt = attribute_rotation.learn(
+      answer, x, train, context=asked, rate=1e-2
+    )
+    R = np.asarray(rotation.R)
+    np.testing.assert_allclose(R.T @ R, np.eye(D), atol=1e-5)
+    matches = attribute_mask.largest_logit(answer)
+    found = attribute_mask.evaluate(
+      rotation, matches, x, test, learnt.mask, context=asked
+    )
+    _, shared = self.scores(1, shared=True)
+    self.assertGreater(found.disentanglement, 0.97)
+    self.assertGreater(found.disentanglement, shared.disentanglement)
+
   def test_a_cost_keeps_latents_of_no_use_out(self):
     learnt, found = self.scores(1, sparsity=0.5)
     np.testing.assert_array_equal(learnt.mask, np.arange(D) // VALUES == 1)
@@ -97,7 +115,7 @@ class MaskTest(parameterized.TestCase):
 
   def test_an_exchange_of_nothing_and_of_everything(self):
     sae, answer, x, (entity, asked, label) = world()
-    _, test = attribute_mask.draw_pairs(
+    _, test = attribute_pairs.draw_pairs(
       entity, asked, label, target=0, count=300
     )
     matches = attribute_mask.largest_logit(answer)
@@ -120,7 +138,7 @@ class MaskTest(parameterized.TestCase):
 class PairsTest(absltest.TestCase):
   def test_pairs_are_of_one_attribute_and_differ_and_entities_are_divided(self):
     *_, (entity, asked, label) = world()
-    train, test = attribute_mask.draw_pairs(
+    train, test = attribute_pairs.draw_pairs(
       entity, asked, label, target=1, count=400
     )
     self.assertEqual((len(train), len(test)), (2 * 280, 2 * 120))
@@ -139,7 +157,7 @@ class PairsTest(absltest.TestCase):
   def test_label_functions_say_what_is_wanted(self):
     *_, (entity, asked, label) = world()
     tokens = label + 10 * asked
-    train, _ = attribute_mask.draw_pairs(
+    train, _ = attribute_pairs.draw_pairs(
       entity,
       asked,
       label,
@@ -156,9 +174,9 @@ class PairsTest(absltest.TestCase):
   def test_attributes_without_other_answers_are_refused(self):
     *_, (entity, asked, label) = world()
     with self.assertRaisesRegex(errors.InputError, "must differ"):
-      attribute_mask.draw_pairs(entity, asked, 0 * label, target=0, count=9)
+      attribute_pairs.draw_pairs(entity, asked, 0 * label, target=0, count=9)
     sae, answer, x, _ = world()
-    train, _ = attribute_mask.draw_pairs(
+    train, _ = attribute_pairs.draw_pairs(
       entity, asked, label, target=0, count=20
     )
     with self.assertRaisesRegex(errors.InputError, "batch=99"):
@@ -183,7 +201,7 @@ class ModelTest(absltest.TestCase):
 
     asked = np.arange(24) % 2
     label = rng.integers(3, model.vocabulary, 24)
-    train, test = attribute_mask.draw_pairs(
+    train, test = attribute_pairs.draw_pairs(
       np.arange(24) // 2, asked, label, target=0, count=40, test=0.5
     )
     learnt = attribute_mask.learn(

@@ -1,6 +1,7 @@
 """saejax/evals/supervised_codes.py, latent_edits.py and indirect_objects.py."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +36,14 @@ def trained_latents(x):
   )
   loss = lambda sae: jnp.mean((sae.reconstruct(x) - x) ** 2)
 
-  def step(carry, _):
+  def step(carry: Any, _) -> Any:
     sae, state = carry
     with jax.numpy_dtype_promotion("standard"):
       updates, state = optimizer.update(jax.grad(loss)(sae), state)
     return (optax.apply_updates(sae, updates), state), None
 
-  (sae, _), _ = jax.lax.scan(step, (sae, optimizer.init(sae)), length=200)
+  start = (sae, optimizer.init(sae))
+  (sae, _), _ = jax.lax.scan(step, start, length=200)
   return sae.encode(x)
 
 
