@@ -275,7 +275,14 @@ def forward(
     q = rotary.rotate(norm(q, p.get("norm_q")), turn)
     k = rotary.rotate(norm(k, p.get("norm_k")), turn)
     z, cache = ops.attend(
-      seen, q, k, v, cache, scale=config.scale, cap=config.score_cap
+      seen,
+      q,
+      k,
+      v,
+      cache,
+      scale=config.scale,
+      cap=config.score_cap,
+      tap=stack.named(tap, family.PATTERN),
     )
     a = ops.linear(ops.joined(tap("z", z)), p["out"])
     h = tap("resid_mid", h + tap("attn_out", norm(a, p.get("norm_attn"))))

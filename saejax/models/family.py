@@ -24,6 +24,9 @@ exist in it, in this order per layer; `taps` reads and rewrites them:
   final_norm  [B, T, d]       last hidden state, after the last norm
 
 with H query heads and K key heads of width h. The last two are outside layers.
+A layer has one more tensor, `pattern` [B, H, T, S]: the share of each source token in
+each head's output. It is no row per token, hence no point of a harvest, and computed
+only for a tap that names it: `taps.patterns`.
 BERT norms after each addition: its resid_mid and resid_post are after the norm,
 attn_out and mlp_out before the addition, mlp_in is resid_mid, and it has no
 final_norm.
@@ -39,6 +42,7 @@ LAYER_POINTS = (
 )  # fmt: skip
 OUTER_POINTS = ("embed", "final_norm")
 POINTS = (*LAYER_POINTS, *OUTER_POINTS)
+PATTERN = "pattern"
 
 # Layouts of modules' tensors in transformers: heads joined; all queries, then
 # keys, then values; and per head its query, key and value.

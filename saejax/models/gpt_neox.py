@@ -215,8 +215,8 @@ def forward(
     qkv = zip("qkv", ops.joint(a, p["qkv"], [config.d] * 3), strict=True)
     q, k, v = (tap(name, ops.heads(x, config.head)) for name, x in qkv)
     q, k = rotary.rotate(q, turn), rotary.rotate(k, turn)
-    scale = config.head**-0.5
-    z, cache = ops.attend(view, q, k, v, cache, scale=scale)
+    scale, seen = config.head**-0.5, stack.named(tap, family.PATTERN)
+    z, cache = ops.attend(view, q, k, v, cache, scale=scale, tap=seen)
     a = ops.linear(ops.joined(tap("z", z)), p["out"])
     mid = h + tap("attn_out", a)
     if not config.parallel:

@@ -6,7 +6,7 @@ softmax and rotations are computed in float32.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -145,6 +145,7 @@ def attention(
   visible: Bool[Array, "B #T S"],
   scale: float | Float[Array, ""],
   cap: float | None = None,
+  tap: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T H h"]:
   """Computes softmax(scale q k^T) v, with each key head shared by H/K queries.
 
@@ -159,6 +160,8 @@ def attention(
     visible: which keys (last axis) each query sees.
     scale: factor of the scores.
     cap: soft cap of the scores, see `soft_cap`.
+    tap: reads or replaces the pattern, softmax(scale q k^T) [B, H, T, S], which
+      is not computed by itself without one.
   """
   B, T, H, h = q.shape
   K = k.shape[1]
@@ -175,6 +178,9 @@ def attention(
   scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
   p = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   total = jnp.sum(p, axis=-1, keepdims=True)
+  if tap is not None:
+    p = tap((p / total).reshape(B, H, T, -1)).reshape(p.shape)
+    total = jnp.ones_like(total)
   z = matmul(p.astype(v.dtype), v) / total.astype(v.dtype)
   z = z.reshape(B, K, H // K, T, h).transpose(0, 3, 1, 2, 4)
   return z.reshape(B, T, H, h)
@@ -311,6 +317,7 @@ def attend(
   *,
   scale: float | Float[Array, ""],
   cap: float | None = None,
+  tap: Callable[[Array], Array] | None = None,
 ) -> tuple[Float[Array, "B T H h"], Cache | None]:
   """Computes attention to the keys of the tokens, or to those in a cache.
 
@@ -324,6 +331,7 @@ def attend(
     cache: keys and values of the tokens before in this layer, or None.
     scale: factor of the scores.
     cap: soft cap of the scores.
+    tap: reads or replaces the pattern, see `attention`.
 
   Returns:
     (output of the heads, the cache with the new keys and values).
@@ -337,7 +345,7 @@ def attend(
     cache = Cache(put(cache.keys, k), put(cache.values, v))
     if view.at is not None:
       k, v = cache
-  return attention(q, k, v, view.visible, scale, cap), cache
+  return attention(q, k, v, view.visible, scale, cap, tap), cache
 
 
 def embed(table: Float[Array, "V d"], ids: Int[Array, "..."]) -> Array:

@@ -83,7 +83,25 @@ def run(
 
 
 def _of_layer(tap: Tap, l: int) -> Tap:
-  return lambda point, h: tap(f"layers.{l}.{point}", h)
+  layer = f"layers.{l}."
+  if not isinstance(tap, Edits):
+    return lambda point, h: tap(f"{layer}{point}", h)
+  own = (name for name in tap.at if name.startswith(layer))
+  return Edits({name.removeprefix(layer): tap.at[name] for name in own})
+
+
+def named(
+  tap: Tap, name: str
+) -> collections.abc.Callable[[Array], Array] | None:
+  """Returns the function of a tap at a site, None unless the tap names the site.
+
+  For tensors that are computed only where a tap acts on them.
+
+  Args:
+    tap: the tap; one that is not an `Edits` names no site.
+    name: name of the site.
+  """
+  return tap.at.get(name) if isinstance(tap, Edits) else None
 
 
 def _parts(count: int, tap: Tap) -> list[list[int]]:

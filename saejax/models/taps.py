@@ -249,6 +249,34 @@ def _read(
   return tensors
 
 
+def patterns(
+  model: model_lib.Model,
+  ids: Int[Array, "B T"],
+  mask: Bool[Array, "B T"],
+  layers: collections.abc.Sequence[int],
+) -> Float[Array, "L B H T T"]:
+  """Computes the attention patterns of layers: query by key, rows of sum 1.
+
+  A query at padding may see no key; its pattern is then uniform over all.
+
+  Args:
+    model: the model.
+    ids: token ids.
+    mask: which tokens are real.
+    layers: numbers of the layers, from 0.
+
+  Raises:
+    InputError: there is no such layer, or an id is outside the vocabulary.
+  """
+  model.check(ids, mask)
+  for layer in layers:
+    resolve(model, layer, "z")
+  names = tuple(f"layers.{layer}.{family_lib.PATTERN}" for layer in layers)
+  tensors = _read(model, ids, mask, names, None)
+  tensors = mesh.settled(tensors, model.mesh)
+  return jnp.stack([tensors[name] for name in names])
+
+
 def _canonical(model: model_lib.Model, site: str) -> str:
   return resolve(model, *parse(site, model.family)).name
 
