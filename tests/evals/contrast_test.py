@@ -13,7 +13,7 @@ R, N = 6, 64
 SUBJECTS = ("ice", "ice", "sand", "sand", "wind", "wind")
 
 
-def of(mean, tokens=None):
+def means(mean, tokens=None):
   tokens = np.full(len(mean), 10) if tokens is None else tokens
   return contrast.Means(np.asarray(mean, float), np.asarray(tokens))
 
@@ -24,7 +24,7 @@ def planted(s, *, seed=0, noise=0.1):
   V1, V2 = np.abs(noise * rng.standard_normal((2, R, N)))
   latent = np.array([3, 3, 5, 5, 7, 7])
   V1[np.arange(R), latent], V2[np.arange(R), latent] = s, 0
-  return of(V1), of(V2), latent
+  return means(V1), means(V2), latent
 
 
 class ContrastTest(parameterized.TestCase):
@@ -32,7 +32,7 @@ class ContrastTest(parameterized.TestCase):
     V = np.abs(np.random.default_rng(0).standard_normal((1, N)))
     changed = V.copy()
     changed[0, 9] += 0.3
-    found = contrast.contrast(of(V), of(changed), ["ice"])
+    found = contrast.contrast(means(V), means(changed), ["ice"])
     self.assertAlmostEqual(found.scores.contrastive[0], (N - 1) / np.sqrt(N))
     record = found.record()
     self.assertAlmostEqual(record["contrastive_by_root_n"], (N - 1) / N)
@@ -45,7 +45,7 @@ class ContrastTest(parameterized.TestCase):
     order = np.random.default_rng(1).permutation(N)
     for change in (lambda V: 7.3 * V, lambda V: V[:, order]):
       found = contrast.contrast(
-        of(change(first.mean)), of(change(second.mean)), SUBJECTS
+        means(change(first.mean)), means(change(second.mean)), SUBJECTS
       ).record()
       for name, value in want.items():
         self.assertAlmostEqual(found[name], value, msg=name)
@@ -65,7 +65,7 @@ class ContrastTest(parameterized.TestCase):
     first, second, _ = planted(1.0)
     turn = np.arange(R) % 2 == 0  # of every second row
     turned = [
-      of(np.where(turn[:, None], a.mean, b.mean))
+      means(np.where(turn[:, None], a.mean, b.mean))
       for a, b in ((first, second), (second, first))
     ]
     a = contrast.contrast(first, second, SUBJECTS)
@@ -82,7 +82,7 @@ class ContrastTest(parameterized.TestCase):
       V1, V2 = first.mean.copy(), second.mean.copy()
       V1[:, 40] += size
       V2[:, 40] += size
-      found = contrast.contrast(of(V1), of(V2), SUBJECTS)
+      found = contrast.contrast(means(V1), means(V2), SUBJECTS)
       np.testing.assert_allclose(
         found.scores.independent, plain.scores.independent
       )
@@ -93,7 +93,7 @@ class ContrastTest(parameterized.TestCase):
   def test_the_mean_of_both_stories_is_weighted_by_tokens(self):
     V1, V2 = np.array([[4.0, 0, 0], [0, 0, 0]]), np.zeros((2, 3))
     few, many = np.array([1, 1]), np.array([3, 1])
-    found = contrast.contrast(of(V1, few), of(V2, many), ["a", "b"])
+    found = contrast.contrast(means(V1, few), means(V2, many), ["a", "b"])
     # I is (1, 0, 0) and 0, so I_bar is (1/2, 0, 0).
     np.testing.assert_allclose(found.shift, [[0.5, 0, 0], [-0.5, 0, 0]])
 
@@ -115,7 +115,7 @@ class ContrastTest(parameterized.TestCase):
 
   def test_equal_latents_everywhere_score_0(self):
     V = np.full((2, N), 0.1)
-    found = contrast.contrast(of(V), of(V), ["a", "b"]).record()
+    found = contrast.contrast(means(V), means(V), ["a", "b"]).record()
     self.assertEqual(found["interpretability"], 0)
     self.assertAlmostEqual(found["independent_compat"], 0)
 
@@ -147,7 +147,7 @@ class MeansTest(absltest.TestCase):
   def test_refuses_what_cannot_be_compared(self):
     first, second, _ = planted(1.0)
     with self.assertRaisesRegex(InputError, "^second="):
-      contrast.contrast(first, of(second.mean[:-1]), SUBJECTS)
+      contrast.contrast(first, means(second.mean[:-1]), SUBJECTS)
     with self.assertRaisesRegex(InputError, "^subjects=5"):
       contrast.contrast(first, second, SUBJECTS[:-1])
     one = dataclasses.replace(first, mean=first.mean[:, :1])
