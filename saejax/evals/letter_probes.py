@@ -2,7 +2,8 @@
 
 Ground truth: one linear probe per letter on activations x, one against the rest,
 with positives and negatives of equal weight in total. It is the minimum of the
-convex loss, where the reference trains 50 epochs of Adam.
+convex loss, where the reference trains 50 epochs of Adam. The unit of activations
+does not matter to its penalty.
 
 k-sparse probes: the latents of a letter are ranked by the weights of a probe on z
 with an L1 penalty, whose loss per letter is
@@ -122,7 +123,8 @@ def truth(
     x: activations at words.
     letter: letter of each word.
     train: words that probes are fitted to; the others are held out.
-    l2: L2 penalty, see `probe.logistic`.
+    l2: L2 penalty, see `probe.logistic`, of activations that are divided by
+      their standard deviation, one number for all dimensions.
     least_words: least number of words of a letter.
 
   Raises:
@@ -130,13 +132,15 @@ def truth(
   """
   letters = _letters(letter, train, least_words)
   y = letter[:, None] == letters
-  fitted = probe.logistic(x[train], y[train], l2=l2, balanced=True)
-  score = fitted.score(x)
+  variance = np.mean(np.square(x[train] - x[train].mean(axis=0)), dtype=float)
+  scale = np.sqrt(max(variance, np.finfo(np.float32).tiny))
+  fitted = probe.logistic(x[train] / scale, y[train], l2=l2, balanced=True)
+  score = fitted.score(x / scale)
   f1 = [metrics.f1(score[~train, c] > 0, y[~train, c]) for c in
         range(len(letters))]  # fmt: skip
   return Truth(
     letters=letters,
-    weight=fitted.weight,
+    weight=fitted.weight / scale,
     bias=fitted.bias,
     score=score,
     f1=np.asarray(f1),

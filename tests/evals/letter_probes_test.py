@@ -79,6 +79,17 @@ class LetterProbesTest(absltest.TestCase):
     own = found.found(w.letter, 2)
     self.assertEqual(set(w.letter[own]), {2})
 
+  def test_the_unit_of_activations_does_not_matter(self):
+    w = spelling_world.world(False, noise=0.3)
+    one = letter_probes.truth(w.x, w.letter, w.train)
+    ten = letter_probes.truth(10 * w.x, w.letter, w.train)
+    np.testing.assert_allclose(ten.score, one.score, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+      10 * ten.weight, one.weight, rtol=1e-3, atol=1e-3
+    )
+    score = w.x @ one.weight.T + one.bias
+    np.testing.assert_allclose(score, one.score, rtol=1e-3, atol=1e-3)
+
   def test_held_out_words_decide(self):
     # Labels of the held-out words are exchanged: what is learnt is wrong there.
     w = spelling_world.world(False)
