@@ -25,6 +25,8 @@ COMMANDS = {
   "probe": "saejax.studies.probe",
   "dashboard": "saejax.studies.dashboard",
   "compare": "saejax.studies.compare",
+  "dark_matter": "saejax.studies.dark_matter",
+  "universality": "saejax.studies.universality",
   "verify": "saejax.studies.verify",
   "info": "saejax.studies.info",
   "merge": "saejax.studies.merge",
