@@ -23,6 +23,7 @@ from saejax.evals import comparison
 from saejax.features import reading
 
 GROUPS = 1021  # documents are counted modulo this prime
+_PIECE = 256  # rows of a piece, at least
 COLUMNS = ("doc", "pos", "tok", "loss")
 
 
@@ -45,7 +46,11 @@ Read = Callable[[], Iterable[Rows]]
 
 
 def of_store(
-  store: Store, *, first_position: int = 0, batch_rows: int = 4096
+  store: Store,
+  *,
+  first_position: int = 0,
+  most: int | None = None,
+  batch_rows: int = 4096,
 ) -> Read:
   """Returns a function that reads the finite rows of a store, in order.
 
@@ -53,6 +58,8 @@ def of_store(
     store: a store with the column doc.
     first_position: tokens before it are left out: those at the start of a
       document may have extreme norms. The paper leaves out 200.
+    most: most rows that are read, in pieces from all of the store; None for
+      all of them.
     batch_rows: rows per batch.
 
   Raises:
@@ -65,9 +72,16 @@ def of_store(
       remedy = "harvest a store from text"
       raise InputError("store", str(store.place), rule, remedy)
   names = [name for name in COLUMNS if name in store.columns]
+  parts = reading.intervals(store, batch_rows)
+  if most is not None and most < store.rows:
+    # From all of the store, which may be in the order of documents.
+    count = min(len(parts), max(1, most // _PIECE))
+    chosen = np.linspace(0, len(parts) - 1, count).round().astype(int)
+    spread = [parts[i] for i in chosen]
+    parts = [(a, min(b, a + most // count)) for a, b in spread]
 
   def read() -> Iterator[Rows]:
-    for start, stop in reading.intervals(store, batch_rows):
+    for start, stop in parts:
       x = store.read(start, stop).reshape(stop - start, -1).astype(np.float32)
       own = {name: store.read(start, stop, name) for name in names}
       use = np.isfinite(x).all(axis=-1)

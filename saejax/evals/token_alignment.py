@@ -25,6 +25,8 @@ Pairs = Int[np.ndarray, "m 2"]
 def common_word_ends(tokens_a: Sequence[str], tokens_b: Sequence[str]) -> Pairs:
   """Places of tokens of two tokenizations of a text that end a word together.
 
+  One may end before the other, as documents that are cut at a number of tokens.
+
   Args:
     tokens_a, tokens_b: texts of the tokens, which joined give the text, up to
       spaces and case; see `data.text.neighbours.pieces`.
@@ -37,9 +39,9 @@ def common_word_ends(tokens_a: Sequence[str], tokens_b: Sequence[str]) -> Pairs:
   """
   ends_a, text_a = _word_ends(tokens_a)
   ends_b, text_b = _word_ends(tokens_b)
-  if text_a != text_b:
-    longest = min(len(text_a), len(text_b))
-    at = next((i for i in range(longest) if text_a[i] != text_b[i]), longest)
+  both = min(len(text_a), len(text_b))
+  if text_a[:both] != text_b[:both]:
+    at = next(i for i in range(both) if text_a[i] != text_b[i])
     rule = (
       f"must spell the text of tokens_a, {text_a[at : at + _SHOWN]!r} there"
     )

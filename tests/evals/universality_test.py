@@ -234,6 +234,7 @@ class AlignmentTest(parameterized.TestCase):
     (["The", " cat"], ["the", " c", "at"], [[0, 0], [1, 2]]),
     (["a", " b"], ["a b"], [[1, 0]]),
     (["no", ".", " yes"], ["no", ". ", "yes"], [[0, 0], [1, 1], [2, 2]]),
+    (["a", " cat", " sat"], ["a", " ca"], [[0, 0]]),
     ([], [], []),
   )
   def test_words_end_together(self, a, b, want):
