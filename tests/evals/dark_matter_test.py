@@ -106,13 +106,20 @@ class LinearPartTest(parameterized.TestCase):
 
   def test_the_fit_has_no_intercept_and_r2_is_about_the_mean(self):
     rng = np.random.default_rng(1)
-    x = rng.standard_normal((2000, 4)).astype(np.float32)
+    x = (rng.standard_normal((2000, 4)) + [0, 1, 2, 0]).astype(np.float32)
     offset = np.array([0.0, 0.0, 2.0, 5.0], np.float32)
-    x_hat = 0.5 * x - offset  # the error is x / 2 + offset
-    found = dark_matter.decompose(lookup(x, x_hat), *halves(x), bootstrap=FEW)
-    want = np.mean(1 - offset**2 / 0.25)
-    self.assertAlmostEqual(found.r2.value, want, delta=0.05 * abs(want))
-    np.testing.assert_allclose(np.diagonal(found.A)[:2], 0.5, atol=0.01)
+    e = 0.5 * x + offset
+    train, test = halves(x)
+    found = dark_matter.decompose(lookup(x, x - e), train, test, bootstrap=FEW)
+    used, left = (
+      np.concatenate([r.x for r in side()]) for side in (train, test)
+    )
+    A = np.linalg.lstsq(used, 0.5 * used + offset)[0]
+    np.testing.assert_allclose(found.A, A, atol=1e-4)
+    e = 0.5 * left + offset
+    rest = ((e - left @ A) ** 2).sum(axis=0)
+    want = np.mean(1 - rest / ((e - e.mean(axis=0)) ** 2).sum(axis=0))
+    self.assertAlmostEqual(found.r2.value, want, delta=1e-3 * abs(want))
 
   def test_intervals_are_over_documents(self):
     rng = np.random.default_rng(0)

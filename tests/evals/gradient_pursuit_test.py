@@ -80,10 +80,10 @@ class PursuitTest(absltest.TestCase):
   def test_one_step_is_that_of_the_definition(self):
     W = np.asarray(toy.rows(6, 3))  # not of unit norm
     x = np.asarray(toy.rows(5, 3, seed=2))
-    found = gradient_pursuit.pursue(sae(W, k=2), x, steps=2)
+    found = gradient_pursuit.pursue(sae(W, k=2), x, steps=5)
     for row, z in zip(x, np.asarray(found.latents.dense()), strict=True):
       want = np.zeros(6)
-      for _ in range(2):
+      for _ in range(5):  # some latents are chosen again
         r = row - want @ W
         on = want != 0
         on[np.argmax(W @ r)] = True
