@@ -249,7 +249,7 @@ def _norms(
 
 def _moments(reconstruct, read: Read) -> tuple[np.ndarray, np.ndarray]:
   """Mean of x and variance of the error, per dimension."""
-  count, of_x, of_e, squares = 0, 0.0, 0.0, 0.0
+  count, (of_x, of_e, squares) = 0, np.zeros((3, 1))
   for x, x_hat, _, _ in _batches(reconstruct, read):
     e, count = x - x_hat, count + len(x)
     of_x, of_e = of_x + x.sum(axis=0), of_e + e.sum(axis=0)

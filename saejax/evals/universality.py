@@ -84,11 +84,12 @@ class CrossSums:
     Raises:
       InputError: the numbers of rows differ.
     """
-    if z_a.shape[0] != z_b.shape[0]:
-      rule = f"must have as many rows as z_a, {z_a.shape[0]}"
-      raise InputError("z_b", z_b.shape, rule, "align the tokens")
+    rows, others = np.shape(z_a)[0], np.shape(z_b)[0]
+    if rows != others:
+      rule = f"must have as many rows as z_a, {rows}"
+      raise InputError("z_b", f"{others} rows", rule, "align the tokens")
     A, B = (scipy.sparse.csr_array(z, dtype=np.float64) for z in (z_a, z_b))
-    self.rows += A.shape[0]
+    self.rows += rows
     for sums, Z in ((self.a, A), (self.b, B)):
       sums += [Z.sum(axis=0), Z.power(2).sum(axis=0)]
     found = (A.T @ B).tocoo()

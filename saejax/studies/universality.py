@@ -204,8 +204,7 @@ def aligned(config: Config, a: Side, b: Side) -> tuple[np.ndarray, str]:
 def _word_ends(a: Side, b: Side, index) -> np.ndarray:
   """Places in both indices of common word ends, document by document.
 
-  A document that the stores do not both hold in full has another text in each,
-  and is left out.
+  A document of which the stores hold different parts is left out.
   """
   words = [neighbours.tokenizer_of(side.store) for side in (a, b)]
   found = [np.zeros((0, 2), np.int64)]
@@ -235,10 +234,11 @@ def paired(
   """
   for start in range(0, len(rows), config.batch_rows):
     part = rows[start : start + config.batch_rows]
-    yield tuple(
+    x_a, x_b = (
       side.store.take(part[:, i], "x")["x"].reshape(len(part), -1)
       for i, side in enumerate((a, b))
     )
+    yield x_a, x_b
 
 
 def top_tokens(side: Side, seen: Summary, rows: np.ndarray) -> list[list[str]]:

@@ -233,7 +233,7 @@ class AlignmentTest(parameterized.TestCase):
     (["un", "do", " it"], ["undo", " ", "it"], [[1, 0], [2, 2]]),
     (["The", " cat"], ["the", " c", "at"], [[0, 0], [1, 2]]),
     (["a", " b"], ["a b"], [[1, 0]]),
-    (["no", ".", " yes"], ["no", ". ", "yes"], [[0, 0], [1, 1], [2, 2]]),
+    (["no", ".", " yes"], ["no", "?? ", "yes"], [[0, 0], [2, 2]]),
     (["a", " cat", " sat"], ["a", " ca"], [[0, 0]]),
     ([], [], []),
   )
@@ -242,8 +242,8 @@ class AlignmentTest(parameterized.TestCase):
     self.assertEqual(found.tolist(), want)
 
   def test_tokens_of_other_texts_are_refused(self):
-    with self.assertRaisesRegex(InputError, "^tokens_b=dog"):
-      token_alignment.common_word_ends(["a", " cat"], ["a", " dog"])
+    with self.assertRaisesRegex(InputError, "^tokens_b=two dogs"):
+      token_alignment.common_word_ends(["one", " cat"], ["two", " dogs"])
 
   def test_same_tokens_are_joined_by_document_and_position(self):
     rng = np.random.default_rng(0)
