@@ -40,7 +40,7 @@ from saejax.report import dark_matter_page, extras, study
 from saejax.runs import evaluation, stores
 from saejax.runs import folder as run_folder
 from saejax.sae.sae import SAE
-from saejax.studies import dashboard_sources, evaluate
+from saejax.studies import dashboard_sources
 
 NUMBERS = ("fvu", "nonlinear_fvu", "r2", "linear_share")
 
@@ -121,7 +121,7 @@ def opened(config: Config) -> tuple[dict[str, SAE], Store, tuple[Read, Read]]:
     InputError: they cannot be read, or are of different models or sites.
   """
   try:
-    given = dict(evaluate.named_saes(config.sae))
+    given = dict(evaluation.saes(config.sae))
   except InputError as error:
     raise error.renamed("sae") from error
   store = reader.open(os.path.expanduser(config.store))
@@ -160,7 +160,7 @@ def in_the_model(
   """
   if not config.tokens:
     return None
-  known = dict(evaluate.named_saes(config.sae))
+  known = dict(evaluation.saes(config.sae))
   about = {name: facts for name, (_, facts) in known.items()}
   job = evaluation.job(config.harvest, config.tokens, saes, about)
   try:
