@@ -26,6 +26,8 @@ COMMANDS = {
   "dashboard": "saejax.studies.dashboard",
   "compare": "saejax.studies.compare",
   "hypotheses": "saejax.studies.hypotheses",
+  "dark_matter": "saejax.studies.dark_matter",
+  "universality": "saejax.studies.universality",
   "verify": "saejax.studies.verify",
   "info": "saejax.studies.info",
   "merge": "saejax.studies.merge",

@@ -173,13 +173,25 @@ def match_rows(
     return np.zeros((0, 2), np.int64), np.zeros(0)
   a, b = unit(a), unit(b)
   if method == "exact":
-    first, second = scipy.optimize.linear_sum_assignment(
-      np.concatenate(list(_blocks(a, b))), maximize=True
-    )
+    first, second = assigned(np.concatenate(list(_blocks(a, b))))
   else:
     first, second = _mutual_nearest(a, b)
   cosines = np.sum(a[first] * b[second], axis=-1)
   return np.stack([first, second], axis=-1), cosines
+
+
+def assigned(
+  scores: Float[np.ndarray, "a b"],
+) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
+  """Returns the one-to-one assignment of largest sum: rows, and their columns.
+
+  Args:
+    scores: of all pairs.
+
+  >>> [x.tolist() for x in assigned(np.array([[1.0, 3.0], [0.0, 1.0]]))]
+  [[0, 1], [1, 0]]
+  """
+  return scipy.optimize.linear_sum_assignment(scores, maximize=True)
 
 
 def unit(W: Rows) -> Rows:
