@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from saejax.evals import norm_prediction
+from saejax.evals.error import norm_prediction
 from saejax.report import curves, page, study
 
 EDITS = ("sae", "sae_linear", "sae_nonlinear", "zero")

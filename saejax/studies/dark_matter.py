@@ -10,7 +10,7 @@ the rows of --store and evaluated on those of --held_out, or on other documents 
 --store where it is empty. The SAEs should have been trained on neither: the error of
 rows that were seen many times is another one. With --tokens the parts are also put
 in the place of the site of a language model, which --harvest.* names. The run folder
-gets results.json, results.csv, plots and report.html; see `evals.dark_matter` for
+gets results.json, results.csv, plots and report.html; see `evals.error.dark_matter` for
 the measures.
 """
 
@@ -26,15 +26,15 @@ from saejax.data.harvest import HarvestConfig
 from saejax.data.store import reader
 from saejax.data.store.reader import Store
 from saejax.errors import InputError
-from saejax.evals import (
+from saejax.evals import in_model
+from saejax.evals.error import (
   dark_matter,
   document_sums,
   error_scaling,
   gradient_pursuit,
-  in_model,
 )
-from saejax.evals.dark_matter import Decomposition
-from saejax.evals.document_sums import Bootstrap, Read
+from saejax.evals.error.dark_matter import Decomposition
+from saejax.evals.error.document_sums import Bootstrap, Read
 from saejax.features import cards
 from saejax.report import dark_matter_page, extras, study
 from saejax.runs import evaluation, stores

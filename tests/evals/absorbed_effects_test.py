@@ -1,4 +1,4 @@
-"""saejax/evals/absorbed_effects.py: integrated gradients, and who absorbs."""
+"""saejax/evals/spelling/absorbed_effects.py: integrated gradients, and who absorbs."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from jax.tree_util import Partial
 
 from saejax.errors import InputError
-from saejax.evals import absorbed_effects, first_letter, letter_probes
+from saejax.evals.spelling import absorbed_effects, first_letter, letter_probes
 from saejax.models import model as model_lib
 from saejax.sae import activations, prep
 from tests import toy

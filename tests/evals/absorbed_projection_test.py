@@ -1,4 +1,4 @@
-"""saejax/evals/absorbed_projection.py: closed forms, and a toy that absorbs."""
+"""saejax/evals/spelling/absorbed_projection.py: closed forms, and a toy that absorbs."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import optax
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import absorbed_projection, letter_probes
+from saejax.evals.spelling import absorbed_projection, letter_probes
 from tests.evals import spelling_world
 
 P, CHILD = np.eye(4)[0], np.eye(4)[1]

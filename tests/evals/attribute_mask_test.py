@@ -6,7 +6,11 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax import errors
-from saejax.evals import attribute_mask, attribute_pairs, attribute_rotation
+from saejax.evals.control import (
+  attribute_mask,
+  attribute_pairs,
+  attribute_rotation,
+)
 from saejax.models import model as model_lib
 from saejax.models import taps
 from saejax.sae import activations

@@ -1,10 +1,10 @@
-"""Tests of saejax.evals.autointerp_examples."""
+"""Tests of saejax.evals.autointerp.autointerp_examples."""
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import autointerp_examples as given
+from saejax.evals.autointerp import autointerp_examples as given
 from saejax.features import activity, summary
 from tests.evals import keyword_world as world
 

@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.autointerp_store on a small store."""
+"""Tests of saejax.evals.autointerp.autointerp_store on a small store."""
 
 from unittest import mock
 
@@ -7,8 +7,8 @@ from absl.testing import absltest
 
 from saejax.data.text import neighbours
 from saejax.errors import InputError
-from saejax.evals import autointerp, autointerp_store
-from saejax.evals.judge import Oracle
+from saejax.evals.autointerp import autointerp, autointerp_store
+from saejax.evals.autointerp.judge import Oracle
 from saejax.sae import activations
 from tests import toy
 from tests.features import stores

@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.autointerp and its results: scorers and planted worlds."""
+"""Tests of saejax.evals.autointerp.autointerp and its results: scorers and planted worlds."""
 
 import dataclasses
 
@@ -6,12 +6,16 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import autointerp, autointerp_examples, autointerp_results
-from saejax.evals.autointerp import Examples
-from saejax.evals.autointerp_results import Scored
-from saejax.evals.judge import Chance, Constant, Oracle
-from saejax.evals.judge_keyword import Keyword
-from saejax.evals.windows import Window
+from saejax.evals.autointerp import (
+  autointerp,
+  autointerp_examples,
+  autointerp_results,
+)
+from saejax.evals.autointerp.autointerp import Examples
+from saejax.evals.autointerp.autointerp_results import Scored
+from saejax.evals.autointerp.judge import Chance, Constant, Oracle
+from saejax.evals.autointerp.judge_keyword import Keyword
+from saejax.evals.autointerp.windows import Window
 from tests.evals import keyword_world as world
 
 
@@ -179,7 +183,7 @@ class KeywordTest(absltest.TestCase):
     self.assertGreater(r, 0.8)
 
   def test_a_row_has_every_score_and_says_whether_the_judge_is_able(self):
-    from saejax.evals import judge
+    from saejax.evals.autointerp import judge
 
     row = autointerp.evaluate(
       Keyword(), examples(), ability=judge.gate(Keyword()), intruders=5

@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.completeness: SAEs on cells whose variables are known."""
+"""Tests of saejax.evals.biology.completeness: SAEs on cells whose variables are known."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ from absl.testing import absltest
 
 from saejax.data import regulation
 from saejax.errors import InputError
-from saejax.evals import completeness, recovery
+from saejax.evals import recovery
+from saejax.evals.biology import completeness
 from saejax.recipes import row_sparse
 from saejax.training import fit
 

@@ -1,4 +1,4 @@
-"""saejax/evals/contrast.py: scores in closed form, and planted subjects."""
+"""saejax/evals/words/contrast.py: scores in closed form, and planted subjects."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import contrast
+from saejax.evals.words import contrast
 
 R, N = 6, 64
 SUBJECTS = ("ice", "ice", "sand", "sand", "wind", "wind")

@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.cooccurrence: pairs of latents in blocks of text."""
+"""Tests of saejax.evals.dictionary.cooccurrence: pairs of latents in blocks of text."""
 
 import pathlib
 from unittest import mock
@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from saejax.data.store import create
 from saejax.data.store.share import Share
 from saejax.errors import InputError
-from saejax.evals import cooccurrence
+from saejax.evals.dictionary import cooccurrence
 from saejax.features import parts
 from saejax.sae import activations
 from tests import toy

@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.crystals: relations behind a distractor."""
+"""Tests of saejax.evals.dictionary.crystals: relations behind a distractor."""
 
 import pathlib
 
@@ -7,7 +7,8 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file
 
 from saejax.errors import InputError
-from saejax.evals import crystals, metrics
+from saejax.evals import metrics
+from saejax.evals.dictionary import crystals
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "geometry.safetensors"
 

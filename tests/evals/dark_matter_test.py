@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.dark_matter on dictionaries that are known."""
+"""Tests of saejax.evals.error.dark_matter on dictionaries that are known."""
 
 import pathlib
 
@@ -6,9 +6,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import dark_matter, document_sums, error_scaling
-from saejax.evals.document_sums import Bootstrap, Rows
-from saejax.evals.normal_equations import NormalEquations
+from saejax.evals.error import dark_matter, document_sums, error_scaling
+from saejax.evals.error.document_sums import Bootstrap, Rows
+from saejax.evals.error.normal_equations import NormalEquations
 from saejax.sae import activations
 from tests import toy
 from tests.features import stores

@@ -1,11 +1,11 @@
-"""Tests of saejax.evals.description_length: codes of known length."""
+"""Tests of saejax.evals.probing.description_length: codes of known length."""
 
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
 from saejax.errors import InputError
-from saejax.evals import description_length
+from saejax.evals.probing import description_length
 
 
 class Dictionary:

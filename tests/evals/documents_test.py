@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.documents: ablations of means are means of ablations."""
+"""Tests of saejax.evals.probing.documents: ablations of means are means of ablations."""
 
 import pathlib
 
@@ -7,7 +7,7 @@ import scipy.sparse
 from absl.testing import absltest
 
 from saejax.errors import InputError
-from saejax.evals import documents
+from saejax.evals.probing import documents
 from saejax.sae import activations, prep
 from tests import toy
 from tests.features import stores

@@ -1,11 +1,11 @@
-"""Tests of saejax.evals.enrichment: a planted gene set, and permuted names."""
+"""Tests of saejax.evals.biology.enrichment: a planted gene set, and permuted names."""
 
 import numpy as np
 import scipy.stats
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import enrichment
+from saejax.evals.biology import enrichment
 
 CELLS, GENES, SETS = 2000, 400, 20
 NAMES = tuple(f"g{i}" for i in range(GENES))

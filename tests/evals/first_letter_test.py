@@ -1,11 +1,12 @@
-"""saejax/evals/first_letter.py: words, prompts and their positions."""
+"""saejax/evals/spelling/first_letter.py: words, prompts and their positions."""
 
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import first_letter, word_rows
+from saejax.evals.spelling import first_letter
+from saejax.evals.words import word_rows
 from saejax.models import model as model_lib
 from saejax.models import taps
 from tests.evals import word_cases

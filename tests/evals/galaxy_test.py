@@ -1,10 +1,10 @@
-"""Tests of saejax.evals.galaxy: clouds of known spectra and entropies."""
+"""Tests of saejax.evals.dictionary.galaxy: clouds of known spectra and entropies."""
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import galaxy
+from saejax.evals.dictionary import galaxy
 
 
 def cloud(rows, d, alpha, seed=0):

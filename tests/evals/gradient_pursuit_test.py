@@ -1,11 +1,11 @@
-"""Tests of saejax.evals.gradient_pursuit."""
+"""Tests of saejax.evals.error.gradient_pursuit."""
 
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
 from saejax.errors import InputError
-from saejax.evals import dark_matter, gradient_pursuit
+from saejax.evals.error import dark_matter, gradient_pursuit
 from saejax.sae import activations, decoders, encoders, jumprelu, prep
 from saejax.sae.sae import SAE
 from tests import toy

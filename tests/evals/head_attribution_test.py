@@ -1,4 +1,4 @@
-"""saejax/evals/head_attribution.py and head_paths.py: sums that must agree."""
+"""saejax/evals/heads/head_attribution.py and head_paths.py: sums that must agree."""
 
 import functools
 import tempfile
@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from jax.tree_util import Partial
 
 from saejax import errors
-from saejax.evals import head_attribution, head_paths
+from saejax.evals.heads import head_attribution, head_paths
 from saejax.models import edits, stack, taps
 from saejax.models import model as model_lib
 from saejax.sae import activations, prep

@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.hypotheses and hypothesis_testing on planted concepts."""
+"""Tests of saejax.evals.hypotheses.hypotheses and hypothesis_testing on planted concepts."""
 
 import functools
 
@@ -6,9 +6,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import hypotheses, hypothesis_testing
-from saejax.evals.judge import Constant, Oracle
-from saejax.evals.judge_keyword import Keyword
+from saejax.evals.autointerp.judge import Constant, Oracle
+from saejax.evals.autointerp.judge_keyword import Keyword
+from saejax.evals.hypotheses import hypotheses, hypothesis_testing
 from tests.evals import keyword_world
 
 CONCEPTS = ("cat", "piano", "lawyer", "snow", "engine")

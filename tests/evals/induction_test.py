@@ -1,11 +1,11 @@
-"""saejax/evals/induction.py: heads made by hand, and random ones."""
+"""saejax/evals/heads/induction.py: heads made by hand, and random ones."""
 
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
 from saejax import errors
-from saejax.evals import induction
+from saejax.evals.heads import induction
 from saejax.models import gpt2, taps, weights
 from saejax.models import model as model_lib
 

@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.judge_http and judge_prompts, against a server here."""
+"""Tests of saejax.evals.autointerp.judge_http and judge_prompts, against a server here."""
 
 import contextlib
 import http.server
@@ -13,8 +13,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import judge_http, judge_prompts
-from saejax.evals.windows import plain
+from saejax.evals.autointerp import judge_http, judge_prompts
+from saejax.evals.autointerp.windows import plain
 
 
 @contextlib.contextmanager

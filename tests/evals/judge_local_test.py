@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.judge_local: log-probabilities of a small model."""
+"""Tests of saejax.evals.autointerp.judge_local: log-probabilities of a small model."""
 
 import functools
 
@@ -9,8 +9,8 @@ from absl.testing import absltest
 
 from saejax import models
 from saejax.errors import InputError
-from saejax.evals import judge, judge_local
-from saejax.evals.windows import plain
+from saejax.evals.autointerp import judge, judge_local
+from saejax.evals.autointerp.windows import plain
 from saejax.models import tokenizer
 from tests import shared
 

@@ -1,11 +1,11 @@
-"""Tests of saejax.evals.judge, judge_keyword and judge_embedding."""
+"""Tests of saejax.evals.autointerp.judge, judge_keyword and judge_embedding."""
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import judge, judge_embedding, judge_keyword
-from saejax.evals.windows import plain
+from saejax.evals.autointerp import judge, judge_embedding, judge_keyword
+from saejax.evals.autointerp.windows import plain
 from saejax.models import model as model_lib
 from tests.evals import keyword_world as world
 from tests.models import golden

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from saejax.evals.windows import Window
+from saejax.evals.autointerp.windows import Window
 
 WORDS = (
   *("the", "a", "house", "was", "green", "and", "they", "ran", "over", "hill"),

@@ -1,11 +1,11 @@
-"""saejax/evals/letter_probes.py: planted latents of letters."""
+"""saejax/evals/spelling/letter_probes.py: planted latents of letters."""
 
 import numpy as np
 import scipy.sparse
 from absl.testing import absltest
 
 from saejax.errors import InputError
-from saejax.evals import letter_probes
+from saejax.evals.spelling import letter_probes
 from tests.evals import spelling_world
 
 

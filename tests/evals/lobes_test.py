@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.lobes and saejax.evals.spectral."""
+"""Tests of saejax.evals.dictionary.lobes and saejax.evals.dictionary.spectral."""
 
 import pathlib
 
@@ -7,7 +7,8 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file
 
 from saejax.errors import InputError
-from saejax.evals import cooccurrence, lobes, metrics, spectral
+from saejax.evals import metrics
+from saejax.evals.dictionary import cooccurrence, lobes, spectral
 from tests import toy
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "geometry.safetensors"

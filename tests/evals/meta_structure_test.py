@@ -1,10 +1,11 @@
-"""Tests of saejax.evals.meta_structure: rows that are sums of few directions."""
+"""Tests of saejax.evals.probing.meta_structure: rows that are sums of few directions."""
 
 import numpy as np
 from absl.testing import absltest
 
 from saejax.errors import InputError
-from saejax.evals import matching, meta_structure
+from saejax.evals import matching
+from saejax.evals.probing import meta_structure
 
 
 def share(meta, W):

@@ -1,10 +1,11 @@
-"""Tests of saejax.evals.monosemanticity."""
+"""Tests of saejax.evals.items.monosemanticity."""
 
 import numpy as np
 from absl.testing import absltest
 
 from saejax.errors import InputError
-from saejax.evals import matching, monosemanticity
+from saejax.evals import matching
+from saejax.evals.items import monosemanticity
 
 
 def unit(rows, d, seed=0):

@@ -1,11 +1,12 @@
-"""saejax/evals/document_features.py, pooled_classes.py and trees.py."""
+"""saejax/evals/probing/document_features.py, pooled_classes.py and trees.py."""
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax import errors
-from saejax.evals import document_features as features
-from saejax.evals import metrics, pooled_classes, probe, trees
+from saejax.evals import metrics
+from saejax.evals.probing import document_features as features
+from saejax.evals.probing import pooled_classes, probe, trees
 
 
 def latents(seed=0, B=6, T=9, n=12, share=0.3):

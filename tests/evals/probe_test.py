@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.probe: scikit-learn's fits, and what must be true."""
+"""Tests of saejax.evals.probing.probe: scikit-learn's fits, and what must be true."""
 
 import pathlib
 
@@ -8,7 +8,8 @@ import scipy.sparse
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import metrics, probe
+from saejax.evals import metrics
+from saejax.evals.probing import probe
 
 GOLDEN = safetensors.numpy.load_file(
   pathlib.Path(__file__).parents[1] / "golden/sklearn.safetensors"

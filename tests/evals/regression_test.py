@@ -1,11 +1,11 @@
-"""Tests of saejax.evals.regression."""
+"""Tests of saejax.evals.hypotheses.regression."""
 
 import numpy as np
 import scipy.stats
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import regression
+from saejax.evals.hypotheses import regression
 
 
 def data(seed=0, N=200, h=3):

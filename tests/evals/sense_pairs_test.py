@@ -1,4 +1,4 @@
-"""saejax/evals/sense_pairs.py: pairs of lines and of senses, and prompts."""
+"""saejax/evals/words/sense_pairs.py: pairs of lines and of senses, and prompts."""
 
 import collections
 import json
@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import sense_pairs
+from saejax.evals.words import sense_pairs
 from tests.evals import word_cases
 
 ROW = {

@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.softmax_probe."""
+"""Tests of saejax.evals.dictionary.softmax_probe."""
 
 import pathlib
 
@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file
 
 from saejax.errors import InputError
-from saejax.evals import softmax_probe
+from saejax.evals.dictionary import softmax_probe
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "geometry.safetensors"
 

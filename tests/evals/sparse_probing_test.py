@@ -1,11 +1,12 @@
-"""Tests of saejax.evals.sparse_probing: planted latents of classes."""
+"""Tests of saejax.evals.probing.sparse_probing: planted latents of classes."""
 
 import numpy as np
 import scipy.sparse
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import metrics, probe, probe_tasks, sparse_probing
+from saejax.evals import metrics
+from saejax.evals.probing import probe, probe_tasks, sparse_probing
 
 CLASSES, N, D = 4, 600, 24
 OWN = np.array([11, 3, 7, 20])  # the latent of each class

@@ -1,4 +1,4 @@
-"""saejax/evals/supervised_codes.py, latent_edits.py and indirect_objects.py."""
+"""saejax/evals/control/supervised_codes.py, latent_edits.py and indirect_objects.py."""
 
 import itertools
 from typing import Any
@@ -10,7 +10,11 @@ import optax
 from absl.testing import absltest, parameterized
 
 from saejax import errors
-from saejax.evals import indirect_objects, latent_edits, supervised_codes
+from saejax.evals.control import (
+  indirect_objects,
+  latent_edits,
+  supervised_codes,
+)
 from saejax.sae import activations, initial
 from tests import toy
 

@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.targeted: ablations with known effects."""
+"""Tests of saejax.evals.probing.targeted: ablations with known effects."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import scipy.stats
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import minibatch_probe, probe, reseeding, targeted
+from saejax.evals.probing import minibatch_probe, probe, reseeding, targeted
 
 C, N, D = 4, 800, 12
 

@@ -1,10 +1,10 @@
-"""Tests of saejax.evals.taxonomy: species, kingdoms, and two levels of latents."""
+"""Tests of saejax.evals.items.taxonomy: species, kingdoms, and two levels of latents."""
 
 import numpy as np
 from absl.testing import absltest
 
 from saejax.errors import InputError
-from saejax.evals import monosemanticity, taxonomy
+from saejax.evals.items import monosemanticity, taxonomy
 
 LEVELS = 7
 

@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.universality, similarity and token_alignment."""
+"""Tests of saejax.evals.spaces.universality, similarity and token_alignment."""
 
 import functools
 
@@ -7,7 +7,12 @@ import scipy.sparse
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import semantics, similarity, token_alignment, universality
+from saejax.evals.spaces import (
+  semantics,
+  similarity,
+  token_alignment,
+  universality,
+)
 from tests import toy
 
 ROWS, N, D = 600, 64, 16

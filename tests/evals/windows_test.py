@@ -1,4 +1,4 @@
-"""Tests of saejax.evals.windows: where latents are active, and the text there."""
+"""Tests of saejax.evals.autointerp.windows: where latents are active, and the text there."""
 
 import pathlib
 from unittest import mock
@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from saejax.data.store.share import Share
 from saejax.data.text import neighbours
 from saejax.errors import InputError
-from saejax.evals import window_search, windows
+from saejax.evals.autointerp import window_search, windows
 from saejax.features import parts
 from saejax.sae import activations
 from tests import toy

@@ -1,10 +1,10 @@
-"""saejax/evals/word_senses.py: planted senses, and the trivial answers."""
+"""saejax/evals/words/word_senses.py: planted senses, and the trivial answers."""
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
-from saejax.evals import word_senses
+from saejax.evals.words import word_senses
 
 WORDS, SENSES, D = 20, 2, 64
 NAMES = ("accuracy", "precision", "recall", "f1", "specificity")

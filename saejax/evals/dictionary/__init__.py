@@ -1,0 +1,5 @@
+"""The shape of dictionaries: crystals, lobes, galaxy."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

@@ -1,0 +1,5 @@
+"""What reconstructions leave out: dark matter, pursuit, laws over widths."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

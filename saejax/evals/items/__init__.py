@@ -1,0 +1,5 @@
+"""Latents over items with embeddings: MonoSemanticity, depth in a taxonomy."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

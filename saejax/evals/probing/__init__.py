@@ -1,0 +1,5 @@
+"""What can be read from latents: probes, their selection, ablations, splits by document."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

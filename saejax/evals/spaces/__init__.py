@@ -1,0 +1,5 @@
+"""Latents of two models beside each other: pairs, similarity of spaces, nulls."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

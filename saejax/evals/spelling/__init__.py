@@ -1,0 +1,5 @@
+"""Absorption on first letters: the task, its probes, both scores."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})

@@ -1,0 +1,5 @@
+"""Latents of words in contexts: contrasting texts, senses of a word."""
+
+from saejax import lazy as _lazy
+
+__getattr__, __dir__ = _lazy.attach(__name__, _lazy.modules(__path__), {})
