@@ -6,7 +6,6 @@ row of stacked ones; its note says where each lies and how its SAE is built.
 
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,6 +118,6 @@ def _checkpoint(folder: pathlib.Path, step: int | None) -> pathlib.Path:
 
 def _shape(spec: str) -> jax.ShapeDtypeStruct:
   """The shape and type that `orbax_io.specs` wrote."""
-  kind, sizes = re.fullmatch(r"(\w+)\[(.*)\]", spec).groups()
-  shape = tuple(int(size) for size in sizes.split(",") if size.strip())
+  kind, sizes = spec.removesuffix("]").split("[")
+  shape = tuple(int(size) for size in sizes.split(",") if size)
   return jax.ShapeDtypeStruct(shape, kind)

@@ -84,7 +84,7 @@ class CrossSums:
     Raises:
       InputError: the numbers of rows differ.
     """
-    rows, others = np.shape(z_a)[0], np.shape(z_b)[0]
+    rows, others = z_a.shape[0], z_b.shape[0]
     if rows != others:
       rule = f"must have as many rows as z_a, {rows}"
       raise InputError("z_b", f"{others} rows", rule, "align the tokens")
