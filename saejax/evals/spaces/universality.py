@@ -22,7 +22,7 @@ References:
 
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -46,7 +46,7 @@ NON_CONCEPTS = frozenset(
 _SPREAD = 1e-8  # added to standard deviations, as in the reference
 _BYTES = 2**33  # of the sums
 
-Latents = np.ndarray | scipy.sparse.csr_array
+Latents: TypeAlias = Any  # dense or sparse [N, n]
 
 
 class CrossSums:
