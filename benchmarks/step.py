@@ -17,7 +17,9 @@ cores is taken again.
   matmul, adam  the two parts of the floor alone
   sae_lens, dictionary_learning, sparsify, torch_index_add, torch_embedding_bag
                 where the Python of --peers_python (or SAEJAX_PEERS_PYTHON) has
-                them; one that cannot run is reported, and the rest goes on
+                them, or those of --peers; one that cannot run is reported, and
+                the rest goes on. All processes stay in memory: at size A all
+                peers need more than 24 GiB
 
 Ours run with glibc told to keep large blocks (`step_contenders.MALLOC`), as the
 launchers of this repository do; otherwise a step on a CPU spends its time on
@@ -69,6 +71,7 @@ class BenchConfig:
   tries: int = 4  # samples taken where others are busy
   threads: int = 2  # cores for everybody
   peers_python: str = ""  # Python that has the peers; empty: none
+  peers: tuple[str, ...] = ()  # which of them; none: all. All run at once
   peers_malloc: Literal["default", "tuned", "both"] = "tuned"  # their allocator
   seed: int = 0  # of data and weights
   out: str = ""  # file for the JSON
@@ -87,6 +90,9 @@ class BenchConfig:
         if name not in names:
           rule = f"must be of {', '.join(names)}"
           raise errors.InputError(field, name, rule, "choose one")
+    for name in set(self.peers) - set(step_contenders.peers()):
+      rule = f"must be of {', '.join(step_contenders.peers())}"
+      raise errors.InputError("peers", name, rule, "choose one")
     for field in ("methods", "ours"):
       if not getattr(self, field):
         raise errors.InputError(field, "", "there must be one", "choose one")

@@ -183,17 +183,23 @@ def undisturbed(contender: Contender, most: float, tries: int) -> Sample:
   return min(taken, key=lambda sample: sample.others)
 
 
+def peers() -> tuple[str, ...]:
+  """Names of the libraries and formulations of PyTorch."""
+  import peers as libraries
+  import torch_sparse
+
+  return (*libraries.BUILDERS, *torch_sparse.FORMS)
+
+
 def starts(config) -> list[tuple[str, str, str, bool]]:
   """Name, script, Python and allocator setting of every contender."""
-  import peers
   import step_ours
-  import torch_sparse
 
   names = [*step_ours.FLOORS, *config.ours]
   found = [(name, "step_ours.py", sys.executable, True) for name in names]
   python = config.peers_python or os.environ.get("SAEJAX_PEERS_PYTHON")
   if python:
-    for name in [*peers.BUILDERS, *torch_sparse.FORMS]:
+    for name in config.peers or peers():
       if config.peers_malloc != "default":
         found.append((name + "+malloc", "peers.py", python, True))
       if config.peers_malloc != "tuned":
