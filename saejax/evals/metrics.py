@@ -130,7 +130,7 @@ def ami(a: Shaped[np.ndarray, "N"], b: Shaped[np.ndarray, "N"]) -> float:
   _, a = np.unique(a, return_inverse=True)
   _, b = np.unique(b, return_inverse=True)
   size_a, size_b = np.bincount(a), np.bincount(b)
-  if len(size_a) == len(size_b) == 1:
+  if len(size_a) == len(size_b) and len(size_a) in (1, len(a)):
     return 1.0
   key, joint = np.unique(a * len(size_b) + b, return_counts=True)
   expected_joint = size_a[key // len(size_b)] * size_b[key % len(size_b)]

@@ -72,7 +72,12 @@ def parts(
         "balanced tasks; llm are mean activations, pca their components.",
       )
     )
-  if ablate:
+  known = all(
+    point[f"tpp_threshold_{count}_{_ENDS[0]}"] is not None
+    for point in points
+    for count in ablate
+  )
+  if ablate and known:  # of one run there is no interval
     figures["tpp"] = made = _tpp(points, ablate)
     blocks.append(
       study.figure(
@@ -107,7 +112,7 @@ def _tpp(points: Points, ablate: Sequence[int]) -> Any:
     (
       point["sae"],
       point[f"tpp_threshold_{count}_total_metric"],
-      *(point[f"tpp_threshold_{count}_{end}"] or 0.0 for end in _ENDS),
+      *(point[f"tpp_threshold_{count}_{end}"] for end in _ENDS),
       f"{count} ablated",
     )
     for point in points

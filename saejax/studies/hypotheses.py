@@ -16,10 +16,12 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from saejax import checks, models
 from saejax.errors import InputError
@@ -117,8 +119,8 @@ def main(config: Config) -> None:
   extras.check()
   texts, y = read(config)
   judge = _judge(config)
+  first = _first(config, y)
   with run_folder.opened(config.run_dir, config) as folder:
-    first = np.random.default_rng(config.seed).permutation(len(y)) < len(y) // 2
     ours = [text for text, use in zip(texts, first, strict=True) if use]
     theirs = [text for text, use in zip(texts, first, strict=True) if not use]
     z, fvu = _latents(config, ours)
@@ -152,6 +154,26 @@ def main(config: Config) -> None:
     )
 
 
+def _first(config: Config, y: np.ndarray) -> Bool[np.ndarray, "D"]:
+  """Which texts are for training; refuses halves that cannot be fitted."""
+  first = np.random.default_rng(config.seed).permutation(len(y)) < len(y) // 2
+  most = (
+    int((~first).sum()) // 2 - 3
+  )  # the regression is fitted on a half of these
+  if config.count > most:
+    rule = f"must be at most {most} with {len(y)} texts"
+    raise InputError(
+      "count", config.count, rule, "lower it, or give more texts"
+    )
+  for part in (first, ~first):
+    _, counts = np.unique(y[part], return_counts=True)
+    if len(counts) < 2 or (y.dtype == bool and counts.min() < 2):
+      rule = "must take two values in each half of the texts, each twice"
+      remedy = "give more texts of the rarer one"
+      raise InputError("label_field", config.label_field, rule, remedy)
+  return first
+
+
 def read(config: Config) -> tuple[list[str], np.ndarray]:
   """Reads texts and labels.
 
@@ -168,7 +190,7 @@ def read(config: Config) -> tuple[list[str], np.ndarray]:
   texts, labels = [], []
   path = pathlib.Path(os.path.expanduser(config.data))
   try:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").split("\n")
   except (OSError, UnicodeDecodeError) as error:
     rule = f"must be a file of JSON lines ({error})"
     raise InputError("data", config.data, rule, "give another path") from error
@@ -203,7 +225,7 @@ def _fields(config: Config, line: str, where: str) -> tuple[str, Any]:
     raise InputError("text_field", config.text_field, rule, remedy)
   if config.positive:
     return text, str(label) == config.positive
-  if isinstance(label, int | float) and np.isfinite(label):
+  if isinstance(label, int | float) and abs(label) <= sys.float_info.max:
     return text, float(label)
   rule = f"must be a number in every line; {where} has {label!r}"
   remedy = "give the label that counts as yes by --positive"
@@ -216,9 +238,11 @@ def _judge(config: Config) -> judge_lib.Judge:
   own = dataclasses.asdict(config.http)
   workers = own.pop("workers")
   cache = str(pathlib.Path(config.run_dir).expanduser() / "answers")
-  return Http(
-    chat=Chat(cache=cache, **own), prompts=config.prompts, workers=workers
-  )
+  try:
+    chat = Chat(cache=cache, **own)
+    return Http(chat=chat, prompts=config.prompts, workers=workers)
+  except InputError as error:
+    raise error.renamed(error.field.replace("judge.", "http.")) from error
 
 
 def embedder(name: str) -> judge_embedding.Embed:

@@ -39,6 +39,7 @@ from saejax.features import pooling, reading
 from saejax.report import extras, probe_page, study
 from saejax.runs import evaluation, stores
 from saejax.runs import folder as run_folder
+from saejax.sae import files
 from saejax.sae.sae import SAE
 from saejax.studies.meter import Meter
 
@@ -46,6 +47,7 @@ PROBING, TPP = "sparse_probing", "tpp"
 EVALS = (PROBING, TPP)
 LLM, PCA, RANDOM = "llm", "pca", "random"
 TEST = 0.2  # share of the documents
+LEAST = 30  # documents of a class, so that all parts have some of each
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,7 @@ class Columns(NamedTuple):
   z: Any
   directions: Float[np.ndarray, "n d"]
   l0: float | None
+  content: str = ""  # checksum of the SAE; "" for what the stores determine
 
 
 def main(config: Config) -> None:
@@ -118,6 +121,9 @@ def main(config: Config) -> None:
   """
   extras.check()
   saes = dict(_given(config))
+  if PROBING in config.evals:
+    most = min(min(sae.n, sae.d) for sae in saes.values())
+    checks.distinct(config, "k", most=most)
   known = labels_.document_labels(
     config.harvest.corpus, spec.corpus_of(config.harvest), field=config.labels
   )
@@ -160,6 +166,11 @@ def _given(config: Config) -> Iterator[tuple[str, SAE]]:
   for name, (sae, about) in evaluation.saes(config.sae):
     evaluation.check_site(name, about, subject.meta)
     core_controls.check({name: sae}, subject.d, subject.d)
+    try:
+      sae.direction(0)
+    except NotImplementedError as error:
+      rule = f"must have directions that are the same for all rows ({error})"
+      raise InputError("sae", name, rule, "leave it out") from error
     yield name, sae
 
 
@@ -181,9 +192,9 @@ def _documents(
 def _classes(labels: Shaped[np.ndarray, "D"]) -> dict[str, int]:
   """Documents of each class."""
   names, counts = np.unique(labels, return_counts=True)
-  if len(names) < 2 or counts.min() < 2 / TEST:
+  if len(names) < 2 or counts.min() < LEAST:
     rare = f"{names[counts.argmin()]!r} of {counts.min()} documents"
-    rule = f"must have at least two classes of {2 / TEST:.0f} documents"
+    rule = f"must have at least two classes of {LEAST} documents"
     remedy = "raise harvest.rows, or leave out rare classes"
     raise InputError("labels", rare, rule, remedy)
   return dict(zip(names.tolist(), counts.tolist(), strict=True))
@@ -238,13 +249,18 @@ class _Work:
       *(documents.unit(one, sae) for one in found), strict=True
     )
     z = scipy.sparse.vstack(means, "csr")
-    return Columns(z, directions[0], active / max(rows, 1))
+    l0 = active / max(rows, 1)
+    return Columns(z, directions[0], l0, files.checksum(sae))
 
   def point(self, name: str, features: Columns) -> dict[str, Any]:
     """The scores of a matrix; those of a stopped run are read."""
-    file = (
-      self.folder / "scores" / f"{durable.digest({'name': name})[:16]}.json"
-    )
+    about = {
+      "name": name,
+      "sae": features.content,
+      "stores": [store.content for store in self.read],
+      "labels": self.documents.labels.tolist(),
+    }
+    file = self.folder / "scores" / f"{durable.digest(about)[:16]}.json"
     if file.exists():
       return durable.read_sealed(file, field="run_dir")
     config, found = self.config, {}

@@ -121,6 +121,17 @@ class ScoreTest(parameterized.TestCase):
     np.testing.assert_allclose(score, [0.75, 0])
     self.assertEqual(asked[0]["top_logprobs"], 5)
 
+  def test_log_probabilities_of_another_form_are_a_failure(self):
+    for content in (
+      ["0", "1"],
+      [{"token": "1", "top_logprobs": [{"token": "1"}]}],
+    ):
+      choice = {"message": {"content": "[1]"}, "logprobs": {"content": content}}
+      reply = json.dumps({"choices": [choice]}).encode()
+      with served(lambda *_, reply=reply: (200, reply)) as (url, _):
+        score = ask(url, windows=WINDOWS[:1], logprobs=True)
+      np.testing.assert_array_equal(score, [np.nan])
+
   def test_simulation_explanations_and_intruders_are_parsed(self):
     said = iter(["[0, 10]", "I see.\nEXPLANATION: cats ", "3", "2 or 3"])
     with served(lambda *_: (200, next(said))) as (url, asked):
@@ -251,6 +262,7 @@ class PromptsTest(absltest.TestCase):
     for text, said in (
       ("$windows", "a line ==="),
       ("a\n===\n$x", r"\$windows"),
+      ("costs $5\n===\n$windows", r"write \$\$"),
     ):
       file.write_text(text)
       with self.assertRaisesRegex(InputError, said):

@@ -52,6 +52,7 @@ class MetricsTest(parameterized.TestCase):
     self.assertLess(abs(np.mean(drawn)), 3 * error)
     self.assertAlmostEqual(metrics.ami(a, 7 - 2 * a), 1)
     self.assertEqual(metrics.ami(np.zeros(5), np.ones(5)), 1)
+    self.assertEqual(metrics.ami(np.arange(3), np.array([2, 0, 1])), 1)
 
   def test_silhouette_in_blocks_is_that_of_all_pairs(self):
     x, label = GOLDEN["x"], GOLDEN["b"]

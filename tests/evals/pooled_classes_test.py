@@ -191,6 +191,10 @@ class ClassesTest(parameterized.TestCase):
     apart = pooled_classes.fit(x, label, settings=settings)
     self.assertGreater(apart.validation, 0.95)
     self.assertLess(together.validation, 0.7)
+    for of, low, high in ((groups, 0, 0.75), (None, 0.95, 1)):
+      given = {"settings": settings} | ({} if of is None else {"groups": of})
+      found = pooled_classes.compare({"x": x}, label, **given)["x"].macro_f1
+      self.assertBetween(found, low, high)
 
   def test_one_class_is_refused(self):
     with self.assertRaisesRegex(errors.InputError, "at least 2 classes"):
@@ -235,6 +239,11 @@ class TreesTest(parameterized.TestCase):
     self.assertLen(tree.feature, 3)
     share = tree.score(x).sum(axis=1)
     np.testing.assert_allclose(share, 1)
+
+  def test_neighbouring_floats_are_divided(self):
+    x = np.array([[np.nextafter(1.0, 0)], [1.0]])
+    tree = trees.fit(x, np.array([[False], [True]]), depth=1)
+    np.testing.assert_array_equal(tree.score(x)[:, 0] > 0, [False, True])
 
   def test_limits_hold(self):
     x, y = self.exclusive_or()

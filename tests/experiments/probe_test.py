@@ -79,6 +79,12 @@ class ProbeTest(absltest.TestCase):
     (self.folder / "run" / "results.json").unlink()
     again, repeated, _ = self.run_script()  # from what is kept
     self.assertEqual((again, repeated), (0, out))
+    lines = [json.loads(line) for line in self.corpus.read_text().splitlines()]
+    for i, line in enumerate(lines):  # labels at random
+      line["kind"] = "toy" if i * 7919 % 72 < 36 else "animal"
+    self.corpus.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    _, other, _ = self.run_script()
+    self.assertNotEqual(other, out)
 
   def test_refusals_name_the_flag(self):
     for flags, message in (
@@ -86,7 +92,8 @@ class ProbeTest(absltest.TestCase):
       ({"labels": "one"}, "--labels=one.*at least two values"),
       ({"evals": "tpp,scr"}, "--evals=scr.*sparse_probing, tpp"),
       ({"k": "0"}, "--k=0.*at least 1"),
-      ({"harvest.rows": 40}, "--labels.*two classes of 10 documents"),
+      ({"k": "1,65"}, "--k=1,65.*at most 64"),
+      ({"harvest.rows": 40}, "--labels.*two classes of 30 documents"),
     ):
       code, _, err = self.run_script(**flags)
       self.assertEqual(code, 2, err)

@@ -305,7 +305,7 @@ def _or_failed(
     return failed
   try:
     found = np.array(parse(answer, count), float)
-  except (ValueError, TypeError, RecursionError):
+  except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
     return failed
   return found if found.shape == (count,) else failed
 

@@ -76,8 +76,9 @@ def read(name: str, folder: str = "") -> Prompt:
   if not line:
     rule = "must have a line === between instructions and question"
     raise InputError("prompts", file, rule, f"see {FOLDER / name}.txt")
-  used = set(string.Template(system + user).get_identifiers())
-  if used - _FIELDS[name]:
+  whole = string.Template(system + user)
+  used = set(whole.get_identifiers())
+  if used - _FIELDS[name] or not whole.is_valid():
     rule = f"must use only ${', $'.join(sorted(_FIELDS[name]))}"
     remedy = "write $$ for a dollar sign"
     raise InputError("prompts", file, f"{rule}, not {sorted(used)}", remedy)

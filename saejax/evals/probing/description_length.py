@@ -108,6 +108,12 @@ def description_length(
       padded, _ = reading.pad(rows, batch_rows)
       yield rows, np.array(encode(padded))
 
+  rows = np.asarray(x[:1], np.float32)
+  try:
+    jax.eval_shape(lambda rows: sae.decode(sae.encode(rows)), rows)
+  except ValueError as error:
+    rule = f"must decode latents without their row ({error})"
+    raise InputError("sae", type(sae).__name__, rule, "give another") from error
   mean = np.mean(x, axis=0, dtype=np.float64)
   low, high, variance = np.inf, -np.inf, 0.0
   for rows, z in batches():

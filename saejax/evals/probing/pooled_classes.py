@@ -243,8 +243,10 @@ def compare(
     **options: arguments of `fit`.
   """
   label = np.asarray(label)
-  train = train_rows(label) if train is None else np.asarray(train)
   groups = options.pop("groups", None)
+  if train is None and groups is not None:  # a group is on one side
+    train = probe.split(np.asarray(groups), test=TEST, seed=SEED)
+  train = train_rows(label) if train is None else np.asarray(train)
   groups = np.arange(len(label)) if groups is None else np.asarray(groups)
   return {
     name: fit(

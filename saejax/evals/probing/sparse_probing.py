@@ -262,7 +262,8 @@ class _Fitted(NamedTuple):
     found, label = found[:, 0], self.label
     return {
       "accuracy": float(((found > 0) == label).mean()),
-      "auc": metrics.auroc(found, label),
+      # Few validation rows may be of one class.
+      "auc": metrics.auroc(found, label) if 0 < label.mean() < 1 else 0.5,
       "f1": metrics.f1(found > 0, label),
     }
 

@@ -141,5 +141,7 @@ def _division(x, y, min_leaf: int) -> tuple[int, float] | None:
     i, j = np.unravel_index(impurity.argmin(), impurity.shape)
     if impurity[i, j] < least:
       least = float(impurity[i, j])
-      best = start + int(j), float((value[i, j] + value[i + 1, j]) / 2)
+      below, above = value[i, j], value[i + 1, j]
+      middle = (below + above) / 2  # of neighbouring floats it may be the upper
+      best = start + int(j), float(middle if middle < above else below)
   return best
