@@ -36,6 +36,8 @@ ARMS = "arms"  # folder of a study's arms
 NO_RESULT = frozenset(
   {
     "run_dir",
+    "dir",  # of the sums of a pass
+    "save_seconds",
     "online",
     "downstream_tokens",
     "harvest.dir",

@@ -43,6 +43,7 @@ from saejax.sae.sae import SAE
 from saejax.studies import dashboard_sources
 
 NUMBERS = ("fvu", "nonlinear_fvu", "r2", "linear_share")
+SAME_L0 = 0.1  # relative difference up to which SAEs are of one L0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,9 @@ def opened(config: Config) -> tuple[dict[str, SAE], Store, tuple[Read, Read]]:
     if sae.d != store.d:
       rule = f"must have the width of the store, {store.d}, has {sae.d}"
       raise InputError("sae", name, rule, "give SAEs of the store's site")
+  if (count := min(config.rows, store.rows)) < 2 * store.d:
+    rule = f"must be at least {2 * store.d}: two rows per dimension are fitted"
+    raise InputError("rows", count, rule, "read more rows, or a larger store")
   rows = {"first_position": config.first_position}
   rows |= {"most": config.rows, "batch_rows": config.batch_rows}
   read = document_sums.of_store(store, **rows)
@@ -217,16 +221,47 @@ def _flat(found: Decomposition) -> dict[str, Any]:
   return record
 
 
+def of_one_l0(found: Sequence[Decomposition]) -> list[list[int]]:
+  """Returns the places of the decompositions of one L0 each, up to 10 %.
+
+  Args:
+    found: the decompositions.
+  """
+  groups: list[list[int]] = []
+  for i, one in enumerate(found):
+    for group in groups:
+      first = found[group[0]].l0
+      if abs(one.l0 - first) <= SAME_L0 * first:
+        group.append(i)
+        break
+    else:
+      groups.append([i])
+  return groups
+
+
 def scaling(
   config: Config, widths: Sequence[int], found: Sequence[Decomposition]
 ) -> dict[str, Any]:
-  """Laws and slopes over the widths, where there are enough of them.
+  """Laws and slopes over the widths, of the SAEs of each L0 on their own.
 
   Args:
     config: settings of the command.
     widths: number of latents of each SAE.
     found: its decomposition.
   """
+  over: dict[str, Any] = {}
+  groups = of_one_l0(found)
+  for group in groups:
+    end = f"_l0_{found[group[0]].l0:.3g}" if len(groups) > 1 else ""
+    own = [widths[i] for i in group], [found[i] for i in group]
+    over |= {k + end: v for k, v in _scaling(config, *own).items()}
+  return over
+
+
+def _scaling(
+  config: Config, widths: Sequence[int], found: Sequence[Decomposition]
+) -> dict[str, Any]:
+  """Laws and slopes of SAEs of one L0, where there are enough of them."""
   over: dict[str, Any] = {}
   few = Bootstrap(
     min(config.resamples, error_scaling.LAW_RESAMPLES), config.seed
@@ -245,10 +280,15 @@ def scaling(
 
 
 def _per_token(config, saes, found, train: Read, test: Read) -> list[dict]:
-  """Predictions of each SAE's errors by the next smaller one's."""
-  ordered = sorted(saes.items(), key=lambda item: item[1].n)
+  """Predictions of each SAE's errors by the next smaller one's of its L0."""
+  every = list(saes.items())  # ascending n
+  pairs = [
+    pair
+    for group in of_one_l0([found[name] for name, _ in every])
+    for pair in itertools.pairwise([every[i] for i in group])
+  ]
   records = []
-  for (small, a), (big, b) in itertools.pairwise(ordered):
+  for (small, a), (big, b) in pairs:
     if a.n == b.n:
       continue
     made = error_scaling.per_token(

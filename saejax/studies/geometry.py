@@ -40,6 +40,7 @@ from saejax.runs import folder as run_folder
 from saejax.sae import files
 from saejax.sae.sae import SAE
 from saejax.studies import dashboard_sources as sources
+from saejax.studies import word_pairs
 
 MODES = ("galaxy", "lobes", "crystals")
 # Computes (points, sections of the page, plots by name, facts about the data).
@@ -119,10 +120,11 @@ def main(config: Config) -> None:
 
 def _galaxy(config: Config, sae: SAE) -> Work:
   ranks = min(sae.d, sae.n - 1)
-  for field, most in (("last", ranks), ("components", ranks)):
-    if getattr(config, field) > most:
-      rule = f"must be at most {most}, the rank of the decoder"
-      raise InputError(field, getattr(config, field), rule, "lower it")
+  components = config.components or galaxy.COMPONENTS
+  for field, value in (("last", config.last), ("components", components)):
+    if value > ranks:
+      rule = f"must be at most {ranks}, the rank of the decoder"
+      raise InputError(field, value, rule, "give a smaller number")
   if config.first > config.last - 2:
     rule = f"must be at most {config.last - 2}: three ranks up to last"
     raise InputError("first", config.first, rule, "lower it, or raise last")
@@ -198,6 +200,10 @@ def _lobes(config: Config, sae: SAE) -> Work:
   if (config.most or sae.n) > cooccurrence.LIMIT:
     rule = f"must be at most {cooccurrence.LIMIT:,} of {sae.n:,} latents: pairs"
     raise InputError("most", config.most, rule, "take the most active ones")
+  latents = min(config.most or sae.n, sae.n)
+  if max(config.lobes) > latents:
+    rule = f"must be at most {latents}, the number of latents"
+    raise InputError("lobes", max(config.lobes), rule, "ask for fewer lobes")
   cooccurrence.blocks(store.whole("doc")["doc"], config.block)
   return functools.partial(_lobe_points, config, sae, store)
 
@@ -268,7 +274,8 @@ def _lobe_points(config: Config, sae: SAE, store: Store) -> tuple[Any, ...]:
 
 def _crystals(config: Config, sae: SAE) -> Work:
   path = pathlib.Path(os.path.expanduser(config.pairs))
-  found = word_pairs(_lines(path), str(path))
+  found = word_pairs.read(path)
+  components = word_pairs.components(found[0], config.components)
   name, site = sources.provenance(
     config.sae, _about(config.sae), None, model=config.model, site=config.site
   )
@@ -277,7 +284,9 @@ def _crystals(config: Config, sae: SAE) -> Work:
   if subject.d != sae.d:
     rule = f"must be of the width of the SAE, {sae.d}, not {subject.d}"
     raise InputError("site", site, rule, "give the site of the SAE")
-  return functools.partial(_crystal_points, config, sae, subject, found)
+  return functools.partial(
+    _crystal_points, config, sae, subject, found, components
+  )
 
 
 def _crystal_points(
@@ -285,6 +294,7 @@ def _crystal_points(
   sae: SAE,
   subject: Subject,
   words: tuple[list[str], list[str], list[str]],
+  components: int,
 ) -> tuple[Any, ...]:
   relation, first, second = words
   h = [last_tokens(subject, words) for words in (first, second)]
@@ -295,7 +305,7 @@ def _crystal_points(
     found = crystals.crystals(
       v[:, v.any(axis=0)],
       relation,
-      components=config.components or _components(relation),
+      components=components,
       draws=config.draws,
       seed=config.seed,
     )
@@ -307,7 +317,11 @@ def _crystal_points(
         "arm": arm,
         "status": "ok",
         **found.record(),
-        "length_correlation": crystals.length_correlation(v, length),
+        "length_correlation": (
+          crystals.length_correlation(v, length)
+          if np.ptp(length)
+          else float("nan")
+        ),
       }
     )
   columns = {
@@ -328,51 +342,6 @@ def _crystal_points(
   )
   table = study.table(points, columns, f"{len(first)} pairs.")
   return points, [page.Section("Crystals", [prose, table])], {}, subject.meta
-
-
-def _components(relation: list[str]) -> int:
-  return min(crystals.COMPONENTS, len(set(relation)) - 1)
-
-
-def _lines(path: pathlib.Path) -> list[str]:
-  try:
-    return path.read_text(encoding="utf-8").splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    rule = f"must be a file of text in UTF-8 ({error})"
-    raise InputError("pairs", path, rule, "give its path") from error
-
-
-def word_pairs(
-  lines: list[str], name: str = "pairs"
-) -> tuple[list[str], list[str], list[str]]:
-  """Reads word pairs: relation, word, word, separated by tabs.
-
-  Args:
-    lines: lines of the file; empty ones are skipped.
-    name: name of the file in errors.
-
-  Returns:
-    (relations, first words, second words).
-
-  Raises:
-    InputError: a line has other fields, with its number, or there are none.
-
-  >>> word_pairs(["plural\\tcat\\tcats"])
-  (['plural'], ['cat'], ['cats'])
-  """
-  found = []
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    fields = line.rstrip("\r\n").split("\t")  # a space before a word counts
-    if len(fields) != 3 or not all(field.strip() for field in fields):
-      rule = "must be a relation and two words, with tabs between them"
-      raise InputError("pairs", f"{name}, line {number}", rule, "correct it")
-    found.append(fields)
-  if not found:
-    raise InputError("pairs", name, "must have a pair", "add some")
-  relation, first, second = zip(*found, strict=True)
-  return [one.strip() for one in relation], list(first), list(second)
 
 
 def last_tokens(subject: Subject, words: list[str]) -> np.ndarray:

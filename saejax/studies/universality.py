@@ -77,6 +77,8 @@ class Config:
     checks.at_least(self, 0, "first_position", "seed")
     checks.at_least(self, similarity.PER_DIRECTION, "most")
     checks.fraction(self, "correlation", "share")
+    if not self.share:
+      raise InputError("share", self.share, "must be above 0", "use 0.99")
     for field, known in (
       ("matching", universality.MATCHINGS),
       ("inner", similarity.INNERS),
@@ -165,6 +167,10 @@ def opened(config: Config) -> tuple[Side, Side]:
       raise InputError(side, given, rule, f"give its own store as {field}")
     found.append(Side(given, sae, store))
   a, b = found
+  try:
+    universality.check_sizes(a.sae.n, b.sae.n)
+  except InputError as error:
+    raise error.renamed("b") from error
   return (a, b) if a.sae.n >= b.sae.n else (b, a)
 
 
@@ -190,18 +196,24 @@ def aligned(config: Config, a: Side, b: Side) -> tuple[np.ndarray, str]:
     how = "equal tokens"
     keys = [(one.doc, one.pos) for one in index]
     pairs = token_alignment.same_tokens(*keys)
-    # Equal positions of another text are no equal tokens.
-    pairs = pairs[index[0].tok[pairs[:, 0]] == index[1].tok[pairs[:, 1]]]
+    # Another text has equal tokens at equal positions by chance alone.
+    equal = index[0].tok[pairs[:, 0]] == index[1].tok[pairs[:, 1]]
+    doc = np.unique(index[0].doc[pairs[:, 0]], return_inverse=True)[1]
+    same_text = 2 * np.bincount(doc, equal) > np.bincount(doc)
+    pairs = pairs[equal & same_text[doc]]
   else:
     how = "common ends of words"
     pairs = _word_ends(a, b, index)
-  late = [one.pos[pairs[:, i]] for i, one in enumerate(index)]
+  late = [
+    neighbours.in_window(side.store, one.pos[pairs[:, i]])
+    for i, (side, one) in enumerate(zip((a, b), index, strict=True))
+  ]
   pairs = pairs[np.minimum(*late) >= config.first_position]
   if not len(pairs):
     name = "store_b" if config.store_b else "store_a"
-    rule = f"must have tokens in common with {a.store.place.name}"
+    rule = f"must have tokens in common with the store of {a.name}"
     remedy = "harvest both stores from one corpus, in whole documents"
-    raise InputError(name, str(b.store.place), rule, remedy)
+    raise InputError(name, getattr(config, name), rule, remedy)
   rows = np.stack([one.row[pairs[:, i]] for i, one in enumerate(index)], -1)
   return rows[np.argsort(rows[:, 0], kind="stable")], how
 

@@ -17,6 +17,7 @@ from saejax.sae import files
 from saejax.sae.sae import SAE
 from saejax.training import checkpoint_folder as folders
 from saejax.training import orbax_io
+from saejax.training.parts import rounding
 from saejax.training.state import TrainState
 
 MEMBERS = "members"  # entry of a note, and of what a checkpoint holds
@@ -73,6 +74,9 @@ def load_checkpoint(
   path = _checkpoint(pathlib.Path(run_dir) / folders.FOLDER, step)
   note = folders.read_note(path)
   members = {one["name"]: one for one in note.get(MEMBERS, ())}
+  if not members:
+    rule = "must say where its members lie; an earlier version wrote it"
+    raise InputError("run_dir", path, rule, "continue the run to save another")
   if name is None and len(members) == 1:
     (name,) = members
   if name not in members:
@@ -94,7 +98,8 @@ def load_checkpoint(
   )
   row = ... if own["row"] is None else own["row"]
   arrays = {leaf[len(prefix) :]: a[row] for leaf, a in arrays.items()}
-  return files.build(own["sae"], arrays, "", parts or {})
+  # Training widens weights before their use.
+  return rounding.widened(files.build(own["sae"], arrays, "", parts or {}))
 
 
 def _checkpoint(folder: pathlib.Path, step: int | None) -> pathlib.Path:

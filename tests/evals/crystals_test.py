@@ -36,6 +36,11 @@ class CrystalsTest(parameterized.TestCase):
     self.assertGreater(found.in_sample, found.held_out.observed)
     self.assertEqual(found.record()["pairs"], 480)
 
+  def test_few_pairs_of_two_relations_have_a_null(self):
+    v, label, _ = planted(classes=2, each=8)
+    found = crystals.crystals(v, label, components=1, draws=50)
+    self.assertTrue(np.all(np.isfinite(found.held_out.draws)))
+
   def test_random_labels_are_separated_in_sample_alone(self):
     rng = np.random.default_rng(0)
     v = rng.standard_normal((120, 600))[:, :100]

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from jax.tree_util import Partial
 
 from saejax import errors
-from saejax.evals.heads import head_attribution, head_paths
+from saejax.evals.heads import head_attribution, head_paths, rules
 from saejax.models import edits, stack, taps
 from saejax.models import model as model_lib
 from saejax.sae import activations, prep
@@ -158,14 +158,14 @@ class RuleTest(parameterized.TestCase):
   def test_specificity_and_sensitivity(self):
     z = np.array([0.0, 2.0, 3.0, 0.5, 0.0])
     rule = np.array([1, 1, 1, 0, 0], bool)
-    found = head_attribution.rule_scores(z, rule)
+    found = rules.rule_scores(z, rule)
     self.assertAlmostEqual(found.specificity, 2 / 3)
     self.assertAlmostEqual(found.sensitivity, 2 / 3)
-    found = head_attribution.rule_scores(z, rule, threshold=1)
+    found = rules.rule_scores(z, rule, threshold=1)
     self.assertEqual((found.specificity, found.active), (1, 2))
-    self.assertEqual(head_attribution.rule_scores(0 * z, rule).specificity, 0)
+    self.assertEqual(rules.rule_scores(0 * z, rule).specificity, 0)
     with self.assertRaisesRegex(errors.InputError, "rule"):
-      head_attribution.rule_scores(z, rule & False)
+      rules.rule_scores(z, rule & False)
 
   @parameterized.parameters(True, False)
   def test_shuffled_heads_are_the_null_of_a_rule(self, planted):
@@ -177,7 +177,7 @@ class RuleTest(parameterized.TestCase):
     encoder = sae.encoder.replace(W=jnp.asarray(W), b=jnp.zeros(4))
     sae = sae.replace(encoder=encoder)
     rule = z[:, 1] @ W[0, 3:6] > 0 if planted else rng.random(400) < 0.5
-    found = head_attribution.head_shuffle(sae, z, 0, rule, count=19)
+    found = rules.head_shuffle(sae, z, 0, rule, count=19)
     for name in ("specificity", "sensitivity"):
       if planted:
         self.assertEqual(found[name].observed, 1)
@@ -187,7 +187,7 @@ class RuleTest(parameterized.TestCase):
         self.assertBetween(found[name].mean, 0.4, 0.6)
         self.assertGreater(found[name].p, 0.05)
     with self.assertRaisesRegex(errors.InputError, "several heads"):
-      head_attribution.head_shuffle(sae, z[:, :1], 0, rule)
+      rules.head_shuffle(sae, z[:, :1], 0, rule)
 
 
 class PathsTest(Base):

@@ -5,6 +5,8 @@ from absl.testing import absltest, parameterized
 
 from saejax.errors import InputError
 from saejax.evals.words import word_senses
+from saejax.sae import activations
+from tests import toy
 
 WORDS, SENSES, D = 20, 2, 64
 NAMES = ("accuracy", "precision", "recall", "f1", "specificity")
@@ -110,6 +112,14 @@ class WordSensesTest(parameterized.TestCase):
     self.assertEqual(found.silent, 1 / 8)
     self.assertIn("encoder_cosine_same", found.record())
     self.assertNotIn("mse", found.record())
+
+  def test_a_silent_latent_is_not_the_strongest_of_signed_ones(self):
+    kind = activations.TopK(2, score="magnitude", keep="signed")
+    sae, x = toy.sae(activation=kind), np.asarray(toy.rows(200, 8))
+    latent, count = word_senses.strongest(sae.encode, x)
+    z = np.asarray(sae.encode(x))
+    np.testing.assert_array_equal(count, 2)
+    self.assertTrue(np.all(z[np.arange(200), latent] != 0))
 
   def test_silence_is_no_latent(self):
     z = np.array([[0, 0, 0], [2, 1, 0], [0, 0, 3.0]])

@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 
 from saejax.data import harvest
 from saejax.sae import activations, files, initial
-from saejax.studies import geometry
+from saejax.studies import word_pairs
 from tests import shared
 from tests.experiments import corpora, script
 
@@ -120,6 +120,10 @@ class GeometryTest(parameterized.TestCase):
     ({"mode": "lobes"}, "store=: must not be empty for lobes"),
     ({"mode": "crystals"}, "pairs=: must not be empty for crystals"),
     ({"mode": "galaxy", "last": 500}, "last=500: must be at most 128"),
+    (
+      {"mode": "galaxy", "last": 60, "components": 200},
+      "components=200: must be at most 128",
+    ),
   )
   def test_bad_input_is_one_line(self, flags, says):
     self.save({})
@@ -129,10 +133,10 @@ class GeometryTest(parameterized.TestCase):
     self.assertNotIn("Traceback", err)
 
   def test_a_line_that_is_no_pair_is_named(self):
-    found = geometry.word_pairs(["a\t b\tc", "", "d\te\tf\n"])
+    found = word_pairs.parsed(["a\t b\tc", "", "d\te\tf\n"])
     self.assertEqual(found, (["a", "d"], [" b", "e"], ["c", "f"]))
     with self.assertRaisesRegex(ValueError, "line 2: must be a relation and"):
-      geometry.word_pairs(["a\tb\tc", "a\tb"], "file")
+      word_pairs.parsed(["a\tb\tc", "a\tb"], "file")
 
 
 if __name__ == "__main__":

@@ -262,3 +262,15 @@ def pieces(tokenizer: Any, tokens: np.ndarray) -> list[str]:
       found.append(tokenizer.decode(ids[i : i + 1]))
       before = upto
   return found
+
+
+def in_window(store: Store, pos: np.ndarray) -> np.ndarray:
+  """Returns positions in the model's window, from 0.
+
+  Args:
+    store: the store; without a context in its metadata, documents are windows.
+    pos: positions in documents, its column pos.
+  """
+  frame = sum(len(store.meta.get(end) or ()) for end in ("prefix", "suffix"))
+  length = int(store.meta.get("context") or 0) - frame
+  return pos % length if length > 0 else pos

@@ -138,12 +138,16 @@ def expression(
     genes: names of the genes.
 
   Raises:
-    InputError: the number of names is not that of columns, or a name is twice.
+    InputError: the number of names is not that of columns, a name is twice, or
+      expression is negative or not finite.
   """
   if len(genes) != x.shape[1] or len(set(genes)) < len(genes):
     rule = f"must be {x.shape[1]} different names, one for each column of x"
     raise InputError("genes", len(genes), rule, "name each gene once")
   a, b = (np.asarray(x[group], np.float64) for group in (high, low))
+  if not all(np.all((v >= 0) & np.isfinite(v)) for v in (a, b)):
+    rule = "must be finite and at least 0: fold changes are of means"
+    raise InputError("x", "expression", rule, "give counts or their logarithm")
   varies = (np.ptp(a, axis=0) > 0) | (np.ptp(b, axis=0) > 0)
   p = np.ones(len(genes))
   if varies.any():

@@ -65,8 +65,11 @@ def exchanged(
     keep_error: whether the SAE's error at the base is added.
   """
   z, z_source = sae.encode(x_base), sae.encode(x_source)
-  new = sae.decode((1 - m) * z + m * z_source)
-  return new + x_base - sae.decode(z) if keep_error else new
+  decode = sae.decode
+  if isinstance(sae, SAE):  # a prep of each row is undone with the base's
+    decode = partial(decode, statistics=sae.forward(x_base).statistics)
+  new = decode((1 - m) * z + m * z_source)
+  return new + x_base - decode(z) if keep_error else new
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

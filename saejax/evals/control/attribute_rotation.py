@@ -2,7 +2,7 @@
 
 As `attribute_mask`, with a rotation R in place of the SAE,
 
-  x' = ((1 - m) R^T x_base + m R^T x_source) R^T,   R^T R = 1
+  x' = ((1 - m) x_base R + m x_source R) R^T,   R^T R = 1
 
 learnt together with the mask, and made orthonormal by QR after each step. The
 temperature falls to 1e-2.

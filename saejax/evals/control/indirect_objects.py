@@ -142,7 +142,9 @@ def counterfactual(base: Prompts, attribute: str, *, seed: int) -> Prompts:
     raise InputError("attribute", attribute, rule, f"use {ATTRIBUTES[0]}")
   if attribute == "order":
     return dataclasses.replace(base, order=1 - base.order)
-  rng, count = np.random.default_rng(seed), len(base.names)
+  # Not the draws of `prompts` with this seed, nor those of another attribute.
+  own = [seed, 1 + ATTRIBUTES.index(attribute)]
+  rng, count = np.random.default_rng(own), len(base.names)
   low, high = np.minimum(base.io, base.s), np.maximum(base.io, base.s)
   new = rng.integers(count - 2, size=len(base))
   new = new + (new >= low)  # skips the two names of the prompt, in order

@@ -21,6 +21,7 @@ An SAE is compared on three axes:
                    necessity   = |LD(x) - LD(x - x_hat + m)| / |LD(x) - LD(m)|
                    remaining   = |LD(x - x_hat + m) - LD(m)| / |LD(x) - LD(m)|
                  Sufficiency and necessity are 1 for x_hat = x, and 0 for x_hat = m.
+                 `remaining` is what the paper's text calls necessity.
   control        `latent_edits`: edits of few latents
   interpretation precision, recall and F1 of z > 0 as a test for a value, or for a
                  union of the values with the largest F1

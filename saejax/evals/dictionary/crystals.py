@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from saejax.errors import InputError
-from saejax.evals import metrics, null
+from saejax.evals import metrics
 from saejax.evals.null import Null
 
 COMPONENTS = 8
@@ -130,8 +130,12 @@ def crystals(
       "relation", names[least], rule, "add pairs, or leave it out"
     )
   train = _division(label, test, seed)
-  permuted = null.permuted(label, count=draws, seed=seed)
-  values = np.array([_held_out(v, p, train, components) for p in permuted])
+  rng, values = np.random.default_rng(seed + 1), np.empty(draws)
+  for i in range(draws):
+    other = label.copy()
+    for side in (train, ~train):  # the division is by relation
+      other[side] = rng.permutation(label[side])
+    values[i] = _held_out(v, other, train, components)
   whole = lda(v, label, components)
   return Crystals(
     held_out=Null(_held_out(v, label, train, components), values),

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from saejax.data.store.reader import Store
+from saejax.data.text import neighbours
 from saejax.errors import InputError
 from saejax.evals import comparison
 from saejax.features import reading
@@ -86,7 +87,7 @@ def of_store(
       own = {name: store.read(start, stop, name) for name in names}
       use = np.isfinite(x).all(axis=-1)
       if first_position:
-        use &= own["pos"] >= first_position
+        use &= neighbours.in_window(store, own["pos"]) >= first_position
       own = {name: values[use] for name, values in own.items()}
       yield Rows(x[use], own.pop("doc"), own)
 

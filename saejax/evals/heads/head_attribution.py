@@ -26,6 +26,7 @@ References:
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -35,12 +36,15 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax.errors import InputError
-from saejax.evals import null
+from saejax.evals.heads import indices
 from saejax.interventions import operators
 from saejax.models import edits, taps
 from saejax.models.model import Model
 from saejax.sae import folding
 from saejax.sae.sae import SAE
+
+_matmul = partial(jnp.matmul, precision="highest")
+_einsum = partial(jnp.einsum, precision="highest")
 
 
 class HeadRows(NamedTuple):
@@ -61,10 +65,10 @@ def head_rows(sae: SAE, heads: int) -> HeadRows:
     InputError: the heads do not divide the width.
     NotImplementedError: the encoder or the prep is not linear.
   """
-  _check_heads(sae, heads)
+  check_heads(sae, heads)
   sae = folding.fold_prep(sae)
   W = sae.W_enc
-  c = sae.b_enc - W @ sae.b_dec if sae.pre_bias else sae.b_enc
+  c = sae.b_enc - (_matmul(W, sae.b_dec) if sae.pre_bias else 0)
   return HeadRows(W.reshape(sae.n, heads, -1), c)
 
 
@@ -81,7 +85,7 @@ def head_shares(sae: SAE, heads: int) -> Float[np.ndarray, "n H"]:
   Raises:
     InputError: the heads do not divide the width.
   """
-  _check_heads(sae, heads)
+  check_heads(sae, heads)
   parts = np.asarray(sae.W_dec, np.float64).reshape(sae.n, heads, -1)
   norm = np.linalg.norm(parts, axis=-1)
   total = norm.sum(axis=-1, keepdims=True)
@@ -150,7 +154,7 @@ def by_head(
     z: outputs of the heads.
     latents: the latents.
   """
-  return jnp.einsum("...kh,ikh->...ki", z, rows.W[jnp.asarray(latents)])
+  return _einsum("...kh,ikh->...ki", z, rows.W[jnp.asarray(latents)])
 
 
 def by_source(
@@ -171,7 +175,7 @@ def by_source(
   """
   own = jnp.repeat(v, pattern.shape[1] // v.shape[2], axis=2)
   given = by_head(rows, own, latents)
-  return jnp.einsum("bkts,bski->btsi", pattern, given)
+  return _einsum("bkts,bski->btsi", pattern, given)
 
 
 def attribution(
@@ -198,6 +202,7 @@ def attribution(
   """
   rows = head_rows(sae, model.config.heads)
   _check_width(sae, model)
+  indices.check("latents", latents, sae.n)
   z, v = taps.read(
     model, ids, mask, [f"layers.{layer}.z", f"layers.{layer}.v"]
   ).values()
@@ -206,7 +211,8 @@ def attribution(
   latents = jnp.asarray(latents)
   heads = by_head(rows, z, latents)
   flat = z.reshape(*z.shape[:2], -1)
-  a = flat @ rows.W[latents].reshape(len(latents), -1).T + rows.c[latents]
+  W = rows.W[latents].reshape(len(latents), -1)
+  a = _matmul(flat, W.T) + rows.c[latents]
   return Attribution(
     latents=np.asarray(latents),
     a=np.asarray(a),
@@ -275,108 +281,16 @@ def ablation_effects(
   return np.asarray(all_of_them(model, sae, jnp.asarray(latents)))
 
 
-# --- a rule for a latent ---------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class RuleScores:
-  """How well a rule describes when a latent is active.
-
-  Attributes:
-    specificity: share of the tokens with z above the threshold at which the rule
-      holds (the precision of the rule); 0 for a silent latent.
-    sensitivity: share of the tokens at which the rule holds with z above the
-      threshold (its recall).
-    active: number of tokens above the threshold.
-    holds: number of tokens at which the rule holds.
-  """
-
-  specificity: float
-  sensitivity: float
-  active: int
-  holds: int
-
-
-def rule_scores(
-  z: Float[np.ndarray, "N"],
-  rule: Bool[np.ndarray, "N"],
-  *,
-  threshold: float = 0.0,
-) -> RuleScores:
-  """Compares a rule with the activations of a latent.
+def check_heads(sae: SAE, heads: int) -> None:
+  """Refuses a number of heads that does not divide the width of an SAE.
 
   Args:
-    z: the latent at tokens.
-    rule: whether the rule holds at each, such as "an induction token before x".
-    threshold: the latent is active above it.
+    sae: the SAE.
+    heads: number of heads.
 
   Raises:
-    InputError: the rule holds nowhere.
+    InputError: see above.
   """
-  rule = np.asarray(rule, bool)
-  if not rule.any():
-    raise InputError("rule", 0, "must hold at a token", "give more tokens")
-  on = np.asarray(z) > threshold
-  both, active, holds = int((on & rule).sum()), int(on.sum()), int(rule.sum())
-  return RuleScores(both / max(active, 1), both / holds, active, holds)
-
-
-def head_shuffle(
-  sae: SAE,
-  z: Float[np.ndarray, "N H h"],
-  latent: int,
-  rule: Bool[np.ndarray, "N"],
-  *,
-  count: int = 100,
-  threshold: float = 0.0,
-  seed: int = 0,
-) -> dict[str, null.Null]:
-  """Compares the scores of a rule with those where heads are shuffled.
-
-  Each draw gives the SAE the outputs of the heads in another order, the same for
-  all tokens, with none in its own place: what a latent reads is then no more in the
-  head that it reads, while the norm of its input stays.
-
-  Args:
-    sae: SAE of the joined outputs of all heads.
-    z: outputs of the heads at tokens.
-    latent: the latent.
-    rule: whether the rule holds at each token.
-    count: number of draws.
-    threshold: the latent is active above it.
-    seed: seed of the orders.
-
-  Returns:
-    "specificity" and "sensitivity", observed and of the draws.
-
-  Raises:
-    InputError: there is one head only, or the rule holds nowhere.
-  """
-  heads = z.shape[1]
-  if heads < 2:
-    rule_ = "must have several heads to shuffle"
-    raise InputError("z", z.shape, rule_, "use evals.null on tokens")
-  _check_heads(sae, heads)
-  rng = np.random.default_rng(seed)
-  orders = [np.arange(heads)]
-  while len(orders) <= count:
-    order = rng.permutation(heads)
-    if (order != orders[0]).all():
-      orders.append(order)
-  encode = jax.jit(lambda sae, x: sae.encode(x)[:, latent])
-  found = []
-  for order in orders:
-    x = jnp.asarray(z[:, order].reshape(len(z), -1))
-    values = np.asarray(encode(sae, x))
-    found.append(rule_scores(values, rule, threshold=threshold))
-  draws = {
-    name: np.array([getattr(one, name) for one in found])
-    for name in ("specificity", "sensitivity")
-  }
-  return {k: null.Null(float(d[0]), d[1:]) for k, d in draws.items()}
-
-
-def _check_heads(sae: SAE, heads: int) -> None:
   if sae.d % heads:
     raise InputError(
       "heads",

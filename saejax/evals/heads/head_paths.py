@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from saejax.errors import InputError
-from saejax.evals.heads import head_attribution
+from saejax.evals.heads import head_attribution, indices
 from saejax.models import taps, weights
 from saejax.models.model import Model
 from saejax.sae import folding
@@ -199,6 +199,9 @@ def trace(
   if layer not in saes:
     rule = f"must have one of layer {layer}"
     raise InputError("saes", list(saes), rule, "add it")
+  indices.check("layer", layer, len(observed.pattern))
+  indices.check("latent", latent, saes[layer].n)
+  indices.check("position", position, observed.pattern.shape[-1])
   folded = {l: folding.fold_prep(sae) for l, sae in saes.items()}
   return _trace(observed, folded, (layer, latent, position), (), depth, count)
 
@@ -304,6 +307,8 @@ def logit_attribution(
     InputError: as `observe`, or the model has no language head.
   """
   weights_of(model, layer)
+  indices.check("at", at, ids.shape[1])
+  indices.check("tokens", tokens, len(model.head))
   names = [f"layers.{layer}.z", f"layers.{model.layers - 1}.resid_post"]
   z, last = taps.read(model, ids, mask, names).values()
   each = np.arange(len(ids))

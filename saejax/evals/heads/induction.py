@@ -62,7 +62,11 @@ class Texts:
     return float(np.mean(1 / (self.destination + 1)))
 
   def corrupted(
-    self, tokens: Int[np.ndarray, "v"], *, back: int = BACK, seed: int = 0
+    self,
+    tokens: Int[np.ndarray, "v"],
+    *,
+    back: int = BACK,
+    seed: int | Sequence[int] = 0,
   ) -> "Texts":
     """Returns the texts with one token of the second copy replaced.
 
@@ -104,7 +108,7 @@ def texts(
   count: int = TEXTS,
   length: int = LENGTH,
   first: int | None = None,
-  seed: int = 0,
+  seed: int | Sequence[int] = 0,
 ) -> Texts:
   """Draws texts with a repeated prefix.
 
@@ -126,6 +130,8 @@ def texts(
     rule = f"must be in [1, {most}] for length={length}"
     raise InputError("prefix", prefix, rule, "raise length")
   tokens = np.unique(tokens)
+  if first is not None:
+    tokens = np.setdiff1d(tokens, [first])
   if len(tokens) <= length:
     rule = f"must be more than length={length} different ids"
     raise InputError("tokens", len(tokens), rule, "lower length")
@@ -233,15 +239,22 @@ def by_prefix(
     return np.asarray(total / count)
 
   clean, broken, even = [], [], []
-  for i, prefix in enumerate(prefixes):
+  for prefix in prefixes:
     own = texts(
-      tokens, prefix, count=count, length=length, first=first, seed=seed + i
+      tokens,
+      prefix,
+      count=count,
+      length=length,
+      first=first,
+      seed=(seed, prefix),
     )
     clean.append(scores(own))
     none = np.full_like(clean[-1], np.nan)
     even.append(own.even)
     broken.append(
-      scores(own.corrupted(tokens, seed=seed + i)) if prefix > BACK else none
+      scores(own.corrupted(tokens, seed=(seed, prefix, 1)))
+      if prefix > BACK
+      else none
     )
   return Induction(
     tuple(prefixes), layers, np.array(clean), np.array(broken), np.array(even)

@@ -49,6 +49,25 @@ _BYTES = 2**33  # of the sums
 Latents: TypeAlias = Any  # dense or sparse [N, n]
 
 
+def check_sizes(n_a: int, n_b: int) -> None:
+  """Refuses sums that would need more than 8 GiB.
+
+  Args:
+    n_a, n_b: numbers of latents.
+
+  Raises:
+    InputError: they would.
+  """
+  if 8 * n_a * n_b > _BYTES:
+    raise InputError(
+      "n_b",
+      n_b,
+      f"with n_a={n_a} needs {8 * n_a * n_b / 2**30:.0f} GiB, at most "
+      f"{_BYTES / 2**30:.0f}",
+      "correlate a part of the latents of b at a time",
+    )
+
+
 class CrossSums:
   """Sums over rows from which all correlations of two SAEs' latents follow.
 
@@ -63,14 +82,7 @@ class CrossSums:
   """
 
   def __init__(self, n_a: int, n_b: int):
-    if 8 * n_a * n_b > _BYTES:
-      raise InputError(
-        "n_b",
-        n_b,
-        f"with n_a={n_a} needs {8 * n_a * n_b / 2**30:.0f} GiB, at most "
-        f"{_BYTES / 2**30:.0f}",
-        "correlate a part of the latents of b at a time",
-      )
+    check_sizes(n_a, n_b)
     self.rows = 0
     self.a, self.b = np.zeros((2, n_a)), np.zeros((2, n_b))  # of z, of z^2
     self.both = np.zeros((n_a, n_b))

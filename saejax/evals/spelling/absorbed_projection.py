@@ -9,8 +9,8 @@ Full absorption (0 or 1): all main latents are below 1e-8, and the latent of lar
 proj has c >= 0.025 and proj >= 0.4 p, with p > 0.
 
 Fraction: absorbers are the latents beside the main ones with c >= 0.1 and proj > 0;
-A is the sum of the 3 largest proj. The fraction is 0 if main >= p or A < 0.4 p, else
-1 if main <= 0, else a / (a + main) with a = min(A, p - main). It jumps: where
+A is the sum of the 3 largest proj. The fraction is 0 if p <= 0, main >= p or
+A < 0.4 p, else 1 if main <= 0, else a / (a + main) with a = min(A, p - main). It jumps: where
 the main latent carries a share lambda of p and one absorber the rest, it is
 1 - lambda up to lambda = 0.6, then 0.
 

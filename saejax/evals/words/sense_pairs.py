@@ -202,9 +202,12 @@ def prompts(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> Prompts:
   for (_, word), found in zip(asked, encoded, strict=True):
     own = np.concatenate([prefix, found])
     (token,) = _word(tokenizer, word)
-    at = np.flatnonzero(own == token)
-    tail = tokenizer.decode(own[at[-1] :]) if len(at) else ""
-    if tail.strip() != f"{word} means":
+    at = [
+      i
+      for i in np.flatnonzero(own == token)
+      if tokenizer.decode(own[i:]).strip() == f"{word} means"
+    ]
+    if not at:
       raise InputError(
         "pairs",
         word,

@@ -112,7 +112,7 @@ def strongest(
     batch_rows: rows that are encoded at once.
 
   Returns:
-    (argmax_i z_i, -1 where no latent is active; number of non-zero latents).
+    (argmax of z_i over active latents, -1 where none is; number of active ones).
   """
   latent, active = [], []
   for start in range(0, len(x), batch_rows):
@@ -120,7 +120,8 @@ def strongest(
     padded, _ = reading.pad(part, batch_rows)
     z = np.asarray(encode(padded))[: len(part)]
     count = (z != 0).sum(axis=-1)
-    latent.append(np.where(count > 0, z.argmax(axis=-1), -1))
+    top = np.where(z != 0, z, -np.inf).argmax(axis=-1)
+    latent.append(np.where(count > 0, top, -1))
     active.append(count)
   return np.concatenate(latent), np.concatenate(active)
 
