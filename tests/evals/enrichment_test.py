@@ -120,6 +120,8 @@ class ExpressionTest(absltest.TestCase):
       enrichment.top_cells(z, share=1)
     with self.assertRaisesRegex(InputError, "^genes=400: .*different"):
       differing(z, x, ("g0", *NAMES[:-1]))
+    with self.assertRaisesRegex(InputError, "^x=expression: .*at least 0"):
+      differing(z, x - x.mean(axis=0), NAMES)
 
 
 class GeneSetsTest(parameterized.TestCase):

@@ -283,6 +283,9 @@ class PromptsTest(absltest.TestCase):
         new = getattr(other, name)
         self.assertFalse(((new == base.io) | (new == base.s)).any())
         self.assertLen(set(new.tolist()), 5)
+    own = indirect_objects.counterfactual(base, "io", seed=0)
+    for old in range(5):  # its draws are not those of the prompts
+      self.assertLen(set(own.io[base.io == old].tolist()), 4)
     with self.assertRaisesRegex(errors.InputError, "attribute"):
       indirect_objects.counterfactual(base, "verb", seed=0)
     with self.assertRaisesRegex(errors.InputError, "names"):

@@ -29,9 +29,9 @@ class SavedMemberTest(parameterized.TestCase):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
 
-  def train(self, which=MEMBERS, **settings):
+  def train(self, which=MEMBERS, make=recipe, **settings):
     return loop.train(
-      recipe,
+      make,
       which,
       streams.array_batches(
         {"x": np.asarray(toy.rows(500, D))}, batch_rows=64, seed=0, epochs=9
@@ -58,6 +58,13 @@ class SavedMemberTest(parameterized.TestCase):
     earlier = saejax.load_checkpoint(self.folder, "k2-seed0", step=5)
     moved = np.asarray(earlier.W_dec - trained[0].trained.W_dec)
     self.assertGreater(np.abs(moved).max(), 0)
+
+  def test_stored_weights_are_widened_as_in_training(self):
+    make = partial(recipe, param_dtype="bfloat16")
+    (one,) = self.train(MEMBERS[:1], make)
+    found = saejax.load_checkpoint(self.folder)
+    self.assertEqual(str(found.W_dec.dtype), "float32")
+    self.assert_is(found, one.trained)
 
   def test_refusals_name_what_is_there(self):
     with self.assertRaisesRegex(InputError, "must have a complete checkpoint"):

@@ -1,11 +1,22 @@
 """saejax/data/text/neighbours.py: the text of each token."""
 
+from unittest import mock
+
 import numpy as np
 from absl.testing import absltest
 
 from saejax.data.text import neighbours
 from saejax.models import tokenizer
 from tests import shared
+
+
+class InWindowTest(absltest.TestCase):
+  def test_positions_begin_anew_in_every_window(self):
+    pos = np.arange(20)
+    framed = {"context": 10, "prefix": [1], "suffix": [2]}
+    for meta, want in ((framed, pos % 8), ({}, pos)):
+      found = neighbours.in_window(mock.Mock(meta=meta), pos)
+      np.testing.assert_array_equal(found, want)
 
 
 class PiecesTest(absltest.TestCase):
