@@ -64,9 +64,8 @@ class Config:
   components: int = 0  # of PCA (galaxy: 100) or LDA (crystals: 8); 0 for these
   lobes: tuple[int, ...] = (2, 4, 8)  # lobes: numbers of lobes
   affinity: str = "phi"  # lobes: jaccard, dice, overlap, simple or phi
-  threshold: float = (
-    cooccurrence.THRESHOLD
-  )  # lobes: z above which a latent is on
+  # lobes: z above which a latent is on; the paper's 1 is of Gemma Scope's scale
+  threshold: float = 0.0
   block: int = cooccurrence.BLOCK  # lobes: tokens of a block
   most: int = 0  # lobes: latents taken, those active the most often; 0 for all
   draws: int = 30  # draws of nulls and samples
