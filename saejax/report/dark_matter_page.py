@@ -82,10 +82,12 @@ def sections(
 def _over_widths(points):
   ordered = sorted(points, key=lambda p: p["n"])
   half = lambda p, name: np.ptp(p[f"{name}_interval"]) / 2
+  l0 = [p["l0"] for p in points]  # a line joins SAEs of one L0
   curve = lambda name: curves.Curve(
     [p["n"] for p in ordered],
     [p[name] for p in ordered],
     y_spread=[half(p, name) for p in ordered],
+    line=max(l0) <= 1.1 * min(l0),
   )
   return curves.panels(
     {

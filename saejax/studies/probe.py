@@ -105,6 +105,7 @@ class Columns(NamedTuple):
     z: mean of each feature [D, n], sparse or not.
     directions: what a unit of each adds to x [n, d].
     l0: active features per token; None for activations.
+    content: checksum of the SAE; "" for what the stores determine.
   """
 
   z: Any
@@ -181,7 +182,7 @@ def _documents(
   x, own, tokens = [], [], []
   for store in read:
     groups = store.whole("doc")["doc"]
-    which, means = pooling.row_means(store, groups)
+    which, means = documents.means(store, groups)
     _, count = np.unique(groups, return_counts=True)
     x.append(means)
     own.append(known[which])

@@ -101,14 +101,35 @@ def pooled(
     InputError: a document has no finite row; or as `pooling.pooled`.
     NotImplementedError: the prep depends on the row, and so does a direction.
   """
+  names, x = means(store, groups, batch_rows=batch_rows)
+  found = pooling.pooled(sae, store, groups, batch_rows=batch_rows)
+  return names, Documents(x, *unit(found, sae))
+
+
+def means(
+  store: Store,
+  groups: Shaped[np.ndarray, "rows"],
+  *,
+  batch_rows: int = 4096,
+) -> tuple[Shaped[np.ndarray, "G"], Float[np.ndarray, "G d"]]:
+  """Computes mean activations by document.
+
+  Args:
+    store, groups, batch_rows: as for `pooled`.
+
+  Returns:
+    (labels of the documents, ascending; their means).
+
+  Raises:
+    InputError: a document has no finite row; or as `pooling.row_means`.
+  """
   names, x = pooling.row_means(store, groups, batch_rows=batch_rows)
   empty = ~np.isfinite(x).all(axis=1)
   if empty.any():
     value = f"document {names[empty][0]}"
     rule, remedy = "must have a finite row", "give its rows no document"
     raise InputError("groups", value, rule, remedy)
-  found = pooling.pooled(sae, store, groups, batch_rows=batch_rows)
-  return names, Documents(x, *unit(found, sae))
+  return names, x
 
 
 def unit(
